@@ -1,0 +1,1 @@
+"""What happens on the phones: local training, and what leaves them."""

@@ -1,0 +1,30 @@
+from __future__ import annotations
+
+import pytest
+
+from pfl_lm.files import folder_atomically, write_atomically
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    target = tmp_path / "a.txt"
+    target.write_text("old")
+    with pytest.raises(RuntimeError), write_atomically(target) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert target.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_a_failed_folder_leaves_nothing(tmp_path):
+    with pytest.raises(RuntimeError), folder_atomically(tmp_path / "out") as temporary:
+        (temporary / "x").write_text("half")
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_is_never_overwritten(tmp_path):
+    with folder_atomically(tmp_path / "out") as temporary:
+        (temporary / "x").write_text("whole")
+    with pytest.raises(ValueError, match="exists already"), folder_atomically(tmp_path / "out"):
+        pass
+    assert (tmp_path / "out" / "x").read_text() == "whole"
