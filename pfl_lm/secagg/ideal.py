@@ -1,0 +1,117 @@
+"""The ideal functionality: what secure aggregation computes, without the protocol.
+
+The protocol (``pfl_lm.secagg.server``) is proved to show the server nothing that this class would
+not: the sum, who took part, and nothing at all below the threshold. Large simulations run it in
+place of the protocol; given the same survivors both open the same bytes and fail at the same
+thresholds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pfl_lm.secagg.errors import Refused, TooFewReports, WrongState
+from pfl_lm.secagg.ring import Ring
+
+_CHUNK = 1 << 14  # entries summed at a time: the running sum stays in the nearest cache
+
+
+@dataclass(frozen=True)
+class OpenedSum:
+    """The sum of a round: ``vector`` int64[d], centred, over ``reports`` reports."""
+
+    vector: NDArray[np.int64]
+    reports: int
+
+
+class IdealAggregator:
+    """Sum integer vectors modulo 2^bits; open the sum once, and only at the threshold.
+
+    Args:
+        dim: entries of every vector, at least 1.
+        bits: of the ring; sums beyond ``±(2^(bits-1) - 1)`` wrap.
+        threshold: the least number of reports that may be opened, at least 2: the sum of one
+            report is that report.
+        goal: the most reports that are summed (rotation), or None for no limit (Poisson
+            sampling, where a cap would break the amplification).
+        past_goal: what happens to reports after the goal: "drop" leaves them out, "refuse"
+            raises ``Refused``.
+
+    Raises:
+        ValueError: a number outside its range, or a goal below the threshold.
+
+    Guarantees:
+        The opened vector depends on the multiset of summed vectors alone: addition modulo 2^b
+        is commutative and associative, so order, batching and partition cannot show. No method
+        returns anything about the vectors before ``close``, and below the threshold never.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        bits: int,
+        threshold: int,
+        goal: int | None = None,
+        past_goal: Literal["drop", "refuse"] = "drop",
+    ) -> None:
+        if dim < 1:
+            raise ValueError(f"dim must be at least 1: {dim}")
+        if threshold < 2:
+            raise ValueError(f"threshold must be at least 2: {threshold}")
+        if goal is not None and goal < threshold:
+            raise ValueError(f"goal ({goal}) must not be below the threshold ({threshold})")
+        if past_goal not in ("drop", "refuse"):
+            raise ValueError(f'past_goal must be "drop" or "refuse": {past_goal!r}')
+        self.dim = dim
+        self.ring = Ring(bits)
+        self.threshold = threshold
+        self.goal = goal
+        self.past_goal = past_goal
+        self.reports = 0
+        self._open = True
+        self._total = np.zeros(dim, dtype=np.uint64)
+
+    def submit(self, vectors: NDArray[Any]) -> int:
+        """Add K reports, int64 or uint64 (K, d), and return how many of them were summed.
+
+        Raises:
+            ValueError: another shape or dtype (a float would round above 2^53).
+            Refused: reports past the goal where the aggregator refuses them; none is summed.
+            WrongState: the round is closed.
+        """
+        if not self._open:
+            raise WrongState("the round is closed: a late report is not summed")
+        if vectors.ndim != 2 or vectors.shape[1] != self.dim:
+            raise ValueError(f"vectors must have shape (K, {self.dim}): {vectors.shape}")
+        if vectors.dtype not in (np.dtype(np.int64), np.dtype(np.uint64)):
+            raise ValueError(f"vectors must be int64 or uint64: {vectors.dtype}")
+        room = len(vectors) if self.goal is None else self.goal - self.reports
+        if len(vectors) > room and self.past_goal == "refuse":
+            raise Refused(f"{len(vectors)} reports where the goal of {self.goal} leaves {room}")
+        summed = vectors[:room].view(np.uint64)
+        for start in range(0, self.dim, _CHUNK):
+            part = slice(start, start + _CHUNK)
+            for row in summed:
+                np.add(self._total[part], row[part], out=self._total[part])
+        self.reports += len(summed)
+        return len(summed)
+
+    def close(self) -> OpenedSum:
+        """End the round and open its sum.
+
+        Raises:
+            TooFewReports: below the threshold; the sum is erased unopened.
+            WrongState: closed before: a sum is opened once.
+        """
+        if not self._open:
+            raise WrongState("the round is closed already: a sum is opened once")
+        self._open = False
+        total, self._total = self._total, np.zeros(0, dtype=np.uint64)
+        if self.reports < self.threshold:
+            total.fill(0)
+            raise TooFewReports(self.reports, self.threshold)
+        return OpenedSum(self.ring.centre(self.ring.reduce(total)), self.reports)

@@ -1,0 +1,96 @@
+"""The ideal functionality: exact sums, opened once, at the threshold only."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pfl_lm.secagg.errors import Refused, TooFewReports, WrongState
+from pfl_lm.secagg.ideal import IdealAggregator
+
+
+@given(st.integers(2, 64), st.integers(2, 20), st.integers(1, 50), st.data())
+def test_the_sum_is_the_same_bytes_in_any_order_and_partition(bits, reports, dim, data):
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    vectors = rng.integers(-(2**62), 2**62, (reports, dim))
+    opened = []
+    for _ in range(2):
+        aggregator = IdealAggregator(dim, bits, threshold=2)
+        cuts = sorted(data.draw(st.lists(st.integers(0, reports), max_size=4)))
+        for batch in np.split(rng.permutation(vectors), cuts):
+            aggregator.submit(batch)
+        opened.append(aggregator.close())
+    assert opened[0].vector.tobytes() == opened[1].vector.tobytes()
+    modulus = 2**bits
+    for entry, column in zip(opened[0].vector, vectors.T, strict=True):
+        total = sum(int(value) for value in column)
+        assert int(entry) == (total + modulus // 2) % modulus - modulus // 2
+    assert opened[0].reports == reports
+
+
+def test_a_long_vector_is_summed_whole():
+    vectors = np.arange(3 * 50_001).reshape(3, -1) - 70_000
+    aggregator = IdealAggregator(50_001, 32, threshold=3)
+    assert aggregator.submit(vectors) == 3
+    assert np.array_equal(aggregator.close().vector, vectors.sum(axis=0))
+
+
+def test_below_the_threshold_the_sum_stays_closed():
+    aggregator = IdealAggregator(4, 16, threshold=3)
+    aggregator.submit(np.ones((2, 4), dtype=np.int64))
+    with pytest.raises(TooFewReports, match="2 reports") as caught:
+        aggregator.close()
+    assert (caught.value.reports, caught.value.threshold) == (2, 3)
+    with pytest.raises(WrongState):
+        aggregator.close()
+
+
+def test_late_reports_and_a_second_opening_are_refused():
+    aggregator = IdealAggregator(4, 16, threshold=2)
+    aggregator.submit(np.ones((2, 4), dtype=np.int64))
+    aggregator.close()
+    with pytest.raises(WrongState, match="late"):
+        aggregator.submit(np.ones((1, 4), dtype=np.int64))
+    with pytest.raises(WrongState, match="once"):
+        aggregator.close()
+
+
+def test_reports_past_the_goal_are_dropped_or_refused():
+    vectors = np.arange(5 * 3).reshape(5, 3)
+    dropping = IdealAggregator(3, 16, threshold=2, goal=4)
+    assert [dropping.submit(vectors[:3]), dropping.submit(vectors[3:])] == [3, 1]
+    assert dropping.submit(vectors[:1]) == 0
+    opened = dropping.close()
+    assert np.array_equal(opened.vector, vectors[:4].sum(axis=0))
+    assert opened.reports == 4
+
+    refusing = IdealAggregator(3, 16, threshold=2, goal=4, past_goal="refuse")
+    refusing.submit(vectors[:3])
+    with pytest.raises(Refused, match="leaves 1"):
+        refusing.submit(vectors[3:])
+    assert refusing.reports == 3
+
+
+@pytest.mark.parametrize(
+    ("vectors", "match"),
+    [
+        (np.zeros((1, 3), dtype=np.int64), "shape"),
+        (np.zeros(4, dtype=np.int64), "shape"),
+        (np.zeros((1, 4)), "int64"),
+        (np.zeros((1, 4), dtype=np.int32), "int64"),
+    ],
+)
+def test_wrong_shapes_and_types_are_refused(vectors, match):
+    with pytest.raises(ValueError, match=match):
+        IdealAggregator(4, 16, threshold=2).submit(vectors)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"dim": 0}, {"bits": 1}, {"threshold": 1}, {"goal": 1}, {"past_goal": "keep"}],
+)
+def test_impossible_rounds_are_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        IdealAggregator(**({"dim": 4, "bits": 16, "threshold": 2} | wrong))
