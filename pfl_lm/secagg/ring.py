@@ -20,14 +20,13 @@ from pfl_lm.secagg.errors import MalformedMessage
 
 Words = NDArray[np.unsignedinteger[Any]]
 
-MIN_BITS, MAX_BITS = 2, 64
-_LANES = 64  # entries whose b-bit fields fill a whole number (b) of 64-bit words
-_BLOCK = 256 * _LANES  # entries packed at a time: small enough to stay in the cache
+MIN_BITS, MAX_BITS = 8, 64
+_SLACK = 8  # bytes behind a packed vector that its last 64-bit piece may touch
 
 
 @dataclass(frozen=True)
 class Ring:
-    """The integers modulo 2^bits, ``2 <= bits <= 64``.
+    """The integers modulo 2^bits, ``8 <= bits <= 64``.
 
     Raises:
         ValueError: ``bits`` is not an integer in that range.
@@ -85,15 +84,23 @@ class Ring:
         """
         if self.bits == 8 * words.itemsize:
             return words.tobytes()
-        padded = np.zeros(-(-words.size // _LANES) * _LANES, dtype=self.word)
+        padded = np.zeros(-(-words.size // 8) * 8, dtype=self.word)
         padded[: words.size] = words
-        packed = np.empty((padded.size // _LANES, self.bits), dtype="<u8")
-        rows = _BLOCK // _LANES
-        lanes = padded.reshape(-1, _LANES)
-        for start in range(0, lanes.shape[0], rows):
-            block = lanes[start : start + rows].T.astype(np.uint64, order="C")
-            packed[start : start + rows] = self._fields_to_words(block).T
-        return packed.tobytes()[: self.packed_bytes(words.size)]
+        fields, width = _join_neighbours(padded, self.bits)
+        groups = fields.reshape(-1, 8 * self.bits // width)
+        packed = bytearray(len(groups) * self.bits + _SLACK)
+        # A group of eight entries fills exactly `bits` bytes. Its last 64-bit piece may run into
+        # the next group, so pieces are written from the last to the first.
+        for at, piece in reversed(list(enumerate(self._pieces(packed, len(groups))))):
+            bits = np.zeros(len(groups), dtype=np.uint64)
+            for column, field in enumerate(groups.T):
+                shift = column * width - 64 * at
+                if 0 <= shift < 64:
+                    bits |= field << np.uint64(shift)
+                elif -width < shift < 0:
+                    bits |= field >> np.uint64(-shift)
+            piece[:] = bits
+        return bytes(memoryview(packed)[: self.packed_bytes(words.size)])
 
     def unpack(self, packed: bytes | memoryview, dim: int) -> Words:
         """Read what ``pack`` wrote: a writable array (dim,) of ``word``.
@@ -112,34 +119,45 @@ class Ring:
             raise MalformedMessage("the unused bits after a packed vector must be zero")
         if self.bits == 8 * self.word.itemsize:
             return np.frombuffer(packed, dtype=self.word).copy()
-        groups = -(-dim // _LANES)
-        padded = np.zeros(groups * self.bits * 8, dtype=np.uint8)
-        padded[: len(packed)] = np.frombuffer(packed, dtype=np.uint8)
-        fields = padded.view("<u8").reshape(groups, self.bits)
-        lanes = np.empty((groups, _LANES), dtype=self.word)
-        rows = _BLOCK // _LANES
-        for start in range(0, groups, rows):
-            block = np.ascontiguousarray(fields[start : start + rows].T)
-            lanes[start : start + rows] = self._words_to_fields(block).T
-        return lanes.reshape(-1)[:dim].copy()
+        count = -(-dim // 8)
+        padded = bytearray(count * self.bits + _SLACK)
+        padded[: len(packed)] = packed
+        pieces = self._pieces(padded, count)
+        width = self.bits * 8 // self.word.itemsize
+        mask = np.uint64((1 << width) - 1)
+        fields = np.empty((count, 8 * self.bits // width), dtype=np.uint64)
+        for column in range(fields.shape[1]):
+            at, shift = divmod(column * width, 64)
+            field = pieces[at] >> np.uint64(shift)
+            if shift + width > 64:
+                field |= pieces[at + 1] << np.uint64(64 - shift)
+            fields[:, column] = field & mask
+        return _split_neighbours(fields.reshape(-1), width, self.word)[:dim]
 
-    def _fields_to_words(self, lanes: NDArray[np.uint64]) -> NDArray[np.uint64]:
-        """(64, R) entries below 2^b -> (b, R) words that hold their bits back to back."""
-        words = np.zeros((self.bits, lanes.shape[1]), dtype=np.uint64)
-        for lane in range(_LANES):
-            at, shift = divmod(lane * self.bits, 64)
-            words[at] |= lanes[lane] << np.uint64(shift)
-            if shift + self.bits > 64:
-                words[at + 1] |= lanes[lane] >> np.uint64(64 - shift)
-        return words
+    def _pieces(self, packed: bytearray, groups: int) -> list[NDArray[np.uint64]]:
+        """Views of the 64-bit words at bytes 0, 8, 16, ... of every group of ``bits`` bytes."""
+        return [
+            np.ndarray((groups,), dtype="<u8", buffer=packed, offset=start, strides=(self.bits,))
+            for start in range(0, self.bits, 8)
+        ]
 
-    def _words_to_fields(self, words: NDArray[np.uint64]) -> NDArray[np.uint64]:
-        """The inverse of ``_fields_to_words``: (b, R) -> (64, R)."""
-        lanes = np.empty((_LANES, words.shape[1]), dtype=np.uint64)
-        for lane in range(_LANES):
-            at, shift = divmod(lane * self.bits, 64)
-            np.right_shift(words[at], np.uint64(shift), out=lanes[lane])
-            if shift + self.bits > 64:
-                lanes[lane] |= words[at + 1] << np.uint64(64 - shift)
-        lanes &= np.uint64((1 << self.bits) - 1)
-        return lanes
+
+def _join_neighbours(words: Words, width: int) -> tuple[NDArray[np.uint64], int]:
+    """Join neighbouring ``width``-bit entries into 64-bit fields; return them and their width."""
+    while words.itemsize < 8:
+        half = 8 * words.itemsize
+        wide = words.view(np.dtype(f"<u{2 * words.itemsize}"))
+        words = (wide & wide.dtype.type((1 << half) - 1)) | (wide >> half) << width
+        width *= 2
+    return words.view(np.uint64), width
+
+
+def _split_neighbours(fields: NDArray[np.uint64], width: int, word: np.dtype[Any]) -> Words:
+    """The inverse of ``_join_neighbours``, down to entries of ``word``."""
+    words: Words = fields
+    while words.itemsize > word.itemsize:
+        width //= 2
+        half = words.itemsize // 2
+        wide = (words & words.dtype.type((1 << width) - 1)) | (words >> width) << 8 * half
+        words = wide.view(np.dtype(f"<u{half}"))
+    return words

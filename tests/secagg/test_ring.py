@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pfl_lm.secagg.errors import MalformedMessage
 from pfl_lm.secagg.ring import Ring
 
-BITS = st.integers(2, 64)
+BITS = st.integers(8, 64)
 
 
 @given(BITS, st.integers(0, 400), st.integers(0, 2**32))
@@ -20,7 +20,7 @@ def test_embed_then_centre_is_the_identity_inside_the_ring(bits, dim, seed):
     assert np.array_equal(ring.centre(ring.embed(values)), values)
 
 
-@pytest.mark.parametrize("bits", [2, 8, 16, 17, 20, 32, 33, 53, 63, 64])
+@pytest.mark.parametrize("bits", [8, 9, 16, 17, 20, 32, 33, 53, 63, 64])
 def test_the_ring_wraps_one_beyond_its_largest_sum(bits):
     ring = Ring(bits)
     edge = np.array([ring.largest, -ring.largest])
@@ -40,7 +40,7 @@ def test_integers_above_float_precision_survive():
     assert np.array_equal(ring.centre(ring.embed(values)), values)
 
 
-@given(BITS, st.integers(0, 300), st.integers(0, 2**32))
+@given(BITS, st.integers(1, 300), st.integers(0, 2**32))
 def test_packing_is_the_textbook_bit_string(bits, dim, seed):
     ring = Ring(bits)
     words = ring.reduce(
@@ -55,7 +55,7 @@ def test_packing_is_the_textbook_bit_string(bits, dim, seed):
     back += 1  # writable: sums are taken in place
 
 
-def test_packing_crosses_its_internal_blocks():
+def test_a_long_vector_is_packed_and_read_back():
     ring = Ring(20)
     words = np.arange(100_003, dtype=ring.word)
     assert np.array_equal(ring.unpack(ring.pack(words), words.size), words)
@@ -73,7 +73,7 @@ def test_a_packed_vector_has_one_length_and_one_encoding(bits):
             ring.unpack(packed[:-1] + bytes([packed[-1] | 0x80]), 7)
 
 
-@pytest.mark.parametrize("bits", [1, 65, 20.0, True])
+@pytest.mark.parametrize("bits", [7, 65, 20.0, True])
 def test_impossible_rings_are_refused(bits):
     with pytest.raises(ValueError, match="bits"):
         Ring(bits)
