@@ -1,0 +1,38 @@
+# Two commands set up everything that they need: `make demo` and `make test`.
+PYTHON ?= python3.11
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+
+.PHONY: demo test lint format bench wheel clean
+
+demo: $(VENV)/.ready            ## train on an embedded synthetic population, then write the report
+	$(BIN)/pfl-lm demo --output runs/demo --overwrite
+
+test: $(VENV)/.ready            ## every test; needs no network, no GPU, no data
+	$(BIN)/python -m pytest -q -n auto --dist loadfile
+
+lint: $(VENV)/.ready            ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.ready
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.ready           ## the figures of benchmarks/RESULTS.md that need no real text
+	$(BIN)/python -m benchmarks
+
+wheel: $(VENV)/.ready           ## a wheel in dist/
+	$(BIN)/python -m build --wheel
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# Without Python 3.11 by that name, any python3 of a supported version will do.
+$(VENV)/.ready: pyproject.toml
+	command -v $(PYTHON) >/dev/null && $(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet "torch>=2.13,<2.14"
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $@

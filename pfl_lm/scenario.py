@@ -1,0 +1,110 @@
+"""A scenario: everything the engineer chooses about a run (``simulations/*.toml``)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from pfl_lm.devices.training import LocalTraining
+from pfl_lm.language.models import ModelSpec
+from pfl_lm.payload import PayloadPlan
+from pfl_lm.server.optimizers import ServerOptimizer
+
+
+@dataclass(frozen=True)
+class PopulationChoice:
+    """Whose text: a store built by ``pfl-lm population build``, or invented users.
+
+    Attributes:
+        kind: ``store`` | ``synthetic``.
+        path: folder of the store.
+        users: invented users in the training split (held-out splits have 10% of it, at most
+            2,000 users each).
+        tokens_per_user: mean length of an invented user's text.
+    """
+
+    kind: Literal["store", "synthetic"]
+    path: Path | None = None
+    users: int = 10_000
+    tokens_per_user: int = 300
+
+    def __post_init__(self) -> None:
+        if self.kind == "store" and self.path is None:
+            raise ValueError("path is missing: a store is a folder that `population build` wrote")
+        if self.kind == "synthetic" and self.path is not None:
+            raise ValueError("path makes no sense for invented users; remove it")
+        for name in ("users", "tokens_per_user"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)} must be at least 1")
+
+
+@dataclass(frozen=True)
+class EvaluationChoice:
+    """How often and on how many held-out users the model is measured.
+
+    Attributes:
+        every: rounds between evaluations on validation users; 0 evaluates at the end only.
+        users: validation users at each of them.
+        final_users: test users at the end; their text is not looked at before.
+        tokens_per_user: at most so many tokens of a user.
+    """
+
+    every: int = 25
+    users: int = 200
+    final_users: int = 1000
+    tokens_per_user: int = 400
+
+    def __post_init__(self) -> None:
+        if self.every < 0:
+            raise ValueError(f"every = {self.every} must be 0 (only at the end) or more rounds")
+        for name in ("users", "final_users", "tokens_per_user"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)} must be at least 1")
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One run.
+
+    Attributes:
+        description: one line for people.
+        policy: the privacy policy; absent means no privacy, ε = ∞.
+        tokenizer: folder of a built tokenizer; absent only with invented users.
+        start: a model file of ``pfl-lm pretrain`` to start from; absent means random weights.
+        seed: of all that is reproducible.
+        rounds: rounds to run, at most the policy's.
+        cohort: simulated reports per round (the mean of them under Poisson sampling). Noise on
+            the mean is scaled to the policy's report goal.
+        clip_norm: ℓ2 bound on an update.
+        reproducible: take rounding and noise from seeded streams, so that a run can be repeated
+            bit for bit; protects nobody, and the manifest says so.
+        checkpoint_every: rounds between checkpoints.
+    """
+
+    population: PopulationChoice
+    model: ModelSpec
+    rounds: int
+    cohort: int
+    clip_norm: float
+    description: str = ""
+    policy: Path | None = None
+    tokenizer: Path | None = None
+    start: Path | None = None
+    seed: int = 0
+    reproducible: bool = False
+    checkpoint_every: int = 10
+    secure_aggregation: Literal["ideal"] = "ideal"
+    payload: PayloadPlan = field(default_factory=PayloadPlan)
+    training: LocalTraining = field(default_factory=LocalTraining)
+    server: ServerOptimizer = field(default_factory=ServerOptimizer)
+    evaluation: EvaluationChoice = field(default_factory=EvaluationChoice)
+
+    def __post_init__(self) -> None:
+        for name in ("rounds", "cohort", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)} must be at least 1")
+        if not 0 < self.clip_norm < float("inf"):
+            raise ValueError(f"clip_norm = {self.clip_norm} must be positive and finite")
+        if self.population.kind == "store" and self.tokenizer is None:
+            raise ValueError("tokenizer is missing: name the folder that `tokenizer build` wrote")
