@@ -16,12 +16,13 @@ LAYERS = (
     ("streams", "files"),
     ("language", "payload", "dp", "secagg"),
     ("devices", "server"),
-    ("recipes", "scenario", "simulate", "central", "evaluate", "keystrokes", "baselines", "runs",
+    ("recipes", "scenario", "simulate", "central", "evaluate", "measures", "keystrokes", "baselines",
+     "runs",
      "report", "audit", "export", "interop"),
     ("cli",),
 )  # fmt: skip
 # Leaves of the upper layers that many of them share; they import none of the verbs.
-SHARED_TOP = {"runs", "recipes", "scenario", "evaluate", "keystrokes", "baselines"}
+SHARED_TOP = {"runs", "recipes", "scenario", "evaluate", "measures", "keystrokes", "baselines"}
 
 
 def layer_of(part: str) -> int:

@@ -1,0 +1,254 @@
+"""How good a model is for people whose text it has never seen.
+
+Every token of a held-out user's stream is predicted from the tokens before it in its window.
+What is predicted, and what counts:
+
+    token       perplexity   recall, keystrokes
+    <pad>       no           no     nothing was typed
+    <s>         no           no     every message begins; there is nothing to guess
+    </s>        yes          no     a keyboard does not suggest that a message ends
+    <number>    yes          no     nor what a placeholder stands for
+    <unk>       yes          a miss a word outside the vocabulary: typed in full
+    subword     yes          a miss the first piece of such a word; the others do not count
+    word        yes          yes    punctuation marks, if the tokenizer keeps them, are words
+
+Figures named ``…_known`` leave unknown words out. The keyboard never suggests what is no word,
+though the model spends probability on it. Keystrokes are defined in ``pfl_lm.keystrokes``.
+
+The scores of all words for all tokens, (tokens, V), never exist, and neither do those of one
+token batch: the vocabulary is passed through in tiles that stay in the cache, each of them
+reduced at once to a running log-sum and the best three words.
+
+Shapes: N predictions of a batch, T window, V vocabulary, U users.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from pfl_lm.keystrokes import SUGGESTIONS, Completions
+from pfl_lm.language import models
+from pfl_lm.language.population import windows as windows_of
+from pfl_lm.language.spec import ModelSpec, Parameters
+from pfl_lm.measures import Evaluation, Tally, Vocabulary
+from pfl_lm.streams import stream
+
+_BATCH = 32_768  # predictions whose states are held at once
+_WINDOWS = 256  # windows run through the model at once
+_ROWS, _TILE = 1024, 2048  # predictions × words scored at once: 8 MiB
+
+
+class Scorer(Protocol):
+    """Whatever predicts the next word: a trained model, a table of counts."""
+
+    def states(self, inputs: np.ndarray) -> torch.Tensor:
+        """Read windows (int64[n, T]); return what is known after each token, (n, T, ...)."""
+        ...
+
+    def scores(self, states: torch.Tensor, words: slice | torch.Tensor) -> torch.Tensor:
+        """Score the words with the given ids after states (m, ...): float32 (m, k).
+
+        Log-probabilities up to a constant per row.
+        """
+        ...
+
+
+class ModelScorer:
+    """A trained model as a ``Scorer``."""
+
+    def __init__(self, spec: ModelSpec, parameters: Parameters) -> None:
+        self._spec, self._parameters = spec, parameters
+
+    def states(self, inputs: np.ndarray) -> torch.Tensor:
+        """Return the hidden vectors, (n, T, P)."""
+        return models.hidden_of(self._spec, self._parameters, inputs)
+
+    def scores(self, states: torch.Tensor, words: slice | torch.Tensor) -> torch.Tensor:
+        """Return the logits of some words, (m, k): a model whose tables hold only their rows."""
+        tables = (self._spec.output_table, "output_bias")
+        rows = {name: self._parameters[name][words] for name in tables if name in self._parameters}
+        return models.scores(self._spec, rows, states)
+
+
+class TokenizerLike(Protocol):
+    """The part of a tokenizer that evaluation needs."""
+
+    words: Sequence[str]
+    specials: Sequence[int]
+    pad_id: int
+    unk_id: int
+    bos_id: int
+    unigram: np.ndarray
+
+
+class HeldOut(Protocol):
+    """The part of a population that evaluation needs."""
+
+    def users(self, split: str) -> int: ...
+
+    def tokens(self, split: str, user: int) -> np.ndarray: ...
+
+
+def evaluate(
+    scorer: Scorer,
+    population: HeldOut,
+    split: str,
+    tokenizer: TokenizerLike,
+    window: int,
+    *,
+    max_users: int | None = None,
+    max_tokens_per_user: int | None = None,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Measure a model on held-out users.
+
+    Args:
+        scorer: the model.
+        population: whose text.
+        split: ``validation`` or ``test``.
+        tokenizer: the vocabulary; its public unigram ranks words for the frequency buckets.
+        window: tokens the model sees at once; context does not cross windows.
+        max_users: measure on so many users, drawn from ``stream(seed, "held-out users", split)``.
+        max_tokens_per_user: at most so many tokens of each user's stream, its first ones.
+        progress: called with (users done, users in all).
+
+    Raises:
+        ValueError: the split has no users, or they typed nothing.
+    """
+    users = _choose_users(population.users(split), split, max_users, seed)
+    vocabulary = Vocabulary.of(tokenizer)
+    completions = Completions.of(tokenizer.words, vocabulary.never_suggested)
+    tally = Tally(len(users), vocabulary)
+    with torch.inference_mode():
+        for owners, tokens in _batches(population, split, users, window, max_tokens_per_user):
+            _measure(scorer, owners, tokens, vocabulary, completions, tally)
+            if progress:
+                progress(int(owners[-1]) + 1, len(users))
+    return tally.evaluation()
+
+
+def _measure(
+    scorer: Scorer,
+    owners: np.ndarray,
+    tokens: np.ndarray,
+    vocabulary: Vocabulary,
+    completions: Completions,
+    tally: Tally,
+) -> None:
+    """Add one batch of windows, int64[n, T + 1], of the users ``owners``, int64[n]."""
+    inputs, targets = tokens[:, :-1], tokens[:, 1:]
+    predicted = vocabulary.is_predicted[targets]
+    keep = torch.from_numpy(predicted)
+    states = torch.cat(
+        [
+            scorer.states(inputs[i : i + _WINDOWS])[keep[i : i + _WINDOWS]]
+            for i in range(0, len(inputs), _WINDOWS)
+        ]
+    )  # (N, ...)
+    owners = np.broadcast_to(owners[:, None], targets.shape)[predicted]
+    targets = targets[predicted]
+    nats, suggestions = _predict(scorer, states, targets, vocabulary)
+    # A model that has diverged suggests nothing of use, whatever the order of its NaNs.
+    place = np.where(suggestions == targets[:, None], np.arange(SUGGESTIONS), SUGGESTIONS)
+    place = np.where(np.isfinite(nats), place.min(axis=1), SUGGESTIONS)
+    typed = np.where(place < SUGGESTIONS, 0, completions.letters[targets])
+    wanted = vocabulary.is_word[targets] & (place == SUGGESTIONS) & np.isfinite(nats)
+    typed[wanted] = completions.letters_typed(
+        scorer, states[torch.from_numpy(wanted)], targets[wanted]
+    )
+    tally.add(owners, targets, nats, place, typed)
+
+
+def _predict(
+    scorer: Scorer, states: torch.Tensor, targets: np.ndarray, vocabulary: Vocabulary
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return −log p(target), float64[N], and the three words suggested, int64[N, 3]."""
+    nats = np.empty(len(targets))
+    suggestions = np.empty((len(targets), SUGGESTIONS), dtype=np.int64)
+    silent = torch.from_numpy(vocabulary.never_suggested)
+    for start in range(0, len(targets), _ROWS):
+        rows = slice(start, start + _ROWS)
+        wanted = torch.from_numpy(targets[rows])
+        loss, best = _predict_rows(scorer, states[rows], wanted, silent, len(vocabulary.letters))
+        nats[rows], suggestions[rows] = loss.numpy(), best.numpy()
+    return nats, suggestions
+
+
+def _predict_rows(
+    scorer: Scorer,
+    states: torch.Tensor,
+    targets: torch.Tensor,
+    never_suggested: torch.Tensor,
+    vocabulary_size: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Do the work of ``_predict`` for a few rows, one tile of the vocabulary after the other."""
+    rows = len(targets)
+    log_total = torch.full((rows,), -torch.inf, dtype=torch.float64)
+    target_score = torch.zeros(rows, dtype=torch.float64)
+    best = torch.full((rows, SUGGESTIONS), -torch.inf)
+    best_words = torch.full((rows, SUGGESTIONS), -1, dtype=torch.int64)
+    for first in range(0, vocabulary_size, _TILE):
+        last = min(first + _TILE, vocabulary_size)
+        tile = scorer.scores(states, slice(first, last)).cpu()  # (rows, last - first)
+        here = torch.nonzero((targets >= first) & (targets < last)).squeeze(1)
+        target_score[here] = tile[here, targets[here] - first].double()
+        highest = tile.amax(dim=1)
+        total = (tile - highest[:, None]).exp_().sum(dim=1).log_().add_(highest)
+        log_total = torch.logaddexp(log_total, total.double())
+        inside = never_suggested[(never_suggested >= first) & (never_suggested < last)] - first
+        tile = tile.index_fill(1, inside, -torch.inf) if len(inside) else tile
+        # Most tiles hold a better suggestion for few rows only; the others need no sorting.
+        better = torch.nonzero(~(highest <= best[:, -1])).squeeze(1)
+        _keep_best(best, best_words, tile[better], better, first)
+    return log_total - target_score, best_words
+
+
+def _keep_best(
+    best: torch.Tensor,
+    best_words: torch.Tensor,
+    tile: torch.Tensor,
+    rows: torch.Tensor,
+    first: int,
+) -> None:
+    """Merge a tile's best words into the running best of the given rows."""
+    if not len(rows):
+        return
+    scores, words = tile.topk(min(SUGGESTIONS, tile.shape[1]), dim=1)
+    merged = torch.cat([best[rows], scores], dim=1)
+    candidates = torch.cat([best_words[rows], words + first], dim=1)
+    order = merged.argsort(dim=1, descending=True, stable=True)[:, :SUGGESTIONS]
+    best[rows] = merged.gather(1, order)
+    best_words[rows] = candidates.gather(1, order)
+
+
+def _choose_users(users: int, split: str, max_users: int | None, seed: int) -> np.ndarray:
+    if not users:
+        raise ValueError(f"split {split!r} has no users; evaluation needs held-out users")
+    if max_users is None or max_users >= users:
+        return np.arange(users)
+    if max_users < 1:
+        raise ValueError(f"max_users = {max_users} must be at least 1")
+    return np.sort(stream(seed, "held-out users", split).choice(users, max_users, replace=False))
+
+
+def _batches(
+    population: HeldOut, split: str, users: np.ndarray, length: int, limit: int | None
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield (place of the user in ``users`` int64[n], windows int64[n, T + 1])."""
+    owners: list[np.ndarray] = []
+    pieces: list[np.ndarray] = []
+    for place, user in enumerate(users.tolist()):
+        piece = windows_of(population.tokens(split, user), length, limit)
+        for start in range(0, len(piece), max(1, _BATCH // length)):
+            pieces.append(piece[start : start + max(1, _BATCH // length)])
+            owners.append(np.full(len(pieces[-1]), place, dtype=np.int64))
+            if sum(map(len, pieces)) * length >= _BATCH:
+                yield np.concatenate(owners), np.concatenate(pieces)
+                owners, pieces = [], []
+    if pieces:
+        yield np.concatenate(owners), np.concatenate(pieces)
