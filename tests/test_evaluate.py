@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -81,7 +82,7 @@ def by_hand(tokenizer, people, table):
     unknown_length = np.mean([len(tokenizer.words[i]) for i in words])
     out = []
     for stream in people.streams:
-        for before, target in zip(stream[:-1], stream[1:], strict=True):
+        for before, target in pairwise(stream):
             if target in (PAD, BOS):
                 continue
             row = {"nats": -log_p[before, target], "target": int(target)}
