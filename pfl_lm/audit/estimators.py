@@ -45,9 +45,18 @@ def one_run_p_value(
     tail = float(stats.binom.sf(correct - 1, guesses, chance))
     if delta == 0 or correct == 0:
         return tail
-    steps = np.arange(1, correct + 1)
-    just_below = stats.binom.sf(correct - steps - 1, guesses, chance) - tail
-    return min(1.0, tail + 2 * canaries * delta * float(np.max(just_below / steps)))
+    near = min(correct, 64 + 16 * int(guesses**0.5))
+    alpha = _steepest(guesses, correct, chance, near)
+    if alpha < 1 / near:  # a value further away could still be larger
+        alpha = _steepest(guesses, correct, chance, correct)
+    return min(1.0, tail + 2 * canaries * delta * alpha)
+
+
+def _steepest(guesses: int, correct: int, chance: float, reach: int) -> float:
+    """Return max over 1 ≤ i ≤ reach of P[correct − i ≤ Bin(guesses, chance) < correct]/i."""
+    steps = np.arange(1, reach + 1)
+    tails = stats.binom.sf(correct - 1 - np.arange(reach + 1), guesses, chance)
+    return float(np.max((tails[1:] - tails[0]) / steps))
 
 
 def one_run_bound(
