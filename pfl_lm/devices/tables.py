@@ -1,0 +1,91 @@
+"""Word tables as K devices hold them: the payload's rows their own, every other row frozen.
+
+The table (V, P) is neither copied per device nor given a dense gradient; a device has its k rows
+in the flat payload vector, and gradients are summed into them row by row.
+
+Legend: K devices, V words, k rows of the payload, P width, C words common to all devices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+
+class Table:
+    """One table (V, P), or bias (V,), at one local step.
+
+    Args:
+        parameters: the model as it lies on the devices, with ``name`` of shape (V, P) or (V,).
+        held: (K, k, P) by name, the payload's rows as trained so far. A table that does not
+            travel is not there.
+        sums: (K, k, P) by name, where gradients are added.
+        name: which table.
+        slots: int64[V], each word's place among the k rows, −1 outside; None: k = V.
+    """
+
+    def __init__(
+        self,
+        parameters: Mapping[str, Tensor],
+        held: Mapping[str, Tensor],
+        sums: Mapping[str, Tensor],
+        name: str,
+        slots: Tensor | None,
+    ) -> None:
+        self.frozen, self.now, self.into = parameters[name], held.get(name), sums.get(name)
+        self.slots = slots
+
+    def read(self, words: Tensor) -> Tensor:
+        """Rows of each device's own words: int64 (K, …) → (K, …, P)."""
+        if self.now is None:
+            return self.frozen[words]
+        device = _device_numbers(words)
+        if self.slots is None:
+            return self.now[device, words]
+        slot = self.slots[words]
+        inside = (slot >= 0).view(*slot.shape, *(1,) * (self.frozen.dim() - 1))
+        return torch.where(inside, self.now[device, slot.clamp_min(0)], self.frozen[words])
+
+    def columns(self, words: Tensor) -> Tensor:
+        """Rows of C words of the payload: (K, C, P); (C, P) where all devices hold the same."""
+        if self.now is None:
+            return self.frozen[words]
+        slot = words if self.slots is None else self.slots[words]
+        if self.now.stride(0) == 0:
+            return self.now[0][slot].unsqueeze(0).expand(len(self.now), *(-1,) * self.frozen.dim())
+        return self.now[:, slot]
+
+    def add(self, words: Tensor, gradient: Tensor, rate: float) -> None:
+        """Add ``rate`` · gradient (K, …, P) to the rows of each device's own words (K, …)."""
+        if self.into is None:
+            return
+        for into, own, rows in zip(self.into, words, gradient, strict=False):
+            own, rows = own.reshape(-1), rows.reshape(own.numel(), *self.frozen.shape[1:])
+            slot = own if self.slots is None else self.slots[own]
+            if self.slots is not None:
+                inside = slot >= 0
+                slot, rows = slot[inside], rows[inside]
+            into.index_add_(0, slot, rows, alpha=rate)
+
+    def add_columns(self, words: Tensor, gradient: Tensor, rate: float) -> None:
+        """Add ``rate`` · gradient (K, C, P) to the rows of C distinct words of the payload."""
+        if self.into is None:
+            return
+        slot = words if self.slots is None else self.slots[words]
+        for into, rows in zip(self.into, gradient, strict=False):
+            into.index_add_(0, slot, rows, alpha=rate)
+
+
+def slots_of(rows: Tensor | None, vocabulary_size: int) -> Tensor | None:
+    """Invert the payload's rows: int64[V] place of each word, −1 outside; None for all rows."""
+    if rows is None:
+        return None
+    slots = torch.full((vocabulary_size,), -1, dtype=torch.int64)
+    slots[rows] = torch.arange(len(rows))
+    return slots
+
+
+def _device_numbers(words: Tensor) -> Tensor:
+    return torch.arange(len(words), device=words.device).view(-1, *(1,) * (words.dim() - 1))

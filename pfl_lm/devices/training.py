@@ -1,0 +1,278 @@
+"""Local training of K devices at once: the hot loop of a simulation; one real device is K = 1.
+
+A device receives flat values float32[d], runs SGD on its own windows, and its update is what
+training added: trained − received. Everything the payload does not hold is frozen and shared by
+all K devices. No device's update depends on which others are trained beside it.
+
+Legend: K devices, A ≤ K still at work in a step, B windows of a batch, T target tokens of a
+window, N = B · T rows of a device, P width of hidden vectors, C candidates, d payload coordinates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pfl_lm.devices import output
+from pfl_lm.devices.batches import Batch, Schedule
+from pfl_lm.devices.report import Trace
+from pfl_lm.devices.tables import Table, slots_of
+from pfl_lm.language.models import ModelSpec, Parameters, hidden
+from pfl_lm.payload import Payload
+
+UNK = 1
+Weights = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class LocalTraining:
+    """How a device trains in one round.
+
+    Args:
+        learning_rate: of plain SGD; ``decay`` multiplies it after each local step.
+        batch_size: windows of a minibatch.
+        epochs: passes over the device's windows; or ``steps``: local steps. Exactly one.
+        gradient_clip: ℓ2 bound on each step's gradient over the payload; None: no bound.
+        window: target tokens of a window.
+        max_tokens: target tokens of one device that count in a round; None: all.
+        loss: ``"softmax"`` (exact over the vocabulary; over the round's rows, importance
+            weighted, when the payload holds only some), ``"sampled"`` or ``"nce"``.
+        negatives: candidates of a step, shared by all devices; for ``sampled`` and ``nce``.
+
+    Raises:
+        ValueError: naming the field and what would be right.
+    """
+
+    learning_rate: float
+    batch_size: int = 16
+    epochs: int | None = 1
+    steps: int | None = None
+    decay: float = 1.0
+    gradient_clip: float | None = None
+    window: int = 20
+    max_tokens: int | None = None
+    loss: Literal["softmax", "sampled", "nce"] = "softmax"
+    negatives: int = 512
+
+    def __post_init__(self) -> None:
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate = {self.learning_rate}: must be positive")
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("state either epochs or steps of local training, not both")
+        for field in ("batch_size", "epochs", "steps", "window", "max_tokens", "negatives"):
+            value = getattr(self, field)
+            if value is not None and value < 1:
+                raise ValueError(f"{field} = {value}: must be at least 1")
+        if not 0 < self.decay <= 1:
+            raise ValueError(f"decay = {self.decay}: must be above 0 and at most 1")
+        if self.gradient_clip is not None and not self.gradient_clip > 0:
+            raise ValueError(f"gradient_clip = {self.gradient_clip}: must be positive, or left out")
+        if self.loss not in ("softmax", "sampled", "nce"):
+            raise ValueError(f'loss = {self.loss!r}: must be "softmax", "sampled" or "nce"')
+
+
+def train(
+    spec: ModelSpec,
+    parameters: Parameters,
+    payload: Payload,
+    values: np.ndarray,
+    windows: Sequence[np.ndarray],
+    training: LocalTraining,
+    unigram: np.ndarray,
+    seed: int,
+    round: int,
+    users: Sequence[int],
+) -> tuple[np.ndarray, list[Trace]]:
+    """Train K devices from the same received values and return their updates.
+
+    Args:
+        parameters: the model as it lies on the devices; read, never written.
+        values: float32[d], the payload's coordinates as received.
+        windows: for each device int64[n, T + 1], padded with 0; n may differ, and be 0.
+        unigram: float64[V], the public word probabilities.
+        seed, round, users: name the streams of the order of examples (a device's own) and of
+            the candidates (public, one draw a step for everybody).
+
+    Returns:
+        Updates float32[K, d] in the order of ``windows``, 0 for a device without a target; and
+        what a simulation may record of each device.
+    """
+    words = [_outside(own, payload) for own in windows]
+    schedule = Schedule(
+        words,
+        training.batch_size,
+        training.epochs,
+        training.steps,
+        training.max_tokens,
+        seed,
+        round,
+        users,
+    )
+    received = torch.as_tensor(values)
+    now = received.expand(len(windows), -1)  # equal rows until the first step: products are shared
+    trained = now.clone()  # (K, d)
+    objective = output.Objective(spec, payload, training.loss, training.negatives, unigram)
+    step = _Step(spec, parameters, payload, objective, training.gradient_clip)
+    losses, tokens = np.zeros(len(windows)), np.zeros(len(windows), np.int64)
+    for number, batch in enumerate(schedule):
+        active = len(batch.inputs)
+        candidates = objective.draw(seed, round, number)
+        rate = training.learning_rate * training.decay**number
+        loss = step(batch, now[:active], trained[:active], rate, candidates)
+        losses[:active] += loss.sum((1, 2)).numpy()
+        tokens[:active] += batch.weight.count_nonzero((1, 2)).numpy()
+        now = trained
+    updates = trained.sub_(received)
+    norms = torch.linalg.vector_norm(updates, dim=1).numpy()
+    place = np.argsort(schedule.order)  # from the order of work back to the caller's
+    traces = [
+        Trace(user, losses[k] / max(tokens[k], 1), int(tokens[k]), int(schedule.steps[k]), norm)
+        for user, k, norm in zip(users, place, norms[place].tolist(), strict=True)
+    ]
+    in_order = np.array_equal(place, np.arange(len(place)))
+    return (updates if in_order else updates[torch.from_numpy(place)]).numpy(), traces
+
+
+class _Step:
+    """One local SGD step of the devices at work, with the step's tensors freed at its end."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        parameters: Parameters,
+        payload: Payload,
+        objective: output.Objective,
+        gradient_clip: float | None,
+    ) -> None:
+        self.spec, self.parameters, self.payload = spec, parameters, payload
+        self.objective, self.gradient_clip = objective, gradient_clip
+        rows = None if payload.rows is None else torch.from_numpy(payload.rows)
+        self.slots = slots_of(rows, spec.vocabulary_size)
+        tables_ = {"embedding", "output", "output_bias"}
+        self.frozen = {name: value for name, value in parameters.items() if name not in tables_}
+
+    def __call__(
+        self,
+        batch: Batch,
+        now: Tensor,
+        trained: Tensor,
+        rate: float,
+        candidates: output.Candidates | None,
+    ) -> Tensor:
+        """Move ``trained`` (A, d) one step down from ``now``; return losses (A, B, T), 0 at pads.
+
+        Without a bound on the gradient, its parts go straight into ``trained``; with one they
+        are collected first, since the bound is on their common norm.
+        """
+        if self.gradient_clip is None:
+            return self._add_gradient(batch, now, trained, -rate, candidates)
+        gradient = torch.zeros_like(trained)
+        loss = self._add_gradient(batch, now, gradient, 1.0, candidates)
+        norm = torch.linalg.vector_norm(gradient, dim=1, keepdim=True)
+        trained.sub_(gradient.mul_(rate * (self.gradient_clip / norm).clamp_max(1.0)))
+        return loss
+
+    def _add_gradient(
+        self,
+        batch: Batch,
+        now: Tensor,
+        into: Tensor,
+        rate: float,
+        candidates: output.Candidates | None,
+    ) -> Tensor:
+        """Add ``rate`` · gradient to ``into`` (A, d).
+
+        ``into`` may share memory with ``now``: whatever a gradient is computed from is read
+        before the part of ``into`` that holds it is written.
+        """
+        held, sums = self.payload.views(now), self.payload.views(into)
+        embedding = Table(self.parameters, held, sums, "embedding", self.slots)
+        rows = Table(self.parameters, held, sums, self.spec.output_table, self.slots)
+        bias = None
+        if self.spec.output_bias:
+            bias = Table(self.parameters, held, sums, "output_bias", self.slots)
+        embedded = embedding.read(batch.inputs).requires_grad_(embedding.into is not None)
+        # `.data`: the views share memory with `into`, which autograd would take for an error.
+        leaves = {n: held[n].data.requires_grad_() for n in held if n in self.frozen}
+        vectors = hidden(self.spec, self.frozen | leaves, embedded)  # (A, B, T, P)
+        loss, d_vectors = self.objective(
+            vectors.detach().flatten(1, 2),
+            batch.targets.flatten(1),
+            batch.weight.flatten(1),
+            rows,
+            bias,
+            rate,
+            candidates,
+        )
+        self._descend(embedding, embedded, leaves, vectors, d_vectors, batch, sums, rate)
+        return loss.view_as(batch.weight)
+
+    def _descend(
+        self,
+        embedding: Table,
+        embedded: Tensor,
+        leaves: Weights,
+        vectors: Tensor,
+        d_vectors: Tensor,
+        batch: Batch,
+        sums: Weights,
+        rate: float,
+    ) -> None:
+        wanted = [*leaves.values(), *([embedded] if embedded.requires_grad else [])]
+        gradients = torch.autograd.grad(vectors, wanted, d_vectors.view_as(vectors))
+        for name, gradient in zip(leaves, gradients, strict=False):
+            sums[name].add_(gradient, alpha=rate)
+        if embedded.requires_grad:
+            embedding.add(batch.inputs, gradients[-1], rate)
+
+
+def devices_at_once(
+    spec: ModelSpec,
+    payload: Payload,
+    training: LocalTraining,
+    budget_bytes: int = 1 << 30,
+) -> int:
+    """Choose K from what K devices' training keeps in memory.
+
+    Per device: the payload (and its gradient, if clipped), the activations of a batch, and its
+    scores. Where the dense weights travel, devices share no product after their first step and a
+    small working set is worth more than a large K.
+    """
+    rows = training.batch_size * training.window
+    inner = (
+        6 * spec.hidden_dim
+        if spec.kind != "transformer"
+        else (9 * spec.embedding_dim + 3 * spec.feedforward_dim)
+    )
+    activations = rows * spec.layers * (inner + 4 * spec.embedding_dim)
+    candidates = spec.vocabulary_size if payload.rows is None else len(payload.rows)
+    if training.loss != "softmax":
+        candidates = min(candidates, training.negatives)
+    copies = 1 if training.gradient_clip is None else 2
+    each = 4 * (copies * payload.dim + activations + 2 * rows * candidates)
+    return max(1, min(budget_bytes // each, 64))
+
+
+def groups(sizes: Sequence[int], at_once: int) -> list[np.ndarray]:
+    """Cut a cohort into groups of K devices of like size, so that little is padded.
+
+    Args:
+        sizes: windows of each device.
+
+    Returns:
+        Groups of positions in ``sizes``, largest devices first. Depends on the cohort alone.
+    """
+    order = np.argsort(-np.asarray(sizes), kind="stable")
+    return [order[start : start + at_once] for start in range(0, len(order), at_once)]
+
+
+def _outside(windows: np.ndarray, payload: Payload) -> np.ndarray:
+    """Apply the payload's ``outside = "unk"``: words outside the round's rows become <unk>."""
+    if payload.outside != "unk" or payload.rows is None:
+        return windows
+    return np.where(np.isin(windows, payload.rows), windows, UNK)

@@ -1,0 +1,120 @@
+"""A causal pre-norm transformer for K devices at once.
+
+Legend: K devices, B windows, T tokens, D width, N = B · T rows of a device, h heads, e = D / h.
+
+Source: pre-norm, Xiong et al. 2020 (arXiv:2002.04745), figure 1b; GELU, Hendrycks and Gimpel 2016
+(arXiv:1606.08415), the exact form; rotary positions, Su et al. 2021 (arXiv:2104.09864), eq. 34.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pfl_lm.language import dense
+from pfl_lm.language.spec import ModelSpec, Role
+
+
+def roles(spec: ModelSpec) -> dict[str, Role]:
+    """Name the parameters between embedding and output, in order, with their shapes."""
+    width, inner = spec.embedding_dim, spec.feedforward_dim
+    found: dict[str, Role] = {}
+    if spec.positions == "learned":
+        found["positions"] = Role("dense", (spec.context, width))
+    for number in range(spec.layers):
+        block = f"block{number}"
+        found |= _norm(f"{block}.attention_norm", width)
+        found |= _dense(f"{block}.attention", 3 * width, width)
+        found |= _dense(f"{block}.attention_out", width, width)
+        found |= _norm(f"{block}.feedforward_norm", width)
+        found |= _dense(f"{block}.feedforward_in", inner, width)
+        found |= _dense(f"{block}.feedforward_out", width, inner)
+    return found | _norm("final_norm", width)
+
+
+def hidden(spec: ModelSpec, weights: Mapping[str, Tensor], embedded: Tensor) -> Tensor:
+    """Run the blocks over windows: (K, B, T, D) → (K, B, T, D).
+
+    Raises:
+        ValueError: the windows are longer than the model's context.
+    """
+    devices, windows, length, width = embedded.shape
+    if length > spec.context:
+        raise ValueError(f"windows of {length} tokens; the model's context is {spec.context}")
+    x = embedded
+    if spec.positions == "learned":
+        positions = weights["positions"]  # (context, D) or (K, context, D)
+        x = x + positions[..., :length, :].reshape(-1, 1, length, width)
+    x = x.reshape(devices, windows * length, width)  # (K, N, D)
+    for number in range(spec.layers):
+        x = _block(spec, weights, f"block{number}", x, (windows, length))
+    x = _normalise(weights, "final_norm", x)
+    return x.view(devices, windows, length, width)
+
+
+def _block(
+    spec: ModelSpec, weights: Mapping[str, Tensor], name: str, x: Tensor, shape: tuple[int, int]
+) -> Tensor:
+    def linear(part: str, rows: Tensor) -> Tensor:
+        return dense.apply(rows, dense.layer(weights, f"{name}.{part}", spec.lora))
+
+    mixed = _attend(
+        spec, linear("attention", _normalise(weights, f"{name}.attention_norm", x)), shape
+    )
+    x = x + linear("attention_out", mixed)
+    inner = linear("feedforward_in", _normalise(weights, f"{name}.feedforward_norm", x))
+    inner = F.gelu(inner) if spec.activation == "gelu" else F.relu(inner)
+    return x + linear("feedforward_out", inner)
+
+
+def _attend(spec: ModelSpec, projected: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Causal attention: queries, keys and values (K, N, 3D) → (K, N, D).
+
+    At a keyboard's window lengths two small batched products beat the fused kernels.
+    """
+    devices, rows, _ = projected.shape
+    windows, length = shape
+    heads, each = spec.heads, spec.embedding_dim // spec.heads
+    split = projected.view(devices * windows, length, 3, heads, each)
+    split = split.permute(2, 0, 3, 1, 4)  # (3, K·B, h, T, e)
+    q, k, v = split.reshape(3, devices * windows * heads, length, each).unbind(0)
+    if spec.positions == "rotary":
+        q, k = _rotate(q), _rotate(k)
+    ahead = torch.full((length, length), -math.inf, dtype=q.dtype, device=q.device).triu_(1)
+    attention = torch.baddbmm(ahead, q, k.mT, alpha=each**-0.5).softmax(-1)
+    mixed = torch.bmm(attention, v).view(devices * windows, heads, length, each)
+    return mixed.transpose(1, 2).reshape(devices, rows, spec.embedding_dim)
+
+
+def _rotate(x: Tensor) -> Tensor:
+    """Turn each pair of coordinates of (…, T, e) by an angle proportional to the position."""
+    length, each = x.shape[-2:]
+    half = each // 2
+    speeds = 10_000.0 ** (-torch.arange(half, dtype=x.dtype, device=x.device) / half)
+    angles = torch.arange(length, dtype=x.dtype, device=x.device)[:, None] * speeds  # (T, e/2)
+    first, second = x[..., :half], x[..., half:]
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat([first * cos - second * sin, first * sin + second * cos], -1)
+
+
+def _normalise(weights: Mapping[str, Tensor], name: str, x: Tensor) -> Tensor:
+    """Layer norm of (K, N, D) with gain and bias shared or per device."""
+    gain, bias = weights[f"{name}_gain"], weights[f"{name}_bias"]
+    if gain.dim() == 1 and bias.dim() == 1:
+        return F.layer_norm(x, (x.shape[-1],), gain, bias)
+    width = x.shape[-1]
+    return torch.addcmul(
+        bias.reshape(-1, 1, width), F.layer_norm(x, (width,)), gain.reshape(-1, 1, width)
+    )
+
+
+def _norm(name: str, width: int) -> dict[str, Role]:
+    return {f"{name}_gain": Role("dense", (width,)), f"{name}_bias": Role("bias", (width,))}
+
+
+def _dense(name: str, rows: int, columns: int) -> dict[str, Role]:
+    return {name: Role("dense", (rows, columns)), f"{name}_bias": Role("bias", (rows,))}

@@ -1,0 +1,298 @@
+"""The payload: which coordinates of the model travel in a round, and as what flat vector.
+
+Partial embedding updates, LoRA factors, biases only, the whole model: they differ in the payload
+and in nothing else. The choice is PUBLIC. It follows from the plan, the model's shape, the public
+unigram and the round number, never from what a device typed, and the whole cohort shares it. So
+the server may know it, and noise is paid for these ``d`` coordinates only: against the full model
+the norm of the noise falls to √(d / total).
+
+Legend: V words, D width of a row, k rows of this round, d coordinates of the payload.
+
+Source: partial embedding updates, Xu et al. 2023, "Training large-vocabulary neural language
+models by private federated learning for resource-constrained devices" (arXiv:2207.08988);
+FFA-LoRA, Sun et al. 2024, "Improving LoRA in privacy-preserving federated learning".
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from pfl_lm.streams import stream
+
+IDs = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+# Which kinds of dense parameter travel under each choice of `PayloadPlan.dense`.
+DENSE_KINDS: dict[str, tuple[str, ...]] = {
+    "all": ("dense", "bias"),
+    "lora": ("lora_a", "lora_b"),
+    "ffa_lora": ("lora_b",),
+    "biases": ("bias",),
+    "none": (),
+}
+
+
+class Role(Protocol):
+    """What a parameter is: ``rows`` (first axis is the word), dense, bias, lora_a or lora_b."""
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+
+@dataclass(frozen=True)
+class PayloadPlan:
+    """What may travel, as a scenario states it.
+
+    Args:
+        rows: word rows of the embedding, the output table and the output bias that travel:
+            ``"all"``, ``"none"``, or how many a round, specials included.
+        draw: how rows are drawn when ``rows`` is a number: ``"uniform"``, or ``"unigram"``,
+            without replacement with weights ``unigram ** temper``.
+        temper: exponent of the unigram draw; 0 is uniform, 1 the unigram itself.
+        dense: the other parameters: ``"all"``, ``"lora"`` (both factors), ``"ffa_lora"`` (only
+            the second factor), ``"biases"``, ``"none"``.
+        outside: a device's tokens that are not in the round's rows: ``"frozen"`` reads their
+            rows from the model on the device and does not train them, ``"unk"`` replaces the
+            tokens by ``<unk>``, ``"skip"`` leaves such targets out of the loss.
+
+    Raises:
+        ValueError: a choice that does not exist, or a plan under which nothing travels.
+    """
+
+    rows: int | Literal["all", "none"] = "all"
+    draw: Literal["uniform", "unigram"] = "uniform"
+    temper: float = 0.75
+    dense: Literal["all", "lora", "ffa_lora", "biases", "none"] = "all"
+    outside: Literal["frozen", "unk", "skip"] = "frozen"
+
+    def __post_init__(self) -> None:
+        _one_of("dense", self.dense, tuple(DENSE_KINDS))
+        _one_of("draw", self.draw, ("uniform", "unigram"))
+        _one_of("outside", self.outside, ("frozen", "unk", "skip"))
+        if isinstance(self.rows, bool) or not isinstance(self.rows, int):
+            _one_of("rows", self.rows, ("all", "none"))
+        elif self.rows < 1:
+            raise ValueError(f'rows = {self.rows}: state a number of rows, "all" or "none"')
+        if not 0.0 <= self.temper <= 1.0:
+            raise ValueError(f"temper = {self.temper}: must lie between 0 and 1")
+        if self.rows == "none" and self.dense == "none":
+            raise ValueError('rows = "none" and dense = "none": nothing would travel')
+        if self.rows == "none" and self.outside != "frozen":
+            raise ValueError(
+                f'outside = "{self.outside}" with rows = "none": every word is outside; '
+                'use outside = "frozen"'
+            )
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One parameter's stretch of the flat vector: ``values[offset : offset + size]``.
+
+    ``shape`` is that of what travels: (k, D) for k rows of a table, else the parameter's own.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    rows: IDs | None  # int64[k], sorted; None: the parameter whole
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Payload:
+    """The coordinates of one round.
+
+    Args:
+        round: which round drew it.
+        segments: stretches of the flat vector, in the model's order of parameters.
+        rows: int64[k] sorted words whose rows travel; None: all of them.
+        inclusion: float64[k], probability with which the draw includes each of ``rows``. With
+            it, Σ f(w) / inclusion(w) over the round's rows is an unbiased estimate of Σ f(w)
+            over the vocabulary, which is what the losses over rows need. None: rows is None.
+        outside: see :class:`PayloadPlan`.
+    """
+
+    round: int
+    segments: tuple[Segment, ...]
+    rows: IDs | None
+    inclusion: Floats | None
+    outside: str
+
+    @cached_property
+    def dim(self) -> int:
+        """How many coordinates travel: d."""
+        return sum(segment.size for segment in self.segments)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over what is selected: names, shapes and words; equal digests, equal layout."""
+        digest = hashlib.sha256()
+        for segment in self.segments:
+            digest.update(f"{segment.name}|{segment.shape}|{segment.rows is None};".encode())
+        rows = b"all" if self.rows is None else self.rows.astype("<i8").tobytes()
+        digest.update(rows + self.outside.encode())
+        return digest.hexdigest()
+
+    def views(self, values: Any) -> dict[str, Any]:
+        """Split flat values (..., d), numpy or torch, into views (..., *shape) by name."""
+        lead = tuple(values.shape[:-1])
+        return {
+            s.name: values[..., s.offset : s.offset + s.size].reshape(*lead, *s.shape)
+            for s in self.segments
+        }
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a payload saves against sending the whole model, in one direction."""
+
+    coordinates: int
+    bytes: int
+    noise_norm_ratio: float  # √(d / total): norm of the noise against the full payload's
+
+
+def choose(
+    plan: PayloadPlan,
+    roles: Mapping[str, Role],
+    unigram: Floats,
+    specials: Sequence[int],
+    seed: int,
+    round: int,
+) -> Payload:
+    """Choose what travels in a round, from public information alone.
+
+    Args:
+        plan: what may travel.
+        roles: parameters of the model, in the order in which they are laid out.
+        unigram: float64[V] public word probabilities, all positive.
+        specials: words whose rows always travel.
+        seed, round: name the random stream of the draw; nothing else enters it.
+
+    Raises:
+        ValueError: the plan does not fit the model; the message says what would.
+
+    Guarantees:
+        The result is a function of the arguments, none of which a device's text can touch.
+    """
+    _check(plan, roles, len(unigram), specials)
+    rows, inclusion = _draw(plan, unigram, specials, seed, round)
+    kinds = DENSE_KINDS[plan.dense]
+    segments: list[Segment] = []
+    offset = 0
+    for name, role in roles.items():
+        if role.kind == "rows" and plan.rows != "none":
+            shape = role.shape if rows is None else (len(rows), *role.shape[1:])
+            segment = Segment(name, shape, rows, offset, int(np.prod(shape)))
+        elif role.kind in kinds:
+            segment = Segment(name, role.shape, None, offset, int(np.prod(role.shape)))
+        else:
+            continue
+        segments.append(segment)
+        offset += segment.size
+    return Payload(round, tuple(segments), rows, inclusion, plan.outside)
+
+
+def gather(parameters: Mapping[str, Any], payload: Payload) -> npt.NDArray[np.float32]:
+    """Read the payload's coordinates from the model, as float32[d].
+
+    Args:
+        parameters: numpy arrays or torch tensors in main memory, by name.
+    """
+    values = np.empty(payload.dim, np.float32)
+    for segment in payload.segments:
+        array = np.asarray(parameters[segment.name])
+        chosen = array if segment.rows is None else array[segment.rows]
+        values[segment.offset : segment.offset + segment.size] = chosen.reshape(-1)
+    return values
+
+
+def scatter_add(
+    parameters: Mapping[str, Any], payload: Payload, values: npt.NDArray[np.float32]
+) -> None:
+    """Add flat values float32[d] to the payload's coordinates of the model, in place.
+
+    Raises:
+        ValueError: ``values`` is not of the payload's dimension.
+    """
+    if values.shape != (payload.dim,):
+        raise ValueError(f"values have shape {values.shape}; the payload's is ({payload.dim},)")
+    for segment in payload.segments:
+        stretch = values[segment.offset : segment.offset + segment.size].reshape(segment.shape)
+        array = np.asarray(parameters[segment.name])  # of a torch tensor: its own memory
+        if segment.rows is None:
+            array += stretch
+        else:
+            array[segment.rows] += stretch  # rows are distinct
+
+
+def describe(payload: Payload, total: int) -> Cost:
+    """Say what the payload costs against a model of ``total`` coordinates."""
+    return Cost(payload.dim, 4 * payload.dim, float(np.sqrt(payload.dim / total)))
+
+
+def _draw(
+    plan: PayloadPlan, unigram: Floats, specials: Sequence[int], seed: int, round: int
+) -> tuple[IDs | None, Floats | None]:
+    """Return the round's rows int64[k] with their inclusion probabilities; None for all rows.
+
+    A word of weight w arrives at an Exp(w) time; the earliest words are taken (Gumbel top-k by
+    another name). Given the time τ at which the first word NOT taken arrives, each word was
+    taken with probability 1 − exp(−w τ): dividing by it gives unbiased sums.
+
+    Source: Cohen and Kaplan 2007, "Summarizing data using bottom-k sketches", section 4 (rank
+    conditioning).
+    """
+    if plan.rows == "all":
+        return None, None
+    if plan.rows == "none":
+        return np.empty(0, np.int64), np.empty(0)
+    always = np.unique(np.asarray(specials, np.int64))
+    others = np.setdiff1d(np.arange(len(unigram)), always)
+    count = plan.rows - len(always)
+    weight = unigram[others] ** (plan.temper if plan.draw == "unigram" else 0.0)
+    arrival = stream(seed, "rows", round).exponential(size=len(others)) / weight
+    order = np.argpartition(arrival, count)
+    taken, first_missed = order[:count], arrival[order[count]]
+    probability = -np.expm1(-weight[taken] * first_missed)
+    if plan.draw == "uniform":
+        probability = np.full(count, count / len(others))
+    rows = np.concatenate([always, others[taken]])
+    inclusion = np.concatenate([np.ones(len(always)), probability])
+    sort = np.argsort(rows)
+    return rows[sort], inclusion[sort]
+
+
+def _check(
+    plan: PayloadPlan, roles: Mapping[str, Role], vocabulary_size: int, specials: Sequence[int]
+) -> None:
+    kinds = {role.kind for role in roles.values()}
+    if plan.dense in ("lora", "ffa_lora") and "lora_b" not in kinds:
+        raise ValueError(f'dense = "{plan.dense}" needs a model with LoRA factors: state its rank')
+    if plan.dense == "all" and "lora_b" in kinds:
+        raise ValueError(
+            'dense = "all" trains the matrices themselves, so the LoRA factors would be paid for '
+            'twice; leave LoRA out of the model or choose dense = "lora"'
+        )
+    if not isinstance(plan.rows, int):
+        return
+    least = len(set(specials)) + 1
+    if not least <= plan.rows < vocabulary_size:
+        raise ValueError(
+            f"rows = {plan.rows}: must be at least {least} (the specials and one word) and below "
+            f'the vocabulary\'s {vocabulary_size}; for every row state "all"'
+        )
+
+
+def _one_of(field: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{field} = {value!r}: must be one of {', '.join(choices)}")
