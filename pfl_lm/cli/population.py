@@ -1,0 +1,142 @@
+"""``pfl-lm population``: turn text by user into a store, look at one."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, help="Build and inspect populations of users.")
+
+_Files = Annotated[
+    list[Path] | None, typer.Option(help="Input whose users all belong to this split.")
+]
+
+
+@app.command()
+def build(
+    tokenizer: Annotated[Path, typer.Option(help="Folder that `tokenizer build` wrote.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")],
+    inputs: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[INPUT]...",
+            help="JSONL, CSV, Parquet or LEAF JSON, plain or compressed (.gz .bz2 .xz .zst), or a "
+            "folder with one .txt per user; users are split by a digest of their id.",
+        ),
+    ] = None,
+    train: _Files = None,
+    validation: _Files = None,
+    test: _Files = None,
+    split: Annotated[
+        str, typer.Option(help="Shares of users in train, validation, test.")
+    ] = "0.8,0.1,0.1",
+    split_key: Annotated[
+        str, typer.Option(help="Keys the digest of user ids: same key, same split.")
+    ] = "pfl_lm",
+    name: Annotated[str | None, typer.Option(help="Name of the population.")] = None,
+    user_field: Annotated[str, typer.Option(help="JSON key or column of the user id.")] = "user",
+    text_field: Annotated[
+        str, typer.Option(help="JSON key or column of the text; in LEAF, x or x.N.")
+    ] = "text",
+    keep_user_ids: Annotated[
+        bool, typer.Option("--keep-user-ids", help="Also store ids as they are.")
+    ] = False,
+    max_malformed: Annotated[float, typer.Option(help="Share of records that may be bad.")] = 0.001,
+    workers: Annotated[int | None, typer.Option(help="Processes; default: one a core.")] = None,
+) -> None:
+    """Build a memory-mapped population from text by user."""
+    from pfl_lm.language.population_build import BuildOptions, Input, build_population
+    from pfl_lm.language.tokenizer import Tokenizer
+
+    options = BuildOptions(
+        name=name or output.name,
+        fractions=_fractions(split),
+        split_key=split_key,
+        keep_user_ids=keep_user_ids,
+        user_field=user_field,
+        text_field=text_field,
+        max_malformed=max_malformed,
+        workers=os.cpu_count() or 1 if workers is None else workers,
+    )
+    chosen = [Input(path) for path in inputs or []]
+    for of_split, paths in (("train", train), ("validation", validation), ("test", test)):
+        chosen += [Input(path, of_split) for path in paths or []]
+    opened = Tokenizer.open(tokenizer)
+    with _progress_bar() as progress:
+        profile = build_population(chosen, opened, output, options, progress)
+    for example in profile["provenance"]["malformed_examples"]:
+        typer.echo(f"skipped {example}", err=True)
+    _print_profile(profile, output)
+
+
+@app.command()
+def describe(
+    folder: Annotated[Path, typer.Argument(help="A folder that `population build` wrote.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show users, messages, words, OOV rate, the distribution per user, and provenance."""
+    from pfl_lm.language.population import PopulationStore
+
+    profile = PopulationStore.open(folder).describe()
+    if as_json:
+        typer.echo(json.dumps(profile, indent=1, ensure_ascii=False))
+    else:
+        _print_profile(profile, folder)
+
+
+def _fractions(text: str) -> tuple[float, float, float]:
+    try:
+        train, validation, test = (float(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"--split {text}: expected three numbers such as 0.8,0.1,0.1") from None
+    return train, validation, test
+
+
+class _progress_bar:
+    """A bar over bytes read, on standard error, and nothing at all where that is no terminal."""
+
+    def __enter__(self) -> Any:
+        from rich.console import Console
+        from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
+
+        console = Console(stderr=True)
+        self._bar = Progress(
+            "reading", BarColumn(), DownloadColumn(), TimeRemainingColumn(),
+            console=console, disable=not console.is_terminal,
+        )  # fmt: skip
+        self._bar.start()
+        task = self._bar.add_task("reading", total=None)
+        return lambda done, total: self._bar.update(task, completed=done, total=total)
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+
+def _print_profile(profile: dict[str, Any], folder: Path) -> None:
+    provenance = profile["provenance"]
+    typer.echo(f"population  {profile['name']} ({folder})")
+    typer.echo(f"tokenizer   {profile['vocabulary_size']:,} ids, {profile['tokenizer_digest']}")
+    typer.echo("")
+    typer.echo(f"{'split':<12}{'users':>12}{'messages':>14}{'words':>15}{'OOV rate':>10}")
+    for split, row in profile["splits"].items():
+        typer.echo(
+            f"{split:<12}{row['users']:>12,}{row['messages']:>14,}{row['words']:>15,}"
+            f"{row['oov_rate']:>10.2%}"
+        )
+    typer.echo("")
+    columns = list(profile["per_user"]["words"])
+    typer.echo(f"{'per user':<12}" + "".join(f"{column:>12}" for column in columns))
+    for what, row in profile["per_user"].items():
+        typer.echo(f"{what:<12}" + "".join(f"{row[column]:>12,}" for column in columns))
+    typer.echo("")
+    for item in provenance["inputs"]:
+        typer.echo(f"input       {item['file']} ({item.get('split', 'public text')})")
+    if "malformed" in provenance:
+        typer.echo(
+            f"skipped     {provenance['malformed']:,} malformed records, "
+            f"{provenance['messages_without_words']:,} messages without a word"
+        )
