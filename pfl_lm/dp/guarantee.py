@@ -1,0 +1,159 @@
+"""From a policy to what it guarantees: the noise, ε against two adversaries, a sentence."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+from pfl_lm.dp.accounting import spent
+from pfl_lm.dp.calibration import noise_multiplier
+from pfl_lm.dp.discrete import grid_norm
+from pfl_lm.dp.policy import Policy
+
+
+@dataclass(frozen=True)
+class Guarantee:
+    """What follows from a policy."""
+
+    noise_multiplier: float  # stddev of the noise on the sum of honest_reports shares ÷ clip_norm
+    share_multiplier: float  # stddev of one device's share ÷ clip_norm; 0 unless at the device
+    least_reports: int
+    most_reports: int | None
+    honest_reports: int
+    participations: int  # the most rounds one user can be in
+    epsilon: float  # against whoever sees every released model
+    epsilon_unamplified: float  # against whoever also learns who took part in which round
+    epsilon_server: float  # against an honest-but-curious server
+    delta: float
+    rho: float | None  # zCDP, where the noise is Gaussian and nothing is sampled
+    accountant: str
+    assumptions: tuple[str, ...]
+    statement: str
+
+
+@lru_cache(maxsize=64)
+def guarantee(policy: Policy) -> Guarantee:
+    """Derive the noise from the policy, and state what it guarantees.
+
+    Guarantees:
+        ``epsilon`` was accounted for at the returned noise multiplier and is at most
+        ``policy.epsilon``. The honest-but-curious server sees every sum and who took part, so
+        no sampling helps against it; where the server adds the noise it sees sums without, and
+        ``epsilon_server`` is ∞.
+
+    Raises:
+        ValueError: no noise reaches the policy's ε.
+    """
+    if policy.noise.at == "none":
+        z = 0.0
+    else:
+        z = noise_multiplier(policy.event(0.0), policy.participations, policy.epsilon, policy.delta)
+    _check_shares(policy, z)
+    cost = spent({policy.event(z): policy.participations}, policy.delta)
+    on_device = policy.noise.at == "device"
+    server = cost.epsilon_unamplified if on_device else math.inf
+    return Guarantee(
+        noise_multiplier=z,
+        share_multiplier=z / math.sqrt(policy.honest_reports) if on_device else 0.0,
+        least_reports=policy.least_reports,
+        most_reports=policy.most_reports,
+        honest_reports=policy.honest_reports,
+        participations=policy.participations,
+        epsilon=cost.epsilon,
+        epsilon_unamplified=cost.epsilon_unamplified,
+        epsilon_server=server,
+        delta=policy.delta,
+        rho=cost.rho,
+        accountant=cost.accountant,
+        assumptions=(*cost.assumptions, *_deployment(policy)),
+        statement=_statement(policy, z, cost.epsilon, server),
+    )
+
+
+def _check_shares(policy: Policy, z: float) -> None:
+    """Refuse discrete Gaussian shares too narrow for their sum to be accounted for at any dim."""
+    if policy.noise.kind != "discrete_gaussian":
+        return
+    norm = grid_norm(policy.noise.grid_steps, policy.noise.min_dim)
+    share = z * norm / math.sqrt(policy.honest_reports)
+    if share < 1:
+        raise ValueError(
+            f"noise: a discrete Gaussian share has a standard deviation of {share:.2g} grid steps "
+            "and needs 1; raise grid_steps or min_dim, or use skellam, which has no such limit"
+        )
+
+
+def _deployment(policy: Policy) -> list[str]:
+    """Return the assumptions that only the policy knows of."""
+    found = []
+    if policy.participation.kind != "rotation":
+        found.append(f"at least {policy.population:,} devices can take part in every round")
+    if policy.noise.at == "device":
+        found.append(
+            f"of every {policy.least_reports:,} reports summed, {policy.honest_reports:,} carry "
+            "an honest share of noise; secure aggregation opens no smaller sum and no part of one"
+        )
+        found.append(f"no payload has fewer than {policy.noise.min_dim:,} coordinates")
+    if policy.noise.at == "server":
+        found.append("the server is trusted with each sum until it has added the noise")
+    if policy.unit == "device":
+        found.append("a person with several devices is covered once for each")
+    found.append(
+        "vocabulary, tokenizer, evaluation and the choice of hyperparameters use no private text"
+    )
+    return found
+
+
+_NOISE = {"skellam": "Skellam", "discrete_gaussian": "discrete Gaussian", "gaussian": "Gaussian"}
+
+_CHANGE = {
+    "zero_out": "any one {unit}'s contributions had all been zero",
+    "add_remove": "any one {unit} had not existed",
+    "replace_one": "any one {unit}'s data had been entirely different",
+}
+
+
+def _statement(policy: Policy, z: float, epsilon: float, server: float) -> str:
+    """Return one sentence to publish: to whom, what, how, and what it is without amplification."""
+    if policy.noise.at == "none":
+        return (
+            f"No differential privacy is guaranteed for these {policy.rounds:,} rounds "
+            "(no noise, ε = ∞)."
+        )
+    change = _CHANGE[policy.neighboring].format(unit=policy.unit)
+    place = "added in shares by the devices" if policy.noise.at == "device" else "added centrally"
+    return (
+        f"All models released over {policy.rounds:,} rounds together are ({_ceil(epsilon)}, "
+        f"{policy.delta:g})-differentially private per {policy.unit}: they are almost as likely "
+        f"if {change} ({policy.neighboring}); {_participation(policy)}, and the sum of each "
+        f"round's reports carries {_NOISE[policy.noise.kind]} noise of {z:.4g} clip norms, "
+        f"{place}; {_server(policy, server)}."
+    )
+
+
+def _participation(policy: Policy) -> str:
+    population, goal = f"{policy.population:,}", f"{policy.report_goal:,}"
+    if policy.participation.kind == "poisson":
+        return f"each of {population} {policy.unit}s joins a round with probability {policy.rate:g}"
+    if policy.participation.kind == "fixed":
+        return f"each round draws {goal} of {population} {policy.unit}s uniformly"
+    times = "once" if policy.participations == 1 else f"{policy.participations} times"
+    return f"each of {population} {policy.unit}s takes part at most {times}"
+
+
+def _server(policy: Policy, server: float) -> str:
+    if math.isinf(server):
+        return "the server that adds the noise sees each sum without it and is trusted"
+    if policy.participation.kind == "rotation":
+        return "this holds against an honest-but-curious server too"
+    return (
+        "against an honest-but-curious server, which sees each sum and who took part, no "
+        f"amplification by sampling counts and ε is {_ceil(server)} for a {policy.unit} who "
+        "joins every round"
+    )
+
+
+def _ceil(epsilon: float) -> str:
+    """Print ε rounded up to three decimals."""
+    return f"{math.ceil(epsilon * 1000 - 1e-6) / 1000:,g}" if epsilon < 1e5 else f"{epsilon:.1e}"
