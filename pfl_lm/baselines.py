@@ -29,7 +29,7 @@ class UnigramScorer:
 
     def scores(self, states: torch.Tensor, words: slice | torch.Tensor) -> torch.Tensor:
         """Return log p(word), the same for each state, (m, k)."""
-        return self._log[words].expand(len(states), -1)
+        return self._log[words].repeat(len(states), 1)
 
 
 class KneserNeyBigram:

@@ -39,7 +39,7 @@ from pfl_lm.streams import stream
 
 _BATCH = 32_768  # predictions whose states are held at once
 _WINDOWS = 256  # windows run through the model at once
-_ROWS, _TILE = 1024, 2048  # predictions × words scored at once: 8 MiB
+_ROWS, _TILE = 1024, 1024  # predictions × words scored at once: 4 MiB, in the cache
 
 
 class Scorer(Protocol):
@@ -52,7 +52,7 @@ class Scorer(Protocol):
     def scores(self, states: torch.Tensor, words: slice | torch.Tensor) -> torch.Tensor:
         """Score the words with the given ids after states (m, ...): float32 (m, k).
 
-        Log-probabilities up to a constant per row.
+        Log-probabilities up to a constant per row. The caller may overwrite them.
         """
         ...
 
@@ -198,13 +198,13 @@ def _predict_rows(
         here = torch.nonzero((targets >= first) & (targets < last)).squeeze(1)
         target_score[here] = tile[here, targets[here] - first].double()
         highest = tile.amax(dim=1)
-        total = (tile - highest[:, None]).exp_().sum(dim=1).log_().add_(highest)
-        log_total = torch.logaddexp(log_total, total.double())
-        inside = never_suggested[(never_suggested >= first) & (never_suggested < last)] - first
-        tile = tile.index_fill(1, inside, -torch.inf) if len(inside) else tile
         # Most tiles hold a better suggestion for few rows only; the others need no sorting.
         better = torch.nonzero(~(highest <= best[:, -1])).squeeze(1)
-        _keep_best(best, best_words, tile[better], better, first)
+        inside = never_suggested[(never_suggested >= first) & (never_suggested < last)] - first
+        contenders = tile[better].index_fill_(1, inside, -torch.inf)
+        _keep_best(best, best_words, contenders, better, first)
+        total = tile.sub_(highest[:, None]).exp_().sum(dim=1).log_().add_(highest)
+        log_total = torch.logaddexp(log_total, total.double())
     return log_total - target_score, best_words
 
 

@@ -67,9 +67,9 @@ def test_agrees_with_nltk():
 
     texts = toy_texts()
     model = nltk.KneserNeyInterpolated(2, discount=0.4)
-    grams = [list(bigrams(map(str, text))) for text in texts]
-    model.fit([pairs + [(w,) for w in map(str, text)] for pairs, text in zip(grams, texts, strict=True)],
-              vocabulary_text=[str(i) for i in range(12)])  # fmt: skip
+    sentences = [[str(token) for token in text] for text in texts]
+    grams = [[*bigrams(sentence), *((word,) for word in sentence)] for sentence in sentences]
+    model.fit(grams, vocabulary_text=[str(i) for i in range(12)])
     scorer = KneserNeyBigram(
         count_pairs(texts, 12), np.full(12, 1 / 12), discount=0.4, unigram_discount=0.0
     )

@@ -187,7 +187,7 @@ def test_recall_by_public_frequency():
 
     class Unigram(Table):
         def scores(self, states, words):
-            return self.table[words].expand(len(states), -1)
+            return self.table[words].repeat(len(states), 1)
 
     table = Unigram(np.log(tokenizer.unigram))
     found = evaluate(table, people, "test", tokenizer, 20)

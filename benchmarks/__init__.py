@@ -1,0 +1,1 @@
+"""What the README's figures come from. A package, since opacus installs one of this name."""
