@@ -1,0 +1,109 @@
+"""Shamir's secret sharing of 32-byte secrets over a prime field.
+
+Source: Shamir 1979, "How to share a secret".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from pfl_lm.secagg.errors import MalformedMessage, Refused
+
+PRIME = (1 << 256) + 297  # the least prime above 2^256: every 32-byte string is an element
+SECRET_BYTES = 32
+SHARE_BYTES = 33
+
+Entropy = Callable[[int], bytes]
+
+
+def share(
+    secret: bytes, holders: Sequence[int], threshold: int, entropy: Entropy
+) -> dict[int, bytes]:
+    """Split a secret into one 33-byte share per holder; any ``threshold`` of them recover it.
+
+    Args:
+        secret: 32 bytes.
+        holders: distinct indices >= 0; holder i gets the polynomial's value at ``i + 1``.
+        threshold: t, from 1 to the number of holders.
+        entropy: ``n -> n`` unpredictable bytes.
+
+    Guarantees:
+        Any ``threshold - 1`` shares are uniform on the field and independent of the secret, up to
+        the 2^-127 by which a 384-bit number modulo the prime misses uniform.
+    """
+    if len(secret) != SECRET_BYTES:
+        raise ValueError(f"a secret has {SECRET_BYTES} bytes: {len(secret)}")
+    if len(set(holders)) != len(holders) or min(holders, default=0) < 0:
+        raise ValueError("holders must be distinct indices from 0")
+    if not 1 <= threshold <= len(holders):
+        raise ValueError(f"threshold must be from 1 to the {len(holders)} holders: {threshold}")
+    random = entropy(48 * (threshold - 1))
+    coefficients = [  # of the highest power first, for Horner's rule
+        int.from_bytes(random[at : at + 48], "little") % PRIME for at in range(0, len(random), 48)
+    ]
+    coefficients.append(int.from_bytes(secret, "little"))
+    shares = {}
+    for holder in holders:
+        value = 0
+        for coefficient in coefficients:
+            value = (value * (holder + 1) + coefficient) % PRIME
+        shares[holder] = value.to_bytes(SHARE_BYTES, "little")
+    return shares
+
+
+def recover(shares: Mapping[int, bytes], weights: Mapping[int, int]) -> bytes:
+    """Recover the secret from shares by holder, with the ``weights`` of exactly these holders.
+
+    Raises:
+        MalformedMessage: a share outside the field.
+        Refused: the shares belong to no 32-byte secret: at least one is wrong. Wrong shares that
+            do give 32 bytes give wrong ones: compare the secret with its commitment.
+    """
+    value = sum(weights[holder] * element(share) for holder, share in shares.items()) % PRIME
+    if value >> (8 * SECRET_BYTES):
+        raise Refused("the shares belong to no secret: at least one of them is wrong")
+    return value.to_bytes(SECRET_BYTES, "little")
+
+
+def element(share: bytes) -> int:
+    """Read a share as a field element.
+
+    Raises:
+        MalformedMessage: another length, or a number at or above the prime.
+    """
+    value = int.from_bytes(share, "little")
+    if len(share) != SHARE_BYTES or value >= PRIME:
+        raise MalformedMessage("a share must be 33 bytes below the field's prime")
+    return value
+
+
+def lagrange_weights(holders: Iterable[int]) -> dict[int, int]:
+    """Lagrange's coefficients at zero for these holders, with one inversion for all of them."""
+    points = [holder + 1 for holder in holders]
+    numerators, denominators = [], []
+    for j, x in enumerate(points):
+        numerator = denominator = 1
+        for m, other in enumerate(points):
+            if m != j:
+                numerator = numerator * other % PRIME
+                denominator = denominator * (other - x) % PRIME
+        numerators.append(numerator)
+        denominators.append(denominator)
+    inverses = _invert_all(denominators)
+    return {
+        x - 1: numerator * inverse % PRIME
+        for x, numerator, inverse in zip(points, numerators, inverses, strict=True)
+    }
+
+
+def _invert_all(values: Sequence[int]) -> list[int]:
+    """Invert non-zero field elements at the price of one (Montgomery's trick)."""
+    prefix = [1]
+    for value in values:
+        prefix.append(prefix[-1] * value % PRIME)
+    inverse = pow(prefix[-1], -1, PRIME)
+    inverses = [0] * len(values)
+    for at in range(len(values) - 1, -1, -1):
+        inverses[at] = inverse * prefix[at] % PRIME
+        inverse = inverse * values[at] % PRIME
+    return inverses

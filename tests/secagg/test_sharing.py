@@ -1,0 +1,69 @@
+"""Secret sharing: any t shares recover, fewer say nothing, wrong ones are noticed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from pfl_lm.secagg.errors import MalformedMessage, Refused
+from pfl_lm.secagg.sharing import PRIME, SHARE_BYTES, element, lagrange_weights, recover, share
+
+
+@given(st.binary(min_size=32, max_size=32), st.sets(st.integers(0, 10**6), min_size=1), st.data())
+def test_any_threshold_of_shares_recovers_the_secret(secret, holders, data):
+    threshold = data.draw(st.integers(1, len(holders)))
+    shares = share(secret, sorted(holders), threshold, os.urandom)
+    kept = data.draw(st.permutations(sorted(holders)))[:threshold]
+    some = {holder: shares[holder] for holder in kept}
+    assert recover(some, lagrange_weights(some)) == secret
+
+
+def test_the_largest_secret_fits_the_field():
+    shares = share(b"\xff" * 32, [0, 1, 2], 3, os.urandom)
+    assert recover(shares, lagrange_weights(shares)) == b"\xff" * 32
+
+
+def test_fewer_shares_than_the_threshold_are_uniform_whatever_the_secret():
+    for secret in (bytes(32), b"\xff" * 32):
+        values = [element(share(secret, [0, 1, 2], 3, os.urandom)[1]) for _ in range(4000)]
+        assert stats.kstest(np.array([value / PRIME for value in values]), "uniform").pvalue > 1e-4
+
+
+def test_a_flipped_bit_in_any_share_changes_or_destroys_the_secret():
+    secret = os.urandom(32)
+    shares = share(secret, range(5), 5, os.urandom)
+    weights = lagrange_weights(shares)
+    for holder in shares:
+        for bit in range(0, 8 * SHARE_BYTES, 7):
+            wrong = dict(shares)
+            number = int.from_bytes(wrong[holder], "little") ^ (1 << bit)
+            wrong[holder] = number.to_bytes(SHARE_BYTES, "little")
+            with contextlib.suppress(MalformedMessage, Refused):
+                assert recover(wrong, weights) != secret
+
+
+@pytest.mark.parametrize("wrong", [b"", bytes(32), bytes(34), PRIME.to_bytes(33, "little")])
+def test_what_is_no_field_element_is_no_share(wrong):
+    with pytest.raises(MalformedMessage):
+        element(wrong)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ((bytes(31), [0, 1], 2), "32 bytes"),
+        ((bytes(32), [0, 0], 2), "distinct"),
+        ((bytes(32), [0, -1], 2), "distinct"),
+        ((bytes(32), [0, 1], 3), "threshold"),
+        ((bytes(32), [0, 1], 0), "threshold"),
+    ],
+)
+def test_impossible_sharings_are_refused(arguments, match):
+    with pytest.raises(ValueError, match=match):
+        share(*arguments, os.urandom)
