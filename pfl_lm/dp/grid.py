@@ -5,35 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from pfl_lm.dp.discrete import grid_norm, rounded_norm
 from pfl_lm.dp.pmf import Kind, tail_radius
 
 _WRAP_BITS = 40  # the sum of a round wraps with probability at most 2^-40
-
-
-def rounded_norm_bound(norm: float, dim: int) -> float:
-    """Return the ℓ2 norm that conditional stochastic rounding keeps a vector within.
-
-    With β = e^(−1/2), so that √(2 ln 1/β) = 1:
-    min(‖x‖ + √d, √(‖x‖² + d/4 + ‖x‖ + √d/2)).
-
-    Args:
-        norm: ℓ2 norm before rounding, in grid steps.
-        dim: coordinates.
-
-    Source: Kairouz, Liu, Steinke 2021 (arXiv:2102.06387), Proposition 22 and Equation 16.
-    """
-    root = math.sqrt(dim)
-    return min(norm + root, math.sqrt(norm * norm + dim / 4 + norm + root / 2))
-
-
-def norm_inflation(grid_steps: float, dim: int) -> float:
-    """Return rounded norm ÷ norm for a vector at the clip: ≥ 1, falling with both arguments.
-
-    The sensitivity of the sum is clip_norm times this. An accountant that knows only the smallest
-    payload a policy covers uses that: larger payloads inflate less.
-    """
-    norm = grid_steps * math.sqrt(dim)
-    return rounded_norm_bound(norm, dim) / norm
 
 
 @dataclass(frozen=True)
@@ -65,12 +40,15 @@ class Grid:
     @property
     def scale(self) -> float:
         """Grid steps per model unit: grid_steps·√dim ÷ clip_norm."""
-        return self.grid_steps * math.sqrt(self.dim) / self.clip_norm
+        return grid_norm(self.grid_steps, self.dim) / self.clip_norm
 
     @property
     def norm_bound(self) -> float:
-        """ℓ2 norm, in grid steps, that no encoded vector exceeds: the sensitivity of the sum."""
-        return rounded_norm_bound(self.grid_steps * math.sqrt(self.dim), self.dim)
+        """ℓ2 norm, in grid steps, that no encoded vector exceeds: the sensitivity of the sum.
+
+        Source: Kairouz, Liu, Steinke 2021 (arXiv:2102.06387), Proposition 22.
+        """
+        return rounded_norm(grid_norm(self.grid_steps, self.dim), self.dim)
 
     @property
     def norm_bound_squared(self) -> int:
@@ -81,7 +59,7 @@ class Grid:
         """Variance of the noise on the sum, in squared grid steps: (multiplier·clip·scale)²."""
         if not 0 <= noise_multiplier < math.inf:
             raise ValueError(f"noise_multiplier must be finite and ≥ 0, got {noise_multiplier}")
-        return noise_multiplier**2 * self.grid_steps**2 * self.dim
+        return (noise_multiplier * grid_norm(self.grid_steps, self.dim)) ** 2
 
     @classmethod
     def choose(

@@ -12,11 +12,16 @@ import numpy as np
 from pfl_lm.dp.bits import Bits
 from pfl_lm.dp.pmf import UNIT, Kind, survival
 
-Integers = np.ndarray[Any, np.dtype[np.int64]]
+Integers = np.ndarray[Any, np.dtype[Any]]
+Int64s = np.ndarray[Any, np.dtype[np.int64]]
+Words = np.ndarray[Any, np.dtype[np.uint64]]
+Doubles = np.ndarray[Any, np.dtype[np.float64]]
+Flags = np.ndarray[Any, np.dtype[np.bool_]]
 
-_BLOCK = 1 << 15  # samples at a time: the guide, the words and the results stay in the L2 cache
+_BLOCK = 1 << 16  # samples at a time; part of what a reproducible stream means, so never change it
 _FEW = 2  # boundaries passed one by one before falling back to a binary search
 _GUIDE_STD = 2048  # above it 16 bits decide too few samples, and a sample overflows int16
+_UNDECIDED = np.iinfo(np.int16).min  # what the guide says where 16 bits do not decide
 LARGEST_STD = float(1 << 18)  # of one table; beyond it noise is composed
 
 
@@ -45,28 +50,36 @@ class Table:
     kind: Kind
     variance: float
     lowest: int  # the sample when U lies below every stored boundary
-    boundaries: np.ndarray[Any, np.dtype[np.uint64]]  # sorted first 64 bits, padded by 2^64 − 1
+    boundaries: Words  # sorted first 64 bits, padded by 2^64 − 1
     start: np.ndarray[Any, np.dtype[np.int32]]  # boundaries below each cell of the second step
     start_shift: int
-    guide: np.ndarray[Any, np.dtype[np.int16]] | None  # sample by 16-bit cell, or the lowest int16
+    guide: np.ndarray[Any, np.dtype[np.int16]] | None  # sample by 16-bit cell, or _UNDECIDED
 
     def add_to(self, out: Integers, bits: Bits) -> None:
-        """Add one independent sample to each coordinate of int64[n], in place."""
+        """Add one independent sample to each coordinate of int32[n] or int64[n], in place."""
+        size = min(_BLOCK, len(out))
+        words, cells = np.empty(size, np.uint16), np.empty(size, np.intp)
+        drawn, undecided = np.empty(size, np.int16), np.empty(size, np.bool_)
         for begin in range(0, len(out), _BLOCK):
             part = out[begin : begin + _BLOCK]
             if self.guide is None:
                 part += self._resolve(bits.uint64(len(part)), bits)
                 continue
-            words = bits.uint16(len(part))
-            drawn = np.take(self.guide, words.astype(np.intp), mode="clip")
-            open_cells = np.flatnonzero(drawn == np.iinfo(np.int16).min)
-            if len(open_cells):
-                tops = words[open_cells].astype(np.uint64) << np.uint64(48)
-                uniform = tops | (bits.uint64(len(open_cells)) >> np.uint64(16))
-                drawn[open_cells] = self._resolve(uniform, bits)
-            np.add(part, drawn, out=part)
+            if len(part) < size:
+                words, cells = words[: len(part)], cells[: len(part)]
+                drawn, undecided = drawn[: len(part)], undecided[: len(part)]
+            bits.fill(words)
+            np.copyto(cells, words)
+            np.take(self.guide, cells, out=drawn, mode="clip")
+            np.equal(drawn, _UNDECIDED, out=undecided)
+            places = np.flatnonzero(undecided)
+            if len(places):
+                uniform = words[places].astype(np.uint64) << np.uint64(48)
+                uniform |= bits.uint64(len(places)) >> np.uint64(16)
+                drawn[places] = self._resolve(uniform, bits)
+            part += drawn
 
-    def _resolve(self, uniform: np.ndarray[Any, np.dtype[np.uint64]], bits: Bits) -> Integers:
+    def _resolve(self, uniform: Words, bits: Bits) -> Int64s:
         """Return the samples of the given first 64 bits of U."""
         cell = (uniform >> np.uint64(self.start_shift)).astype(np.intp)
         passed = np.take(self.start, cell, mode="clip").astype(np.intp)
@@ -117,24 +130,22 @@ def table(kind: Kind, variance: float) -> Table:
     return Table(kind, variance, lowest, boundaries, start, 64 - start_bits, guide)
 
 
-def _guide(
-    boundaries: np.ndarray[Any, np.dtype[np.uint64]], lowest: int
-) -> np.ndarray[Any, np.dtype[np.int16]]:
-    """Return the sample of each 16-bit cell that no boundary cuts, else the lowest int16."""
+def _guide(boundaries: Words, lowest: int) -> np.ndarray[Any, np.dtype[np.int16]]:
+    """Return int16[2^16]: the sample of each cell that no boundary cuts, else _UNDECIDED."""
     edges = np.arange(1 << 16, dtype=np.uint64) << np.uint64(48)
     below = np.searchsorted(boundaries, edges, side="left")
     within = np.searchsorted(boundaries, edges | np.uint64(2**48 - 1), side="right")
-    return np.where(below == within, below + lowest, np.iinfo(np.int16).min).astype(np.int16)
+    return np.where(below == within, below + lowest, _UNDECIDED).astype(np.int16)
 
 
 def add_noise(kind: Kind, variance: float, out: Integers, bits: Bits) -> None:
-    """Add independent exact noise to each coordinate of int64[n], in place.
+    """Add independent exact noise to each coordinate of an integer vector, in place.
 
     Args:
         kind: "skellam" (variance ``variance``) or "discrete_gaussian" (parameter σ² =
             ``variance``; its variance is that but for a factor within e^(−2π²σ²)).
         variance: in squared grid units; 0 adds nothing.
-        out: contiguous, changed in place.
+        out: int64[n], or int32[n] where variance ≤ 2^36.
         bits: where the randomness comes from.
 
     Guarantees:
@@ -167,7 +178,7 @@ def add_noise(kind: Kind, variance: float, out: Integers, bits: Bits) -> None:
             part += _wide_gaussian(variance, len(part), bits)
 
 
-def _wide_gaussian(variance: float, count: int, bits: Bits) -> Integers:
+def _wide_gaussian(variance: float, count: int, bits: Bits) -> Int64s:
     """Return int64[count] discrete Gaussian samples of a large σ, by exact rejection.
 
     Write |k| = w·j + l with 0 ≤ l < w, w a power of two near σ/1000. Then exp(−k²/2σ²) =
@@ -184,7 +195,7 @@ def _wide_gaussian(variance: float, count: int, bits: Bits) -> Integers:
         raise ValueError(f"variance must be at most 2^88, got {variance}")
     low_bits = max(0, math.frexp(math.sqrt(variance))[1] - 10)
     steps = table("discrete_gaussian", math.ldexp(variance, -2 * low_bits))
-    kept: list[Integers] = []
+    kept: list[Int64s] = []
     missing = count
     while missing > 0:
         tries = 2 * missing + 64
@@ -203,21 +214,24 @@ def _wide_gaussian(variance: float, count: int, bits: Bits) -> Integers:
     return np.concatenate(kept) if kept else np.zeros(0, dtype=np.int64)
 
 
-def _accept(
-    high: Integers, low: Integers, low_bits: int, variance: float, bits: Bits
-) -> np.ndarray[Any, np.dtype[np.bool_]]:
+def _accept(high: Int64s, low: Int64s, low_bits: int, variance: float, bits: Bits) -> Flags:
     """Draw bool[n], each true with probability exp(−l(2wj + l)/2v) to within 2^-190.
 
-    Floating point (error below 2^-48) decides unless the first 64 bits of the uniform number come
-    within 2^-40 of the threshold; 256-bit arithmetic decides the rest, with 192 more bits.
+    Since e^(−x) ≥ 1 − x, 16 bits accept nearly all. For the rest 48 more bits are compared with
+    e^(−x) in floating point, whose error is below 2^-48, and where they come within 2^-40 of it
+    192 more bits in 256-bit arithmetic.
     """
     exponent = low * (np.ldexp(high.astype(np.float64), low_bits + 1) + low) / (2 * variance)
-    uniform = bits.uint64(len(high))
-    margin = np.exp(-exponent) - uniform.astype(np.float64) * 2.0**-64
-    accepted = margin > 0
+    words = bits.uint16(len(high))
+    accepted = (words + 1.0) * 2.0**-16 <= 1 - 2.0**-40 - exponent
+    rest = np.flatnonzero(~accepted)
+    uniform = words[rest].astype(np.uint64) << np.uint64(48)
+    uniform |= bits.uint64(len(rest)) >> np.uint64(16)
+    margin = np.exp(-exponent[rest]) - uniform.astype(np.float64) * 2.0**-64
+    accepted[rest] = margin > 0
     for i in np.flatnonzero(np.abs(margin) < 2.0**-40):
-        accepted[i] = _accept_exactly(
-            int(low[i]) * ((int(high[i]) << (low_bits + 1)) + int(low[i])),
+        accepted[rest[i]] = _accept_exactly(
+            int(low[rest[i]]) * ((int(high[rest[i]]) << (low_bits + 1)) + int(low[rest[i]])),
             variance,
             (int(uniform[i]) << 192) | bits.integer(192),
         )
