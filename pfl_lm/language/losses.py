@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 BLOCK_BYTES = 2 << 20  # of scores at a time: a block stays in the cache between its passes
+LEAST_BLOCK = 256  # words, however many rows
 KEEP_BYTES = 512 << 20  # of scores kept between the two passes; beyond it they are made twice
 
 
@@ -186,7 +187,7 @@ def full_softmax(
     Source: online normaliser, Milakov and Gimelshein 2018 (arXiv:1805.02867), algorithm 3.
     """
     rows, words = len(vectors), len(table)
-    width = max(256, BLOCK_BYTES // (4 * rows))
+    width = max(LEAST_BLOCK, BLOCK_BYTES // (4 * rows))
     keep = 4 * rows * words <= KEEP_BYTES
     blocks = [slice(start, min(start + width, words)) for start in range(0, words, width)]
     top = vectors.new_full((rows, 1), -torch.inf)

@@ -10,6 +10,7 @@ of the hidden vectors (P = D where the tables are tied), n rows of a chunk.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ __all__ = [
     "ModelSpec",
     "Parameters",
     "Role",
+    "chunks",
     "hidden",
     "hidden_of",
     "initialise",
@@ -112,8 +114,6 @@ def merge(spec: ModelSpec, parameters: Parameters) -> tuple[ModelSpec, Parameter
     """Fold LoRA factors into the weights; the model computes the same without them."""
     if spec.lora is None:
         return spec, parameters
-    from dataclasses import replace
-
     return replace(spec, lora=None), lora.merge(spec.lora, parameters)
 
 

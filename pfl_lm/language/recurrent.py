@@ -24,6 +24,8 @@ from pfl_lm.language import dense
 from pfl_lm.language.dense import Dense
 from pfl_lm.language.spec import ModelSpec, Role
 
+State = tuple[Tensor, ...]  # of one layer: (K, B, P or H), (K, B, H)
+
 GATES = {"cifg_lstm": 3, "lstm": 4}  # order: forget, cell, output; input, forget, cell, output
 
 
@@ -58,11 +60,14 @@ def hidden(spec: ModelSpec, weights: Mapping[str, Tensor], embedded: Tensor) -> 
     return x.reshape(devices, steps, windows, -1).transpose(1, 2)
 
 
-def zero_state(spec: ModelSpec, devices: int, windows: int) -> list[tuple[Tensor, Tensor]]:
+def zero_state(
+    spec: ModelSpec, devices: int, windows: int, dtype: torch.dtype = torch.float32
+) -> list[State]:
     """Return each layer's state (r, c) before the first word: (K, B, P or H), (K, B, H)."""
     state = spec.output_dim if spec.kind == "cifg_lstm" else spec.hidden_dim
+    widths = (state, spec.hidden_dim)
     return [
-        (torch.zeros(devices, windows, state), torch.zeros(devices, windows, spec.hidden_dim))
+        tuple(torch.zeros(devices, windows, width, dtype=dtype) for width in widths)
         for _ in range(spec.layers)
     ]
 
@@ -71,8 +76,8 @@ def step(
     spec: ModelSpec,
     weights: Mapping[str, Tensor],
     embedded: Tensor,
-    state: list[tuple[Tensor, Tensor]],
-) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    state: list[State],
+) -> tuple[Tensor, list[State]]:
     """Advance one word, as a keyboard does: (K, B, D) and the state → (K, B, P) and the next."""
     x, after = embedded, []
     for number, (r, c) in enumerate(state):
