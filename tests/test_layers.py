@@ -16,7 +16,7 @@ LAYERS = (
     ("streams", "files"),
     ("language", "payload", "dp", "secagg"),
     ("devices", "server"),
-    ("recipes", "scenario", "simulate", "central", "evaluate", "measures", "keystrokes", "baselines",
+    ("recipes", "scenario", "model_file", "simulate", "central", "measures", "evaluate", "measures", "keystrokes", "baselines",
      "runs",
      "report", "audit", "export", "interop"),
     ("cli",),

@@ -15,7 +15,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float32]
+Moments = dict[str, Floats]
 
 
 @dataclass(frozen=True)
@@ -55,12 +59,7 @@ class ServerOptimizer:
         return self.adaptivity**2 if moment == "second" else 0.0
 
 
-Moments = dict[str, torch.Tensor]
-
-
-def step(
-    optimizer: ServerOptimizer, mean: torch.Tensor, moments: Moments
-) -> tuple[torch.Tensor, Moments]:
+def step(optimizer: ServerOptimizer, mean: Floats, moments: Moments) -> tuple[Floats, Moments]:
     """Turn the mean update of a round into what is added to the model.
 
     Args:
@@ -71,26 +70,24 @@ def step(
     Returns:
         The step, float32[d], and the new moments. Inputs are left as they were.
     """
-    rate = optimizer.learning_rate
+    rate = np.float32(optimizer.learning_rate)
     if optimizer.kind == "sgd":
         return rate * mean, {}
-    beta = optimizer.momentum
+    beta = np.float32(optimizer.momentum)
     if optimizer.kind == "momentum":
         first = beta * moments["first"] + mean
         return rate * first, {"first": first}
     first = beta * moments["first"] + (1 - beta) * mean
     second = _second_moment(optimizer, mean, moments["second"])
-    return rate * first / (second.sqrt() + optimizer.adaptivity), {
+    return rate * first / (np.sqrt(second) + np.float32(optimizer.adaptivity)), {
         "first": first,
         "second": second,
     }
 
 
-def _second_moment(
-    optimizer: ServerOptimizer, mean: torch.Tensor, second: torch.Tensor
-) -> torch.Tensor:
+def _second_moment(optimizer: ServerOptimizer, mean: Floats, second: Floats) -> Floats:
     square = mean * mean
-    beta = optimizer.second_momentum
+    beta = np.float32(optimizer.second_momentum)
     if optimizer.kind == "adam":
         return beta * second + (1 - beta) * square
-    return second - (1 - beta) * square * torch.sign(second - square)
+    return second - (1 - beta) * square * np.sign(second - square)

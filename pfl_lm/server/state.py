@@ -6,12 +6,15 @@ is abandoned has changed nothing.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
 
-from pfl_lm.payload import Parameters, Payload, gather, scatter
-from pfl_lm.server.optimizers import ServerOptimizer, step
+from pfl_lm.payload import Payload, gather, scatter_add
+from pfl_lm.server.optimizers import Floats, ServerOptimizer, step
+
+Tables = Mapping[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class Broadcast:
 
     round: int
     payload: Payload
-    values: torch.Tensor
+    values: Floats
 
 
 @dataclass(frozen=True)
@@ -41,8 +44,8 @@ class ServerState:
     """
 
     round: int
-    parameters: Parameters
-    moments: dict[str, Parameters] = field(default_factory=dict)
+    parameters: Tables
+    moments: Mapping[str, Tables] = field(default_factory=dict)
 
 
 def open_round(state: ServerState, payload: Payload) -> Broadcast:
@@ -51,7 +54,7 @@ def open_round(state: ServerState, payload: Payload) -> Broadcast:
 
 
 def close_round(
-    state: ServerState, broadcast: Broadcast, mean: torch.Tensor, optimizer: ServerOptimizer
+    state: ServerState, broadcast: Broadcast, mean: Floats, optimizer: ServerOptimizer
 ) -> ServerState:
     """Move the model by the mean update of a round.
 
@@ -63,18 +66,24 @@ def close_round(
 
     Returns:
         The next state; coordinates outside the payload are untouched, moments included.
+
+    Raises:
+        ValueError: ``mean`` is not of the payload's dimension.
     """
     payload = broadcast.payload
     if mean.shape != (payload.dim,):
-        raise ValueError(f"mean has shape {tuple(mean.shape)}, the payload is ({payload.dim},)")
-    tables = {name: _moments_for(state, payload, optimizer, name) for name in optimizer.moments}
-    moments = {name: gather(table, payload) for name, table in tables.items()}
-    change, moments = step(optimizer, mean, moments)
+        raise ValueError(f"mean has shape {mean.shape}; the payload's is ({payload.dim},)")
+    tables = {name: _table(state, payload, optimizer, name) for name in optimizer.moments}
+    before = {name: gather(table, payload) for name, table in tables.items()}
+    change, after = step(optimizer, mean, before)
     return replace(
         state,
         round=state.round + 1,
-        parameters=scatter(state.parameters, payload, broadcast.values + change),
-        moments={name: scatter(tables[name], payload, moments[name]) for name in tables},
+        parameters=_moved(state.parameters, payload, change),
+        moments={
+            name: _moved(table, payload, after[name] - before[name])
+            for name, table in tables.items()
+        },
     )
 
 
@@ -83,9 +92,17 @@ def abandon_round(state: ServerState) -> ServerState:
     return replace(state, round=state.round + 1)
 
 
-def _moments_for(
+def _moved(tables: Tables, payload: Payload, change: Floats) -> Tables:
+    """Return the tables with ``change`` added on the payload; only those that travel are copied."""
+    travelling = {segment.name for segment in payload.segments}
+    copied = {n: value.clone() if n in travelling else value for n, value in tables.items()}
+    scatter_add(copied, payload, change)
+    return copied
+
+
+def _table(
     state: ServerState, payload: Payload, optimizer: ServerOptimizer, moment: str
-) -> Parameters:
+) -> Tables:
     """Return the table of one moment, with entries for what travels for the first time."""
     table = dict(state.moments.get(moment, {}))
     for segment in payload.segments:

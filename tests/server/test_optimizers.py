@@ -1,19 +1,19 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
-import torch
 
 from pfl_lm.server.optimizers import ServerOptimizer, step
 
 
 def moments(optimizer, size):
-    return {name: torch.full((size,), optimizer.initial(name)) for name in optimizer.moments}
+    return {name: np.full(size, optimizer.initial(name), np.float32) for name in optimizer.moments}
 
 
 def test_sgd_at_rate_one_is_federated_averaging():
-    mean = torch.tensor([1.0, -2.0])
+    mean = np.float32([1.0, -2.0])
     change, kept = step(ServerOptimizer("sgd", 1.0), mean, {})
-    assert torch.equal(change, mean)
+    assert np.array_equal(change, mean)
     assert kept == {}
 
 
@@ -22,8 +22,8 @@ def test_momentum_accumulates_geometrically():
     state = moments(optimizer, 1)
     total = 0.0
     for _ in range(200):
-        change, state = step(optimizer, torch.ones(1), state)
-        total = float(change)
+        change, state = step(optimizer, np.ones(1, np.float32), state)
+        total = float(change[0])
     assert total == pytest.approx(0.5 / (1 - 0.9), rel=1e-4)
 
 
@@ -32,17 +32,17 @@ def test_adaptive_steps_tend_to_the_sign_of_a_constant_update(kind):
     optimizer = ServerOptimizer(kind, 0.1, second_momentum=0.9, adaptivity=1e-6)
     state = moments(optimizer, 2)
     for _ in range(300):
-        change, state = step(optimizer, torch.tensor([3.0, -0.01]), state)
-    assert torch.allclose(change, torch.tensor([0.1, -0.1]), rtol=2e-2)
+        change, state = step(optimizer, np.float32([3.0, -0.01]), state)
+    assert np.allclose(change, np.float32([0.1, -0.1]), rtol=2e-2)
 
 
 def test_yogi_moves_its_second_moment_by_a_bounded_amount_where_adam_forgets():
-    past = {"first": torch.zeros(1), "second": torch.ones(1)}
-    tiny = torch.tensor([1e-4])
+    past = {"first": np.zeros(1, np.float32), "second": np.ones(1, np.float32)}
+    tiny = np.float32([1e-4])
     _, adam = step(ServerOptimizer("adam", second_momentum=0.9), tiny, past)
     _, yogi = step(ServerOptimizer("yogi", second_momentum=0.9), tiny, past)
-    assert float(adam["second"]) == pytest.approx(0.9)
-    assert float(yogi["second"]) == pytest.approx(1.0)
+    assert float(adam["second"][0]) == pytest.approx(0.9)
+    assert float(yogi["second"][0]) == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize(

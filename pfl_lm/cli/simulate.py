@@ -1,0 +1,64 @@
+"""`pfl-lm simulate` and `pfl-lm demo`: train with simulated devices, and watch it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from pfl_lm.scenario import Scenario
+
+DEMO = Path(__file__).parent.parent / "demo" / "scenario.toml"
+
+Output = Annotated[Path, typer.Option("--output", "-o", help="Folder of the run.")]
+Overwrite = Annotated[bool, typer.Option(help="Delete an earlier run in that folder first.")]
+
+
+def simulate(
+    recipe: Annotated[Path, typer.Argument(metavar="SCENARIO", help="simulations/*.toml")],
+    output: Output,
+    resume: Annotated[bool, typer.Option(help="Go on where that run was interrupted.")] = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Train a model with simulated devices under a privacy policy.
+
+    The run folder receives manifest, ledger, metrics, checkpoints, the trained model, its
+    evaluation on held-out users, and the report page. A run that was killed goes on with --resume;
+    what it had spent stays spent.
+    """
+    from pfl_lm.recipes import load
+    from pfl_lm.scenario import Scenario
+
+    _run(load(Scenario, recipe), output, resume=resume, overwrite=overwrite)
+
+
+def demo(
+    output: Output = Path("runs/demo"),
+    overwrite: Overwrite = False,
+) -> None:
+    """Run the main job in a few minutes on an embedded population of invented users."""
+    from pfl_lm.recipes import load
+    from pfl_lm.scenario import Scenario
+
+    _run(load(Scenario, DEMO), output, resume=False, overwrite=overwrite)
+
+
+def _run(scenario: Scenario, output: Path, resume: bool, overwrite: bool) -> None:
+    """Simulate, then write the report; one screen tells what came out."""
+    from pfl_lm.cli.progress import RunScreen
+    from pfl_lm.report.page import write_report
+    from pfl_lm.runs import RunFolder
+    from pfl_lm.simulate import simulate
+
+    if resume and overwrite:
+        raise ValueError("--resume goes on with a run and --overwrite deletes it: choose one")
+    if overwrite and output.exists():
+        RunFolder.open(output)  # whatever else is there is not ours to delete
+        shutil.rmtree(output)
+    with RunScreen(scenario) as screen:
+        folder = simulate(scenario, output, resume=resume, watch=screen)
+        page = write_report(folder.path)
+    screen.summary(folder, page)

@@ -1,0 +1,80 @@
+"""A model on disk: what it is, what it knows, and where its knowledge comes from."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pfl_lm.files import write_atomically
+from pfl_lm.language.models import LoraSpec, ModelSpec, Parameters, roles
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Model:
+    """A spec, its parameters, and their origin.
+
+    Attributes:
+        origin: ``kind`` (``public``, ``private`` or ``federated``), ``text``, ``tokenizer_digest``
+            and, for a federated model, ``statements``.
+    """
+
+    spec: ModelSpec
+    parameters: Parameters
+    origin: dict[str, Any]
+
+
+def save_model(path: Path, model: Model) -> None:
+    """Write a model file, whole or not at all."""
+    content = {
+        "format": FORMAT,
+        "spec": asdict(model.spec),
+        "parameters": model.parameters,
+        "origin": model.origin,
+    }
+    with write_atomically(path) as temporary:
+        torch.save(content, temporary)
+
+
+def load_model(path: Path) -> Model:
+    """Read a model file; only tensors and plain values are accepted, never code.
+
+    Raises:
+        ValueError: no such file, not a model file, or its parameters do not fit its spec.
+    """
+    content = load_tensors(path, "model file")
+    if content.get("format") != FORMAT:
+        raise ValueError(f"{path}: model file of another format than {FORMAT}; write it anew")
+    spec = spec_from(content["spec"])
+    parameters = content["parameters"]
+    shapes = {name: tuple(value.shape) for name, value in parameters.items()}
+    if shapes != {name: role.shape for name, role in roles(spec).items()}:
+        raise ValueError(f"{path}: the parameters are not those of the model it describes")
+    return Model(spec, parameters, content["origin"])
+
+
+def load_tensors(path: Path, what: str) -> dict[str, Any]:
+    """Read a dict that ``torch.save`` wrote, without executing anything in it."""
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: no such {what}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError, OSError) as error:
+        raise ValueError(f"{path} is no readable {what}; it may be cut off") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is no {what}")
+    return content
+
+
+def spec_from(fields: dict[str, Any]) -> ModelSpec:
+    """Rebuild a spec from ``dataclasses.asdict``."""
+    lora = fields.get("lora")
+    if lora is not None:
+        lora = LoraSpec(**{**lora, "targets": tuple(lora["targets"])})
+    return ModelSpec(**{**fields, "lora": lora})
