@@ -10,7 +10,7 @@ from pfl_lm.secagg.checks import KEYS, Peers
 from pfl_lm.secagg.config import DevicePolicy, RoundConfig
 from pfl_lm.secagg.errors import Refused
 from pfl_lm.secagg.keys import Identity, KeyPair, Sealer
-from pfl_lm.secagg.messages import AdvertiseKeys, SealedShares, ShareKeys
+from pfl_lm.secagg.messages import MASK_SHARE, SELF_SHARE, AdvertiseKeys, SealedShares, ShareKeys
 from pfl_lm.secagg.noise import NoiseChain
 from pfl_lm.secagg.sharing import SHARE_BYTES, Entropy
 
@@ -65,7 +65,7 @@ def deal(me: Secrets, peers: Peers) -> ShareKeys:
     sealed = {}
     for holder in peers.holders:
         shares = [by_holder[holder] for by_holder in dealt]
-        mask, seed = commit_shares(context, me.index, holder, shares)
+        mask, seed = _commit_shares(context, me.index, holder, shares)
         theirs = peers.keys[holder].box_key
         sealer = Sealer.between(me.box_pair, theirs, context, me.index, holder, i_deal=True)
         sealed[holder] = SealedShares(mask, seed, sealer.seal(b"".join(shares), mask + seed))
@@ -89,16 +89,15 @@ def open_box(me: Secrets, peers: Peers, dealer: int, sealed: SealedShares) -> li
         return None
     shares = [content[at : at + SHARE_BYTES] for at in range(0, len(content), SHARE_BYTES)]
     committed = (sealed.mask_commitment, sealed.self_commitment)
-    return shares if commit_shares(context, dealer, me.index, shares) == committed else None
+    return shares if _commit_shares(context, dealer, me.index, shares) == committed else None
 
 
-def commit_shares(
+def _commit_shares(
     context: bytes, dealer: int, holder: int, shares: Sequence[bytes]
 ) -> tuple[bytes, bytes]:
-    """Commitments to a holder's shares of the mask key and of the self-mask seed."""
     return (
-        keys.commit(context, b"mask share", dealer, holder, shares[0]),
-        keys.commit(context, b"self share", dealer, holder, shares[1]),
+        keys.commit(context, MASK_SHARE, dealer, holder, shares[0]),
+        keys.commit(context, SELF_SHARE, dealer, holder, shares[1]),
     )
 
 

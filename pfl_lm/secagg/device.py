@@ -60,6 +60,11 @@ class _State:
         self._me = me
         self._left = False
 
+    @property
+    def index(self) -> int:
+        """The device's place in the cohort."""
+        return self._me.index
+
     @contextmanager
     def _leave(self) -> Iterator[Secrets]:
         if self._left:
@@ -113,7 +118,7 @@ class KeysAdvertised(_State):
     def share_keys(self, roster: bytes) -> KeysShared:
         """Deal shares of the device's secrets to their holders."""
         with self._leave() as me:
-            theirs = Roster.from_server(roster, me.config)
+            theirs = Roster.decode_from_server(roster, me.config)
             peers = checks.check_roster(theirs, me.config, me.policy, me.index, me.advertise())
             message = deal(me, peers).encode(me.config, me.index)
         return KeysShared(me, message, peers)
@@ -136,7 +141,7 @@ class KeysShared(_State):
         if vector.shape != (config.dim,) or vector.dtype != np.int64:
             raise ValueError(f"vector must be int64 ({config.dim},): {vector.dtype} {vector.shape}")
         with self._leave() as me:
-            dealt = ShareInbox.from_server(inbox, config).shares
+            dealt = ShareInbox.decode_from_server(inbox, config).shares
             checks.check_inbox(dealt, self._peers, config)
             held = {
                 dealer: shares
@@ -200,7 +205,7 @@ class InputMasked(_Holder):
         if not self._me.config.signed:
             raise WrongState("this round does not sign its survivors")
         with self._leave() as me:
-            survivors = SurvivorSet.from_server(outcome, me.config)
+            survivors = SurvivorSet.decode_from_server(outcome, me.config)
             self._check(survivors)
             assert me.identity is not None
             signature = me.identity.sign(
@@ -216,7 +221,7 @@ class InputMasked(_Holder):
         if self._me.config.signed:
             raise WrongState("this round's survivors must be confirmed before it is unmasked")
         with self._leave() as me:
-            outcome = UnmaskRequest.from_server(request, me.config).outcome
+            outcome = UnmaskRequest.decode_from_server(request, me.config).outcome
             self._check(outcome)
             message = self._answer(outcome)
         return Unmasked(me, message)
@@ -240,7 +245,7 @@ class SurvivorsConfirmed(_Holder):
     def unmask(self, request: bytes) -> Unmasked:
         """Answer with shares once a quorum has signed the same survivor set."""
         with self._leave() as me:
-            asked = UnmaskRequest.from_server(request, me.config)
+            asked = UnmaskRequest.decode_from_server(request, me.config)
             if asked.outcome != self._outcome:
                 raise Refused("the server asks about another survivor set than it had signed")
             checks.check_quorum(asked, self._peers, me.config)
@@ -257,7 +262,8 @@ def _mask_seeds(
 ) -> tuple[list[bytes], list[bytes]]:
     """Seeds of the masks to add (the device's own among them) and of those to subtract."""
     context = me.config.context
-    plus, minus = [self_mask_seed(me.seed, context, me.index)], []
+    plus = [self_mask_seed(me.seed, context, me.index)]
+    minus: list[bytes] = []
     for other in dealers:
         if other != me.index:
             theirs = peers.keys[other].mask_key

@@ -2,6 +2,7 @@
 
     SecaggError (ValueError)
     ├── TooFewReports     the sum stays closed: fewer reports than the threshold
+    ├── TooFewShares      the survivors' masks cannot be removed: the sum stays closed
     ├── WrongState        a call or a message that the current phase does not take
     ├── MalformedMessage  bytes that are not a message of this protocol
     └── Refused           a well-formed message that breaks a rule: somebody cheats or is broken
@@ -26,6 +27,10 @@ class TooFewReports(SecaggError):
             f"{reports} reports arrived and the threshold is {threshold}: the sum stays closed; "
             "invite a larger cohort or wait longer"
         )
+
+
+class TooFewShares(SecaggError):
+    """Too few devices answered for some mask to be removed: the sum is never opened."""
 
 
 class WrongState(SecaggError):

@@ -17,7 +17,7 @@ Each class writes and reads its own body. Reading is strict: one encoding for on
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -28,6 +28,8 @@ from pfl_lm.secagg.ring import Words
 from pfl_lm.secagg.sharing import SHARE_BYTES, element
 from pfl_lm.secagg.wire import SERVER, Reader, frame, unframe, write_bitmap, write_records
 
+MASK_SHARE, SELF_SHARE = b"mask share", b"self share"  # which secret a share belongs to
+
 
 class Message:
     """What all messages have: a kind, and a way into and out of frames."""
@@ -37,6 +39,9 @@ class Message:
     def encode(self, config: RoundConfig, sender: int) -> bytes:
         """The whole message as it travels."""
         return frame(self.kind, sender, config.context, self.body(config))
+
+    def encode_from_server(self, config: RoundConfig) -> bytes:
+        return self.encode(config, SERVER)
 
     @classmethod
     def decode(cls, message: bytes, config: RoundConfig, sender: int) -> Self:
@@ -58,7 +63,7 @@ class Message:
         return content
 
     @classmethod
-    def from_server(cls, message: bytes, config: RoundConfig) -> Self:
+    def decode_from_server(cls, message: bytes, config: RoundConfig) -> Self:
         """``decode`` for what the server sends."""
         return cls.decode(message, config, SERVER)
 
@@ -108,6 +113,10 @@ class Roster(Message):
     members: int
     keys: Mapping[int, AdvertiseKeys]
 
+    def only(self, devices: Iterable[int]) -> Roster:
+        """The part of the roster that a device with these neighbours gets."""
+        return Roster(self.members, {device: self.keys[device] for device in devices})
+
     def body(self, config: RoundConfig) -> bytes:
         records = {index: keys.body(config) for index, keys in self.keys.items()}
         return self.members.to_bytes(4, "little") + write_records(records)
@@ -139,6 +148,9 @@ class SealedShares:
     def public(self) -> bytes:
         """What the box authenticates beside its content."""
         return self.mask_commitment + self.self_commitment
+
+    def commitment(self, kind: bytes) -> bytes:
+        return self.mask_commitment if kind == MASK_SHARE else self.self_commitment
 
     def encode(self) -> bytes:
         return self.public + self.box

@@ -176,4 +176,4 @@ def _total(plan: NoisePlan, chains: list[NoiseChain], dim: int, draw: Draw) -> N
     return total
 
 
-assert SECRET_BYTES == hashlib.sha256().digest_size  # a link of the chain is a shared secret
+assert hashlib.sha256().digest_size == SECRET_BYTES  # a link of the chain is a shared secret

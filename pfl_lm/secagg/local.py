@@ -1,0 +1,171 @@
+"""The whole protocol in one process: every message is written, carried and read.
+
+For simulations with ``secure_aggregation = "protocol"``, for tests and for benchmarks. It stands
+where ``IdealAggregator`` stands and opens the same bytes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from enum import IntEnum
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pfl_lm.secagg import device as phases
+from pfl_lm.secagg.config import DevicePolicy, RoundConfig
+from pfl_lm.secagg.errors import Refused, WrongState
+from pfl_lm.secagg.keys import Identity, certify, public_key
+from pfl_lm.secagg.opening import OpenedRound
+from pfl_lm.secagg.server import CollectingAnswers, CollectingConfirmations, CollectingKeys
+from pfl_lm.secagg.sharing import Entropy
+
+
+class Step(IntEnum):
+    """What a device sends, in order. A device silent from a step on never sends it."""
+
+    KEYS = 1
+    SHARES = 2
+    INPUT = 3
+    CONFIRMATION = 4
+    ANSWER = 5
+
+
+class ProtocolAggregator:
+    """Sum integer vectors with the protocol, among devices of this process.
+
+    Args:
+        config: the round.
+        goal: the most reports that are summed, or None.
+        past_goal: as in ``IdealAggregator``.
+        silent: from which step on a device is silent; who is not named takes part to the end.
+            Devices that were never given a vector by ``close`` drop out at ``Step.INPUT``.
+        entropy: ``n -> n`` unpredictable bytes; anything but the default is for tests.
+
+    Raises:
+        TooFewReports: fewer devices advertised or shared keys than the round needs.
+    """
+
+    def __init__(
+        self,
+        config: RoundConfig,
+        goal: int | None = None,
+        past_goal: Literal["drop", "refuse"] = "drop",
+        silent: Mapping[int, Step] | None = None,
+        entropy: Entropy = os.urandom,
+    ) -> None:
+        if past_goal not in ("drop", "refuse"):
+            raise ValueError(f'past_goal must be "drop" or "refuse": {past_goal!r}')
+        self.config = config
+        self.reports = 0
+        self.upload_bytes = np.zeros(config.cohort, dtype=np.int64)
+        self.download_bytes = np.zeros(config.cohort, dtype=np.int64)
+        self._goal = goal
+        self._past_goal = past_goal
+        self._silent = dict(silent or {})
+        self._open = True
+        authority, identities = _identities(config, entropy)
+        policy = DevicePolicy(config.min_reports, 3, 2, config.adversary, authority)
+        advertised = {
+            device: phases.KeysAdvertised.join(config, device, policy, identity, entropy)
+            for device, identity in enumerate(identities)
+            if self._sends(device, Step.KEYS)
+        }
+        collecting = CollectingKeys(config, goal, authority, entropy)
+        self._deliver(collecting, advertised)
+        dealing, rosters = collecting.close()
+        shared = {
+            device: advertised[device].share_keys(self._download(device, roster))
+            for device, roster in rosters.items()
+            if self._sends(device, Step.SHARES)
+        }
+        self._deliver(dealing, shared)
+        self._inputs, self._inboxes = dealing.close()
+        self._waiting = [shared[d] for d in sorted(shared) if self._sends(d, Step.INPUT)]
+        self._waiting.reverse()  # popped from the end
+        self._masked: dict[int, phases.InputMasked] = {}
+
+    def submit(self, vectors: NDArray[Any]) -> int:
+        """Let the next K devices report, int64 (K, d); return how many reports were summed.
+
+        Raises:
+            ValueError: another shape or dtype, or more vectors than devices that can report.
+            Refused: past the goal, where the aggregator refuses.
+            WrongState: the round is closed.
+        """
+        if not self._open:
+            raise WrongState("the round is closed: a late report is not summed")
+        if vectors.ndim != 2 or vectors.shape[1] != self.config.dim:
+            raise ValueError(f"vectors must have shape (K, {self.config.dim}): {vectors.shape}")
+        if vectors.dtype not in (np.dtype(np.int64), np.dtype(np.uint64)):
+            raise ValueError(f"vectors must be int64 or uint64: {vectors.dtype}")
+        room = len(vectors) if self._goal is None else self._goal - self.reports
+        if len(vectors) > room and self._past_goal == "refuse":
+            raise Refused(f"{len(vectors)} reports where the goal of {self._goal} leaves {room}")
+        summed = vectors[:room].view(np.int64)
+        if len(summed) > len(self._waiting):
+            raise ValueError(f"{len(summed)} vectors for {len(self._waiting)} devices")
+        for vector in summed:
+            state = self._waiting.pop()
+            inbox = self._download(state.index, self._inboxes[state.index])
+            masked = state.mask_input(inbox, vector)
+            self._masked[state.index] = masked
+            self._inputs.receive(state.index, self._upload(state.index, masked.message))
+        self.reports += len(summed)
+        return len(summed)
+
+    def close(self) -> OpenedRound:
+        """Run the rest of the protocol and open the sum.
+
+        Raises:
+            TooFewReports, TooFewShares: the sum stays closed.
+            WrongState: closed before.
+        """
+        if not self._open:
+            raise WrongState("the round is closed already: a sum is opened once")
+        self._open = False
+        phase, messages = self._inputs.close()
+        holders: dict[int, Any] = dict(self._masked)
+        if isinstance(phase, CollectingConfirmations):
+            holders = {
+                device: holders[device].confirm(self._download(device, message))
+                for device, message in messages.items()
+                if self._sends(device, Step.CONFIRMATION)
+            }
+            self._deliver(phase, holders)
+            phase, messages = phase.close()
+        answers = {
+            device: holders[device].unmask(self._download(device, message))
+            for device, message in messages.items()
+            if self._sends(device, Step.ANSWER)
+        }
+        assert isinstance(phase, CollectingAnswers)
+        self._deliver(phase, answers)
+        return phase.close()
+
+    def _sends(self, device: int, step: Step) -> bool:
+        return self._silent.get(device, Step.ANSWER + 1) > step
+
+    def _deliver(self, phase: Any, states: Mapping[int, Any]) -> None:
+        for device, state in states.items():
+            phase.receive(device, self._upload(device, state.message))
+
+    def _upload(self, device: int, message: bytes) -> bytes:
+        self.upload_bytes[device] += len(message)
+        return message
+
+    def _download(self, device: int, message: bytes) -> bytes:
+        self.download_bytes[device] += len(message)
+        return message
+
+
+def _identities(
+    config: RoundConfig, entropy: Entropy
+) -> tuple[bytes | None, list[Identity] | list[None]]:
+    """An authority of this process and an identity per device, where the round is signed."""
+    if not config.signed:
+        return None, [None] * config.cohort
+    authority = entropy(32)
+    return public_key(authority), [certify(authority, entropy(32)) for _ in range(config.cohort)]
