@@ -59,8 +59,10 @@ class RoundEvent:
     round: int | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.noise_multiplier <= math.inf:
-            raise ValueError(f"noise_multiplier must be at least 0, got {self.noise_multiplier}")
+        if not 0 <= self.noise_multiplier < math.inf:
+            raise ValueError(
+                f"noise_multiplier must be at least 0 and finite, got {self.noise_multiplier}"
+            )
         if not 0 <= self.rate <= 1:
             raise ValueError(f"rate must lie between 0 and 1, got {self.rate}")
         if not 0 <= self.boundary_probability <= 1:
@@ -118,7 +120,7 @@ def spent(events: Events, delta: float, tight: bool = True) -> Spent:
     counted = Counter(events if isinstance(events, Mapping) else listed)
     if any(count < 0 for count in counted.values()):
         raise ValueError("no event can have happened less than 0 times")
-    reason = _unproven(counted)
+    reason = unproven(counted)
     if reason is not None:
         rounds = sum(counted.values())
         return Spent(math.inf, math.inf, delta, None, rounds, "none", (f"refused: {reason}",))
@@ -127,7 +129,7 @@ def spent(events: Events, delta: float, tight: bool = True) -> Spent:
     return replace(total, assumptions=assumptions_of(counted))
 
 
-def _unproven(events: Mapping[RoundEvent, int]) -> str | None:
+def unproven(events: Iterable[RoundEvent]) -> str | None:
     """Return why these rounds cannot be accounted for, or None."""
     for event in events:
         if event.mechanism not in ("gaussian", "skellam", "discrete_gaussian"):
@@ -136,6 +138,11 @@ def _unproven(events: Mapping[RoundEvent, int]) -> str | None:
             return f"nothing is proven for sampling {event.sampling!r}"
         if event.neighboring not in ("zero_out", "add_remove", "replace_one"):
             return f"nothing is proven for neighboring {event.neighboring!r}"
+        if event.neighboring == "add_remove" and event.mechanism != "gaussian":
+            return (
+                "removing a device removes its share of the noise too, for which no bound is "
+                "proven; state zero_out"
+            )
     if len({event.neighboring for event in events}) > 1:
         return "the rounds state different neighboring relations, which do not compose"
     return None

@@ -45,8 +45,9 @@ def noise_multiplier(event: RoundEvent, rounds: int, epsilon: float, delta: floa
             f"no noise multiplier reaches epsilon = {epsilon} at delta = {delta}"
             f" ({planned.assumptions[0]})"
         )
-    high = _ceil(_root(lambda z: cost(z, False), epsilon, 1.0, 1e-7))
-    if event.mechanism == "gaussian" and event.sampling == "poisson":
+    refine = event.mechanism == "gaussian" and event.sampling == "poisson"
+    high = _ceil(_root(lambda z: cost(z, False), epsilon, 1.0, 1e-2 if refine else 1e-7))
+    if refine:
         high = _ceil(_root(lambda z: cost(z, True), epsilon, high, 1e-4))
     while cost(high, True) > epsilon:  # the accountant's own wobble
         high = _ceil(high * (1 + 1e-5))

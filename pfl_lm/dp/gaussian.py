@@ -48,7 +48,7 @@ def epsilon(noise_multiplier: float, delta_: float) -> float:
     """
     if noise_multiplier == 0:
         return math.inf
-    if delta(0.0, noise_multiplier) <= delta_:
+    if math.isinf(noise_multiplier) or delta(0.0, noise_multiplier) <= delta_:
         return 0.0
     low, high = 0.0, 1.0
     while delta(high, noise_multiplier) > delta_:

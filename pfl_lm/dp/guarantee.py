@@ -6,10 +6,12 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 
-from pfl_lm.dp.accounting import spent
+from pfl_lm.dp.accounting import Spent, spent
 from pfl_lm.dp.calibration import noise_multiplier
 from pfl_lm.dp.discrete import grid_norm
-from pfl_lm.dp.policy import Policy
+from pfl_lm.dp.policy import Policy, Reviewed
+
+_AGREEMENT = 1e-4  # relative; covers the rounding of another machine's mathematical library
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ def guarantee(policy: Policy) -> Guarantee:
         rho=cost.rho,
         accountant=cost.accountant,
         assumptions=(*cost.assumptions, *_deployment(policy)),
-        statement=_statement(policy, z, cost.epsilon, server),
+        statement=_statement(policy, z, cost),
     )
 
 
@@ -82,6 +84,16 @@ def _check_shares(policy: Policy, z: float) -> None:
             f"noise: a discrete Gaussian share has a standard deviation of {share:.2g} grid steps "
             "and needs 1; raise grid_steps or min_dim, or use skellam, which has no such limit"
         )
+
+
+def stale(reviewed: Reviewed, found: Guarantee) -> list[str]:
+    """Return a line for every reviewed figure that no longer follows from the policy."""
+    lines = []
+    for name in ("noise_multiplier", "epsilon", "epsilon_unamplified"):
+        approved, now = getattr(reviewed, name), getattr(found, name)
+        if approved is not None and not math.isclose(approved, now, rel_tol=_AGREEMENT):
+            lines.append(f"reviewed.{name} = {approved:g}, but it is now {now:g}")
+    return lines
 
 
 def _deployment(policy: Policy) -> list[str]:
@@ -114,7 +126,7 @@ _CHANGE = {
 }
 
 
-def _statement(policy: Policy, z: float, epsilon: float, server: float) -> str:
+def _statement(policy: Policy, z: float, cost: Spent) -> str:
     """Return one sentence to publish: to whom, what, how, and what it is without amplification."""
     if policy.noise.at == "none":
         return (
@@ -124,11 +136,11 @@ def _statement(policy: Policy, z: float, epsilon: float, server: float) -> str:
     change = _CHANGE[policy.neighboring].format(unit=policy.unit)
     place = "added in shares by the devices" if policy.noise.at == "device" else "added centrally"
     return (
-        f"All models released over {policy.rounds:,} rounds together are ({_ceil(epsilon)}, "
+        f"All models released over {policy.rounds:,} rounds together are ({_ceil(cost.epsilon)}, "
         f"{policy.delta:g})-differentially private per {policy.unit}: they are almost as likely "
         f"if {change} ({policy.neighboring}); {_participation(policy)}, and the sum of each "
         f"round's reports carries {_NOISE[policy.noise.kind]} noise of {z:.4g} clip norms, "
-        f"{place}; {_server(policy, server)}."
+        f"{place}; {_others(policy, cost)}."
     )
 
 
@@ -142,16 +154,22 @@ def _participation(policy: Policy) -> str:
     return f"each of {population} {policy.unit}s takes part at most {times}"
 
 
-def _server(policy: Policy, server: float) -> str:
-    if math.isinf(server):
-        return "the server that adds the noise sees each sum without it and is trusted"
+def _others(policy: Policy, cost: Spent) -> str:
+    """State what holds where sampling hides nobody, and against the server."""
+    on_device = policy.noise.at == "device"
+    trusted = "the server, which adds the noise, is trusted with each sum"
     if policy.participation.kind == "rotation":
-        return "this holds against an honest-but-curious server too"
-    return (
-        "against an honest-but-curious server, which sees each sum and who took part, no "
-        f"amplification by sampling counts and ε is {_ceil(server)} for a {policy.unit} who "
-        "joins every round"
+        return "this holds against an honest-but-curious server too" if on_device else trusted
+    whom = (
+        "an honest-but-curious server, which sees each sum and who took part"
+        if on_device
+        else "anyone who learns who took part"
     )
+    plain = (
+        f"against {whom}, no amplification by sampling counts and ε is "
+        f"{_ceil(cost.epsilon_unamplified)} for a {policy.unit} who joins every round"
+    )
+    return plain if on_device else f"{plain}; {trusted}"
 
 
 def _ceil(epsilon: float) -> str:

@@ -66,42 +66,43 @@ def epsilon(schedule: Schedule, delta: float) -> float | None:
     """
     if delta < _SMALLEST_DELTA or len(schedule) > _MOST_PHASES:
         return None
-    rough = renyi.epsilon(
-        sum((rounds * curve(z, rate) for z, rate, rounds in schedule), np.zeros(len(renyi.ORDERS))),
-        delta * _DELTA_ERROR / 4,
-    )
-    error = _ERROR * max(1.0, min(rough, 100.0))
     rounds = sum(phase[2] for phase in schedule)
+    total = sum((n * curve(z, q) for z, q, n in schedule), np.zeros(len(renyi.ORDERS)))
+    whole = renyi.epsilon(total, delta * _DELTA_ERROR / 4)
+    single = max(
+        renyi.epsilon(curve(z, q), delta * _DELTA_ERROR / (8 * rounds)) for z, q, _ in schedule
+    )
+    error = _ERROR * max(1.0, min(whole, 100.0))
+    half = max(whole, single, error) + 3  # losses beyond ±half are rarer than the error in δ
     mesh = error / math.sqrt(rounds * math.log(12 / (delta * _DELTA_ERROR)) / 2)
-    if not 2 * (rough + 3) / mesh <= _LARGEST_GRID:
+    if not 2 * half / mesh <= _LARGEST_GRID:
         return None
     try:
         with np.errstate(all="ignore"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            both = [_compose(schedule, delta, error, removing) for removing in (True, False)]
+            both = [_compose(schedule, delta, error, half, mesh, way) for way in (True, False)]
     except (RuntimeError, ValueError, OverflowError):
         return None  # Opacus says that it could not discretise
     return max(0.0, *both) if all(math.isfinite(value) for value in both) else None
 
 
-def _compose(schedule: Schedule, delta: float, error: float, removing: bool) -> float:
-    """Compose the phases' loss distributions of one direction; return the upper ε."""
+def _compose(
+    schedule: Schedule, delta: float, error: float, half: float, mesh: float, removing: bool
+) -> float:
+    """Compose the phases' loss distributions of one direction; return the upper ε.
+
+    Source: Gopi et al. 2021, Theorem 5.5 for the mesh and Remark 5.6 for the domain.
+    """
     from opacus.accountants.analysis import prv
 
-    losses = [_loss(removing)(rate, z) for z, rate, _ in schedule]
-    rounds = [count for *_, count in schedule]
-    delta_error = delta * _DELTA_ERROR
-    half = prv.compute_safe_domain_size(losses, rounds, error, delta_error)
-    mesh = error / math.sqrt(sum(rounds) * math.log(12 / delta_error) / 2)
-    if 2 * half / mesh > _LARGEST_GRID:
-        raise ValueError("the discretisation is too fine")
     domain = prv.Domain.create_aligned(-half, half, mesh)
+    losses = [_loss(removing)(rate, z) for z, rate, _ in schedule]
     parts = [
         prv.discretize(prv.TruncatedPrivacyRandomVariable(loss, domain.t_min, domain.t_max), domain)
         for loss in losses
     ]
-    composed = prv.compose_heterogeneous(parts, rounds)
-    return float(composed.compute_epsilon(delta, delta_error, error)[2])
+    composed = prv.compose_heterogeneous(parts, [rounds for *_, rounds in schedule])
+    return float(composed.compute_epsilon(delta, delta * _DELTA_ERROR, error)[2])
 
 
 @cache
