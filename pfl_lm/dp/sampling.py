@@ -14,6 +14,7 @@ Work and memory are those of the cohort, at any population.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -23,7 +24,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from pfl_lm.streams import key, stream
 
 Users = np.ndarray[Any, np.dtype[np.int64]]
-Halves = np.ndarray[Any, np.dtype[np.uint64]]
+Words = np.ndarray[Any, np.dtype[np.uint64]]
 
 _FEISTEL_ROUNDS = 10  # as in FFX/FF1; four are enough for Luby and Rackoff on wide halves
 
@@ -61,7 +62,7 @@ class CohortRule:
             if not 0 < self.size_or_rate <= 1:
                 raise ValueError(f"a Poisson rate must lie in (0, 1], got {self.size_or_rate}")
             return
-        if self.size_or_rate < 1 or self.size_or_rate != int(self.size_or_rate):
+        if not (self.size_or_rate >= 1 and float(self.size_or_rate).is_integer()):
             raise ValueError(f"a cohort size must be a whole number ≥ 1, got {self.size_or_rate}")
         needed = int(self.size_or_rate) * self.min_separation
         if needed > self.population:
@@ -131,9 +132,8 @@ def _subset(population: int, count: int, random: np.random.Generator) -> Users:
 class Permutation:
     """A keyed pseudorandom permutation of 0 … size − 1, computed one element at a time.
 
-    A Feistel network with AES-256 as its round function over the least even number of bits that
-    holds ``size``; results outside are permuted again until they fall inside (at most 4 times on
-    average).
+    A Feistel network with AES-256 as its round function, over the least number of bits that holds
+    ``size``; results outside are permuted again until they fall inside (twice on average).
 
     Guarantees:
         A bijection for every key, so separation never rests on the cipher. That the order looks
@@ -146,10 +146,6 @@ class Permutation:
     size: int
     secret: bytes = field(repr=False)
 
-    @property
-    def _half_bits(self) -> int:
-        return max(1, ((self.size - 1).bit_length() + 1) // 2)
-
     def apply(self, elements: Users) -> Users:
         """Return the place of each element: int64[n] → int64[n]."""
         return self._walk(elements, range(_FEISTEL_ROUNDS))
@@ -161,26 +157,23 @@ class Permutation:
     def _walk(self, elements: Users, rounds: range) -> Users:
         if len(elements) and not (elements.min() >= 0 and elements.max() < self.size):
             raise ValueError(f"elements must lie in 0 … {self.size - 1}")
-        images = self._feistel(elements.astype(np.uint64), rounds)
+        cipher = Cipher(algorithms.AES(hashlib.sha256(self.secret).digest()), modes.ECB())
+        encrypt = cipher.encryptor().update
+        images = self._feistel(elements.astype(np.uint64), rounds, encrypt)
         while len(outside := np.flatnonzero(images >= self.size)):
-            images[outside] = self._feistel(images[outside], rounds)
+            images[outside] = self._feistel(images[outside], rounds, encrypt)
         return images.astype(np.int64)
 
-    def _feistel(self, elements: Halves, rounds: range) -> Halves:
-        """Run the rounds forwards (left, right → right, left ⊕ F(right)) or backwards."""
-        bits = np.uint64(self._half_bits)
-        mask = (np.uint64(1) << bits) - np.uint64(1)
-        left, right = elements >> bits, elements & mask
+    def _feistel(self, elements: Words, rounds: range, encrypt: Callable[[bytes], bytes]) -> Words:
+        """Change each half in turn by a function of the other: undone in reverse order."""
+        width = max(2, (self.size - 1).bit_length())
+        low = np.uint64(width // 2)
+        masks = ((1 << (width - width // 2)) - 1, (1 << (width // 2)) - 1)
+        halves = [elements >> low, elements & np.uint64(masks[1])]
         for number in rounds:
-            if rounds.step > 0:
-                left, right = right, left ^ (self._round(number, right) & mask)
-            else:
-                left, right = right ^ (self._round(number, left) & mask), left
-        return (left << bits) | right
-
-    def _round(self, number: int, half: Halves) -> Halves:
-        """Encrypt the blocks (half, round number) and keep 64 bits of each."""
-        blocks = np.empty((len(half), 2), dtype="<u8")
-        blocks[:, 0], blocks[:, 1] = half, number
-        cipher = Cipher(algorithms.AES(hashlib.sha256(self.secret).digest()), modes.ECB())
-        return np.frombuffer(cipher.encryptor().update(blocks.tobytes()), dtype="<u8")[::2]
+            changed, other = number % 2, 1 - number % 2
+            blocks = np.empty((len(elements), 2), dtype="<u8")
+            blocks[:, 0], blocks[:, 1] = halves[other], number
+            words = np.frombuffer(encrypt(blocks.tobytes()), dtype="<u8")[::2]
+            halves[changed] = halves[changed] ^ (words & np.uint64(masks[changed]))
+        return (halves[0] << low) | halves[1]
