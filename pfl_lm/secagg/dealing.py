@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pfl_lm.secagg import keys, sharing
@@ -57,8 +57,14 @@ class Secrets:
         return AdvertiseKeys(unsigned.box_key, unsigned.mask_key, public, certificate, signature)
 
 
-def deal(me: Secrets, peers: Peers) -> ShareKeys:
+def agree_on_boxes(me: Secrets, peers: Peers) -> dict[int, bytes]:
+    """The secret behind the boxes to and from each holder."""
+    return {holder: me.box_pair.agree(peers.keys[holder].box_key) for holder in peers.holders}
+
+
+def deal(me: Secrets, peers: Peers, agreed: Mapping[int, bytes]) -> ShareKeys:
     """Share the mask key, the self-mask seed and the noise secrets; seal one box per holder."""
+    mine = (me.index, me.box_pair.public)
     context, threshold = me.config.context, me.config.graph.threshold
     secrets = [me.mask_pair.secret, me.seed, *(me.noise.secrets() if me.noise else [])]
     dealt = [sharing.share(secret, peers.holders, threshold, me.entropy) for secret in secrets]
@@ -66,8 +72,8 @@ def deal(me: Secrets, peers: Peers) -> ShareKeys:
     for holder in peers.holders:
         shares = [by_holder[holder] for by_holder in dealt]
         mask, seed = _commit_shares(context, me.index, holder, shares)
-        theirs = peers.keys[holder].box_key
-        sealer = Sealer.between(me.box_pair, theirs, context, me.index, holder, i_deal=True)
+        theirs = (holder, peers.keys[holder].box_key)
+        sealer = Sealer.between(agreed[holder], context, dealer=mine, holder=theirs)
         sealed[holder] = SealedShares(mask, seed, sealer.seal(b"".join(shares), mask + seed))
     return ShareKeys(
         seed_commitment=commit_seed(context, me.index, me.seed),
@@ -76,14 +82,17 @@ def deal(me: Secrets, peers: Peers) -> ShareKeys:
     )
 
 
-def open_box(me: Secrets, peers: Peers, dealer: int, sealed: SealedShares) -> list[bytes] | None:
+def open_box(
+    me: Secrets, peers: Peers, agreed: Mapping[int, bytes], dealer: int, sealed: SealedShares
+) -> list[bytes] | None:
     """The shares in a dealer's box, in the order of ``deal``; None where they are worthless.
 
     One bad dealer must not cost its neighbours the round, so this is no error.
     """
-    context, theirs = me.config.context, peers.keys[dealer].box_key
+    context = me.config.context
+    mine, theirs = (me.index, me.box_pair.public), (dealer, peers.keys[dealer].box_key)
     try:
-        sealer = Sealer.between(me.box_pair, theirs, context, dealer, me.index, i_deal=False)
+        sealer = Sealer.between(agreed[dealer], context, dealer=theirs, holder=mine)
         content = sealer.open(sealed.box, sealed.public)
     except Refused:
         return None

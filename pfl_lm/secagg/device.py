@@ -27,7 +27,7 @@ Guarantees:
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import numpy as np
@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 
 from pfl_lm.secagg import checks
 from pfl_lm.secagg.config import DevicePolicy, RoundConfig
-from pfl_lm.secagg.dealing import Secrets, deal, open_box
+from pfl_lm.secagg.dealing import Secrets, agree_on_boxes, deal, open_box
 from pfl_lm.secagg.errors import Refused, WrongState
 from pfl_lm.secagg.keys import Identity, pair_mask_seed, self_mask_seed
 from pfl_lm.secagg.masks import add_masks
@@ -120,16 +120,20 @@ class KeysAdvertised(_State):
         with self._leave() as me:
             theirs = Roster.decode_from_server(roster, me.config)
             peers = checks.check_roster(theirs, me.config, me.policy, me.index, me.advertise())
-            message = deal(me, peers).encode(me.config, me.index)
-        return KeysShared(me, message, peers)
+            agreed = agree_on_boxes(me, peers)
+            message = deal(me, peers, agreed).encode(me.config, me.index)
+        return KeysShared(me, message, peers, agreed)
 
 
 class KeysShared(_State):
     """Second phase: shares are dealt; the others' shares are awaited."""
 
-    def __init__(self, me: Secrets, message: bytes, peers: checks.Peers) -> None:
+    def __init__(
+        self, me: Secrets, message: bytes, peers: checks.Peers, agreed: Mapping[int, bytes]
+    ) -> None:
         super().__init__(me, message)
         self._peers = peers
+        self._agreed = agreed
 
     def mask_input(self, inbox: bytes, vector: NDArray[np.int64]) -> InputMasked:
         """Mask a vector, int64 (d,), clipped, encoded and with its noise.
@@ -146,7 +150,7 @@ class KeysShared(_State):
             held = {
                 dealer: shares
                 for dealer, sealed in dealt.items()
-                if (shares := open_box(me, self._peers, dealer, sealed)) is not None
+                if (shares := open_box(me, self._peers, self._agreed, dealer, sealed)) is not None
             }
             words = config.ring.embed(vector)
             add_masks(words, *_mask_seeds(me, self._peers, dealt))

@@ -83,13 +83,11 @@ class Sealer:
 
     @classmethod
     def between(
-        cls, mine: KeyPair, theirs: bytes, context: bytes, dealer: int, holder: int, i_deal: bool
+        cls, agreed: bytes, context: bytes, dealer: tuple[int, bytes], holder: tuple[int, bytes]
     ) -> Sealer:
-        """The sealer that ``dealer`` and ``holder`` derive, each with its own pair."""
-        dealer_key, holder_key = (mine.public, theirs) if i_deal else (theirs, mine.public)
-        header = struct.pack("<II", dealer, holder)
-        info = header + dealer_key + holder_key
-        return cls(_derive(mine.agree(theirs), context, b"share box", info), header)
+        """The sealer that both derive from their agreed secret; a party is (index, public key)."""
+        header = struct.pack("<II", dealer[0], holder[0])
+        return cls(_derive(agreed, context, b"share box", header + dealer[1] + holder[1]), header)
 
     def seal(self, content: bytes, public: bytes) -> bytes:
         """Encrypt ``content``; ``public`` travels beside the box and cannot be exchanged."""

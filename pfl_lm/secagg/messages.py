@@ -222,9 +222,8 @@ class SurvivorSet(Message):
     dropped: frozenset[int]
 
     def body(self, config: RoundConfig) -> bytes:
-        return b"".join(
-            write_bitmap(members, config.cohort) for members in (self.survivors, self.dropped)
-        )
+        lists = (self.survivors, self.dropped)
+        return b"".join(write_bitmap(members, config.cohort) for members in lists)
 
     @classmethod
     def read(cls, reader: Reader, config: RoundConfig) -> Self:
@@ -267,8 +266,8 @@ class UnmaskRequest(Message):
 
 @dataclass(frozen=True)
 class UnmaskAnswer(Message):
-    """One share for each dealer: of the self-mask seed of a survivor, or of the mask key of one
-    that dropped out; and what removes the noise that dropouts left superfluous."""
+    """A share of each surviving dealer's self-mask seed and of each dropped dealer's mask key, and
+    what removes the noise that proved superfluous."""
 
     kind = 9
     self_shares: Mapping[int, bytes]

@@ -16,20 +16,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Generic, TypeVar
 
 import numpy as np
 
 from pfl_lm.secagg import checks, keys
 from pfl_lm.secagg.config import RoundConfig
-from pfl_lm.secagg.errors import Refused, TooFewReports, WrongState
+from pfl_lm.secagg.errors import Refused, TooFewReports
 from pfl_lm.secagg.graph import Graph, draw_graph
 from pfl_lm.secagg.keys import KeyPair
 from pfl_lm.secagg.messages import (
     AdvertiseKeys,
     Confirmation,
     MaskedInput,
-    Message,
     Roster,
     ShareInbox,
     ShareKeys,
@@ -38,58 +36,14 @@ from pfl_lm.secagg.messages import (
     UnmaskRequest,
 )
 from pfl_lm.secagg.opening import OpenedRound, Registry, check_answer, open_round
+from pfl_lm.secagg.phase import Phase
 from pfl_lm.secagg.ring import Words
 from pfl_lm.secagg.sharing import Entropy
 
 Outgoing = dict[int, bytes]
-M = TypeVar("M", bound=Message)
 
 
-class _Phase(Generic[M]):
-    """Collects one message per device of those who may still speak; closes once."""
-
-    message: type[M]
-
-    def __init__(self, config: RoundConfig, awaited: frozenset[int]) -> None:
-        self.config = config
-        self.awaited = awaited
-        self._received: dict[int, M] = {}
-        self._open = True
-
-    @property
-    def missing(self) -> frozenset[int]:
-        """Who may still send a message in this phase."""
-        return self.awaited - self._received.keys()
-
-    def receive(self, sender: int, message: bytes) -> None:
-        """Take one device's message.
-
-        Raises:
-            MalformedMessage, Refused, WrongState: the message does not count.
-        """
-        if not self._open:
-            raise WrongState(f"a message of device {sender} came after its phase was closed")
-        if sender not in self.awaited:
-            raise Refused(f"device {sender} has no part in this phase")
-        if sender in self._received:
-            raise Refused(f"device {sender} has spoken in this phase already")
-        content = self.message.decode(message, self.config, sender)
-        self._check(sender, content)
-        self._received[sender] = content
-
-    def _check(self, sender: int, content: M) -> None:
-        """Raise ``Refused`` if the content breaks a rule."""
-
-    def _end(self, least: int) -> dict[int, M]:
-        if not self._open:
-            raise WrongState("the phase is closed already")
-        self._open = False
-        if len(self._received) < least:
-            raise TooFewReports(len(self._received), least)
-        return self._received
-
-
-class CollectingKeys(_Phase[AdvertiseKeys]):
+class CollectingKeys(Phase[AdvertiseKeys]):
     """First phase: devices advertise the public keys of the round.
 
     Args:
@@ -151,7 +105,7 @@ class CollectingKeys(_Phase[AdvertiseKeys]):
         return CollectingShares(config, advertised, graph, self._goal), rosters
 
 
-class CollectingShares(_Phase[ShareKeys]):
+class CollectingShares(Phase[ShareKeys]):
     """Second phase: devices deal shares of their secrets, in boxes that the server cannot open."""
 
     message = ShareKeys
@@ -189,7 +143,7 @@ class CollectingShares(_Phase[ShareKeys]):
         return CollectingInputs(self.config, registry, self._goal), inboxes
 
 
-class CollectingInputs(_Phase[MaskedInput]):
+class CollectingInputs(Phase[MaskedInput]):
     """Third phase: masked inputs are added up as they arrive."""
 
     message = MaskedInput
@@ -243,7 +197,7 @@ class CollectingInputs(_Phase[MaskedInput]):
         return answers, dict.fromkeys(survivors, request)
 
 
-class CollectingConfirmations(_Phase[Confirmation]):
+class CollectingConfirmations(Phase[Confirmation]):
     """Fourth phase, signed rounds: survivors sign the survivor set."""
 
     message = Confirmation
@@ -278,7 +232,7 @@ class CollectingConfirmations(_Phase[Confirmation]):
         return answers, dict.fromkeys(confirmed, request)
 
 
-class CollectingAnswers(_Phase[UnmaskAnswer]):
+class CollectingAnswers(Phase[UnmaskAnswer]):
     """Last phase: shares arrive; every one is held against its dealer's commitment."""
 
     message = UnmaskAnswer
