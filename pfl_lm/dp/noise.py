@@ -97,8 +97,10 @@ def add_central_gaussian(
         The Rényi divergence of every order is at most that of the continuous Gaussian mechanism
         at ``noise_multiplier``, rounding included: coordinates move by ≤ half a lattice step, so
         the lattice sensitivity is ≤ clip_norm + step·√d, and the noise is widened by that ratio.
-        Each coordinate is within 2^-64 of the rounded continuous Gaussian, so an exact (ε, δ)
-        curve holds with d·2^-64·(1 + e^ε) added to δ.
+        Each coordinate's noise is within statistical distance 2^-64 of a continuous Gaussian
+        rounded to the lattice (their probabilities differ by a factor 1 + (1 − k²/σ²)/24σ² to
+        first order, with σ ≥ 2^30 lattice steps), so the Gaussian mechanism's exact (ε, δ) curve
+        holds with d·2^-64·(1 + e^ε) added to δ.
 
     Rounding while the float64 sum of n rows was formed can move its sensitivity by
     n·2^-52·clip_norm; sums of vectors on a grid have no such term.
@@ -107,18 +109,17 @@ def add_central_gaussian(
     privacy"; Canonne, Kamath, Steinke 2020, Theorem 7.
 
     Raises:
-        ValueError: a sum that is not finite, or 2^30 standard deviations from zero.
+        ValueError: a sum that is not finite, or 2^29 standard deviations from zero.
     """
     if noise_multiplier == 0:
         return total.copy()
     if not (0 < noise_multiplier < math.inf and 1e-30 <= clip_norm < math.inf):
         raise ValueError("noise_multiplier and clip_norm must be positive and finite")
     step = math.ldexp(1.0, math.frexp(noise_multiplier * clip_norm)[1] - 31)
-    deviation = noise_multiplier * (clip_norm + step * math.sqrt(len(total))) / step
-    cells = np.rint(total / step)
-    if not (np.abs(cells) < 2.0**61).all():
-        raise ValueError("total must be finite and below 2^30 standard deviations of the noise")
-    lattice = cells.astype(np.int64)
+    deviation = noise_multiplier * (clip_norm / step + math.sqrt(len(total))) * (1 + 2.0**-48)
+    if not (np.abs(total) < step * 2.0**60).all():
+        raise ValueError("total must be finite and below 2^29 standard deviations of the noise")
+    lattice = np.rint(total / step).astype(np.int64)
     add_noise("discrete_gaussian", deviation * deviation, lattice, bits)
     return lattice.astype(np.float64) * step
 
