@@ -77,12 +77,23 @@ class ModelScorer:
 class TokenizerLike(Protocol):
     """The part of a tokenizer that evaluation needs."""
 
-    words: Sequence[str]
-    specials: Sequence[int]
-    pad_id: int
-    unk_id: int
-    bos_id: int
-    unigram: np.ndarray
+    @property
+    def words(self) -> Sequence[str]: ...
+
+    @property
+    def specials(self) -> Sequence[int]: ...
+
+    @property
+    def unigram(self) -> np.ndarray: ...
+
+    @property
+    def pad_id(self) -> int: ...
+
+    @property
+    def unk_id(self) -> int: ...
+
+    @property
+    def bos_id(self) -> int: ...
 
 
 class HeldOut(Protocol):

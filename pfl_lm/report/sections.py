@@ -1,0 +1,218 @@
+"""The chapters of the page: each a few charts and plain facts, left out where nothing is known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from markupsafe import Markup
+
+from pfl_lm.report.charts import Level, Series, legend, line_chart, smoothed
+from pfl_lm.report.headline import Bar
+from pfl_lm.report.numbers import (
+    epsilon,
+    is_number,
+    percent,
+    power,
+    short,
+    significant,
+    size,
+    whole,
+)
+from pfl_lm.report.source import FEDERATED, Run, style_of
+
+_SMOOTHING = 0.03  # share of the rounds, on either side, that the loss is averaged over
+
+
+def _rounded(value: float) -> str:
+    return percent(value, 0)
+
+
+_PERCENT: dict[str, Any] = {"format_y": percent, "tick_y": _rounded}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A chart with its title, a line that explains it, and its legend."""
+
+    title: str
+    note: str
+    chart: Markup
+    legend: Markup | None
+
+
+@dataclass(frozen=True)
+class Section:
+    """One chapter: what it answers, facts as (name, value), figures."""
+
+    anchor: str
+    title: str
+    note: str
+    facts: tuple[tuple[str, str], ...]
+    figures: tuple[Figure, ...]
+
+
+def sections(run: Run) -> list[Section]:
+    """Return the chapters that have something to tell."""
+    found = [learning(run), privacy(run), payload(run), people(run)]
+    return [section for section in found if section.figures or section.facts]
+
+
+def learning(run: Run) -> Section:
+    """Loss on the devices and figures on held-out users, round by round."""
+    raw = run.over_rounds("each round", "loss", "s0 faint", named=False)
+    reach = round(_SMOOTHING * len(raw.y))
+    trend = Series("average", raw.x, smoothed(raw.y, reach), "s0")
+    figures = [
+        _figure("Loss on the devices", "Mean training loss of a round, in nats per word.",
+                [raw, trend], x_label="round", y_label="training loss"),
+        _held_out(run, "perplexity", "Perplexity", log=True),
+        _held_out(run, "top3", "Top-3 recall", **_PERCENT),
+        _held_out(run, "keystrokes_saved", "Keystrokes saved", **_PERCENT),
+    ]  # fmt: skip
+    return Section("learning", "Learning", "", (), _present(figures))
+
+
+def _held_out(run: Run, key: str, title: str, **settings: Any) -> Figure | None:
+    """Draw a figure on validation users over the rounds, above the baselines' final ones."""
+    line = run.over_evaluations(FEDERATED, key)
+    rows = [row for row in run.baselines if is_number(row.get(key))]
+    levels = [Level(str(row["name"]), row[key], style_of(row["name"])) for row in rows]
+    note = "On held-out users while training."
+    note += f" Lines across: baselines, {run.final.get('split')} users." if levels else ""
+    return _figure(title, note, [line], x_label="round", y_label=title, levels=levels, **settings)
+
+
+def privacy(run: Run) -> Section:
+    """How the budget was spent, and what the figure rests on."""
+    spent = run.over_rounds("whoever sees the models", "epsilon", "s0")
+    unamplified = run.over_rounds("whoever also sees who took part", "epsilon_unamplified", "s1")
+    budget = run.at("policy.epsilon")
+    levels = [Level(f"budget ε = {epsilon(budget)}", budget, "s2")] if is_number(budget) else []
+    reach = [y for line in (spent, unamplified) for y in line.y if y]
+    figure = _figure(
+        "Privacy spent", "ε so far, against two adversaries; lower is more private.",
+        [spent, unamplified], x_label="round", y_label="ε", format_y=epsilon,
+        levels=levels, log=bool(reach) and max(reach) > 12 * min(reach),
+    )  # fmt: skip
+    facts = [
+        ("ε, whoever sees the models", _if_number(run.at("guarantee.epsilon"), epsilon)),
+        ("ε, and who took part", _if_number(run.at("guarantee.epsilon_unamplified"), epsilon)),
+        ("δ", _if_number(run.at("guarantee.delta"), power)),
+        ("zCDP ρ", _if_number(run.at("guarantee.rho"), significant)),
+        ("noise multiplier", _if_number(run.at("guarantee.noise_multiplier"), significant)),
+        ("unit of privacy", str(run.at("policy.unit", ""))),
+        ("reports per round, deployed", _if_number(run.at("policy.report_goal"), whole)),
+        ("people, deployed", _if_number(run.at("policy.population"), whole)),
+        ("accountant", str(run.at("guarantee.accountant", ""))),
+    ]
+    protected = is_number(run.at("guarantee.epsilon"))
+    return Section("privacy", "Privacy", "", _known(facts) if protected else (), _present([figure]))
+
+
+def payload(run: Run) -> Section:
+    """What travels, and how much noise it carries."""
+    clipped = run.over_rounds("clipped", "clipped_share", "s0")
+    device = run.over_rounds("one device's update, unclipped", "update_norm", "s2")
+    mean = run.over_rounds("mean update, noise included", "mean_norm", "s0")
+    noise = run.over_rounds("noise in the mean", "noise_norm", "s1")
+    figures = [
+        _figure("Signal and noise", "ℓ2 norms of a round. Training needs the mean above its noise.",
+                [device, mean, noise], x_label="round", y_label="ℓ2 norm", log=True),
+        _figure("Clipped updates", "Share of the devices whose update was shortened to the bound.",
+                [clipped], x_label="round", y_label="share of devices", zero=True, **_PERCENT),
+    ]  # fmt: skip
+    coordinates = run.at("payload.coordinates") or run.latest("payload_dim")
+    total = run.at("model.parameters")
+    share = f" ({percent(coordinates / total)})" if is_number(total) and coordinates else ""
+    facts = [
+        (
+            "coordinates that travel",
+            _if_number(coordinates, short) + (share if coordinates else ""),
+        ),
+        ("sent by a device, a round", _if_number(run.latest("upload_bytes"), size)),
+        ("received by a device", _if_number(run.latest("download_bytes"), size)),
+        ("noise norm against all coordinates", _ratio(run.at("payload.noise_norm_ratio"))),
+        ("reports per round, simulated", _if_number(run.mean("reports"), whole)),
+        ("seconds per round", _if_number(run.mean("seconds"), significant)),
+    ]
+    return Section("payload", "Payload and noise", "", _known(facts), _present(figures))
+
+
+def people(run: Run) -> Section:
+    """How the figures are spread over users: the mean is nobody."""
+    figures = [
+        _over_users(run, "top3", "Top-3 recall, user by user"),
+        _over_users(run, "keystrokes_saved", "Keystrokes saved, user by user"),
+    ]
+    facts = []
+    spread = (run.trained.get("over_users") or {}).get("top3") or {}
+    levels = run.trained.get("quantile_levels") or []
+    at = dict(zip(levels, spread.get("quantiles") or [], strict=False))
+    if is_number(at.get(0.5)):
+        facts = [
+            ("top-3 recall, median user", percent(at[0.5])),
+            ("worst-served tenth, at most", percent(at.get(0.1))),
+            ("best-served tenth, at least", percent(at.get(0.9))),
+            ("mean over users", _plus_minus(spread.get("mean"), spread.get("standard_error"))),
+            ("held-out users", whole(run.trained.get("users"))),
+            ("words outside the vocabulary", percent(run.trained.get("oov_rate"))),
+        ]  # fmt: skip
+    return Section("people", "People", "", _known(facts), _present(figures))
+
+
+def _over_users(run: Run, key: str, title: str) -> Figure | None:
+    lines = []
+    for row in run.rows or [{**run.trained, "name": FEDERATED}]:
+        values = ((row.get("over_users") or {}).get(key) or {}).get("quantiles") or []
+        levels = row.get("quantile_levels") or []
+        if values and len(values) == len(levels):
+            lines.append(Series(str(row["name"]), levels, values, style_of(row["name"])))
+    note = "Users ordered from the worst served to the best, for each model."
+    return _figure(title, note, lines, x_label="share of users", y_label=title, zero=True,
+                   format_x=_rounded, **_PERCENT)  # fmt: skip
+
+
+def words(run: Run) -> list[dict[str, Any]]:
+    """Recall by public word frequency: one group per bucket, one bar per model."""
+    rows = [row for row in run.rows or [{**run.trained, "name": FEDERATED}] if row.get("buckets")]
+    recalls = [b.get("top3") for row in rows for b in row["buckets"] if is_number(b.get("top3"))]
+    longest = max(recalls, default=0) or 1
+    return [
+        {
+            "name": bucket.get("name", ""),
+            "share": percent(bucket.get("share"), 0),
+            "bars": [
+                Bar(str(row["name"]), percent(recall), recall / longest, style_of(row["name"]))
+                for row in rows
+                if is_number(recall := row["buckets"][place].get("top3"))
+            ],
+        }
+        for place, bucket in enumerate(rows[0]["buckets"] if rows else [])
+    ]
+
+
+def _figure(title: str, note: str, series: Sequence[Series], **settings: Any) -> Figure | None:
+    chart = line_chart(series, **settings)
+    return Figure(title, note, chart, legend(series)) if chart else None
+
+
+def _present(figures: Sequence[Figure | None]) -> tuple[Figure, ...]:
+    return tuple(figure for figure in figures if figure)
+
+
+def _known(facts: Sequence[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    return tuple((name, value) for name, value in facts if value)
+
+
+def _if_number(value: Any, text: Callable[[Any], str]) -> str:
+    return text(value) if is_number(value) else ""
+
+
+def _plus_minus(value: Any, error: Any) -> str:
+    return f"{percent(value)} ± {percent(error)}" if is_number(error) else percent(value)
+
+
+def _ratio(value: Any) -> str:
+    return f"× {significant(value)}" if is_number(value) else ""
