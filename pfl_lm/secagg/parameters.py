@@ -217,14 +217,17 @@ def log_tail(population: int, marked: int, draws: int, least: int) -> float:
         + _log_choose(population - marked, draws - first)
         - _log_choose(population, draws)
     )
-    # Terms relative to the first. A tail that begins left of the mode may grow before it falls.
-    logs, log_term = [0.0], 0.0
+    # Terms relative to the first. A tail that begins left of the mode grows before it falls; what
+    # is e^-60 of the largest term, and falling, is below the last bit of the sum.
+    logs, log_term, top = [0.0], 0.0, 0.0
     for i in range(first, last):
         up = (marked - i) * (draws - i)
         down = (i + 1) * (population - marked - draws + i + 1)
         log_term += math.log(up / down)
         logs.append(log_term)
-    top = max(logs)
+        top = max(top, log_term)
+        if log_term < top - 60:
+            break
     return min(0.0, log_first + top + math.log(math.fsum(math.exp(x - top) for x in logs)))
 
 
