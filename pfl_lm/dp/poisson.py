@@ -121,8 +121,9 @@ def _loss(removing: bool) -> Any:
             """Return Pr[loss ≤ t] = Pr[x ≥ the x at which ln P/Q is −t]."""
             q, z = self.sample_rate, self.noise_multiplier
             lift = np.expm1(-np.asarray(t, dtype=np.float64)) / q  # (e^−t − 1)/q = e^{…} − 1
-            x = z**2 * np.log1p(np.maximum(lift, -1.0)) + 0.5
-            return np.where(lift > -1, ndtr(-x / z), 1.0)
+            reached = lift > -1  # a loss is never above −ln(1 − q)
+            x = z**2 * np.log1p(np.where(reached, lift, 0.0)) + 0.5
+            return np.where(reached, ndtr(-x / z), 1.0)
 
         def pdf(self, t: Any) -> Any:
             raise NotImplementedError("discretisation needs the cdf only")
