@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -121,7 +122,7 @@ def generate(
     habits = np.broadcast_to(habit, messages)[message]
     slots = _fill(language, template, topics[message], habits, drawn)
     slots["grammar"] = _grammar(language, template, before)
-    slots["message"] = np.broadcast_to(message[:, None], template.shape + (SLOTS,))
+    slots["message"] = np.broadcast_to(message[:, None], (*template.shape, SLOTS))
     last = place == more[message]
     return _flatten(language, slots, language.kinds[template] != END, place, last)
 
@@ -224,8 +225,8 @@ def log_probability(
     message = trace.message[content]
     favourite = topics.copy()  # P(favourite topic | messages so far)
     found = np.zeros(len(message))
-    starts = np.flatnonzero(np.r_[True, message[1:] != message[:-1]]) if len(message) else []
-    for start, end in zip(starts, [*starts[1:], len(message)], strict=True):
+    edges = np.flatnonzero(np.diff(message, prepend=-1, append=-1))
+    for start, end in pairwise(edges):
         prior = LOYAL * favourite + (1 - LOYAL) * topics
         found[start:end] = _filter(np.log(prior)[:, None], likely[:, start:end])
         whole = likely[:, start:end].sum(axis=1)
@@ -269,7 +270,7 @@ def language_of(vocabulary_size: int) -> Language:
     kinds, values = _template_tables(random, templates, particles)
     lexemes = templates + particles
     room = vocabulary_size - FIRST_WORD - lexemes * VARIANTS
-    opening = _falling(templates, offset=2.0)
+    opening = _falling(templates, offset=1.5)
     forms = random.integers(1, VARIANTS, size=(HABITS, lexemes))
     forms[random.random(forms.shape) < 0.3] = 0
     forms[0] = 0  # the habit of public text
@@ -281,7 +282,7 @@ def language_of(vocabulary_size: int) -> Language:
         values,
         opening,
         _successors(random, opening),
-        _falling(room // (CLASSES * (topics + 1)), offset=1.0),
+        _falling(room // (CLASSES * (topics + 1)), offset=1.0, power=1.2),
         forms,
         public_topics=_falling(topics, offset=1.0),
         private_topics=_falling(topics, offset=1.0)[::-1].copy(),
@@ -290,9 +291,9 @@ def language_of(vocabulary_size: int) -> Language:
     )
 
 
-def _falling(count: int, offset: float) -> np.ndarray:
+def _falling(count: int, offset: float, power: float = 1.0) -> np.ndarray:
     """Return the shares of a Zipf-Mandelbrot law, float64 (count,)."""
-    weights = 1.0 / (np.arange(count) + offset)
+    weights = (np.arange(count) + offset) ** -power
     return weights / weights.sum()
 
 
@@ -318,7 +319,7 @@ def _template_tables(
         kinds[template, 0], values[template, 0] = LEXEME, template
         seen_content = False
         for slot in range(1, length):
-            want_content = has_content and (random.random() < 0.5 or slot == 1)
+            want_content = has_content and (random.random() < 0.4 or slot == 1)
             if want_content:
                 kind = PARTNER if seen_content else CONTENT
                 value = int(random.integers(CLASSES))
