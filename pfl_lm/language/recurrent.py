@@ -13,7 +13,7 @@ keyboard model of Hard et al. 2018 (arXiv:1811.03604), section 3.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -76,10 +76,11 @@ def step(
     spec: ModelSpec,
     weights: Mapping[str, Tensor],
     embedded: Tensor,
-    state: list[State],
+    state: Sequence[State],
 ) -> tuple[Tensor, list[State]]:
     """Advance one word, as a keyboard does: (K, B, D) and the state → (K, B, P) and the next."""
-    x, after = embedded, []
+    x = embedded
+    after: list[State] = []
     for number, (r, c) in enumerate(state):
         name = f"layer{number}"
         z = dense.apply(x, dense.layer(weights, f"{name}.input", spec.lora))

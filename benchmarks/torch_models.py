@@ -1,0 +1,107 @@
+"""The workloads' models as a torch user writes them, with modules from torch.nn."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class LSTM(nn.Module):
+    """Embedding → LSTM → projection → untied output."""
+
+    def __init__(self, start: dict[str, np.ndarray]) -> None:
+        super().__init__()
+        vocabulary, width = start["embedding"].shape
+        cells = start["layer0.recurrent"].shape[1]
+        self.embedding = nn.Embedding(vocabulary, width)
+        self.lstm = nn.LSTM(width, cells, batch_first=True)
+        self.projection = nn.Linear(cells, width)
+        self.output = nn.Linear(width, vocabulary)
+        self.lstm.bias_hh_l0.requires_grad_(False)  # one bias for each gate, as elsewhere
+        pairs = {
+            "embedding": self.embedding.weight,
+            "output": self.output.weight,
+            "output_bias": self.output.bias,
+            "layer0.input": self.lstm.weight_ih_l0,
+            "layer0.input_bias": self.lstm.bias_ih_l0,
+            "layer0.recurrent": self.lstm.weight_hh_l0,
+            "projection": self.projection.weight,
+            "projection_bias": self.projection.bias,
+        }
+        with torch.no_grad():
+            self.lstm.bias_hh_l0.zero_()
+        self.by_name = _fill(pairs, start)
+
+    def forward(self, words: torch.Tensor) -> torch.Tensor:
+        vectors, _ = self.lstm(self.embedding(words))
+        return self.output(self.projection(vectors))
+
+
+class Transformer(nn.Module):
+    """Learned positions → pre-norm blocks → norm → tied output."""
+
+    def __init__(self, start: dict[str, np.ndarray], heads: int = 4) -> None:
+        super().__init__()
+        vocabulary, width = start["embedding"].shape
+        length, inner = len(start["positions"]), len(start["block0.feedforward_in"])
+        layers = sum(name.endswith("feedforward_in") for name in start)
+        self.embedding = nn.Embedding(vocabulary, width)
+        self.positions = nn.Parameter(torch.empty(length, width))
+        block = nn.TransformerEncoderLayer(
+            width, heads, inner, dropout=0.0, batch_first=True, norm_first=True
+        )
+        self.blocks = nn.TransformerEncoder(
+            block, layers, norm=nn.LayerNorm(width), enable_nested_tensor=False
+        )
+        mask = nn.Transformer.generate_square_subsequent_mask(length)
+        self.register_buffer("mask", mask, persistent=False)
+        pairs = {"embedding": self.embedding.weight, "positions": self.positions}
+        for number, each in enumerate(self.blocks.layers):
+            pairs |= _block(f"block{number}", each)
+        pairs |= {"final_norm_gain": self.blocks.norm.weight}
+        pairs |= {"final_norm_bias": self.blocks.norm.bias}
+        self.by_name = _fill(pairs, start)
+
+    def forward(self, words: torch.Tensor) -> torch.Tensor:
+        x = self.embedding(words) + self.positions
+        x = self.blocks(x, mask=self.mask, is_causal=True)
+        return F.linear(x, self.embedding.weight)
+
+
+def build(start: dict[str, np.ndarray]) -> LSTM | Transformer:
+    """Make the model that the parameters are of."""
+    return Transformer(start) if "positions" in start else LSTM(start)
+
+
+def loss_of(model: nn.Module, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy of the next words."""
+    return F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
+
+
+def _block(name: str, block: nn.TransformerEncoderLayer) -> dict[str, nn.Parameter]:
+    attention = block.self_attn
+    return {
+        f"{name}.attention_norm_gain": block.norm1.weight,
+        f"{name}.attention_norm_bias": block.norm1.bias,
+        f"{name}.attention": attention.in_proj_weight,
+        f"{name}.attention_bias": attention.in_proj_bias,
+        f"{name}.attention_out": attention.out_proj.weight,
+        f"{name}.attention_out_bias": attention.out_proj.bias,
+        f"{name}.feedforward_norm_gain": block.norm2.weight,
+        f"{name}.feedforward_norm_bias": block.norm2.bias,
+        f"{name}.feedforward_in": block.linear1.weight,
+        f"{name}.feedforward_in_bias": block.linear1.bias,
+        f"{name}.feedforward_out": block.linear2.weight,
+        f"{name}.feedforward_out_bias": block.linear2.bias,
+    }
+
+
+def _fill(
+    pairs: dict[str, nn.Parameter], start: dict[str, np.ndarray]
+) -> dict[str, nn.Parameter]:
+    with torch.no_grad():
+        for name, parameter in pairs.items():
+            parameter.copy_(torch.from_numpy(start[name]))
+    return pairs
