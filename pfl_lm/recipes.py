@@ -121,9 +121,7 @@ def _item_is_path(expected: Any) -> bool:
 
 
 def _required(field: dataclasses.Field[Any]) -> bool:
-    return (
-        field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-    )
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
 def _dotted(key: str, name: str) -> str:

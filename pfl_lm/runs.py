@@ -1,17 +1,18 @@
 """A run's folder: what a run writes down, and how it is found again after a crash.
 
-    manifest.json    what was run, on what, by which versions, and both privacy statements
-    ledger.jsonl     the hash-chained record of what was spent (see pfl_lm.dp.ledger)
-    metrics.jsonl    one JSON object a line: rounds and evaluations
-    tensorboard/     the same figures for TensorBoard
-    checkpoints/     round-000120.pt: all that resuming needs, beside (seed, round)
-    evaluation.json  the last evaluation on held-out users, with the baselines
-    model.pt         the trained model, once the run has ended
-    report.html      written by `pfl-lm report`
+manifest.json    what was run, on what, by which versions, and both privacy statements
+ledger.jsonl     the hash-chained record of what was spent (see pfl_lm.dp.ledger)
+metrics.jsonl    one JSON object a line: rounds and evaluations
+tensorboard/     the same figures for TensorBoard
+checkpoints/     round-000120.pt: all that resuming needs, beside (seed, round)
+evaluation.json  the last evaluation on held-out users, with the baselines
+model.pt         the trained model, once the run has ended
+report.html      written by `pfl-lm report`
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -146,6 +147,12 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path} is damaged: it should hold one JSON object")
     return content
+
+
+def digest_of(content: Any) -> str:
+    """Return the SHA-256 of JSON content, whatever the order of its keys."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def write_json(path: Path, content: Mapping[str, Any] | Iterable[Any]) -> None:

@@ -19,6 +19,7 @@ class PopulationChoice:
     Attributes:
         kind: ``store`` | ``synthetic``.
         path: folder of the store.
+        public_text: folder of a store of public text, for the bigram baseline.
         users: invented users in the training split (held-out splits have 10% of it, at most
             2,000 users each).
         tokens_per_user: mean length of an invented user's text.
@@ -26,6 +27,7 @@ class PopulationChoice:
 
     kind: Literal["store", "synthetic"]
     path: Path | None = None
+    public_text: Path | None = None
     users: int = 10_000
     tokens_per_user: int = 300
 
@@ -84,6 +86,7 @@ class Scenario:
 
     population: PopulationChoice
     model: ModelSpec
+    training: LocalTraining
     rounds: int
     cohort: int
     clip_norm: float
@@ -96,7 +99,7 @@ class Scenario:
     checkpoint_every: int = 10
     secure_aggregation: Literal["ideal"] = "ideal"
     payload: PayloadPlan = field(default_factory=PayloadPlan)
-    training: LocalTraining = field(default_factory=LocalTraining)
+
     server: ServerOptimizer = field(default_factory=ServerOptimizer)
     evaluation: EvaluationChoice = field(default_factory=EvaluationChoice)
 

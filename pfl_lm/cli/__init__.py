@@ -8,7 +8,6 @@ import typer
 
 from pfl_lm import __version__
 from pfl_lm.cli import population, privacy, report, simulate, tokenizer, training
-from pfl_lm.cli.evaluate import evaluate
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -22,7 +21,6 @@ app.add_typer(population.app, name="population")
 app.command()(training.pretrain)
 app.command()(simulate.simulate)
 app.command()(simulate.demo)
-app.command()(evaluate)
 app.command()(report.report)
 app.add_typer(privacy.app, name="privacy")
 app.command()(privacy.check)

@@ -58,7 +58,7 @@ def _run(scenario: Scenario, output: Path, resume: bool, overwrite: bool) -> Non
     if overwrite and output.exists():
         RunFolder.open(output)  # whatever else is there is not ours to delete
         shutil.rmtree(output)
-    with RunScreen(scenario) as screen:
+    with RunScreen(scenario.description or output.name) as screen:
         folder = simulate(scenario, output, resume=resume, watch=screen)
         page = write_report(folder.path)
     screen.summary(folder, page)

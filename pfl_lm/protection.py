@@ -1,0 +1,200 @@
+"""What a policy makes of each simulated round: who is invited, which noise, when it opens.
+
+A policy describes a deployment with ``report_goal`` reports a round; a simulation of it sums a
+smaller ``cohort``. The noise on the simulated MEAN is that of the deployment, so utility is the
+policy's; the simulated sum itself carries only cohort ÷ report_goal of the noise that protects,
+so the simulated model is not private, and no statement says it were.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from pfl_lm.dp.accounting import Events, RoundEvent, Spent, spent
+from pfl_lm.dp.bits import Bits, reproducible_bits, secure_bits
+from pfl_lm.dp.grid import Grid
+from pfl_lm.dp.guarantee import Guarantee, guarantee
+from pfl_lm.dp.mechanisms import decode
+from pfl_lm.dp.noise import NoiseShare, add_central_gaussian, cohort_noise
+from pfl_lm.dp.policy import Policy
+from pfl_lm.dp.sampling import CohortRule
+from pfl_lm.streams import key
+
+_DEVIATIONS = 8  # a Poisson cohort beyond its mean by more of these is not expected, ever
+
+
+@dataclass(frozen=True)
+class Protection:
+    """A policy, or none, at the scale of a simulation.
+
+    Attributes:
+        policy: what is deployed; None: no privacy, ε = ∞.
+        cohort: simulated reports per round, the divisor of every simulated sum.
+        clip_norm: ℓ2 bound on an update.
+        rule: who is invited in the simulation.
+        reproducible: rounding and noise come from named streams, not from the operating system.
+    """
+
+    policy: Policy | None
+    cohort: int
+    clip_norm: float
+    rule: CohortRule
+    seed: int
+    reproducible: bool
+
+    @property
+    def guarantee(self) -> Guarantee | None:
+        return None if self.policy is None else guarantee(self.policy)
+
+    @property
+    def simulated(self) -> bool:
+        """Whether the run's own model falls short of the policy's guarantee."""
+        policy = self.policy
+        return (
+            policy is None
+            or self.cohort < policy.report_goal
+            or self.rule.population < policy.population
+            or self.reproducible
+        )
+
+    @property
+    def sum_multiplier(self) -> float:
+        """Stddev of the noise on the simulated sum ÷ clip_norm.
+
+        In the deployment a sum of ``report_goal`` reports carries that many shares; the simulated
+        one carries what gives its mean the same noise.
+        """
+        if self.policy is None or self.guarantee is None:
+            return 0.0
+        goal = self.policy.report_goal
+        if self.policy.noise.at == "server":
+            deployed = self.guarantee.noise_multiplier
+        else:
+            deployed = self.guarantee.share_multiplier * math.sqrt(goal)
+        return deployed * self.cohort / goal
+
+    @property
+    def least_reports(self) -> int:
+        """The fewest reports that a simulated round opens.
+
+        The policy's share of the cohort; under Poisson sampling lower by the spread of a small
+        cohort, which is no dropout.
+        """
+        if self.policy is None or self.policy.noise.at != "device":
+            return 2
+        least = self.cohort * self.policy.least_reports / self.policy.report_goal
+        if self.rule.kind == "poisson" and self.cohort < self.policy.report_goal:
+            least -= _DEVIATIONS * math.sqrt(self.cohort)
+        return max(2, math.ceil(least))
+
+    @property
+    def most_reports(self) -> int | None:
+        """Reports beyond these are dropped; None under Poisson sampling, which a cap breaks."""
+        return None if self.rule.kind == "poisson" else self.cohort
+
+    def grid(self, dim: int) -> Grid:
+        """Choose the integer grid and the ring of a round with ``dim`` coordinates."""
+        noise = None if self.policy is None else self.policy.noise
+        at_device = noise is not None and noise.at == "device"
+        spread = _DEVIATIONS * math.ceil(math.sqrt(self.cohort))
+        return Grid.choose(
+            dim,
+            self.clip_norm,
+            reports_max=self.cohort + (spread if self.rule.kind == "poisson" else 0),
+            noise_multiplier=self.sum_multiplier if at_device else 0.0,
+            noise_reports=self.cohort,
+            kind=self.kind if at_device and self.kind != "none" else "skellam",  # type: ignore[arg-type]
+            grid_steps=8.0 if noise is None else noise.grid_steps,
+        )
+
+    @property
+    def kind(self) -> Literal["skellam", "discrete_gaussian", "gaussian", "none"]:
+        return "none" if self.policy is None else self.policy.noise.kind
+
+    @property
+    def drawn(self) -> str:
+        """How the noise is drawn, in the words of the manifest."""
+        return {
+            "skellam": "once per cohort, as the sum of all shares",
+            "discrete_gaussian": "by every device, its own share",
+            "gaussian": "by the server, on the sum",
+            "none": "not at all",
+        }[self.kind]
+
+    def share(self, grid: Grid) -> NoiseShare | None:
+        """Return the noise that each simulated device adds; None where none does.
+
+        Skellam noise is closed under addition, so a simulation adds all shares at once.
+        """
+        if self.kind not in ("skellam", "discrete_gaussian"):
+            return None
+        return NoiseShare(
+            self.kind,  # type: ignore[arg-type]
+            grid.noise_variance(self.sum_multiplier) / self.cohort,
+        )
+
+    def bits(self, purpose: str, round: int, user: int = 0) -> Bits:
+        """Open the source of rounding or noise for one device (or the cohort) in one round."""
+        if self.reproducible:
+            return reproducible_bits(key(self.seed, purpose, round, user))
+        return secure_bits()
+
+    def mean(self, total: np.ndarray, grid: Grid, reports: int, round: int) -> np.ndarray:
+        """Decode an opened sum into the mean update, float32[d], with what noise is missing.
+
+        Args:
+            total: int64[d], the opened sum.
+            reports: how many reports it holds; each carries one share of the noise.
+        """
+        if self.kind == "skellam":
+            share = self.share(grid)
+            assert share is not None
+            noise = cohort_noise(share, reports, grid.dim, self.bits("noise", round))
+            total = total + noise
+        if self.kind == "gaussian":
+            noisy = add_central_gaussian(
+                total / grid.scale, self.clip_norm, self.sum_multiplier, self.bits("noise", round)
+            )
+            return (noisy / self.cohort).astype(np.float32)
+        return decode(total, grid, self.cohort)
+
+    def event(self, reports: int, dim: int, round: int) -> RoundEvent | None:
+        """Return what an opened round costs in the deployment it stands for; None without one.
+
+        Args:
+            reports: simulated reports that were summed. A shortfall against the cohort is the
+                same shortfall against the report goal; the spread of a Poisson cohort is not one.
+        """
+        if self.policy is None or self.guarantee is None:
+            return None
+        deployed = self.policy.report_goal
+        if self.rule.kind != "poisson":
+            deployed = deployed * min(reports, self.cohort) // self.cohort
+        planned = self.guarantee.noise_multiplier
+        return self.policy.event(planned, reports=deployed, dim=dim, round=round)
+
+    def spent(self, events: Events) -> Spent | None:
+        """Return what a deployment has spent after these rounds; None without a policy."""
+        return None if self.policy is None else spent(events, self.policy.delta)
+
+
+def simulated_rule(policy: Policy | None, population: int, cohort: int) -> CohortRule:
+    """Scale a policy's participation to a simulated population.
+
+    Raises:
+        ValueError: the population is smaller than the cohort.
+    """
+    if cohort > population:
+        raise ValueError(f"cohort = {cohort} exceeds the {population} users of the population")
+    kind = "poisson" if policy is None else policy.participation.kind
+    if kind == "poisson":
+        return CohortRule("poisson", population, cohort / population)
+    if kind == "fixed":
+        return CohortRule("fixed", population, cohort)
+    assert policy is not None
+    stated = policy.participation.min_separation or 1
+    return CohortRule("rotation", population, cohort, min(stated, population // cohort))

@@ -1,0 +1,302 @@
+"""All that stays the same from round to round: opened, checked against each other, described."""
+
+from __future__ import annotations
+
+import math
+import platform
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pfl_lm import __version__
+from pfl_lm.baselines import KneserNeyBigram, UnigramScorer
+from pfl_lm.evaluate import ModelScorer, Scorer, evaluate
+from pfl_lm.language.models import ModelSpec, Parameters, Role, initialise, roles, size
+from pfl_lm.language.population import Population, PopulationStore
+from pfl_lm.language.tokenizer import Tokenizer
+from pfl_lm.measures import Evaluation
+from pfl_lm.model_file import Model, load_model
+from pfl_lm.payload import choose, describe
+from pfl_lm.protection import Protection, simulated_rule
+from pfl_lm.recipes import load_policy
+from pfl_lm.scenario import Scenario
+
+PUBLIC_USERS = 2000  # pseudo-users of the public text that comes with invented users
+
+
+@dataclass(frozen=True)
+class PublicText:
+    """Public text for the baselines: one split of a population, whose users are nobody."""
+
+    population: Population
+    split: str
+
+    def streams(self) -> Iterator[np.ndarray]:
+        """Yield int32[n], piece by piece."""
+        users = self.population.users(self.split)
+        return (self.population.tokens(self.split, user) for user in range(users))
+
+
+@dataclass(frozen=True)
+class World:
+    """A scenario with everything it names, opened.
+
+    Attributes:
+        scenario: what the engineer chose.
+        tokenizer: the public vocabulary.
+        population: the users.
+        public: text for the baselines, or None.
+        start: the model before the first round.
+        protection: the policy at the scale of this simulation.
+        roles: the model's parameters by name.
+    """
+
+    scenario: Scenario
+    tokenizer: Tokenizer
+    population: Population
+    public: PublicText | None
+    start: Model
+    protection: Protection
+    roles: dict[str, Role]
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self.scenario.model
+
+
+def open_world(scenario: Scenario) -> World:
+    """Open what a scenario names and check that the parts fit together.
+
+    Raises:
+        ValueError: a part is missing or damaged, or two do not fit; the message says which.
+    """
+    tokenizer, population, public = _text(scenario)
+    if scenario.model.vocabulary_size != tokenizer.vocabulary_size:
+        raise ValueError(
+            f"model.vocabulary_size = {scenario.model.vocabulary_size}, but the tokenizer has "
+            f"{tokenizer.vocabulary_size} words; make them equal"
+        )
+    policy = None if scenario.policy is None else load_policy(scenario.policy)
+    if policy is not None and scenario.rounds > policy.rounds:
+        raise ValueError(
+            f"rounds = {scenario.rounds} exceeds the policy's {policy.rounds}; run fewer rounds, "
+            "or have the policy reviewed for more"
+        )
+    if policy is not None and scenario.cohort > policy.report_goal:
+        raise ValueError(
+            f"cohort = {scenario.cohort} exceeds the policy's report_goal = {policy.report_goal}"
+        )
+    protection = Protection(
+        policy,
+        scenario.cohort,
+        scenario.clip_norm,
+        simulated_rule(policy, population.users("train"), scenario.cohort),
+        scenario.seed,
+        scenario.reproducible,
+    )
+    start = _start(scenario, tokenizer, protects=policy is not None and policy.noise.at != "none")
+    world = World(scenario, tokenizer, population, public, start, protection, roles(scenario.model))
+    _check_payload(world)
+    return world
+
+
+def _text(scenario: Scenario) -> tuple[Tokenizer, Population, PublicText | None]:
+    """Open tokenizer, population and public text."""
+    chosen = scenario.population
+    if chosen.kind == "synthetic":
+        return _invented(scenario)
+    assert scenario.tokenizer is not None
+    assert chosen.path is not None
+    tokenizer = Tokenizer.open(scenario.tokenizer)
+    population = PopulationStore.open(chosen.path)
+    public = None if chosen.public_text is None else PopulationStore.open(chosen.public_text)
+    for store in (population, public):
+        if store is not None and store.tokenizer_digest != tokenizer.digest:
+            raise ValueError(
+                f"{store.folder} was built with another tokenizer than {scenario.tokenizer}; "
+                "build it again with that one"
+            )
+    return tokenizer, population, None if public is None else PublicText(public, "train")
+
+
+def _invented(scenario: Scenario) -> tuple[Tokenizer, Population, PublicText]:
+    """Open a population of invented users, and public text of the same invented language."""
+    from pfl_lm.language.synthetic import PUBLIC, SyntheticPopulation, synthetic_tokenizer
+
+    chosen, vocabulary_size = scenario.population, scenario.model.vocabulary_size
+    held_out = min(2000, max(1, chosen.users // 10))
+    users = {"train": chosen.users, "validation": held_out, "test": held_out}
+    users[PUBLIC] = PUBLIC_USERS
+    population = SyntheticPopulation(
+        users, vocabulary_size, chosen.tokens_per_user, scenario.seed
+    )
+    return synthetic_tokenizer(vocabulary_size), population, PublicText(population, PUBLIC)
+
+
+def _start(scenario: Scenario, tokenizer: Tokenizer, protects: bool) -> Model:
+    """Return the model before the first round: from a file, or drawn at random."""
+    drawn = initialise(scenario.model, scenario.seed, tokenizer.unigram)
+    if scenario.start is None:
+        return Model(scenario.model, drawn, {"kind": "random"})
+    found = load_model(scenario.start)
+    if protects and found.origin["kind"] != "public":
+        raise ValueError(
+            f"start: {scenario.start} was trained on {found.origin['kind']} text, which the "
+            "policy's ε does not cover; start from a model of public text"
+        )
+    if replace(found.spec, lora=None) != replace(scenario.model, lora=None):
+        raise ValueError(f"start: {scenario.start} holds another model than [model] describes")
+    if found.origin.get("tokenizer_digest") != tokenizer.digest:
+        raise ValueError(f"start: {scenario.start} was trained with another tokenizer")
+    # Factors that the file does not have start as drawn: their product is zero.
+    return Model(scenario.model, {**drawn, **found.parameters}, found.origin)
+
+
+def _check_payload(world: World) -> None:
+    policy = world.protection.policy
+    payload = choose_payload(world, 0)
+    if policy is not None and policy.noise.at == "device" and payload.dim < policy.noise.min_dim:
+        raise ValueError(
+            f"the payload has {payload.dim} coordinates, the policy covers {policy.noise.min_dim} "
+            "or more; lower the policy's noise.min_dim or send more"
+        )
+
+
+def choose_payload(world: World, round: int) -> Any:
+    """Choose what travels in a round, from public information alone."""
+    return choose(
+        world.scenario.payload,
+        world.roles,
+        world.tokenizer.unigram,
+        world.tokenizer.specials,
+        world.scenario.seed,
+        round,
+    )
+
+
+def manifest(world: World, name: str) -> dict[str, Any]:
+    """Describe a run: what was asked, what follows, what is simulated and what is guaranteed."""
+    scenario, protection = world.scenario, world.protection
+    total = size(world.spec)
+    payload = choose_payload(world, 0)
+    return {
+        "format": 1,
+        "run": name,
+        "scenario": _plain(asdict(scenario)),
+        "policy": None if protection.policy is None else _plain(asdict(protection.policy)),
+        "guarantee": None if protection.guarantee is None else _plain(asdict(protection.guarantee)),
+        "statements": statements(world),
+        "noise": {
+            "drawn": protection.drawn,
+            "source": "reproducible stream" if scenario.reproducible else "csprng",
+            "simulated_sum_multiplier": protection.sum_multiplier,
+        },
+        "secure_aggregation": scenario.secure_aggregation,
+        "tokenizer": {
+            "digest": world.tokenizer.digest,
+            "vocabulary_size": world.tokenizer.vocabulary_size,
+        },
+        "population": {
+            "name": world.population.name,
+            "users": {s: world.population.users(s) for s in ("train", "validation", "test")},
+            "cohort_rule": _plain(asdict(protection.rule)),
+        },
+        "model": {"parameters": total, "start": world.start.origin},
+        "payload": {"total": total, **_plain(asdict(describe(payload, total)))},
+        "versions": {
+            "pfl_lm": __version__,
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "numpy", "opacus", "sentencepiece")},
+        },
+    }
+
+
+def statements(world: World) -> dict[str, str]:
+    """Say what this very model guarantees, and what its training only simulates."""
+    protection = world.protection
+    if protection.policy is None:
+        return {
+            "guaranteed": "Nothing: this run has no privacy policy (ε = ∞).",
+            "simulated": "Federated training without differential privacy.",
+        }
+    found = protection.guarantee
+    assert found is not None
+    if not protection.simulated:
+        return {"guaranteed": found.statement, "simulated": "Only the transport of reports."}
+    policy = protection.policy
+    reasons = [
+        f"{protection.cohort:,} reports a round stand for {policy.report_goal:,}"
+        * (protection.cohort < policy.report_goal),
+        f"{protection.rule.population:,} users stand for {policy.population:,}"
+        * (protection.rule.population < policy.population),
+        "noise comes from a seeded stream" * protection.reproducible,
+    ]
+    return {
+        "guaranteed": "Nothing for this very model: " + "; ".join(filter(None, reasons)) + ".",
+        "simulated": "A deployment under the policy, of which this holds: " + found.statement,
+    }
+
+
+def validate(world: World, parameters: Parameters) -> Evaluation:
+    """Measure a model on some validation users, as often as the scenario asks."""
+    return _measure(world, ModelScorer(world.spec, parameters), "validation")
+
+
+def final_evaluation(world: World, parameters: Parameters) -> dict[str, Any]:
+    """Measure the trained model, what it started from, and public baselines, on test users."""
+    scorers: dict[str, Scorer] = {"federated model": ModelScorer(world.spec, parameters)}
+    if world.start.origin["kind"] != "random":
+        label = f"{world.start.origin['kind']} pretraining"
+        scorers[label] = ModelScorer(world.spec, world.start.parameters)
+    scorers |= baselines(world)
+    rows = [
+        {"name": name, **_measure(world, scorer, "test").as_dict()}
+        for name, scorer in scorers.items()
+    ]
+    floor = getattr(world.population, "entropy_floor", None)  # of invented users it is known
+    return {
+        "split": "test",
+        "rows": rows,
+        "entropy_floor": None if floor is None else floor("test"),
+    }
+
+
+def baselines(world: World) -> dict[str, Scorer]:
+    """Fit what a keyboard predicts that learnt nothing from its users."""
+    unigram = world.tokenizer.unigram
+    if world.public is None:
+        return {"public unigram": UnigramScorer(unigram)}
+    silent = (world.tokenizer.pad_id, world.tokenizer.bos_id)
+    bigram = KneserNeyBigram.fit(world.public.streams(), unigram, silent)
+    return {"public unigram": UnigramScorer(unigram), "public bigram": bigram}
+
+
+def _measure(world: World, scorer: Scorer, split: str) -> Evaluation:
+    choice = world.scenario.evaluation
+    return evaluate(
+        scorer,
+        world.population,
+        split,
+        world.tokenizer,
+        world.scenario.training.window,
+        max_users=choice.users if split == "validation" else choice.final_users,
+        max_tokens_per_user=choice.tokens_per_user,
+        seed=world.scenario.seed,
+    )
+
+
+def _plain(value: Any) -> Any:
+    """Turn what dataclasses hold into what JSON holds; infinity becomes None."""
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, Path):
+        return value.name
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
