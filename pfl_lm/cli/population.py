@@ -73,6 +73,22 @@ def build(
     _print_profile(profile, output)
 
 
+@app.command("public-text")
+def public_text(
+    inputs: Annotated[
+        list[Path], typer.Argument(help="Public text: .txt or .jsonl, a message a line.")
+    ],
+    tokenizer: Annotated[Path, typer.Option(help="Folder that `tokenizer build` wrote.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")],
+    text_field: Annotated[str, typer.Option(help="JSON key of the text.")] = "text",
+) -> None:
+    """Encode public text, which has no users, for pretraining and for the public baselines."""
+    from pfl_lm.language.public_text import public_tokens
+    from pfl_lm.language.tokenizer import Tokenizer
+
+    _print_profile(public_tokens(inputs, Tokenizer.open(tokenizer), output, text_field), output)
+
+
 @app.command()
 def describe(
     folder: Annotated[Path, typer.Argument(help="A folder that `population build` wrote.")],

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 import signal
-from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -19,11 +18,16 @@ from typing import Any
 
 from pfl_lm.files import folder_atomically
 from pfl_lm.language.population import SPLITS
-from pfl_lm.language.population_write import Spill, StoreWriter, group_by_user, token_dtype
-from pfl_lm.language.readers import Malformed, format_of, read_messages, read_texts
+from pfl_lm.language.population_write import (
+    Spill,
+    StoreWriter,
+    group_by_user,
+    message_bytes,
+    token_dtype,
+)
+from pfl_lm.language.readers import Malformed, format_of, read_messages
 from pfl_lm.language.tokenizer import Tokenizer
 
-_LINES_PER_PUBLIC_USER = 1000
 _EXAMPLES = 5  # malformed records that are shown
 _HOPELESS = 1000  # malformed records, if they are the majority, after which reading stops
 _BUCKET_BYTES = 1 << 25  # of input, as it lies on disk, per spill bucket
@@ -134,39 +138,6 @@ def build_population(
         return writer.finish(options.name, _provenance(inputs, options, tally))
 
 
-def public_tokens(
-    paths: Sequence[Path], tokenizer: Tokenizer, destination: Path, text_field: str = "text"
-) -> dict[str, Any]:
-    """Encode public text (.txt or .jsonl) into a store for pretraining; return its profile.
-
-    Public text has no users: every 1,000 lines in a row make one user of the train split, whose
-    digest is the running number, so that order is kept. ``PopulationStore.stream("train")`` is
-    the whole text as one mapped array.
-
-    Raises:
-        ValueError: unreadable text, none at all, or ``destination`` exists.
-    """
-    paths = [Path(path) for path in paths]
-    for path in paths:
-        if not path.exists():
-            raise ValueError(f"{path} does not exist")
-    code = token_dtype(tokenizer.vocabulary_size).typecode
-    with folder_atomically(destination) as folder:
-        with StoreWriter(folder, tokenizer) as writer:
-            messages: list[bytes] = []
-            for path in paths:
-                for text in read_texts(path, text_field):
-                    if ids := tokenizer.encode(text):
-                        messages.append(_message(code, ids))
-                    if len(messages) == _LINES_PER_PUBLIC_USER:
-                        writer.add_public(messages)
-                        messages = []
-            if messages:
-                writer.add_public(messages)
-        provenance = {"inputs": [{"file": path.name, "public": True} for path in paths]}
-        return writer.finish("public text", provenance)
-
-
 @dataclass(frozen=True)
 class _Work:
     """What every worker needs to know."""
@@ -194,10 +165,6 @@ def _check(inputs: Sequence[Input]) -> int:
     return total
 
 
-def _message(code: str, ids: list[int]) -> bytes:
-    return array(code, [Tokenizer.bos_id, *ids, Tokenizer.eos_id]).tobytes()
-
-
 def _read_input(index: int, item: Input, work: _Work, advance: Callable[[int], None]) -> Tally:
     """Read one input, encode it, and spill every message by user."""
     tally, options, encode = Tally(), work.options, work.tokenizer.encode
@@ -218,7 +185,7 @@ def _read_input(index: int, item: Input, work: _Work, advance: Callable[[int], N
                 split = fixed if fixed is not None else (draw >= bounds[0]) + (draw >= bounds[1])
                 kept = previous.encode(errors="surrogatepass") if options.keep_user_ids else b""
             if ids := encode(record.text):
-                spill.add(digest, split, kept, _message(code, ids))
+                spill.add(digest, split, kept, message_bytes(code, ids))
             else:
                 tally.without_words += 1
     return tally

@@ -41,6 +41,11 @@ def token_dtype(vocabulary_size: int) -> TokenDtype:
     return TokenDtype("<u2", "H") if vocabulary_size <= 1 << 16 else TokenDtype("<u4", "I")
 
 
+def message_bytes(typecode: str, ids: list[int]) -> bytes:
+    """Return one message as it is stored, between ``<s>`` and ``</s>``."""
+    return array(typecode, [BOS_ID, *ids, EOS_ID]).tobytes()
+
+
 class UserText(NamedTuple):
     """One user's messages, encoded, in source order."""
 

@@ -6,27 +6,28 @@ of failing; damage to a whole file (truncated archive, broken JSON document) is 
 
 from __future__ import annotations
 
-import bz2
 import csv
-import gzip
 import io
 import json
-import lzma
 import shutil
 import tempfile
-import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
-FORMATS = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".json")
-LONGEST_LINE = 1 << 24  # bytes; a longer one is malformed and is skipped without being held
-_LEAF_PADDING = frozenset(("<PAD>", "<BOS>", "<EOS>"))
-_DAMAGE = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)
+from pfl_lm.language.compressed import (
+    COMPRESSED,
+    LONGEST_LINE,
+    Advance,
+    bare_suffix,
+    ignore,
+    lines,
+    open_binary,
+    whole_file_errors,
+)
 
-Advance = Callable[[int], None]
+FORMATS = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".json")
+_LEAF_PADDING = frozenset(("<PAD>", "<BOS>", "<EOS>"))
 
 
 class Message(NamedTuple):
@@ -68,12 +69,12 @@ def read_messages(
         ValueError: unknown format, a missing column, or a file damaged as a whole.
     """
     path = Path(path)
-    advance = advance or _ignore
+    advance = advance or ignore
     if path.is_dir():
         yield from _read_folder(path, advance)
         return
     reader = _READERS[format_of(path)]
-    with _whole_file_errors(path), _open_binary(path, advance) as file:
+    with whole_file_errors(path), open_binary(path, advance) as file:
         yield from reader(file, path, user_field, text_field)
 
 
@@ -84,11 +85,11 @@ def read_texts(path: Path, text_field: str = "text") -> Iterator[str]:
         ValueError: another format, or a line that is not readable; public text is expected clean.
     """
     path = Path(path)
-    suffix = _bare_suffix(path)
+    suffix = bare_suffix(path)
     if suffix not in (".txt", ".jsonl", ".ndjson"):
         raise ValueError(f"{path}: public text is read from .txt or .jsonl, plain or compressed")
-    with _whole_file_errors(path), _open_binary(path, _ignore) as file:
-        for number, line in _lines(file):
+    with whole_file_errors(path), open_binary(path, ignore) as file:
+        for number, line in lines(file):
             try:
                 text = line.decode("utf-8") if line is not None else None
                 if suffix != ".txt" and text is not None:
@@ -102,7 +103,7 @@ def read_texts(path: Path, text_field: str = "text") -> Iterator[str]:
 
 def format_of(path: Path) -> str:
     """Return the format of a file by its name; ValueError lists what can be read."""
-    suffix = _bare_suffix(path)
+    suffix = bare_suffix(path)
     if suffix not in FORMATS:
         raise ValueError(
             f"{path}: cannot tell the format; expected a folder of .txt files, or a file in "
@@ -111,105 +112,9 @@ def format_of(path: Path) -> str:
     return suffix
 
 
-@contextmanager
-def open_text(path: Path) -> Iterator[IO[str]]:
-    """Open a plain or compressed UTF-8 text file for reading."""
-    path = Path(path)
-    with _whole_file_errors(path), _open_binary(path, _ignore) as file:
-        yield io.TextIOWrapper(file, encoding="utf-8", newline="")  # type: ignore[arg-type]
-
-
-def _bare_suffix(path: Path) -> str:
-    name = Path(path.stem) if path.suffix.lower() in COMPRESSED else path
-    return name.suffix.lower()
-
-
-def _ignore(_: int) -> None:
-    pass
-
-
-@contextmanager
-def _whole_file_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except _DAMAGE as error:
-        raise ValueError(f"{path}: the compressed data is damaged or ends early") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text") from error
-
-
-class _Counting(io.RawIOBase):
-    """A raw file that reports how far it has been read, for the progress bar."""
-
-    def __init__(self, path: Path, advance: Advance) -> None:
-        self._file = path.open("rb", buffering=0)
-        self._advance = advance
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        return self._file.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-    def readinto(self, buffer: Any) -> int:
-        count = self._file.readinto(buffer)
-        self._advance(count)
-        return count
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
-
-
-@contextmanager
-def _open_binary(path: Path, advance: Advance) -> Iterator[IO[bytes]]:
-    """Open a file, decompressing by its last suffix."""
-    with io.BufferedReader(_Counting(path, advance), 1 << 20) as raw:
-        suffix = path.suffix.lower()
-        if suffix == ".gz":
-            yield gzip.GzipFile(fileobj=raw)  # type: ignore[misc]
-        elif suffix == ".bz2":
-            yield bz2.BZ2File(raw)  # type: ignore[misc]
-        elif suffix == ".xz":
-            yield lzma.LZMAFile(raw)  # type: ignore[misc]  # noqa: SIM115
-        elif suffix == ".zst":
-            import pyarrow
-
-            try:
-                yield io.BufferedReader(pyarrow.CompressedInputStream(raw, "zstd"))  # type: ignore[arg-type]
-            except OSError as error:
-                raise EOFError(str(error)) from error
-        else:
-            yield raw
-
-
-def _lines(file: IO[bytes]) -> Iterator[tuple[int, bytes | None]]:
-    """Yield (number from 1, line); None in place of a line longer than ``LONGEST_LINE``."""
-    number = 0
-    try:
-        while line := file.readline(LONGEST_LINE):
-            number += 1
-            if len(line) == LONGEST_LINE and not line.endswith(b"\n"):
-                while (rest := file.readline(LONGEST_LINE)) and not rest.endswith(b"\n"):
-                    pass
-                yield number, None
-            else:
-                yield number, line
-    except OSError as error:
-        if isinstance(error, gzip.BadGzipFile) or error.errno is not None:
-            raise
-        raise EOFError(str(error)) from error  # how bz2 and zstd report damage
-
-
 def _read_jsonl(file: IO[bytes], path: Path, user: str, text: str) -> Iterator[Record]:
     parse = json.loads
-    for number, line in _lines(file):
+    for number, line in lines(file):
         if line is not None and line.isspace():
             continue
         try:
@@ -238,7 +143,7 @@ def _as_message(row: Any, user: str, text: str) -> Message:
 
 def _read_csv(file: IO[bytes], path: Path, user: str, text: str) -> Iterator[Record]:
     decoded = io.TextIOWrapper(file, "utf-8", errors="surrogateescape", newline="")  # type: ignore[arg-type]
-    table = csv.DictReader(decoded, delimiter="\t" if _bare_suffix(path) == ".tsv" else ",")
+    table = csv.DictReader(decoded, delimiter="\t" if bare_suffix(path) == ".tsv" else ",")
     _require_columns(path, list(table.fieldnames or []), user, text)
     while True:
         try:
@@ -314,13 +219,13 @@ def _leaf_text(sample: Any) -> str:
 
 def _read_folder(folder: Path, advance: Advance) -> Iterator[Record]:
     """Read ``<user>.txt`` or ``<user>.txt.gz`` …, a message a line, users by falling name order."""
-    files = sorted(file for file in folder.iterdir() if _bare_suffix(file) == ".txt")
+    files = sorted(file for file in folder.iterdir() if bare_suffix(file) == ".txt")
     if not files:
         raise ValueError(f"{folder}: holds no .txt file; expected one text file per user")
     for path in files:
         user = path.name[: path.name.lower().rindex(".txt")]
-        with _whole_file_errors(path), _open_binary(path, advance) as file:
-            for number, line in _lines(file):
+        with whole_file_errors(path), open_binary(path, advance) as file:
+            for number, line in lines(file):
                 try:
                     if line is None:
                         raise ValueError(f"longer than {LONGEST_LINE:,} bytes")

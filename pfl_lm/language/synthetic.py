@@ -16,11 +16,10 @@ from pfl_lm.language.synthetic_language import (
     FIRST_WORD,
     LOYAL,
     Language,
-    Trace,
-    generate,
+    cumulated,
     language_of,
-    log_probability,
 )
+from pfl_lm.language.synthetic_process import Trace, generate, log_probability
 from pfl_lm.language.tokenizer import CONTROLS, Tokenizer
 from pfl_lm.streams import stream
 
@@ -36,7 +35,7 @@ class SyntheticPopulation:
     """Users of an invented language; user i of a split follows from (seed, split, i) alone.
 
     Args:
-        users: users by split: ``train``, ``validation``, ``test``, and ``public``, which is
+        users_by_split: users of ``train``, ``validation``, ``test``, and ``public``, which is
             public text of other topics and habits, cut into pseudo-users.
         vocabulary_size: V, ids of ``synthetic_tokenizer(V)``.
         tokens_per_user: mean length of a stream; lengths are heavy-tailed.
@@ -123,9 +122,7 @@ def _priors(language: Language, split: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _draw(shares: np.ndarray, uniform: np.ndarray) -> np.ndarray:
-    cumulated = np.cumsum(shares)
-    cumulated[-1] = 1.0
-    return np.searchsorted(cumulated, uniform, side="right")
+    return np.searchsorted(cumulated(shares), uniform, side="right")
 
 
 @lru_cache(maxsize=4)

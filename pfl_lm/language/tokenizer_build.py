@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from pfl_lm.files import sha256_of
+from pfl_lm.language.compressed import open_text
 from pfl_lm.language.normalisation import PUNCTUATION, Normalisation, is_word
-from pfl_lm.language.readers import open_text, read_texts
+from pfl_lm.language.readers import read_texts
 from pfl_lm.language.tokenizer import (
     CONTROLS,
     MANIFEST_FILE,
