@@ -204,9 +204,9 @@ def _line(line: Series, x_scale: Scale, y_scale: Scale) -> Markup:
     drawn = []
     for run in filter(None, runs):
         if len(run) == 1:
-            x, y = run[0].split(",")
+            cx, cy = run[0].split(",")
             drawn.append(
-                Markup('<circle class="{}" cx="{}" cy="{}" r="3"/>').format(line.style, x, y)
+                Markup('<circle class="{}" cx="{}" cy="{}" r="3"/>').format(line.style, cx, cy)
             )
         else:
             path = "M" + "L".join(run)

@@ -76,15 +76,20 @@ def promise(run: Run) -> dict[str, Any]:
     nothing = "No guarantee is stated for this run."
     return {
         "protected": protected,
-        "title": "What the policy guarantees, once deployed" if deployed else "Guaranteed" if protected
-        else "Not guaranteed",
+        "title": _promise_title(protected, deployed),
         "epsilon": epsilon(found),
         "delta": power(run.at("guarantee.delta")) if protected else "",
         "sentence": sentence if deployed else guaranteed or nothing,
         "aside_title": "This model: a simulation" if deployed else "Only simulated",
         "aside": guaranteed if deployed else simulated or "Nothing is stated.",
         "noise": _noise(run),
-    }  # fmt: skip
+    }
+
+
+def _promise_title(protected: bool, deployed: bool) -> str:
+    if deployed:
+        return "What the policy guarantees, once deployed"
+    return "Guaranteed" if protected else "Not guaranteed"
 
 
 def _noise(run: Run) -> str:

@@ -6,6 +6,7 @@ Charts are inline SVG, style and script are inlined, and nothing is fetched when
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -85,10 +86,8 @@ def _content(run: Run) -> dict[str, Any]:
 
 def _floor(run: Run) -> str:
     """Perplexity of the true generating process, where users are invented."""
-    import math
-
     nats = run.final.get("entropy_floor")
-    return significant(math.exp(nats)) if is_number(nats) and nats < 50 else ""
+    return significant(math.exp(nats)) if nats is not None and is_number(nats) else ""
 
 
 def _flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:

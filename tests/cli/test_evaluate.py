@@ -1,0 +1,70 @@
+"""`pfl-lm evaluate`: a run measured again, and what does not fit refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from pfl_lm.cli.evaluate import evaluate
+from pfl_lm.language.models import ModelSpec, initialise
+from pfl_lm.language.synthetic import synthetic_tokenizer
+from pfl_lm.model_file import Model, save_model
+
+app = typer.Typer()
+app.command()(evaluate)
+SPEC = ModelSpec("cifg_lstm", 10_000, 8, hidden_dim=8)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    tokenizer = synthetic_tokenizer(SPEC.vocabulary_size)
+    parameters = initialise(SPEC, 0, tokenizer.unigram)
+    save_model(folder / "model.pt", Model(SPEC, parameters, {"tokenizer_digest": tokenizer.digest}))
+    scenario = {
+        "model": asdict(SPEC),
+        "population": {"kind": "synthetic", "tokens_per_user": 50},
+        "training": {"window": 10},
+        "seed": 1,
+    }
+    content = {"scenario": scenario, "population": {"users": {"validation": 5, "test": 8}}}
+    (folder / "manifest.json").write_text(json.dumps(content))
+    return folder
+
+
+def call(*arguments):
+    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    if done.exception and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return done.output
+
+
+def test_a_run_of_invented_users(run):
+    found = json.loads(call(run, "--json"))
+    assert found["users"] == 8
+    assert 1 < found["perplexity"] < 10_000
+    assert json.loads(call(run, "--json", "--split", "validation"))["users"] == 5
+    assert json.loads(call(run, "--json", "--users", 3))["users"] == 3
+
+
+def test_the_table(run):
+    output = call(run, "--tokens-per-user", 20)
+    for text in ("8 test users", "perplexity", "keystrokes saved", "10k+"):
+        assert text in output
+
+
+def test_mistakes(run, tmp_path):
+    with pytest.raises(ValueError, match="held-out users are in"):
+        call(run, "--split", "train")
+    with pytest.raises(ValueError, match="no such model file"):
+        call(tmp_path / "absent.pt")
+    with pytest.raises(ValueError, match="say whose text"):
+        call(run / "model.pt")
+    with pytest.raises(ValueError, match="needed together"):
+        call(run, "--tokenizer", tmp_path)
+    with pytest.raises(ValueError, match="is not a run folder"):
+        call(tmp_path)
