@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pfl_lm.dp.bits import Bits
+from pfl_lm.dp.bits import Bits, reproducible_bits
 from pfl_lm.dp.grid import Grid
 from pfl_lm.dp.pmf import Kind
 from pfl_lm.dp.samplers import Doubles, Int64s, add_noise
@@ -68,6 +68,10 @@ def cohort_noise(share: NoiseShare, reports: int, dim: int, bits: Bits) -> Int64
     For simulation: the sum has exactly the distribution it has when every device draws its own.
     In a deployment nobody may hold the whole noise, so nobody may call this.
 
+    Under Poisson sampling ``reports`` differs from round to round, and a new table for each would
+    cost more than the noise: m·a + b reports are drawn as m·a and b, with m near 2√reports, so
+    that few different tables serve a whole run.
+
     Raises:
         ValueError: a discrete Gaussian, whose sums are not discrete Gaussian.
     """
@@ -77,7 +81,20 @@ def cohort_noise(share: NoiseShare, reports: int, dim: int, bits: Bits) -> Int64
             f'"{share.kind}" every device draws its own share'
         )
     noise = np.zeros(dim, dtype=np.int64)
-    add_noise("skellam", share.variance * reports, noise, bits)
+    batch = 1 << math.ceil(math.log2(2 * math.sqrt(max(reports, 1))))
+    for part in (reports - reports % batch, reports % batch):
+        add_noise("skellam", share.variance * part, noise, bits)
+    return noise
+
+
+def skellam_from_seed(seed: bytes, variance: float, dim: int) -> Int64s:
+    """Draw the Skellam noise int64[d] that a 32-byte seed names, the same for whoever holds it.
+
+    For noise that is removed again after dropouts: its seed comes from the operating system, and
+    only the components that must go are revealed.
+    """
+    noise = np.zeros(dim, dtype=np.int64)
+    add_noise("skellam", variance, noise, reproducible_bits(seed))
     return noise
 
 

@@ -20,6 +20,8 @@ from collections.abc import Iterator
 from typing import Literal
 
 Kind = Literal["skellam", "discrete_gaussian"]
+# A discrete Gaussian in which 0 has twice its weight, for +0 and −0: what rejection draws from.
+TableKind = Literal["skellam", "discrete_gaussian", "two_zero_gaussian"]
 
 UNIT = 256  # probabilities are integers in units of 2^-256
 _TAIL = 262  # the mass beyond the radius is at most 2^-261
@@ -27,21 +29,21 @@ _PRECISION = 320  # bits carried by every weight
 _LOG_2 = math.log(2)
 
 
-def chernoff_exponent(kind: Kind, variance: float, distance: float) -> float:
+def chernoff_exponent(kind: TableKind, variance: float, distance: float) -> float:
     """Return x such that P(X ≥ distance) ≤ e^(−x), for distance ≥ 0.
 
     Skellam: sup over λ of λt − v(cosh λ − 1), attained at λ = asinh(t/v). Discrete Gaussian:
     t²/2v, since it is v-subgaussian (Canonne et al. 2020, Proposition 25 and its proof); a sum of
     independent ones obeys the same bound at the summed v.
     """
-    if kind == "discrete_gaussian":
+    if kind != "skellam":
         return distance * distance / (2 * variance)
     # √(t² + v²) − v, without its cancellation.
     rise = distance * distance / (math.hypot(distance, variance) + variance)
     return distance * math.asinh(distance / variance) - rise
 
 
-def tail_radius(kind: Kind, variance: float, bits: float) -> int:
+def tail_radius(kind: TableKind, variance: float, bits: float) -> int:
     """Return the least t (to within one part in 2^20) with P(|X| ≥ t) ≤ 2^(1 − bits)."""
     target = bits * _LOG_2
     high = 1
@@ -57,7 +59,7 @@ def tail_radius(kind: Kind, variance: float, bits: float) -> int:
     return high
 
 
-def survival(kind: Kind, variance: float) -> Iterator[tuple[int, int]]:
+def survival(kind: TableKind, variance: float) -> Iterator[tuple[int, int]]:
     """Yield (k, 2^256·P(X > k)) for k from the radius − 1 down to 0, rounded down.
 
     Guarantees:
@@ -80,7 +82,7 @@ def survival(kind: Kind, variance: float) -> Iterator[tuple[int, int]]:
     centre = tail = 0
     for centre in weights(variance, radius):
         tail += centre
-    total = 2 * tail - centre
+    total = 2 * tail - (0 if kind == "two_zero_gaussian" else centre)
     shift = total.bit_length() + UNIT
     reciprocal = (1 << (shift + UNIT)) // total
     above = 0

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from pfl_lm.dp.bits import Bits
-from pfl_lm.dp.pmf import UNIT, Kind, survival
+from pfl_lm.dp.pmf import UNIT, Kind, TableKind, survival
 
 Integers = np.ndarray[Any, np.dtype[Any]]
 Int64s = np.ndarray[Any, np.dtype[np.int64]]
@@ -47,7 +47,7 @@ class Table:
     What it does not hide: its running time depends slightly on the values drawn.
     """
 
-    kind: Kind
+    kind: TableKind
     variance: float
     lowest: int  # the sample when U lies below every stored boundary
     boundaries: Words  # sorted first 64 bits, padded by 2^64 − 1
@@ -105,8 +105,8 @@ class Table:
         return 0
 
 
-@lru_cache(maxsize=8)
-def table(kind: Kind, variance: float) -> Table:
+@lru_cache(maxsize=24)
+def table(kind: TableKind, variance: float) -> Table:
     """Build, or find, the table of one distribution: about 10 µs per unit of standard deviation.
 
     Raises:
@@ -182,9 +182,10 @@ def _wide_gaussian(variance: float, count: int, bits: Bits) -> Int64s:
     """Return int64[count] discrete Gaussian samples of a large σ, by exact rejection.
 
     Write |k| = w·j + l with 0 ≤ l < w, w a power of two near σ/1000. Then exp(−k²/2σ²) =
-    exp(−j²/2(σ/w)²) · exp(−l(2wj + l)/2σ²): draw j from the table of the first factor until it is
-    not negative, l uniformly, accept with the second factor (0.999 on average), give it a fair
-    sign and refuse −0, which would count 0 twice. Every accepted k has its exact weight.
+    exp(−j²/2(σ/w)²) · exp(−l(2wj + l)/2σ²): draw j from a table of the first factor, l uniformly,
+    accept with the second factor (0.999 on average), give it a fair sign and refuse −0, which
+    would count 0 twice. The table holds −0 as well as +0, so ±j are alike for all j ≥ 0, and
+    every accepted k has its exact weight.
 
     Source: Karney 2016, "Sampling exactly from the normal distribution" (the decomposition).
 
@@ -194,23 +195,21 @@ def _wide_gaussian(variance: float, count: int, bits: Bits) -> Int64s:
     if variance > 2.0**88:
         raise ValueError(f"variance must be at most 2^88, got {variance}")
     low_bits = max(0, math.frexp(math.sqrt(variance))[1] - 10)
-    steps = table("discrete_gaussian", math.ldexp(variance, -2 * low_bits))
+    steps = table("two_zero_gaussian", math.ldexp(variance, -2 * low_bits))
     kept: list[Int64s] = []
     missing = count
     while missing > 0:
-        tries = 2 * missing + 64
-        high = np.zeros(tries, dtype=np.int64)
+        high = np.zeros(missing + missing // 256 + 16, dtype=np.int64)
         steps.add_to(high, bits)
-        high = high[high >= 0]
+        np.abs(high, out=high)
         words = bits.uint64(len(high))
         low = (words & np.uint64((1 << low_bits) - 1)).view(np.int64)
-        negative = words >> np.uint64(63) == 1
+        sign = 1 - 2 * (words >> np.uint64(63)).view(np.int64)
         accepted = _accept(high, low, low_bits, variance, bits)
         magnitude = (high << low_bits) + low
-        accepted &= ~(negative & (magnitude == 0))
-        samples = np.where(negative, -magnitude, magnitude)[accepted][:missing]
-        kept.append(samples)
-        missing -= len(samples)
+        accepted &= (magnitude > 0) | (sign > 0)
+        kept.append((sign * magnitude)[accepted][:missing])
+        missing -= len(kept[-1])
     return np.concatenate(kept) if kept else np.zeros(0, dtype=np.int64)
 
 
@@ -221,7 +220,7 @@ def _accept(high: Int64s, low: Int64s, low_bits: int, variance: float, bits: Bit
     e^(−x) in floating point, whose error is below 2^-48, and where they come within 2^-40 of it
     192 more bits in 256-bit arithmetic.
     """
-    exponent = low * (np.ldexp(high.astype(np.float64), low_bits + 1) + low) / (2 * variance)
+    exponent = (high * 2.0 ** (low_bits + 1) + low) * low * (0.5 / variance)
     words = bits.uint16(len(high))
     accepted = (words + 1.0) * 2.0**-16 <= 1 - 2.0**-40 - exponent
     rest = np.flatnonzero(~accepted)

@@ -8,7 +8,9 @@ rotation  ``size_or_rate`` users of the round's slot; each user has one of ``min
 fixed     ``size_or_rate`` users, every set equally likely. The shipped libraries' amplification
           is unsound here: account it without.
 
-Work and memory are those of the cohort, at any population.
+Work and memory are those of the cohort, at any population. The draws come from a named stream
+(Philox), so that a simulation can be repeated; a deployment that claims amplification must flip
+its coins where no adversary knows the key.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ from pfl_lm.dp.noise import (
     add_shares,
     cohort_noise,
     noise_share,
+    skellam_from_seed,
 )
 from pfl_lm.streams import key
 
@@ -297,6 +298,13 @@ def test_a_cohorts_noise_at_once_is_that_of_its_devices() -> None:
     assert at_once.var() / 1000 == pytest.approx(1, abs=0.03)
     with pytest.raises(ValueError, match="closed under addition"):
         cohort_noise(NoiseShare("discrete_gaussian", 40.0), 25, 10, bits("no"))
+
+
+def test_noise_can_be_removed_by_who_is_told_its_seed() -> None:
+    noise = skellam_from_seed(key(1, "component"), 300.0, 50_000)
+    assert (noise == skellam_from_seed(key(1, "component"), 300.0, 50_000)).all()
+    assert (noise != skellam_from_seed(key(2, "component"), 300.0, 50_000)).any()
+    assert noise.var() / 300 == pytest.approx(1, abs=0.03)
 
 
 def test_impossible_shares_are_refused() -> None:

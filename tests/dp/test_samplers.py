@@ -47,6 +47,17 @@ def test_every_probability_is_certified_to_200_bits(kind: Kind, variance: float)
             assert abs(found - probability(kind, variance, k)) < mpmath.mpf(2) ** -200
 
 
+def test_the_table_of_rejection_counts_zero_twice() -> None:
+    once, twice = (
+        dict(survival("discrete_gaussian", 40.0)),
+        dict(survival("two_zero_gaussian", 40.0)),
+    )
+    with mpmath.workdps(110):
+        zero = probability("discrete_gaussian", 40.0, 0)
+        for k in (0, 1, 7, 50):
+            assert abs(once[k] / (1 + zero) - twice[k]) < 2 ** (UNIT - 200)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("variance", [0.3, 50.0, 4e4])
 def test_chernoff_tails_hold_and_are_not_wasteful(kind: Kind, variance: float) -> None:
