@@ -44,7 +44,8 @@ _COUNT = (
 )
 
 _BOUNDARY = (
-    "amplified figure: delta includes the chance that one report decides whether a round is opened"
+    "amplified figure: delta includes the chance, at full attendance, that one report decides "
+    "whether a round is opened; devices drop out independently of their data"
 )
 
 _LEDGER = "every opened round is counted; a round that was never opened released nothing"

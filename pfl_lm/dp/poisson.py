@@ -1,8 +1,7 @@
 """The Poisson-sampled Gaussian mechanism by the accountants of Opacus: tight, or Rényi.
 
-A schedule lists (noise_multiplier, rate, rounds). Opacus, and torch with it, takes seconds to
-import; nothing here does before it is called. Its Gaussian-DP accountant is no upper bound and
-is not used.
+A schedule lists (noise_multiplier, rate, rounds). Opacus' Gaussian-DP accountant is no upper
+bound and is not used.
 
 Source: Gopi, Lee & Wutschitz 2021, "Numerical composition of differential privacy",
 arXiv:2106.02848v3; Mironov, Talwar & Zhang 2019, "Rényi differential privacy of the sampled
@@ -18,8 +17,9 @@ from functools import cache, lru_cache
 from typing import Any, TypeAlias
 
 import numpy as np
+from scipy.special import ndtr
 
-from pfl_lm.dp import renyi
+from pfl_lm.dp import opacus_analysis, renyi
 from pfl_lm.dp.renyi import Curve
 
 Schedule: TypeAlias = tuple[tuple[float, float, int], ...]
@@ -33,11 +33,11 @@ _MOST_PHASES = 16
 
 @lru_cache(maxsize=4096)
 def _curve(noise_multiplier: float, rate: float) -> tuple[float, ...]:
-    from opacus.accountants.analysis import rdp
-
     orders = [int(order) for order in renyi.ORDERS if order <= renyi.LARGEST_AMPLIFIED_ORDER]
     with np.errstate(all="ignore"):
-        head = rdp.compute_rdp(q=rate, noise_multiplier=noise_multiplier, steps=1, orders=orders)
+        head = opacus_analysis.load("analysis.rdp").compute_rdp(
+            q=rate, noise_multiplier=noise_multiplier, steps=1, orders=orders
+        )
     plain = renyi.ORDERS / (2 * noise_multiplier**2)
     plain[: len(orders)] = np.fmin(np.maximum(head, 0.0), plain[: len(orders)])
     return tuple(plain)
@@ -93,8 +93,7 @@ def _compose(
 
     Source: Gopi et al. 2021, Theorem 5.5 for the mesh and Remark 5.6 for the domain.
     """
-    from opacus.accountants.analysis import prv
-
+    prv = opacus_analysis.load("analysis.prv")
     domain = prv.Domain.create_aligned(-half, half, mesh)
     losses = [_loss(removing)(rate, z) for z, rate, _ in schedule]
     parts = [
@@ -108,13 +107,11 @@ def _compose(
 @cache
 def _loss(removing: bool) -> Any:
     """Return the class of the privacy loss ln P/Q under P, P with the user or (adding) without."""
-    from opacus.accountants.analysis.prv import PoissonSubsampledGaussianPRV
-    from scipy.special import ndtr
-
+    removing_loss = opacus_analysis.load("analysis.prv").PoissonSubsampledGaussianPRV
     if removing:
-        return PoissonSubsampledGaussianPRV
+        return removing_loss
 
-    class Adding(PoissonSubsampledGaussianPRV):  # type: ignore[misc]
+    class Adding(removing_loss):  # type: ignore[misc, valid-type]
         """ln Q/P(x) for x ~ Q = N(0, z²) and P = (1−q) Q + q N(1, z²)."""
 
         def cdf(self, t: Any) -> Any:

@@ -169,7 +169,9 @@ def test_epsilon_is_monotone_and_never_above_the_unamplified(
 
 
 @given(
-    st.lists(st.tuples(st.integers(0, 30), st.floats(0.5, 5)), max_size=8, unique_by=lambda x: x[0]),
+    st.lists(
+        st.tuples(st.integers(0, 30), st.floats(0.5, 5)), max_size=8, unique_by=lambda pair: pair[0]
+    ),
     st.integers(1, 12),
 )
 def test_rotation_covers_every_user_that_the_separation_allows(rounds, min_separation):
@@ -227,9 +229,10 @@ def test_what_is_not_proven_costs_everything(events, reason):
 
 def test_the_boundary_of_a_poisson_cohort_is_paid_for_in_delta():
     free, paid = poisson(1.0, 0.001), poisson(1.0, 0.001, boundary_probability=4e-9)
-    assert spent({paid: 100}, 1e-6, tight=False).epsilon > spent(
-        {free: 100}, 1e-6, tight=False
-    ).epsilon
+    assert (
+        spent({paid: 100}, 1e-6, tight=False).epsilon
+        > spent({free: 100}, 1e-6, tight=False).epsilon
+    )
     ruined = spent({replace(paid, boundary_probability=1e-7): 100}, 1e-6)
     assert ruined.epsilon == ruined.epsilon_unamplified
 

@@ -1,0 +1,109 @@
+"""From policy to guarantee: two adversaries, a sentence, and figures a person has approved."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from functools import partial
+
+import pytest
+
+from pfl_lm.dp import gaussian
+from pfl_lm.dp.accounting import spent
+from pfl_lm.dp.guarantee import guarantee, stale
+from pfl_lm.dp.policy import Noise, Participation, Policy, Reviewed
+
+POLICY = partial(
+    Policy,
+    unit="user",
+    neighboring="zero_out",
+    epsilon=2.0,
+    delta=1e-6,
+    population=1_000_000,
+    report_goal=5_000,
+    rounds=2_000,
+)
+SKELLAM = Noise("device", "skellam", tolerated_dropout=0.1)
+POISSON = Participation("poisson")
+ROTATION = Participation("rotation", min_separation=200)
+
+
+@pytest.mark.parametrize("participation", [POISSON, ROTATION, Participation("fixed")])
+@pytest.mark.parametrize(
+    "noise", [SKELLAM, Noise("device", "discrete_gaussian", tolerated_dropout=0.1)]
+)
+def test_device_noise_meets_the_promise(participation, noise):
+    policy = POLICY(participation=participation, noise=noise)
+    found = guarantee(policy)
+    assert 1.99 < found.epsilon <= 2.0
+    assert found.epsilon_server == found.epsilon_unamplified >= found.epsilon
+    assert found.share_multiplier * math.sqrt(4_500) == pytest.approx(found.noise_multiplier)
+    assert spent({policy.event(found.noise_multiplier): found.participations}, 1e-6).epsilon <= 2.0
+
+
+def test_every_acceptable_count_keeps_the_promise():
+    """A round opened with any number of reports from the least to the goal costs no more."""
+    policy = POLICY(participation=ROTATION, noise=SKELLAM)
+    z = guarantee(policy).noise_multiplier
+    for reports in (4_500, 4_700, 5_000):
+        events = [policy.event(z, reports=reports, dim=50_000, round=r) for r in range(2_000)]
+        assert spent(events, policy.delta).epsilon <= 2.0
+    below = [policy.event(z, reports=4_000, dim=50_000, round=r) for r in range(2_000)]
+    assert spent(below, policy.delta).epsilon > 2.0
+
+
+def test_central_gaussian_under_rotation_is_the_closed_form():
+    noise = Noise("server", "gaussian")
+    found = guarantee(POLICY(participation=ROTATION, noise=noise))
+    assert found.participations == 10
+    exact = gaussian.epsilon(found.noise_multiplier / math.sqrt(10), 1e-6)
+    assert found.epsilon == pytest.approx(exact)
+    assert found.rho == pytest.approx(10 / (2 * found.noise_multiplier**2))
+    assert found.epsilon_server == math.inf
+    assert "trusted" in found.statement
+
+
+def test_dishonest_devices_and_dropouts_are_paid_for_by_each_share():
+    plain = guarantee(POLICY(participation=ROTATION, noise=Noise("device", "skellam")))
+    careful = guarantee(POLICY(participation=ROTATION, noise=replace(SKELLAM, honest_fraction=0.5)))
+    assert careful.noise_multiplier == pytest.approx(plain.noise_multiplier)
+    assert careful.share_multiplier == pytest.approx(
+        plain.share_multiplier * math.sqrt(5_000 / 2_250)
+    )
+
+
+def test_neighbours_that_differ_more_need_twice_the_noise():
+    zero = guarantee(POLICY(participation=ROTATION, noise=SKELLAM))
+    other = guarantee(POLICY(participation=ROTATION, noise=SKELLAM, neighboring="replace_one"))
+    assert other.noise_multiplier == pytest.approx(2 * zero.noise_multiplier, rel=0.01)
+
+
+def test_no_noise_guarantees_nothing_and_says_so():
+    found = guarantee(POLICY(participation=POISSON, noise=Noise("none", "none"), epsilon=math.inf))
+    assert found.epsilon == found.epsilon_server == math.inf
+    assert found.noise_multiplier == found.share_multiplier == 0.0
+    assert "No differential privacy" in found.statement
+
+
+def test_the_sentence_states_both_adversaries():
+    statement = guarantee(POLICY(participation=POISSON, noise=SKELLAM)).statement
+    for part in ("(2, 1e-06)-differentially private", "per user", "Skellam", "honest-but-curious",
+                 "no amplification", "2,098.45"):  # fmt: skip
+        assert part in statement
+    assert statement.endswith(".")
+    assert statement.count(". ") == 0
+
+
+def test_narrow_discrete_gaussian_shares_are_refused():
+    noise = Noise("device", "discrete_gaussian", tolerated_dropout=0.1, grid_steps=0.3)
+    with pytest.raises(ValueError, match="grid_steps or min_dim"):
+        guarantee(POLICY(participation=ROTATION, noise=noise, epsilon=300.0))
+
+
+def test_reviewed_figures_go_stale():
+    found = guarantee(POLICY(participation=ROTATION, noise=SKELLAM))
+    assert stale(Reviewed(), found) == []
+    good = Reviewed(found.noise_multiplier, found.epsilon, found.epsilon_unamplified)
+    assert stale(good, found) == []
+    (line,) = stale(replace(good, noise_multiplier=found.noise_multiplier * 1.01), found)
+    assert "reviewed.noise_multiplier" in line
