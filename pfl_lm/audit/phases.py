@@ -1,0 +1,114 @@
+"""What was released, in the auditor's own words: rounds that cost one user alike.
+
+Nothing here is taken from ``pfl_lm.dp``: an audit that called the accountant it audits would
+repeat its mistakes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+
+from scipy import stats
+
+MECHANISMS = ("gaussian", "skellam", "discrete_gaussian", "none")
+SAMPLINGS = ("none", "poisson", "fixed")
+NEIGHBORING = ("zero_out", "add_remove", "replace_one")
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Rounds that cost one user alike.
+
+    Attributes:
+        mechanism: ``gaussian`` | ``skellam`` | ``discrete_gaussian`` | ``none``.
+        neighboring: ``zero_out`` | ``add_remove`` | ``replace_one``.
+        sampling: ``none`` (the user is in every round counted) | ``poisson`` | ``fixed``.
+        noise_multiplier: stddev of the noise on the SUM ÷ clip_norm, honest shares only.
+        rounds: how many of them touch one user.
+        rate: chance to be in a round (Poisson), or cohort ÷ population (fixed).
+        population: users who may take part.
+        least_reports: a round with fewer is not opened; 0 where every round is.
+        dim: coordinates on the integer grid (discrete noise).
+        grid_steps: the clip is grid_steps·√dim grid units long (discrete noise).
+        shares: honest shares in the sum (discrete Gaussian).
+    """
+
+    mechanism: str
+    neighboring: str
+    sampling: str
+    noise_multiplier: float
+    rounds: int
+    rate: float = 1.0
+    population: int = 0
+    least_reports: int = 0
+    dim: int = 1
+    grid_steps: float = 8.0
+    shares: int = 1
+
+    def __post_init__(self) -> None:
+        for name, known in (
+            ("mechanism", MECHANISMS),
+            ("neighboring", NEIGHBORING),
+            ("sampling", SAMPLINGS),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"{name} = {getattr(self, name)!r} is not one of {', '.join(known)}"
+                )
+        if not self.noise_multiplier >= 0 or not 0 <= self.rate <= 1 or self.rounds < 0:
+            raise ValueError(
+                f"needs noise_multiplier = {self.noise_multiplier} ≥ 0, 0 ≤ rate = {self.rate} ≤ 1"
+                f" and rounds = {self.rounds} ≥ 0"
+            )
+
+    @property
+    def sensitivity(self) -> int:
+        """Clip norms by which one user moves the sum of a round that he is known to be in."""
+        displaced = self.sampling == "fixed" and self.neighboring == "add_remove"
+        return 2 if self.neighboring == "replace_one" or displaced else 1
+
+    @property
+    def is_sampled(self) -> bool:
+        return self.sampling != "none" and self.rate < 1
+
+    @property
+    def boundary(self) -> float:
+        """Chance that one Poisson coin decides whether the round is opened; it is charged to δ."""
+        if self.sampling != "poisson" or self.least_reports < 1:
+            return 0.0
+        at = self.least_reports - 1
+        return float(stats.binom.pmf(at, self.population - 1, self.rate))
+
+    def seen_by_server(self) -> Phase:
+        """Return the phase for one who knows in which rounds the user was: no sampling helps."""
+        return replace(self, sampling="none", rate=1.0)
+
+
+def coarsened(phases: Iterable[Phase], most: int = 6) -> list[Phase]:
+    """Merge phases that differ only in a little noise, each counted with the least of its group.
+
+    Never cheaper than the exact list; accountants of loss distributions need few distinct phases.
+    """
+    groups: dict[Phase, list[Phase]] = {}
+    for phase in phases:
+        groups.setdefault(replace(phase, noise_multiplier=0.0, rounds=0), []).append(phase)
+    merged = []
+    for members in groups.values():
+        ordered = sorted(members, key=lambda phase: phase.noise_multiplier)
+        low, high = ordered[0].noise_multiplier, ordered[-1].noise_multiplier
+        spread = math.log(high / low) if low > 0 else 0.0
+
+        def cell(phase: Phase, low: float = low, spread: float = spread) -> int:
+            if spread == 0:
+                return 0
+            return min(most - 1, int(most * math.log(phase.noise_multiplier / low) / spread))
+
+        merged += [_together(list(alike)) for _, alike in groupby(ordered, key=cell)]
+    return merged
+
+
+def _together(cell: Sequence[Phase]) -> Phase:
+    return replace(cell[0], rounds=sum(phase.rounds for phase in cell))
