@@ -73,10 +73,13 @@ def survival(kind: TableKind, variance: float) -> Iterator[tuple[int, int]]:
         Together ≤ 2^-261 + 2R·2^-262·2 + 2^-268 + 2R·2^-255 < 2^-200.
 
     Raises:
-        ValueError: a variance that is not positive and finite, or above 2^40.
+        ValueError: a variance that is not positive and finite, above 2^40, or, for a Gaussian,
+            below 2^-10 (where P(X ≠ 0) < 2^-700: there is no noise).
     """
     if not (0 < variance <= 2.0**40):
         raise ValueError(f"variance must lie in (0, 2^40], got {variance}")
+    if kind != "skellam" and variance < 2.0**-10:
+        raise ValueError(f"a discrete Gaussian's variance must be at least 2^-10, got {variance}")
     weights = _skellam_weights if kind == "skellam" else _gaussian_weights
     radius = tail_radius(kind, variance, _TAIL)
     centre = tail = 0
@@ -108,13 +111,15 @@ def _gaussian_weights(variance: float, radius: int) -> Iterator[int]:
     """Yield integers proportional to exp(−k²/2v) for k = radius … 0, by products of ratios."""
     from mpmath import mp, mpf
 
-    with mp.workprec(2 * _PRECISION):
-        one = mpf(2) ** _PRECISION
+    # exp(−1/v) keeps its leading 320 bits also where it is small.
+    precision = _PRECISION + math.ceil(2 / variance)
+    with mp.workprec(2 * precision):
+        one = mpf(2) ** precision
         ratio = int(mp.exp(mpf(2 * radius - 1) / (2 * mpf(variance))) * one)
         shrink = int(mp.exp(-1 / mpf(variance)) * one)
-    weight = 1 << _PRECISION
+    weight = 1 << precision
     yield weight
     for _ in range(radius):
-        weight = weight * ratio >> _PRECISION
-        ratio = ratio * shrink >> _PRECISION
+        weight = weight * ratio >> precision
+        ratio = ratio * shrink >> precision
         yield weight

@@ -35,7 +35,7 @@ def probability(kind: Kind, variance: float, k: int) -> mpmath.mpf:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("variance", [0.01, 0.3, 1.0, 7.25, 900.0, 1e5 / 3])
+@pytest.mark.parametrize("variance", [0.001, 0.003, 0.05, 0.3, 1.0, 7.25, 900.0, 1e5 / 3])
 def test_every_probability_is_certified_to_200_bits(kind: Kind, variance: float) -> None:
     above = dict(survival(kind, variance))
     deviation = variance**0.5
@@ -220,6 +220,7 @@ def test_zero_variance_adds_nothing_and_draws_nothing() -> None:
         ("skellam", float("inf")),
         ("skellam", 2.0**45),
         ("discrete_gaussian", 2.0**89),
+        ("discrete_gaussian", 2.0**-11),
     ],
 )
 def test_impossible_variances_are_refused(kind: Kind, variance: float) -> None:
