@@ -91,11 +91,15 @@ def _open(
     if population is None or tokenizer is None:
         raise ValueError("--population and --tokenizer are needed together")
     words, people = Tokenizer.open(tokenizer), PopulationStore.open(population)
+    _check_vocabulary(model, words, f"that of {tokenizer}")
     if people.tokenizer_digest != words.digest:
         raise ValueError(f"{population} was built with another tokenizer than {tokenizer}")
-    if model.origin.get("tokenizer_digest") != words.digest:
-        raise ValueError(f"the model was trained with another tokenizer than {tokenizer}")
     return words, people
+
+
+def _check_vocabulary(model: Model, words: Tokenizer, name: str) -> None:
+    if model.origin.get("tokenizer_digest") != words.digest:
+        raise ValueError(f"the model was trained with another vocabulary than {name}")
 
 
 def _invented(model: Model, manifest: dict[str, Any]) -> tuple[Tokenizer, HeldOut]:
@@ -104,13 +108,15 @@ def _invented(model: Model, manifest: dict[str, Any]) -> tuple[Tokenizer, HeldOu
 
     if _at(manifest, "scenario", "population", "kind") != "synthetic":
         raise ValueError("--population and --tokenizer are missing: say whose text to measure on")
+    words = synthetic_tokenizer(model.spec.vocabulary_size)
+    _check_vocabulary(model, words, "the one that this version invents")
     people = SyntheticPopulation(
         manifest["population"]["users"],
         model.spec.vocabulary_size,
         manifest["scenario"]["population"]["tokens_per_user"],
         manifest["scenario"]["seed"],
     )
-    return synthetic_tokenizer(model.spec.vocabulary_size), people
+    return words, people
 
 
 def _show(found: Evaluation, split: str) -> None:

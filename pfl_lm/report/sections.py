@@ -25,11 +25,11 @@ from pfl_lm.report.source import FEDERATED, Run, style_of
 _SMOOTHING = 0.03  # share of the rounds, on either side, that the loss is averaged over
 
 
-def _rounded(value: float) -> str:
-    return percent(value, 0)
+def _at_axis(value: float) -> str:
+    return f"{100 * value:.4g}%"
 
 
-_PERCENT: dict[str, Any] = {"format_y": percent, "tick_y": _rounded}
+_PERCENT: dict[str, Any] = {"format_y": percent, "tick_y": _at_axis}
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ def _over_users(run: Run, key: str, title: str) -> Figure | None:
             lines.append(Series(str(row["name"]), levels, values, style_of(row["name"])))
     note = "Users ordered from the worst served to the best, for each model."
     return _figure(title, note, lines, x_label="share of users", y_label=title, zero=True,
-                   format_x=_rounded, **_PERCENT)  # fmt: skip
+                   format_x=_at_axis, **_PERCENT)  # fmt: skip
 
 
 def words(run: Run) -> list[dict[str, Any]]:
