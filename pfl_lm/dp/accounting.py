@@ -218,14 +218,13 @@ def _sampled(events: list[tuple[RoundEvent, int]], delta: float, tight: bool) ->
     left = delta - sum(n * event.boundary_probability for event, n in events)
     if left <= 0 or any(event.noise_multiplier == 0 for event, _ in events):
         return math.inf, "none"
-    curve = sum((n * np.array(_round(event)) for event, n in events), _nothing())
-    bound = renyi.epsilon(curve, left)
-    if tight and all(_has_loss_distribution(event) for event, _ in events):
-        exact = poisson.epsilon(_schedule(events), left)
-        if exact is not None and exact < bound:
-            return exact, "Opacus PRV"
-    by = "Opacus RDP" if all(_has_loss_distribution(event) for event, _ in events) else "Rényi"
-    return bound, by
+    if not all(_has_loss_distribution(event) for event, _ in events):
+        curve = sum((n * np.array(_round(event)) for event, n in events), _nothing())
+        return renyi.epsilon(curve, left), "Rényi"
+    schedule = _schedule(events)
+    bound = poisson.renyi_epsilon(schedule, left)
+    exact = poisson.epsilon(schedule, left) if tight else None
+    return (exact, "Opacus PRV") if exact is not None and exact < bound else (bound, "Opacus RDP")
 
 
 def _has_loss_distribution(event: RoundEvent) -> bool:

@@ -29,6 +29,7 @@ _DELTA_ERROR = 1e-3  # of δ, relative
 _LARGEST_GRID = 2**22  # points; a finer discretisation costs minutes and gigabytes
 _SMALLEST_DELTA = 1e-11  # below it the rounding of the Fourier transform would matter
 _MOST_PHASES = 16
+_LOW_ORDERS = (1.02, 1.05, 1.1, 1.15, 1.2, 1.3, 1.4, 1.5, 1.6, 1.8, 2.0, 2.5, 3.5)
 
 
 @lru_cache(maxsize=4096)
@@ -53,6 +54,31 @@ def curve(noise_multiplier: float, rate: float) -> Curve:
     return np.array(_curve(noise_multiplier, rate))
 
 
+@lru_cache(maxsize=4096)
+def _low_curve(noise_multiplier: float, rate: float) -> tuple[float, ...]:
+    compute = opacus_analysis.load("analysis.rdp").compute_rdp
+    found = []
+    for order in _LOW_ORDERS:
+        try:
+            with np.errstate(all="ignore"):
+                once = compute(q=rate, noise_multiplier=noise_multiplier, steps=1, orders=order)
+        except (ValueError, OverflowError):
+            once = math.inf  # the series of a fractional order did not converge
+        found.append(once if once >= 0 else math.inf)
+    return tuple(found)
+
+
+def renyi_epsilon(schedule: Schedule, delta: float) -> float:
+    """Return an upper bound on ε from Rényi divergences, of orders below 2 as well.
+
+    Low orders matter where noise is so small that ε is in the tens and above.
+    """
+    nothing, no_low = np.zeros(len(renyi.ORDERS)), np.zeros(len(_LOW_ORDERS))
+    total = sum((n * curve(z, q) for z, q, n in schedule), nothing)
+    low = sum((n * np.array(_low_curve(z, q)) for z, q, n in schedule), no_low)
+    return min(renyi.epsilon(total, delta), renyi.epsilon(low, delta, np.array(_LOW_ORDERS)))
+
+
 def epsilon(schedule: Schedule, delta: float) -> float | None:
     """Return a tight upper bound on ε by composing privacy loss distributions, or None.
 
@@ -67,10 +93,9 @@ def epsilon(schedule: Schedule, delta: float) -> float | None:
     if delta < _SMALLEST_DELTA or len(schedule) > _MOST_PHASES:
         return None
     rounds = sum(phase[2] for phase in schedule)
-    total = sum((n * curve(z, q) for z, q, n in schedule), np.zeros(len(renyi.ORDERS)))
-    whole = renyi.epsilon(total, delta * _DELTA_ERROR / 4)
+    whole = renyi_epsilon(schedule, delta * _DELTA_ERROR / 4)
     single = max(
-        renyi.epsilon(curve(z, q), delta * _DELTA_ERROR / (8 * rounds)) for z, q, _ in schedule
+        renyi_epsilon(((z, q, 1),), delta * _DELTA_ERROR / (8 * rounds)) for z, q, _ in schedule
     )
     error = _ERROR * max(1.0, min(whole, 100.0))
     half = max(whole, single, error) + 3  # losses beyond ±half are rarer than the error in δ

@@ -76,3 +76,14 @@ def test_equal_phases_are_one():
         (1.0, 0.1, 1),
         (2.0, 0.01, 1000),
     )
+
+
+@pytest.mark.parametrize(
+    ("z", "rate", "rounds", "independent"),  # dp-accounting 0.6.0, PLD at δ = 1e-6
+    [(0.3, 0.001, 2000, 26.2921), (0.2, 0.01, 500, 173.2359), (0.1, 0.0005, 1, 70.3035)],
+)
+def test_small_noise_stays_tight(z, rate, rounds, independent):
+    schedule = ((z, rate, rounds),)
+    found = poisson.epsilon(schedule, 1e-6)
+    assert independent - 0.05 <= found <= 1.01 * independent + 0.01
+    assert found <= poisson.renyi_epsilon(schedule, 1e-6) <= 1.25 * independent
