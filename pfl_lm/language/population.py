@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -124,6 +125,14 @@ class PopulationStore:
         """Return the 16 bytes that stand for a user's id (``user_digest`` in population_build)."""
         table = self._map(f"{_known(split)}.users", "V16", self._users[split])
         return bytes(table[user])
+
+    def user_ids(self, split: str) -> Iterator[str]:
+        """Yield the ids as they were, if the store was built to keep them; else ValueError."""
+        path = self.folder / f"{_known(split)}.ids"
+        if not path.is_file():
+            raise ValueError(f"{self.folder} was built without --keep-user-ids")
+        with path.open(encoding="utf-8") as file:
+            yield from map(json.loads, file)
 
     def describe(self) -> dict[str, Any]:
         """Return the profile: counts, distributions per user, provenance."""

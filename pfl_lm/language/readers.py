@@ -122,7 +122,7 @@ def _read_jsonl(file: IO[bytes], path: Path, user: str, text: str) -> Iterator[R
                 raise ValueError(f"longer than {LONGEST_LINE:,} bytes")
             row = parse(line.decode("utf-8"))
             record = Message(row[user], row[text])
-            if type(record.text) is not str or type(record.user) is not str:
+            if type(record.text) is not str or type(record.user) is not str or not record.user:
                 record = _as_message(row, user, text)
             yield record
         except (ValueError, KeyError, TypeError, RecursionError) as error:

@@ -30,9 +30,9 @@ class VocabularySource:
 
     Args:
         kind: ``word_list`` (a table of words and counts, .tsv or .csv, plain or compressed),
-            ``wordfreq`` (the package's list for the locale's language), ``text`` (public text,
-            .txt or .jsonl, plain or compressed) or ``private_text`` (refused, unless
-            ``breaks_guarantee`` says what that costs).
+            ``wordfreq`` (the package's list for the locale's language, which is case-folded:
+            German ß is ss there), ``text`` (public text, .txt or .jsonl, plain or compressed) or
+            ``private_text`` (refused, unless ``breaks_guarantee`` says what that costs).
         provenance: who collected it, from what, and when.
         licence: SPDX identifier, or the terms in words.
         path: the list or the text, relative to the recipe.

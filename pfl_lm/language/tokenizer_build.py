@@ -178,13 +178,13 @@ def _word_list(source: VocabularySource) -> Iterator[tuple[str, int]]:
 
 
 def _wordfreq(locale: str) -> Iterable[tuple[str, int]]:
-    from wordfreq import get_frequency_dict
+    from wordfreq import available_languages, get_frequency_dict
 
     language = locale.replace("-", "_").split("_")[0]
-    try:
-        frequencies = get_frequency_dict(language, wordlist="best")
-    except LookupError as error:
-        raise ValueError(f"locale: wordfreq has no list for {language!r}") from error
+    known = available_languages("best")
+    if language not in known:  # wordfreq itself would take the nearest language instead
+        raise ValueError(f"locale: wordfreq has no list for {language!r}, only {' '.join(known)}")
+    frequencies = get_frequency_dict(language, wordlist="best")
     return [(word, round(share * _WORDFREQ_TOTAL)) for word, share in frequencies.items()]
 
 
