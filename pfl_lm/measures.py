@@ -248,13 +248,9 @@ class Tally:
         everything = self._buckets[:, 0].sum()
         return tuple(
             Bucket(
-                name,
-                int(words),
-                _ratio(words, everything),
-                _ratio(top1, words),
-                _ratio(top3, words),
+                name, int(words), _ratio(words, everything), _ratio(t1, words), _ratio(t3, words)
             )
-            for (name, _), (words, top1, top3) in zip(BUCKETS, self._buckets.tolist(), strict=True)
+            for (name, _), (words, t1, t3) in zip(BUCKETS, self._buckets.tolist(), strict=True)
         )
 
 
