@@ -67,7 +67,7 @@ class Message:
         """``decode`` for what the server sends."""
         return cls.decode(message, config, SERVER)
 
-    def body(self, config: RoundConfig) -> bytes:
+    def body(self, config: RoundConfig) -> bytes | memoryview:
         raise NotImplementedError
 
     @classmethod
@@ -204,7 +204,7 @@ class MaskedInput(Message):
     kind = 5
     vector: Words
 
-    def body(self, config: RoundConfig) -> bytes:
+    def body(self, config: RoundConfig) -> bytes | memoryview:
         return config.ring.pack(self.vector)
 
     @classmethod

@@ -76,14 +76,14 @@ class Ring:
         """Bytes of ``dim`` packed ring elements: ``ceil(dim * bits / 8)``."""
         return (dim * self.bits + 7) // 8
 
-    def pack(self, words: Words) -> bytes:
+    def pack(self, words: Words) -> bytes | memoryview:
         """Write reduced ring elements (d,) as consecutive b-bit little-endian fields.
 
         Bit ``i`` of entry ``j`` is bit ``(j*b + i) % 8`` of byte ``(j*b + i) // 8``; the unused
-        bits of the last byte are zero.
+        bits of the last byte are zero. Words that are b bits wide are not copied.
         """
         if self.bits == 8 * words.itemsize:
-            return words.tobytes()
+            return words.data.cast("B")
         padded = np.zeros(-(-words.size // 8) * 8, dtype=self.word)
         padded[: words.size] = words
         fields, width = _join_neighbours(padded, self.bits)
@@ -103,7 +103,7 @@ class Ring:
         return bytes(memoryview(packed)[: self.packed_bytes(words.size)])
 
     def unpack(self, packed: bytes | memoryview, dim: int) -> Words:
-        """Read what ``pack`` wrote: a writable array (dim,) of ``word``.
+        """Read what ``pack`` wrote: an array (dim,) of ``word``, a view where it can be.
 
         Raises:
             MalformedMessage: another length than ``packed_bytes(dim)``, or unused bits set (two
@@ -118,7 +118,7 @@ class Ring:
         if unused and packed[-1] >> (8 - unused):
             raise MalformedMessage("the unused bits after a packed vector must be zero")
         if self.bits == 8 * self.word.itemsize:
-            return np.frombuffer(packed, dtype=self.word).copy()
+            return np.frombuffer(packed, dtype=self.word)
         count = -(-dim // 8)
         padded = bytearray(count * self.bits + _SLACK)
         padded[: len(packed)] = packed

@@ -27,7 +27,7 @@ _CHECKSUM = struct.Struct("<I")
 FRAME_BYTES = _HEADER.size + _CHECKSUM.size  # around every body
 
 
-def frame(kind: int, sender: int, context: bytes, body: bytes) -> bytes:
+def frame(kind: int, sender: int, context: bytes, body: bytes | memoryview) -> bytes:
     """Put a body into its envelope."""
     header = _HEADER.pack(MAGIC, VERSION, kind, 0, sender, len(body), context)
     checksum = zlib.crc32(body, zlib.crc32(header))
