@@ -28,7 +28,7 @@ from pfl_lm.language.population_write import (
 from pfl_lm.language.readers import Malformed, format_of, read_messages
 from pfl_lm.language.tokenizer import Tokenizer
 
-_EXAMPLES = 5  # malformed records that are shown
+_EXAMPLES = 3  # malformed records that are shown
 _HOPELESS = 1000  # malformed records, if they are the majority, after which reading stops
 _BUCKET_BYTES = 1 << 25  # of input, as it lies on disk, per spill bucket
 _POLL_SECONDS = 0.2

@@ -213,7 +213,7 @@ class TestDamage:
     @pytest.mark.parametrize("kind", ["csv", "parquet"])
     def test_missing_column(self, kind: str, tmp_path: Path) -> None:
         path = WRITERS[kind](tmp_path)
-        with pytest.raises(ValueError, match="no column 'author'.*user.*--user-field"):
+        with pytest.raises(ValueError, match=r"no column 'author'.*user.*--user-field"):
             list(read_messages(path, user_field="author"))
 
     def test_empty_csv(self, tmp_path: Path) -> None:

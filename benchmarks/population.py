@@ -1,0 +1,116 @@
+"""Speed and memory of text: encoding, building a store, opening it, inventing users.
+
+    python -m benchmarks.population [--users 20000] [--workers 1]
+    python -m benchmarks.population --tokenizer FOLDER --input train.jsonl.gz --input …
+
+Without inputs the text is invented, so that the figures need nothing but the package. Peak memory
+is that of the building process alone, measured in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import resource
+import tempfile
+import time
+from pathlib import Path
+
+from pfl_lm.language.population import PopulationStore
+from pfl_lm.language.population_build import BuildOptions, Input, build_population
+from pfl_lm.language.readers import Message, read_messages
+from pfl_lm.language.synthetic import SyntheticPopulation, synthetic_tokenizer
+from pfl_lm.language.tokenizer import Tokenizer
+
+ENCODED_MESSAGES = 100_000
+
+
+def invent_text(path: Path, users: int) -> None:
+    """Write invented users as JSON lines, message by message."""
+    people = SyntheticPopulation({"train": users})
+    tokenizer = synthetic_tokenizer(people.vocabulary_size)
+    with path.open("w") as file:
+        for user in range(users):
+            words = tokenizer.decode(people.tokens("train", user)).split()
+            for start in range(0, len(words), 12):
+                row = {"user": str(user), "text": " ".join(words[start : start + 12])}
+                file.write(json.dumps(row) + "\n")
+
+
+def measure_encoding(tokenizer: Tokenizer, path: Path) -> None:
+    texts = []
+    for record in read_messages(path):
+        if isinstance(record, Message):
+            texts.append(record.text)
+        if len(texts) == ENCODED_MESSAGES:
+            break
+    began = time.perf_counter()
+    words = sum(len(ids) for ids in tokenizer.encode_batch(texts))
+    seconds = time.perf_counter() - began
+    print(f"encode      {words / seconds / 1e6:.2f} million words/s on one core")
+
+
+def measure_building(inputs: list[Path], tokenizer: Tokenizer, store: Path, workers: int) -> None:
+    began = time.perf_counter()
+    options = BuildOptions(workers=workers, max_malformed=0.01)
+    profile = build_population([Input(path) for path in inputs], tokenizer, store, options)
+    seconds = time.perf_counter() - began
+    rows = profile["splits"].values()
+    users, messages, words = (sum(row[n] for row in rows) for n in ("users", "messages", "words"))
+    own, children = (
+        resource.getrusage(who).ru_maxrss / 1024
+        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
+    print(
+        f"build       {users:,} users, {messages:,} messages, {words:,} words: {seconds:.1f} s, "
+        f"{messages / seconds:,.0f} messages/s; peak memory {own:.0f} MiB, largest worker "
+        f"{children:.0f} MiB"
+    )
+
+
+def measure_opening(store: Path) -> None:
+    began = time.perf_counter()
+    PopulationStore.open(store).tokens("train", 0)
+    print(f"open        {(time.perf_counter() - began) * 1e3:.1f} ms")
+
+
+def measure_inventing() -> None:
+    for users in (10**4, 10**8):
+        people = SyntheticPopulation({"train": users})
+        people.tokens("train", 0)
+        began = time.perf_counter()
+        tokens = sum(len(people.tokens("train", users - 1 - i)) for i in range(1000))
+        seconds = time.perf_counter() - began
+        print(
+            f"invent      {seconds:.2f} ms a user of {tokens / 1000:.0f} tokens, of {users:,}; "
+            f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser.add_argument("--users", type=int, default=20_000)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--tokenizer", type=Path)
+    parser.add_argument("--input", type=Path, action="append", dest="inputs")
+    chosen = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        store = Path(folder) / "store"
+        if chosen.inputs:
+            inputs, tokenizer = chosen.inputs, Tokenizer.open(chosen.tokenizer)
+        else:
+            inputs, tokenizer = [Path(folder) / "text.jsonl"], synthetic_tokenizer(30_000)
+            invent_text(inputs[0], chosen.users)
+        measure_encoding(tokenizer, inputs[0])
+        building = multiprocessing.get_context("spawn").Process(
+            target=measure_building, args=(inputs, tokenizer, store, chosen.workers)
+        )
+        building.start()
+        building.join()
+        measure_opening(store)
+        measure_inventing()
+
+
+if __name__ == "__main__":
+    main()
