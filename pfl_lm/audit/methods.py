@@ -214,7 +214,7 @@ def _schedule(phases: Sequence[Phase]) -> list[tuple[float, float, int]]:
 
 def published_renyi(phases: Sequence[Phase], delta: float) -> float:
     """The published Rényi bounds of discrete noise and of general amplification."""
-    epsilon = renyi.epsilon(phases, delta)
+    epsilon = renyi.epsilon(coarsened(phases) if len(phases) > 12 else phases, delta)
     if math.isinf(epsilon):
         raise DoesNotApply("there is no noise to account for")
     return epsilon

@@ -1,0 +1,92 @@
+"""What a run left behind, read without trusting it and without torch."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import pickle
+import zipfile
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pfl_lm.runs import RunFolder
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """A run folder as an auditor gets it.
+
+    Raises:
+        ValueError: (``open``) the folder is no run folder, or its manifest is damaged.
+    """
+
+    folder: RunFolder
+    manifest: dict[str, Any]
+
+    @classmethod
+    def open(cls, path: Path) -> Evidence:
+        folder = RunFolder.open(path)
+        manifest = folder.manifest()
+        for name in ("run", "scenario", "statements"):
+            if name not in manifest:
+                raise ValueError(f"{folder.manifest_path} is damaged: it lacks {name!r}")
+        return cls(folder, manifest)
+
+    @property
+    def policy(self) -> dict[str, Any] | None:
+        return self.manifest.get("policy")
+
+    @cached_property
+    def rounds(self) -> list[dict[str, Any]]:
+        """The rounds as the metrics tell of them."""
+        return [line for line in self.folder.metrics() if line.get("kind") == "round"]
+
+    @cached_property
+    def ledger_heads(self) -> dict[str, str]:
+        """The ledger heads that checkpoints kept, by file name; damaged files are left out."""
+        heads = {}
+        for path in self.folder.checkpoints().values():
+            head = _head_in_checkpoint(path)
+            if head is not None:
+                heads[path.name] = head
+        return heads
+
+
+def digest_of(content: Any) -> str:
+    """Return the SHA-256 of JSON content with sorted keys, as the genesis entry names it."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class _Inert:
+    """Stands for every class that a checkpoint names; nothing of it is ever executed."""
+
+    def __init__(self, *_: Any, **__: Any) -> None: ...
+
+    def __setstate__(self, _: Any) -> None: ...
+
+    def __setitem__(self, *_: Any) -> None: ...
+
+
+class _InertUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        return _Inert
+
+    def persistent_load(self, _: Any) -> Any:
+        return _Inert()
+
+
+def _head_in_checkpoint(path: Path) -> str | None:
+    """Read ``ledger_head`` out of a torch file: a zip with one pickle, read with inert classes."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            (name,) = (n for n in archive.namelist() if n.endswith("/data.pkl"))
+            content = _InertUnpickler(io.BytesIO(archive.read(name))).load()
+        head = content.get("ledger_head")
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, zipfile.BadZipFile,
+            pickle.UnpicklingError):  # fmt: skip
+        return None
+    return head if isinstance(head, str) else None

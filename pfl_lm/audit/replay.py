@@ -1,0 +1,113 @@
+"""What a recorded round cost, derived from what it recorded and from nothing that it concluded."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from pfl_lm.audit.evidence import Evidence
+from pfl_lm.audit.phases import Phase
+from pfl_lm.audit.promise import Promise
+from pfl_lm.audit.renyi import rounded_norm
+
+TOLERANCE = 1e-6  # relative, between figures that went through JSON
+
+Entry = dict[str, Any]
+
+
+def is_complete(entry: Entry) -> bool:
+    """Tell whether a round's record holds what its cost is derived from, as positive numbers."""
+    numbers = [entry.get(name) for name in ("sum_multiplier", "divisor", "reports", "round")]
+    numbers.append((entry.get("payload") or {}).get("dim"))
+    return all(isinstance(value, int | float) and value >= 0 for value in numbers) and bool(
+        entry["divisor"] and entry["payload"]["dim"]
+    )
+
+
+def deviation(promise: Promise, evidence: Evidence, entry: Entry) -> str:
+    """Return how a round's record deviates, or ""."""
+    event, grid, dim = entry["event"], entry["grid"], entry["payload"]["dim"]
+    clip = evidence.manifest["scenario"]["clip_norm"]
+    if event is None:
+        return "it records no event, so nothing was accounted for"
+    if entry["clip_norm"] != clip:
+        return f"updates were clipped to {entry['clip_norm']}, not to {clip}"
+    noise = noise_multiplier(promise, entry)
+    if event["noise_multiplier"] > noise * (1 + TOLERANCE):
+        return (
+            f"it claims a noise multiplier of {event['noise_multiplier']:.4g}, but its "
+            f"{entry['reports']} reports carried {noise:.4g}"
+        )
+    if noise < promise.noise_multiplier * (1 - TOLERANCE):
+        return f"its noise was {noise:.4g} clip norms, {promise.noise_multiplier:.4g} were promised"
+    if promise.at == "device" and dim < promise.min_dim:
+        return f"{dim} coordinates travelled, the promise covers {promise.min_dim} or more"
+    return _event_deviation(promise, event, dim) or _grid_deviation(promise, grid, dim, clip)
+
+
+def _event_deviation(promise: Promise, event: Entry, dim: int) -> str:
+    """Return how the accounted event differs from the policy, or ""."""
+    expected = {
+        "mechanism": promise.mechanism,
+        "neighboring": promise.neighboring,
+        "sampling": promise.participation,
+        "min_separation": promise.min_separation,
+        "rate": 1.0 if promise.participation == "rotation" else promise.rate,
+    }
+    if promise.at == "device":
+        expected |= {"grid_steps": promise.grid_steps, "dim": dim}
+    for name, value in expected.items():
+        if event[name] != value:
+            return f"it was accounted for with {name} {event[name]}, the promise says {value}"
+    return ""
+
+
+def _grid_deviation(promise: Promise, grid: Entry, dim: int, clip: float) -> str:
+    """Return how the round's grid or ring differs from what the accounting assumes, or ""."""
+    steps = promise.grid_steps * math.sqrt(dim)
+    if not math.isclose(grid["scale"] * clip, steps, rel_tol=TOLERANCE):
+        return f"its grid has {grid['scale'] * clip:.6g} steps to the clip, not {steps:.6g}"
+    if grid["norm_bound"] > rounded_norm(steps, dim) * (1 + TOLERANCE):
+        return "rounding was allowed to lengthen updates beyond what is accounted for"
+    return ""
+
+
+def noise_multiplier(promise: Promise, entry: Entry) -> float:
+    """Return the noise that a round's reports carried, at the scale of the deployment.
+
+    ``sum_multiplier`` is what ``divisor`` simulated reports carry together. In the deployment a
+    sum of report_goal reports has report_goal ÷ divisor times that; only the shares of the least
+    honest count are relied on.
+    """
+    deployed = entry["sum_multiplier"] * promise.report_goal / entry["divisor"]
+    if promise.at != "device":
+        return deployed
+    share = deployed / math.sqrt(promise.report_goal)
+    honest = promise.honest_reports
+    if promise.participation != "poisson":
+        came = promise.report_goal * min(entry["reports"], entry["divisor"]) // entry["divisor"]
+        honest = math.floor(came * promise.honest_fraction)
+    return share * math.sqrt(honest)
+
+
+def phases_of(promise: Promise, rounds: Sequence[Entry]) -> list[Phase]:
+    """Turn records into phases; of a rotation, the least noisy rounds one user may be in."""
+    counted = sorted(
+        (noise_multiplier(promise, entry), entry["payload"]["dim"]) for entry in rounds
+    )
+    if promise.participation == "rotation":
+        numbers = sorted({entry["round"] for entry in rounds})
+        most, next_free = len(rounds) - len(numbers), -math.inf
+        for number in numbers:
+            if number >= next_free:
+                most, next_free = most + 1, number + promise.min_separation
+        counted = counted[:most]
+    grouped: dict[tuple[float, int], int] = {}
+    for key in counted:
+        grouped[key] = grouped.get(key, 0) + 1
+    on_device = promise.at == "device"
+    return [
+        promise.phase(count, noise_multiplier=noise, dim=dim if on_device else 1)
+        for (noise, dim), count in grouped.items()
+    ]
