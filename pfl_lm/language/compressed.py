@@ -105,6 +105,8 @@ def lines(file: IO[bytes]) -> Iterator[tuple[int, bytes | None]]:
     try:
         while line := file.readline(LONGEST_LINE):
             number += 1
+            if number == 1:
+                line = line.removeprefix(b"\xef\xbb\xbf")  # a byte order mark, as Excel writes
             if len(line) == LONGEST_LINE and not line.endswith(b"\n"):
                 while (rest := file.readline(LONGEST_LINE)) and not rest.endswith(b"\n"):
                     pass

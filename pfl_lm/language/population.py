@@ -18,9 +18,17 @@ USER_DIGEST_BYTES = 16
 class Population(Protocol):
     """Whoever's text is trained on: the store below, or the invented users of ``synthetic``."""
 
-    name: str
-    vocabulary_size: int
-    tokenizer_digest: str
+    @property
+    def name(self) -> str:
+        """What reports call it."""
+
+    @property
+    def vocabulary_size(self) -> int:
+        """V; every token is below it."""
+
+    @property
+    def tokenizer_digest(self) -> str:
+        """Digest of the tokenizer that the tokens are ids of."""
 
     def users(self, split: str) -> int:
         """Return how many users ``split`` has."""

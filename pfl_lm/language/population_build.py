@@ -19,6 +19,7 @@ from typing import Any
 from pfl_lm.files import folder_atomically
 from pfl_lm.language.population import SPLITS
 from pfl_lm.language.population_write import (
+    LONGEST_NAME,
     Spill,
     StoreWriter,
     group_by_user,
@@ -183,12 +184,19 @@ def _read_input(index: int, item: Input, work: _Work, advance: Callable[[int], N
                 previous = record.user
                 digest, draw = user_digest(previous, options.split_key)
                 split = fixed if fixed is not None else (draw >= bounds[0]) + (draw >= bounds[1])
-                kept = previous.encode(errors="surrogatepass") if options.keep_user_ids else b""
+                kept = _kept(previous) if options.keep_user_ids else b""
             if ids := encode(record.text):
                 spill.add(digest, split, kept, message_bytes(code, ids))
             else:
                 tally.without_words += 1
     return tally
+
+
+def _kept(user: str) -> bytes:
+    encoded = user.encode(errors="surrogatepass")
+    if len(encoded) > LONGEST_NAME:
+        raise ValueError(f"user {user[:20]}…: an id to be kept has at most {LONGEST_NAME:,} bytes")
+    return encoded
 
 
 def _note(tally: Tally, record: Malformed, path: Path) -> None:

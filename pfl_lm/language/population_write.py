@@ -25,6 +25,7 @@ from pfl_lm.language.tokenizer import Tokenizer
 
 # digest, split, bytes of the id if kept, bytes of the message
 _RECORD = struct.Struct(f"<{USER_DIGEST_BYTES}sBHI")
+LONGEST_NAME = (1 << 16) - 1
 _BUFFER_BYTES = 1 << 25
 _QUANTILES = {"p10": 0.1, "median": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
 

@@ -142,7 +142,7 @@ def _as_message(row: Any, user: str, text: str) -> Message:
 
 
 def _read_csv(file: IO[bytes], path: Path, user: str, text: str) -> Iterator[Record]:
-    decoded = io.TextIOWrapper(file, "utf-8", errors="surrogateescape", newline="")  # type: ignore[arg-type]
+    decoded = io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="")  # type: ignore[arg-type]
     table = csv.DictReader(decoded, delimiter="\t" if bare_suffix(path) == ".tsv" else ",")
     _require_columns(path, list(table.fieldnames or []), user, text)
     while True:
@@ -196,7 +196,7 @@ def _read_leaf(file: IO[bytes], path: Path, user: str, text: str) -> Iterator[Re
         samples = {who: everyone[who]["x"] for who in users}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: not a LEAF file: {_brief(error)}") from error
-    entry = int(text.partition(".")[2]) if text.startswith("x.") else None
+    entry = _leaf_entry(text)
     number = 0
     for who, messages in samples.items():
         for sample in messages:
@@ -205,6 +205,14 @@ def _read_leaf(file: IO[bytes], path: Path, user: str, text: str) -> Iterator[Re
                 yield Message(who, _leaf_text(sample if entry is None else sample[entry]))
             except (ValueError, IndexError, TypeError, KeyError) as error:
                 yield Malformed(str(path), number, _brief(error))
+
+
+def _leaf_entry(text: str) -> int | None:
+    if not text.startswith("x."):
+        return None
+    if not text[2:].isdigit():
+        raise ValueError(f"--text-field {text}: expected x, or x.N for entry N of each sample")
+    return int(text[2:])
 
 
 def _leaf_text(sample: Any) -> str:

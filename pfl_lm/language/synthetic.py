@@ -82,21 +82,25 @@ class SyntheticPopulation:
         certain and costs 0. The reader knows the language and how users of this kind of split
         are distributed, not who the user is.
         """
-        language = language_of(self.vocabulary_size)
-        return log_probability(language, self._trace(split, user), *_priors(language, split))
+        return self._read(split, self._trace(split, user))
 
     def entropy_floor(self, split: str, users: int = 100) -> float:
         """Return nats per token, ``<s>`` not counted, over the first ``users`` of a split."""
         total, count = 0.0, 0
         for user in range(min(users, self.users(split))):
-            total -= float(self.log_probability(split, user).sum())
-            count += int((self.tokens(split, user) != Tokenizer.bos_id).sum())
+            trace = self._trace(split, user)
+            total -= float(self._read(split, trace).sum())
+            count += int((trace.tokens != Tokenizer.bos_id).sum())
         return total / count
 
     def public_text(self) -> np.ndarray:
         """Return int32[n], the streams of all public pseudo-users, one after another."""
         everyone = range(self.users(PUBLIC))
         return np.concatenate([self.tokens(PUBLIC, user) for user in everyone])
+
+    def _read(self, split: str, trace: Trace) -> np.ndarray:
+        language = language_of(self.vocabulary_size)
+        return log_probability(language, trace, *_priors(language, split))
 
     def _trace(self, split: str, user: int) -> Trace:
         if not 0 <= user < self.users(split):

@@ -189,11 +189,13 @@ class Tokenizer:
                 f"{folder} holds no tokenizer ({MANIFEST_FILE} is absent); "
                 "`pfl-lm tokenizer build` writes one"
             )
-        names = (MANIFEST_FILE, MODEL_FILE, VOCABULARY_FILE, SUBWORD_FILE)
-        files = {n: (folder / n).read_bytes() for n in names if (folder / n).is_file()}
         try:
+            files = {MANIFEST_FILE: (folder / MANIFEST_FILE).read_bytes()}
+            for name in (MODEL_FILE, VOCABULARY_FILE, SUBWORD_FILE):
+                if name in json.loads(files[MANIFEST_FILE])["files"]:
+                    files[name] = (folder / name).read_bytes()
             return cls(files)
-        except (KeyError, IndexError, ValueError) as error:
+        except (KeyError, OSError, IndexError, ValueError) as error:
             raise ValueError(f"{folder}: not a usable tokenizer: {error}; build it anew") from error
 
     def save(self, folder: Path) -> None:

@@ -82,9 +82,9 @@ class TestContent:
             for number, user in enumerate(store.user_ids(split))
         }
         assert found == expected
-        assert sorted(os.listdir(tmp_path / "p")) == sorted(
-            ["population.json"] + [f"{s}.{p}" for s in SPLITS for p in ("ids", "offsets", "tokens", "users")]
-        )  # fmt: skip
+        parts = ("ids", "offsets", "tokens", "users")
+        names = [f"{split}.{part}" for split in SPLITS for part in parts]
+        assert sorted(os.listdir(tmp_path / "p")) == sorted(["population.json", *names])
         flat = [i for ids in expected.values() for i in ids if i not in (2, 3)]
         splits = profile["splits"].values()
         assert sum(row["words"] for row in splits) == len(flat)
@@ -244,6 +244,11 @@ class TestBadInput:
     def test_no_input(self, tokenizer: Tokenizer, tmp_path: Path) -> None:
         self.refused([], tokenizer, tmp_path, "no input")
 
+    def test_an_id_too_long_to_be_kept(self, tokenizer: Tokenizer, tmp_path: Path) -> None:
+        path = write(tmp_path / "a.jsonl", [("a" * 70_000, tokenizer.words[10])])
+        options = BuildOptions(keep_user_ids=True)
+        self.refused([Input(path)], tokenizer, tmp_path, "at most 65,535 bytes", options)
+
     def test_unknown_format(self, tokenizer: Tokenizer, tmp_path: Path) -> None:
         (tmp_path / "a.pdf").touch()
         self.refused([Input(tmp_path / "a.pdf")], tokenizer, tmp_path, "cannot tell the format")
@@ -287,9 +292,8 @@ from pfl_lm.language.synthetic import synthetic_tokenizer
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
     inputs = [Input(folder / "pipe.jsonl"), Input(folder / "a.jsonl")]
-    build_population(
-        inputs, synthetic_tokenizer(200), folder / "out" / "p", BuildOptions(workers=int(sys.argv[2]))
-    )
+    options = BuildOptions(workers=int(sys.argv[2]))
+    build_population(inputs, synthetic_tokenizer(200), folder / "out" / "p", options)
 """
 
 

@@ -92,6 +92,13 @@ def test_other_fields_can_be_named_and_numbers_are_user_ids(tmp_path: Path) -> N
     assert list(read_messages(path, "who", "what")) == [Message("12", "hi")]
 
 
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv"])
+def test_a_byte_order_mark_is_no_text(name: str, tmp_path: Path) -> None:
+    content = "user,text\nann,hi\n" if name == "a.csv" else '{"user": "ann", "text": "hi"}\n'
+    (tmp_path / name).write_bytes(content.encode("utf-8-sig"))
+    assert list(read_messages(tmp_path / name)) == [Message("ann", "hi")]
+
+
 class TestLeaf:
     def read(self, tmp_path: Path, data: object, text_field: str = "text") -> list[object]:
         path = tmp_path / "all_data.json"
@@ -114,6 +121,10 @@ class TestLeaf:
         assert good == Message("ann", "yay")
         assert isinstance(bad, Malformed)
         assert bad.line == 2
+
+    def test_an_entry_that_is_no_number_is_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match=r"--text-field x\.text"):
+            self.read(tmp_path, {"ann": {"x": ["a"], "y": [0]}}, "x.text")
 
     @pytest.mark.parametrize("content", ["[1]", '{"users": ["a"], "user_data": {}}', "{", "\xff"])
     def test_another_document_is_refused(self, content: str, tmp_path: Path) -> None:

@@ -223,6 +223,13 @@ class TestFolder:
         with pytest.raises(ValueError, match=VOCABULARY_FILE):
             Tokenizer.open(tmp_path / "t")
 
+    @pytest.mark.parametrize("name", [VOCABULARY_FILE, MODEL_FILE])
+    def test_an_absent_file_is_refused(self, name: str, plain: Tokenizer, tmp_path: Path) -> None:
+        plain.save(tmp_path / "t")
+        (tmp_path / "t" / name).unlink()
+        with pytest.raises(ValueError, match="build it anew"):
+            Tokenizer.open(tmp_path / "t")
+
     def test_a_folder_without_tokenizer_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="holds no tokenizer"):
             Tokenizer.open(tmp_path)
