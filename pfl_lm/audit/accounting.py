@@ -45,6 +45,7 @@ def audit_accounting(evidence: Evidence) -> Part:
         *flags(promise, evidence),
     ]
     best = best_bound(rows)
+    answers = sum(row.epsilon is not None for row in rows)
     tables = [
         _methods_table(promise, rows),
         _adversaries(promise),
@@ -56,10 +57,7 @@ def audit_accounting(evidence: Evidence) -> Part:
         "accounting",
         _QUESTION,
         (
-            (
-                f"ε at δ = {promise.delta:g} by {sum(row.epsilon is not None for row in rows)} methods, "
-                "none of them the run's own."
-            ),
+            f"ε at δ = {promise.delta:g} by every method that applies ({answers} do).",
             "Two adversaries: one sees the released models, one runs the server.",
             "What breaks guarantees in practice, as far as the manifest tells.",
         ),
@@ -96,7 +94,8 @@ def _released(promise: Promise, rows: Sequence[Row]) -> Finding:
         return Finding("stated ε", False, text)
     text = (
         f"ε = {figure(stated)} at δ = {promise.delta:g} is confirmed: recomputed by "
-        f"{best.method.name} it is {figure(best.epsilon)}. The statement rests on the {_rests(promise)}."
+        f"{best.method.name} it is {figure(best.epsilon)}. The statement rests on the "
+        f"{_rests(promise)}."
     )
     return Finding("stated ε", True, text)
 

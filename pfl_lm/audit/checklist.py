@@ -44,8 +44,8 @@ def checklist(promise: Promise, evidence: Evidence, best: Row | None) -> Table:
         ),
         (
             "mechanism",
-            (f"{promise.mechanism}, C = {scenario['clip_norm']:g}, z = {promise.noise_multiplier:g} "
-            f"planned (achieved: see ledger), grid {promise.grid_steps:g}·√d steps to the clip, "
+            (f"{promise.mechanism}, C = {scenario['clip_norm']:g}, "
+                f"z = {promise.noise_multiplier:g} planned (achieved: see ledger), grid {promise.grid_steps:g}·√d steps to the clip, "
             f"d ≥ {promise.min_dim:,}, β = e^−½"),
         ),
         ("sampling and what enforces it", f"{promise.participation}: {who}"),

@@ -1,0 +1,115 @@
+"""One round of the run's own code with chosen updates: what an attacker in the lab would do.
+
+``simulate.run_round`` runs as it is, doctored or not; only its two ends are replaced: what the
+devices computed from their text, and the step of the model. Everything between them is the code
+under audit: clip, rounding, noise, secure sum, decoding, the ledger's entry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pfl_lm import simulate
+from pfl_lm.devices.report import Trace
+from pfl_lm.payload import Payload
+from pfl_lm.server.state import ServerState
+from pfl_lm.world import World, choose_payload
+
+Updates = Callable[[Sequence[int], int], np.ndarray]
+"""(users, d) → float32[K, d]: what each device's training would have returned."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What a probed round released.
+
+    Attributes:
+        total: float64[d], the mean times its divisor: the noisy sum, in model units.
+        debit: what the ledger recorded.
+        payload: which coordinates travelled.
+    """
+
+    total: np.ndarray
+    debit: dict[str, Any]
+    payload: Payload
+
+
+class _Ledger:
+    """Takes the place of a ledger; a probe is no round of the run."""
+
+    def __init__(self) -> None:
+        self.debits: list[dict[str, Any]] = []
+
+    def record(self, entry: dict[str, Any]) -> str:
+        raise ValueError(f"a probed round was not opened: {entry}")
+
+    def record_round(self, round: int, entry: dict[str, Any], **_: Any) -> str:
+        self.debits.append({**entry, "round": round})
+        return ""
+
+
+def probe_round(world: World, number: int, users: Sequence[int], updates: Updates) -> Opened:
+    """Run round ``number`` with these users and these updates, and return what it released.
+
+    Raises:
+        ValueError: the round was not opened (too few users).
+    """
+    means: list[np.ndarray] = []
+
+    def captured(state: ServerState, _: Any, mean: np.ndarray, *__: Any) -> ServerState:
+        means.append(mean)
+        return state
+
+    ledger = _Ledger()
+    state = ServerState(number, world.start.parameters)
+    invited = np.asarray(users, dtype=np.int64)
+    with _replaced(invited, updates, close_round=captured):
+        simulate.run_round(world, state, ledger)  # type: ignore[arg-type]
+    (debit,) = ledger.debits
+    total = means[0].astype(np.float64) * debit["divisor"]
+    return Opened(total, debit, choose_payload(world, number))
+
+
+def encoded(
+    world: World, number: int, users: Sequence[int], updates: Updates
+) -> Iterator[np.ndarray]:
+    """Yield what devices submit, int64[K, d], group by group, in order of ``users``' groups."""
+    state = ServerState(number, world.start.parameters)
+    payload = choose_payload(world, number)
+    broadcast = simulate.open_round(state, payload)
+    grid = world.protection.grid(payload.dim)
+    invited = np.asarray(users, dtype=np.int64)
+    with _replaced(invited, updates):
+        for group in simulate.participate(world, state, broadcast, grid, invited):
+            yield group.vectors
+
+
+@contextmanager
+def _replaced(invited: np.ndarray, updates: Updates, **others: Any) -> Iterator[None]:
+    """Replace the ends of a round in ``pfl_lm.simulate`` for the length of a block."""
+
+    def trained(_: Any, __: Any, payload: Payload, *rest: Any) -> tuple[np.ndarray, list[Trace]]:
+        users = rest[-1]
+        values = np.ascontiguousarray(updates(users, payload.dim), dtype=np.float32)
+        return values, [Trace(user, 0.0, 1, 1, 0.0) for user in users]
+
+    window = np.zeros((1, 2), dtype=np.int64)
+    parts = {
+        "cohort": lambda *_: invited,
+        "train": trained,
+        "_windows": lambda *_: window,
+        **others,
+    }
+    before = {name: getattr(simulate, name) for name in parts}
+    for name, part in parts.items():
+        setattr(simulate, name, part)
+    try:
+        yield
+    finally:
+        for name, part in before.items():
+            setattr(simulate, name, part)

@@ -1,0 +1,59 @@
+"""Open a run's world again from what it wrote down, to put its own code to the test."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pfl_lm.audit.evidence import Evidence
+from pfl_lm.dp.policy import Policy
+from pfl_lm.protection import Protection, simulated_rule
+from pfl_lm.recipes import load
+from pfl_lm.scenario import Scenario
+from pfl_lm.world import World, manifest, open_world
+
+
+def reopen(evidence: Evidence, recipe: Path | None = None) -> World:
+    """Open the world in which a run took place.
+
+    Args:
+        recipe: the scenario's file; without it only runs on invented users can be opened, since a
+            manifest does not say where on a disk a population lies.
+
+    Raises:
+        ValueError: the recipe is missing, or is not the one that was run.
+    """
+    written = evidence.manifest["scenario"]
+    if recipe is not None:
+        world = open_world(load(Scenario, recipe))
+        if manifest(world, evidence.manifest["run"])["scenario"] != written:
+            raise ValueError(f"{recipe} is not the scenario of this run: the manifest differs")
+        return world
+    if written["population"]["kind"] != "synthetic" or written["start"] is not None:
+        raise ValueError(
+            "this run used files that its manifest only names; state the scenario with "
+            "--scenario FILE, or audit --part accounting and --part ledger alone"
+        )
+    scenario = _built(Scenario, written)
+    world = open_world(replace(scenario, policy=None))
+    if evidence.policy is None:
+        return world
+    stated = dict(evidence.policy)
+    stated["epsilon"] = math.inf if stated["epsilon"] is None else stated["epsilon"]
+    policy = _built(Policy, stated)
+    rule = simulated_rule(policy, world.population.users("train"), scenario.cohort)
+    protection: Protection = replace(world.protection, policy=policy, rule=rule)
+    return replace(world, scenario=scenario, protection=protection)
+
+
+def _built(kind: type[Any], content: dict[str, Any]) -> Any:
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(kind).validate_python(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ValueError(f"manifest.json is damaged: {where}: {first['msg']}") from error
