@@ -2,7 +2,7 @@
 
     SecaggError (ValueError)
     ├── TooFewReports     the sum stays closed: fewer reports than the threshold
-    ├── TooFewShares      the survivors' masks cannot be removed: the sum stays closed
+    ├── TooFewAnswers     the masks cannot be removed, or no quorum confirmed: the sum stays closed
     ├── WrongState        a call or a message that the current phase does not take
     ├── MalformedMessage  bytes that are not a message of this protocol
     └── Refused           a well-formed message that breaks a rule: somebody cheats or is broken
@@ -29,8 +29,8 @@ class TooFewReports(SecaggError):
         )
 
 
-class TooFewShares(SecaggError):
-    """Too few devices answered for some mask to be removed: the sum is never opened."""
+class TooFewAnswers(SecaggError):
+    """Too few devices confirmed or answered for the masks to be removed: the sum stays closed."""
 
 
 class WrongState(SecaggError):

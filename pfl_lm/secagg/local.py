@@ -120,7 +120,7 @@ class ProtocolAggregator:
         """Run the rest of the protocol and open the sum.
 
         Raises:
-            TooFewReports, TooFewShares: the sum stays closed.
+            TooFewReports, TooFewAnswers: the sum stays closed.
             WrongState: closed before.
         """
         if not self._open:

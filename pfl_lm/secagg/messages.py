@@ -125,11 +125,8 @@ class Roster(Message):
     def read(cls, reader: Reader, config: RoundConfig) -> Self:
         members = reader.u32()
         records = reader.records(AdvertiseKeys.bytes_in(config), config.cohort)
-        keys = {
-            index: AdvertiseKeys.read(Reader(memoryview(record)), config)
-            for index, record in records.items()
-        }
-        return cls(members, keys)
+        bodies = {index: Reader(memoryview(record)) for index, record in records.items()}
+        return cls(members, {i: AdvertiseKeys.read(body, config) for i, body in bodies.items()})
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from functools import lru_cache
 
 from pfl_lm.secagg import dealing, keys
 from pfl_lm.secagg.config import RoundConfig
-from pfl_lm.secagg.errors import Refused, TooFewShares
+from pfl_lm.secagg.errors import Refused, TooFewAnswers
 from pfl_lm.secagg.graph import Graph
 from pfl_lm.secagg.ideal import OpenedSum
 from pfl_lm.secagg.keys import KeyPair, pair_mask_seed, self_mask_seed
@@ -102,7 +102,7 @@ def open_round(
     with a dropped device was not cancelled by it and comes off with that device's mask key.
 
     Raises:
-        TooFewShares, Refused: see ``CollectingAnswers.close``; nothing was opened.
+        TooFewAnswers, Refused: see ``CollectingAnswers.close``; nothing was opened.
     """
     self_shares = _by_dealer({h: answer.self_shares for h, answer in answers.items()})
     mask_shares = _by_dealer({h: answer.mask_shares for h, answer in answers.items()})
@@ -154,7 +154,7 @@ def _recover(device: int, shares: Mapping[int, Mapping[int, bytes]], config: Rou
     threshold = config.graph.threshold
     mine = shares.get(device, {})
     if len(mine) < threshold:
-        raise TooFewShares(
+        raise TooFewAnswers(
             f"{len(mine)} shares of device {device} were revealed and {threshold} are needed: "
             "the sum stays closed"
         )

@@ -7,7 +7,7 @@
 authenticated it. It raises for a message that must not count and changes nothing then: the caller
 logs the line and treats that device as dropped. ``close()`` ends the phase, whoever is missing,
 and returns the next phase with the messages to send by device, or raises ``TooFewReports`` or
-``TooFewShares``: the round is then over and its sum was never opened.
+``TooFewAnswers``: the round is then over and its sum was never opened.
 
 The sum of masked inputs is the only vector that the server keeps: (d,) words.
 """
@@ -21,7 +21,7 @@ import numpy as np
 
 from pfl_lm.secagg import checks, keys
 from pfl_lm.secagg.config import RoundConfig
-from pfl_lm.secagg.errors import Refused, TooFewReports
+from pfl_lm.secagg.errors import Refused, TooFewAnswers, TooFewReports
 from pfl_lm.secagg.graph import Graph, draw_graph
 from pfl_lm.secagg.keys import KeyPair
 from pfl_lm.secagg.messages import (
@@ -223,7 +223,9 @@ class CollectingConfirmations(Phase[Confirmation]):
         """Show a quorum's signatures to all who signed."""
         config = self.config
         quorum = config.quorum(len(self._registry.advertised))
-        confirmed = self._end(quorum)
+        confirmed = self._end(0)
+        if len(confirmed) < quorum:
+            raise TooFewAnswers(f"{len(confirmed)} devices confirmed, the quorum is {quorum}")
         signatures = {device: confirmed[device].signature for device in sorted(confirmed)[:quorum]}
         request = UnmaskRequest(self._outcome, signatures).encode_from_server(config)
         answers = CollectingAnswers(
@@ -257,7 +259,7 @@ class CollectingAnswers(Phase[UnmaskAnswer]):
         """Recover the masks' seeds, remove the masks, and open the sum.
 
         Raises:
-            TooFewShares: too few answers for some device's secret.
+            TooFewAnswers: too few answers for some device's secret.
             Refused: a dealer's shares belong to another secret than it committed to; the message
                 names the dealer, and the round is lost.
         """

@@ -14,8 +14,8 @@ from pfl_lm.secagg.errors import (
     MalformedMessage,
     Refused,
     SecaggError,
+    TooFewAnswers,
     TooFewReports,
-    TooFewShares,
     WrongState,
 )
 from pfl_lm.secagg.keys import KeyPair, certify, pair_mask_seed
@@ -404,7 +404,7 @@ def test_a_dealer_whose_boxes_are_rubbish(make_round, adversary, victims):
     if len(victims) == 2:
         assert np.array_equal(lab.unmask().vector, lab.sum_of(range(6)))
     else:
-        with pytest.raises(TooFewShares, match="device 2"):
+        with pytest.raises(TooFewAnswers, match="device 2"):
             lab.unmask()
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pfl_lm.secagg.errors import Refused, SecaggError, TooFewReports, TooFewShares, WrongState
+from pfl_lm.secagg.errors import Refused, SecaggError, TooFewAnswers, TooFewReports, WrongState
 from pfl_lm.secagg.ideal import IdealAggregator
 from pfl_lm.secagg.local import ProtocolAggregator, Step
 from pfl_lm.secagg.parameters import Adversary, GraphParameters, required
@@ -100,7 +100,7 @@ def test_too_few_answers_leave_the_sum_closed(make_config):
     config = make_config(cohort=6, min_reports=3)
     protocol = ProtocolAggregator(config, silent=dict.fromkeys(range(3), Step.ANSWER))
     protocol.submit(np.ones((6, config.dim), dtype=np.int64))
-    with pytest.raises(TooFewShares, match="3 shares"):
+    with pytest.raises(TooFewAnswers, match="3 shares"):
         protocol.close()
 
 
