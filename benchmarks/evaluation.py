@@ -17,8 +17,8 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from pfl_lm.baselines import KneserNeyBigram
-from pfl_lm.evaluate import ModelScorer, evaluate
+from pfl_lm.evaluation.baselines import KneserNeyBigram
+from pfl_lm.evaluation.evaluate import ModelScorer, evaluate
 from pfl_lm.language import models
 from pfl_lm.language.spec import ModelSpec
 from pfl_lm.streams import stream

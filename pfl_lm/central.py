@@ -19,13 +19,22 @@ import numpy as np
 import torch
 
 from pfl_lm.language import losses
-from pfl_lm.language.models import ModelSpec, Parameters, hidden, initialise
+from pfl_lm.language.models import (
+    ModelSpec,
+    Parameters,
+    chunks,
+    hidden,
+    hidden_of,
+    initialise,
+    scores,
+)
 from pfl_lm.language.population import PAD_ID, PopulationStore
 from pfl_lm.language.tokenizer import Tokenizer
 from pfl_lm.model_file import Model, load_model
 from pfl_lm.streams import stream
 
 Watch = Callable[[int, int, float], None]
+NORMALISING_WINDOWS = 200
 
 
 @dataclass(frozen=True)
@@ -87,12 +96,36 @@ def pretrain(recipe: Pretraining, watch: Watch = lambda step, steps, loss: None)
     words = store.stream("train")
     for step, batch in enumerate(_batches(recipe, words)):
         watch(step + 1, trainer.steps, trainer.step(step, batch))
+    for value in parameters.values():
+        value.requires_grad_(False)
+        value.grad = None
+    normalise(recipe.model, parameters, _windows(words, recipe.window, NORMALISING_WINDOWS))
     origin = {
         "kind": recipe.text_is,
         "text": store.name,
         "tokenizer_digest": tokenizer.digest,
     }
     return Model(recipe.model, parameters, origin)
+
+
+def normalise(spec: ModelSpec, parameters: Parameters, windows: np.ndarray) -> None:
+    """Shift the output bias so that scores are log-probabilities on average, in place.
+
+    A softmax does not see the shift. Noise-contrastive estimation does: it takes scores for
+    log-probabilities, and a model whose log-partition is far from 0 would spend its first rounds,
+    and their privacy, on nothing but that.
+
+    Args:
+        windows: int64[n, T], text over which the log-partition is averaged.
+    """
+    if not spec.output_bias:
+        return
+    vectors = hidden_of(spec, parameters, windows).flatten(0, 1)  # (n·T, P)
+    partitions = [
+        torch.logsumexp(scores(spec, parameters, vectors[rows]), 1)
+        for rows in chunks(spec, len(vectors))
+    ]
+    parameters["output_bias"] -= torch.cat(partitions).mean()
 
 
 def check_fit(spec: ModelSpec, tokenizer: Tokenizer, store: PopulationStore) -> None:
@@ -120,6 +153,12 @@ def _start(recipe: Pretraining, tokenizer: Tokenizer) -> Parameters:
 
 def _steps(recipe: Pretraining, windows: int) -> int:
     return max(1, int(recipe.epochs * windows / recipe.batch_size))
+
+
+def _windows(words: np.ndarray, length: int, count: int) -> np.ndarray:
+    """Return ``count`` windows, int64[count, length], spread evenly over a text."""
+    starts = np.linspace(0, len(words) - length, count).astype(np.int64)
+    return words[starts[:, None] + np.arange(length)].astype(np.int64)
 
 
 def _batches(recipe: Pretraining, words: np.ndarray) -> Iterator[np.ndarray]:

@@ -156,8 +156,10 @@ class Protection:
             noise = cohort_noise(share, reports, grid.dim, self.bits("noise", round))
             total = total + noise
         if self.kind == "gaussian":
+            # Rounding to the grid lengthens an update: the noise covers what may really be summed.
+            sensitivity = grid.norm_bound / grid.scale
             noisy = add_central_gaussian(
-                total / grid.scale, self.clip_norm, self.sum_multiplier, self.bits("noise", round)
+                total / grid.scale, sensitivity, self.sum_multiplier, self.bits("noise", round)
             )
             return (noisy / self.cohort).astype(np.float32)
         return decode(total, grid, self.cohort)

@@ -8,22 +8,25 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pfl_lm import __version__
-from pfl_lm.baselines import KneserNeyBigram, UnigramScorer
-from pfl_lm.evaluate import ModelScorer, Scorer, evaluate
+from pfl_lm.evaluation.baselines import KneserNeyBigram, UnigramScorer
+from pfl_lm.evaluation.evaluate import ModelScorer, Scorer, evaluate
+from pfl_lm.evaluation.measures import Evaluation
 from pfl_lm.language.models import ModelSpec, Parameters, Role, initialise, roles, size
 from pfl_lm.language.population import Population, PopulationStore
 from pfl_lm.language.tokenizer import Tokenizer
-from pfl_lm.measures import Evaluation
 from pfl_lm.model_file import Model, load_model
 from pfl_lm.payload import choose, describe
 from pfl_lm.protection import Protection, simulated_rule
 from pfl_lm.recipes import load_policy
 from pfl_lm.scenario import Scenario
+
+if TYPE_CHECKING:
+    from pfl_lm.language.synthetic import SyntheticPopulation
 
 PUBLIC_USERS = 2000  # pseudo-users of the public text that comes with invented users
 
@@ -108,7 +111,8 @@ def _text(scenario: Scenario) -> tuple[Tokenizer, Population, PublicText | None]
     """Open tokenizer, population and public text."""
     chosen = scenario.population
     if chosen.kind == "synthetic":
-        return _invented(scenario)
+        tokenizer, people = invented(scenario)
+        return tokenizer, people, PublicText(people, "public")
     assert scenario.tokenizer is not None
     assert chosen.path is not None
     tokenizer = Tokenizer.open(scenario.tokenizer)
@@ -123,18 +127,16 @@ def _text(scenario: Scenario) -> tuple[Tokenizer, Population, PublicText | None]
     return tokenizer, population, None if public is None else PublicText(public, "train")
 
 
-def _invented(scenario: Scenario) -> tuple[Tokenizer, Population, PublicText]:
-    """Open a population of invented users, and public text of the same invented language."""
+def invented(scenario: Scenario) -> tuple[Tokenizer, SyntheticPopulation]:
+    """Open the invented users of a scenario, and the tokenizer of their language."""
     from pfl_lm.language.synthetic import PUBLIC, SyntheticPopulation, synthetic_tokenizer
 
     chosen, vocabulary_size = scenario.population, scenario.model.vocabulary_size
     held_out = min(2000, max(1, chosen.users // 10))
     users = {"train": chosen.users, "validation": held_out, "test": held_out}
     users[PUBLIC] = PUBLIC_USERS
-    population = SyntheticPopulation(
-        users, vocabulary_size, chosen.tokens_per_user, scenario.seed
-    )
-    return synthetic_tokenizer(vocabulary_size), population, PublicText(population, PUBLIC)
+    people = SyntheticPopulation(users, vocabulary_size, chosen.tokens_per_user, scenario.seed)
+    return synthetic_tokenizer(vocabulary_size), people
 
 
 def _start(scenario: Scenario, tokenizer: Tokenizer, protects: bool) -> Model:

@@ -7,7 +7,7 @@ import sys
 import typer
 
 from pfl_lm import __version__
-from pfl_lm.cli import population, privacy, report, simulate, tokenizer, training
+from pfl_lm.cli import evaluate, population, privacy, report, simulate, tokenizer, training
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -21,6 +21,7 @@ app.add_typer(population.app, name="population")
 app.command()(training.pretrain)
 app.command()(simulate.simulate)
 app.command()(simulate.demo)
+app.command()(evaluate.evaluate)
 app.command()(report.report)
 app.add_typer(privacy.app, name="privacy")
 app.command()(privacy.check)

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from pfl_lm.evaluate import HeldOut
+    from pfl_lm.evaluation.evaluate import HeldOut
+    from pfl_lm.evaluation.measures import Evaluation
     from pfl_lm.language.tokenizer import Tokenizer
-    from pfl_lm.measures import Evaluation
     from pfl_lm.model_file import Model
 
 WINDOW = 20
@@ -40,8 +40,8 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print every figure as JSON.")] = False,
 ) -> None:
     """Measure a model on held-out users: perplexity, recall, keystrokes saved."""
-    from pfl_lm.evaluate import ModelScorer
-    from pfl_lm.evaluate import evaluate as measure
+    from pfl_lm.evaluation.evaluate import ModelScorer
+    from pfl_lm.evaluation.evaluate import evaluate as measure
 
     if split not in ("validation", "test"):
         raise ValueError(f"--split {split}: held-out users are in validation and test")

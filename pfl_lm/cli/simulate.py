@@ -11,8 +11,6 @@ import typer
 if TYPE_CHECKING:
     from pfl_lm.scenario import Scenario
 
-DEMO = Path(__file__).parent.parent / "demo" / "scenario.toml"
-
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder of the run.")]
 Overwrite = Annotated[bool, typer.Option(help="Delete an earlier run in that folder first.")]
 
@@ -32,7 +30,12 @@ def simulate(
     from pfl_lm.recipes import load
     from pfl_lm.scenario import Scenario
 
-    _run(load(Scenario, recipe), output, resume=resume, overwrite=overwrite)
+    if resume and overwrite:
+        raise ValueError("--resume goes on with a run and --overwrite deletes it: choose one")
+    scenario = load(Scenario, recipe)
+    if not resume:
+        _clear(output, overwrite)
+    _run(scenario, output, resume=resume)
 
 
 def demo(
@@ -40,24 +43,36 @@ def demo(
     overwrite: Overwrite = False,
 ) -> None:
     """Run the main job in a few minutes on an embedded population of invented users."""
-    from pfl_lm.recipes import load
-    from pfl_lm.scenario import Scenario
+    from pfl_lm.cli.progress import StepBar
+    from pfl_lm.demo import prepare
 
-    _run(load(Scenario, DEMO), output, resume=False, overwrite=overwrite)
+    start = output.with_name(f"{output.name}.start")
+    _clear(output, overwrite)
+    if start.exists():
+        shutil.rmtree(start)
+    with StepBar("pretraining on public text") as bar:
+        scenario = prepare(start, bar.update)
+    _run(scenario, output, resume=False)
 
 
-def _run(scenario: Scenario, output: Path, resume: bool, overwrite: bool) -> None:
+def _clear(output: Path, overwrite: bool) -> None:
+    """Make sure that the run's folder is free; what is no run is never deleted."""
+    from pfl_lm.runs import RunFolder
+
+    if not output.exists() or not any(output.iterdir()):
+        return
+    if not overwrite:
+        raise ValueError(f"--output {output} is not empty; choose another folder or --overwrite")
+    RunFolder.open(output)
+    shutil.rmtree(output)
+
+
+def _run(scenario: Scenario, output: Path, resume: bool) -> None:
     """Simulate, then write the report; one screen tells what came out."""
     from pfl_lm.cli.progress import RunScreen
     from pfl_lm.report.page import write_report
-    from pfl_lm.runs import RunFolder
     from pfl_lm.simulate import simulate
 
-    if resume and overwrite:
-        raise ValueError("--resume goes on with a run and --overwrite deletes it: choose one")
-    if overwrite and output.exists():
-        RunFolder.open(output)  # whatever else is there is not ours to delete
-        shutil.rmtree(output)
     with RunScreen(scenario.description or output.name) as screen:
         folder = simulate(scenario, output, resume=resume, watch=screen)
         page = write_report(folder.path)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pfl_lm.dp.ledger import Ledger
-from pfl_lm.measures import LEVELS
+from pfl_lm.evaluation.measures import LEVELS
 
 STATEMENT = (
     "Training satisfies (ε = 2, δ = 10⁻⁷)-differential privacy for whoever sees every released "

@@ -18,13 +18,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-if TYPE_CHECKING:
-    from pfl_lm.evaluate import Scorer
+from pfl_lm.evaluation.interfaces import Scorer
 
 SUGGESTIONS = 3
 _ROWS = 256  # predictions scored at once against one initial letter's words
@@ -82,7 +80,7 @@ class Completions:
         together, so that only that letter's part of the vocabulary is computed again.
 
         Args:
-            scorer: the model; see ``pfl_lm.evaluate.Scorer``.
+            scorer: the model; see ``pfl_lm.evaluation.evaluate.Scorer``.
             states: (m, ...), what the scorer knows before each of the words.
             targets: int64[m], the words that were typed; all of them may be suggested.
 

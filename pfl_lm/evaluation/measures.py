@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from pfl_lm.keystrokes import SUGGESTIONS
-
-if TYPE_CHECKING:
-    from pfl_lm.evaluate import TokenizerLike
+from pfl_lm.evaluation.interfaces import TokenizerLike
+from pfl_lm.evaluation.keystrokes import SUGGESTIONS
 
 # Upper public frequency rank of each bucket of words.
 BUCKETS = (("1–100", 100), ("101–1k", 1_000), ("1k–10k", 10_000), ("10k+", 2**62))
@@ -75,7 +73,7 @@ class Distribution:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How well a model predicts held-out users; see ``pfl_lm.evaluate`` for what counts.
+    """How well a model predicts held-out users; see ``pfl_lm.evaluation.evaluate`` for what counts.
 
     Attributes:
         users: users who typed something.

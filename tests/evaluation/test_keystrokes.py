@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pfl_lm.keystrokes import Completions
+from pfl_lm.evaluation.keystrokes import Completions
 
 
 class Fixed:

@@ -13,7 +13,7 @@ What is predicted, and what counts:
     word        yes          yes    punctuation marks, if the tokenizer keeps them, are words
 
 Figures named ``…_known`` leave unknown words out. The keyboard never suggests what is no word,
-though the model spends probability on it. Keystrokes are defined in ``pfl_lm.keystrokes``.
+though the model spends probability on it. Keystrokes are defined in ``keystrokes.py``.
 
 The scores of all words for all tokens, (tokens, V), never exist, and neither do those of one
 token batch: the vocabulary is passed through in tiles that stay in the cache, each of them
@@ -24,37 +24,22 @@ Shapes: N predictions of a batch, T window, V vocabulary, U users.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 
-from pfl_lm.keystrokes import SUGGESTIONS, Completions
+from pfl_lm.evaluation.interfaces import HeldOut, Scorer, TokenizerLike
+from pfl_lm.evaluation.keystrokes import SUGGESTIONS, Completions
+from pfl_lm.evaluation.measures import Evaluation, Tally, Vocabulary
 from pfl_lm.language import models
 from pfl_lm.language.population import windows as windows_of
 from pfl_lm.language.spec import ModelSpec, Parameters
-from pfl_lm.measures import Evaluation, Tally, Vocabulary
 from pfl_lm.streams import stream
 
 _BATCH = 32_768  # predictions whose states are held at once
 _WINDOWS = 256  # windows run through the model at once
 _ROWS, _TILE = 1024, 1024  # predictions × words scored at once: 4 MiB, in the cache
-
-
-class Scorer(Protocol):
-    """Whatever predicts the next word: a trained model, a table of counts."""
-
-    def states(self, inputs: np.ndarray) -> torch.Tensor:
-        """Read windows (int64[n, T]); return what is known after each token, (n, T, ...)."""
-        ...
-
-    def scores(self, states: torch.Tensor, words: slice | torch.Tensor) -> torch.Tensor:
-        """Score the words with the given ids after states (m, ...): float32 (m, k).
-
-        Log-probabilities up to a constant per row. The caller may overwrite them.
-        """
-        ...
 
 
 class ModelScorer:
@@ -72,36 +57,6 @@ class ModelScorer:
         tables = (self._spec.output_table, "output_bias")
         rows = {name: self._parameters[name][words] for name in tables if name in self._parameters}
         return models.scores(self._spec, rows, states)
-
-
-class TokenizerLike(Protocol):
-    """The part of a tokenizer that evaluation needs."""
-
-    @property
-    def words(self) -> Sequence[str]: ...
-
-    @property
-    def specials(self) -> Sequence[int]: ...
-
-    @property
-    def unigram(self) -> np.ndarray: ...
-
-    @property
-    def pad_id(self) -> int: ...
-
-    @property
-    def unk_id(self) -> int: ...
-
-    @property
-    def bos_id(self) -> int: ...
-
-
-class HeldOut(Protocol):
-    """The part of a population that evaluation needs."""
-
-    def users(self, split: str) -> int: ...
-
-    def tokens(self, split: str, user: int) -> np.ndarray: ...
 
 
 def evaluate(

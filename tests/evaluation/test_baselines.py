@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from pfl_lm.baselines import KneserNeyBigram, UnigramScorer, count_pairs
+from pfl_lm.evaluation.baselines import KneserNeyBigram, UnigramScorer, count_pairs
 
 BOS, EOS = 0, 1
 
@@ -85,7 +85,7 @@ def test_pairs_do_not_span_texts_nor_blocks(monkeypatch):
     expected = np.zeros((4, 4))
     expected[[0, 1, 2], [1, 2, 1]] = 1
     assert (count_pairs(texts, 4).toarray() == expected).all()
-    monkeypatch.setattr("pfl_lm.baselines._BLOCK", 2)
+    monkeypatch.setattr("pfl_lm.evaluation.baselines._BLOCK", 2)
     assert (count_pairs(texts, 4).toarray() == expected).all()
     expected[:, 1] = 0
     assert (count_pairs(texts, 4, never_predicted=(1,)).toarray() == expected).all()
