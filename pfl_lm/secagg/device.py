@@ -8,20 +8,22 @@ A state has one message to send and takes one message. It is left once: a second
 breaks a rule ends the round for this device.
 
 Guarantees:
-    Let h be an honest device whose masked input the server has. Against a semi-honest server and
-    at most ⌈γn⌉ corrupt devices, all that they see can be simulated from the sum of the honest
-    survivors' vectors, except with probability 2^-σ (Bell et al. 2020, Theorem 3.6; Bonawitz et
-    al. 2017, Theorem 6.3), where k and t are those of ``parameters.required``.
-    Against an active server the same holds, because of what the device checks:
-      one survivor set   any two quorums of ⌊(m + C)/2⌋ + 1 signatures share an honest device,
+    Against a semi-honest server and at most C = ⌈γn⌉ corrupt devices, all that they see can be
+    simulated from the sum of the honest survivors' vectors, except with probability 2^-σ, where
+    k and t are those of ``parameters.required`` (Bell et al. 2020, Section 3; for the complete
+    graph Bonawitz et al. 2017, Section 6).
+    Against an active server the same holds, because of what the device checks. The argument is
+    Bonawitz's consistency check, kept global, and a window on Bell's graph that is this project's:
+      one survivor set   any two quorums of ⌊(m + C)/2⌋ + 1 of m members share an honest device,
                          which signs once: all honest devices that answer, answer for one set;
-      one secret each    honest holders then reveal shares of one and the same of a device's two
-                         secrets, and the C corrupt holders lack t - c > 0 shares of the other;
-      no small group     every k/2 consecutive devices hold an honest survivor (w survivors, and
-                         w corrupt ones are unlikely), so the honest survivors are connected, and
-                         two neighbours who both survive have each included the other's mask: no
-                         sum of a proper part of them is free of masks.
-    And a sum of fewer than ``min_reports`` is never opened with this device in it.
+      one secret each    honest holders thus reveal shares of one and the same of a device's two
+                         secrets; of the other there are those of the c < t corrupt holders;
+      no small group     every k/2 consecutive devices hold an honest survivor (w survivors, where
+                         w corrupt ones are unlikely), so the honest survivors are connected; and
+                         of two neighbours who answer, each has added the mask with the other:
+                         the sum of a proper part of them is never free of masks.
+    The identity authority must not collude with the server. A sum of fewer than ``min_reports``
+    is never opened with this device in it.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pfl_lm.secagg.errors import Refused, TooFewReports, WrongState
 from pfl_lm.secagg.ring import Ring
 
+PAST_GOAL = ("drop", "refuse")
 _CHUNK = 1 << 14  # entries summed at a time: the running sum stays in the nearest cache
 
 
@@ -64,7 +65,7 @@ class IdealAggregator:
             raise ValueError(f"threshold must be at least 2: {threshold}")
         if goal is not None and goal < threshold:
             raise ValueError(f"goal ({goal}) must not be below the threshold ({threshold})")
-        if past_goal not in ("drop", "refuse"):
+        if past_goal not in PAST_GOAL:
             raise ValueError(f'past_goal must be "drop" or "refuse": {past_goal!r}')
         self.dim = dim
         self.ring = Ring(bits)
@@ -85,14 +86,8 @@ class IdealAggregator:
         """
         if not self._open:
             raise WrongState("the round is closed: a late report is not summed")
-        if vectors.ndim != 2 or vectors.shape[1] != self.dim:
-            raise ValueError(f"vectors must have shape (K, {self.dim}): {vectors.shape}")
-        if vectors.dtype not in (np.dtype(np.int64), np.dtype(np.uint64)):
-            raise ValueError(f"vectors must be int64 or uint64: {vectors.dtype}")
-        room = len(vectors) if self.goal is None else self.goal - self.reports
-        if len(vectors) > room and self.past_goal == "refuse":
-            raise Refused(f"{len(vectors)} reports where the goal of {self.goal} leaves {room}")
-        summed = vectors[:room].view(np.uint64)
+        room = None if self.goal is None else self.goal - self.reports
+        summed = within_goal(vectors, self.dim, room, self.past_goal).view(np.uint64)
         for start in range(0, self.dim, _CHUNK):
             part = slice(start, start + _CHUNK)
             for row in summed:
@@ -115,3 +110,19 @@ class IdealAggregator:
             total.fill(0)
             raise TooFewReports(self.reports, self.threshold)
         return OpenedSum(self.ring.centre(self.ring.reduce(total)), self.reports)
+
+
+def within_goal(vectors: NDArray[Any], dim: int, room: int | None, past_goal: str) -> NDArray[Any]:
+    """Check a batch of reports, (K, dim), and return those for which the goal leaves room.
+
+    Raises:
+        ValueError: another shape or dtype than int64 or uint64.
+        Refused: more reports than ``room``, where reports past the goal are refused.
+    """
+    if vectors.ndim != 2 or vectors.shape[1] != dim:
+        raise ValueError(f"vectors must have shape (K, {dim}): {vectors.shape}")
+    if vectors.dtype not in (np.dtype(np.int64), np.dtype(np.uint64)):
+        raise ValueError(f"vectors must be int64 or uint64: {vectors.dtype}")
+    if room is not None and len(vectors) > room and past_goal == "refuse":
+        raise Refused(f"{len(vectors)} reports where the goal leaves room for {room}")
+    return vectors[:room]

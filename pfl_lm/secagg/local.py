@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from pfl_lm.secagg import device as phases
 from pfl_lm.secagg.config import DevicePolicy, RoundConfig
-from pfl_lm.secagg.errors import Refused, WrongState
+from pfl_lm.secagg.errors import WrongState
+from pfl_lm.secagg.ideal import PAST_GOAL, within_goal
 from pfl_lm.secagg.keys import Identity, certify, public_key
 from pfl_lm.secagg.opening import OpenedRound
 from pfl_lm.secagg.server import CollectingAnswers, CollectingConfirmations, CollectingKeys
@@ -56,7 +57,7 @@ class ProtocolAggregator:
         silent: Mapping[int, Step] | None = None,
         entropy: Entropy = os.urandom,
     ) -> None:
-        if past_goal not in ("drop", "refuse"):
+        if past_goal not in PAST_GOAL:
             raise ValueError(f'past_goal must be "drop" or "refuse": {past_goal!r}')
         self.config = config
         self.reports = 0
@@ -97,14 +98,8 @@ class ProtocolAggregator:
         """
         if not self._open:
             raise WrongState("the round is closed: a late report is not summed")
-        if vectors.ndim != 2 or vectors.shape[1] != self.config.dim:
-            raise ValueError(f"vectors must have shape (K, {self.config.dim}): {vectors.shape}")
-        if vectors.dtype not in (np.dtype(np.int64), np.dtype(np.uint64)):
-            raise ValueError(f"vectors must be int64 or uint64: {vectors.dtype}")
-        room = len(vectors) if self._goal is None else self._goal - self.reports
-        if len(vectors) > room and self._past_goal == "refuse":
-            raise Refused(f"{len(vectors)} reports where the goal of {self._goal} leaves {room}")
-        summed = vectors[:room].view(np.int64)
+        room = None if self._goal is None else self._goal - self.reports
+        summed = within_goal(vectors, self.config.dim, room, self._past_goal).view(np.int64)
         if len(summed) > len(self._waiting):
             raise ValueError(f"{len(summed)} vectors for {len(self._waiting)} devices")
         for vector in summed:
@@ -121,6 +116,8 @@ class ProtocolAggregator:
 
         Raises:
             TooFewReports, TooFewAnswers: the sum stays closed.
+            Refused: a device found too few of its neighbours among the survivors; likelier than
+                2^-30 only past the dropout that the graph was planned for.
             WrongState: closed before.
         """
         if not self._open:

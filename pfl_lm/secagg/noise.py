@@ -15,7 +15,7 @@ same function ``draw(seed, variance, dim)``. A distribution closed under additio
 its shape through all of this.
 
 Source: Jiang, Wang, Chen 2024, "Dordis: Efficient federated learning with dropout-resilient
-differential privacy", EuroSys, Section 3 (XNoise). The chain and the steps are this project's.
+differential privacy", EuroSys (XNoise). The chain and the steps are this project's.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ conditions are, each by a union bound over the devices:
 
 Source: Bell, Bonawitz, Gascón, Lepoint, Raykova 2020, "Secure single-server aggregation with
 (poly)logarithmic overhead", Section 3; Bonawitz et al. 2017, "Practical secure aggregation for
-privacy-preserving machine learning", Theorems 6.3 and 6.5, for the complete graph.
+privacy-preserving machine learning", Section 6, for the complete graph.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ def test_reports_past_the_goal_are_dropped_or_refused():
 
     refusing = IdealAggregator(3, 16, threshold=2, goal=4, past_goal="refuse")
     refusing.submit(vectors[:3])
-    with pytest.raises(Refused, match="leaves 1"):
+    with pytest.raises(Refused, match="room for 1"):
         refusing.submit(vectors[3:])
     assert refusing.reports == 3
 
