@@ -257,6 +257,7 @@ def _report_round(
 
 def paper(dim: int) -> None:
     """Extrapolate to 100,000 devices: what grows with n, k and d, at the rates measured here."""
+    from pfl_lm.secagg.keys import commit
     from pfl_lm.secagg.parameters import Adversary, required
     from pfl_lm.secagg.sharing import lagrange_weights
 
@@ -266,10 +267,12 @@ def paper(dim: int) -> None:
     rate, agreements = machine_rates()
     streams = cohort * (1 - dropout) + cohort * dropout * k * (1 - dropout)
     weights = best_of(5, lambda: lagrange_weights(range(t)))
+    commitments = best_of(5, lambda: [commit(bytes(32), b"s", 1, i, bytes(33)) for i in range(k)])
     parts = {
         "masks (half as fast as the key stream)": 2 * streams * dim * 4 / rate,
         "agreements": cohort * dropout * k * (1 - dropout) / agreements,
         "recovered secrets": cohort * weights,
+        "shares read and held to commitments": 3 * cohort * (1 - dropout) ** 2 * commitments,
         "vectors read and added at 2 GB/s": cohort * (1 - dropout) * dim * 4 / 2e9,
     }
     print(f"on paper, n = {cohort:,}, {graph}, d = {dim:,}, {dropout:.0%} dropout")
