@@ -272,7 +272,7 @@ def paper(dim: int) -> None:
         "masks (half as fast as the key stream)": 2 * streams * dim * 4 / rate,
         "agreements": cohort * dropout * k * (1 - dropout) / agreements,
         "recovered secrets": cohort * weights,
-        "shares read and held to commitments": 3 * cohort * (1 - dropout) ** 2 * commitments,
+        "shares read and checked (3 hashes long)": 3 * cohort * (1 - dropout) ** 2 * commitments,
         "vectors read and added at 2 GB/s": cohort * (1 - dropout) * dim * 4 / 2e9,
     }
     print(f"on paper, n = {cohort:,}, {graph}, d = {dim:,}, {dropout:.0%} dropout")
