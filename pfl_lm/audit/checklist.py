@@ -44,9 +44,11 @@ def checklist(promise: Promise, evidence: Evidence, best: Row | None) -> Table:
         ),
         (
             "mechanism",
-            (f"{promise.mechanism}, C = {scenario['clip_norm']:g}, "
-                f"z = {promise.noise_multiplier:g} planned (achieved: see ledger), grid {promise.grid_steps:g}·√d steps to the clip, "
-            f"d ≥ {promise.min_dim:,}, β = e^−½"),
+            (
+                f"{promise.mechanism}, C = {scenario['clip_norm']:g}, z = "
+                f"{promise.noise_multiplier:g} planned (achieved: see ledger), grid "
+                f"{promise.grid_steps:g}·√d steps to the clip, d ≥ {promise.min_dim:,}, β = e^−½"
+            ),
         ),
         ("sampling and what enforces it", f"{promise.participation}: {who}"),
         (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -39,7 +39,7 @@ class Plot:
 
     title: str
     kind: str  # "axis" | "lines" | "histogram"
-    series: dict[str, Sequence[float] | Sequence[Sequence[float]]]
+    series: Mapping[str, Sequence[Any]]
     x_label: str
     note: str = ""
 

@@ -75,6 +75,40 @@ def probe_round(world: World, number: int, users: Sequence[int], updates: Update
     return Opened(total, debit, choose_payload(world, number))
 
 
+def rounds_of(
+    world: World,
+    first: int,
+    count: int,
+    users_of: Callable[[int], np.ndarray],
+    updates_of: Callable[[int, Sequence[int], int], np.ndarray],
+) -> Iterator[tuple[Opened, ServerState]]:
+    """Run rounds in a row, the model moving as in the run; yield what each released and left.
+
+    Args:
+        first: number of the first round; places count from 0.
+        users_of, updates_of: by place, who sends and what.
+    """
+    state = ServerState(first, world.start.parameters)
+    step = simulate.close_round
+    means: list[np.ndarray] = []
+
+    def captured(before: ServerState, broadcast: Any, mean: np.ndarray, *rest: Any) -> ServerState:
+        means.append(mean)
+        return step(before, broadcast, mean, *rest)
+
+    for place in range(count):
+        ledger = _Ledger()
+
+        def updates(users: Sequence[int], dim: int, place: int = place) -> np.ndarray:
+            return updates_of(place, users, dim)
+
+        with _replaced(users_of(place), updates, close_round=captured):
+            state, _ = simulate.run_round(world, state, ledger)  # type: ignore[arg-type]
+        (debit,) = ledger.debits
+        total = means.pop().astype(np.float64) * debit["divisor"]
+        yield Opened(total, debit, choose_payload(world, first + place)), state
+
+
 def encoded(
     world: World, number: int, users: Sequence[int], updates: Updates
 ) -> Iterator[np.ndarray]:

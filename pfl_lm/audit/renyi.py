@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 from scipy import special
@@ -30,6 +32,11 @@ def epsilon(phases: Sequence[Phase], delta: float) -> float:
 
 def curve(phase: Phase) -> np.ndarray:
     """Return the divergence of one round at ``ORDERS``, float64[n]."""
+    return _curve(replace(phase, rounds=1))
+
+
+@lru_cache(maxsize=256)
+def _curve(phase: Phase) -> np.ndarray:
     if phase.rate == 0:
         return np.zeros(len(ORDERS))
     once = divergence(phase, phase.sensitivity)

@@ -1,0 +1,185 @@
+"""Canaries: invented devices that send a vector of their own through the run's own rounds.
+
+Half of them take part, by a fair coin each; the attacker sees what every round released, knows
+every canary's vector, and guesses the coins. All other devices send nothing: the guarantee must
+hold against an attacker who knows what they sent, so nothing is lost by leaving it out.
+
+A simulation sums fewer reports than the deployment, with less noise; a canary is scaled down by
+the same factor, so that it stands to the noise as a full clip does in the deployment.
+
+Legend: m canaries, R rounds, S coordinates on which canaries live.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from pfl_lm.audit.probe import rounds_of
+from pfl_lm.audit.scores import Scores
+from pfl_lm.payload import Payload, gather
+from pfl_lm.streams import stream
+from pfl_lm.world import World, choose_payload
+
+_MOST_COORDINATES = 1 << 14
+_FIRST_ROUND = 2_000_000  # far from the run's rounds: an audit repeats none of its streams
+
+
+@dataclass(frozen=True)
+class Canaries:
+    """Who takes part, when, and with which vector.
+
+    Attributes:
+        coins: bool[m], whether a canary takes part at all.
+        invited: bool[R, m], in which rounds it is invited (takes part, if its coin says so).
+        scheduled: bool[m], invited in one round that the attacker knows; the others are invited
+            as the policy says, and the attacker does not know when.
+        directions: float32[m, S], unit vectors of random signs.
+        coordinates: int64[R, S], where in each round's payload these live.
+    """
+
+    coins: np.ndarray
+    invited: np.ndarray
+    scheduled: np.ndarray
+    directions: np.ndarray
+    coordinates: np.ndarray
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the attacker measured, in units of a canary's own length.
+
+    Attributes:
+        responses: float64[R, m], each round's sum along each canary's direction: 1 plus noise
+            where it took part, noise alone where it did not.
+        final: float64[m], cosine between a canary's direction and what moved in the final model.
+    """
+
+    responses: np.ndarray
+    final: np.ndarray
+
+
+def place_canaries(world: World, count: int, rounds: int, seed: int) -> Canaries:
+    """Draw canaries for a run: fair coins, invitations, random directions.
+
+    Args:
+        count: of canaries of each kind, scheduled and sampled, at most; a round holds no more
+            scheduled ones than half its cohort.
+
+    Raises:
+        ValueError: fewer coordinates travel in every round than canaries can be told apart on.
+    """
+    generator = stream(seed, "canaries")
+    payloads = [choose_payload(world, _FIRST_ROUND + r) for r in range(rounds)]
+    coordinates = np.stack([_lasting(payload) for payload in payloads])
+    if coordinates.shape[1] < 64:
+        raise ValueError("fewer than 64 coordinates travel in every round; canaries need more")
+    known = min(count, rounds * max(1, world.protection.cohort // 2))
+    once = generator.permutation(known) % rounds == np.arange(rounds)[:, None]
+    invited = np.hstack([once, _invitations(world, count, rounds, generator)])
+    total = known + count
+    signs = generator.integers(0, 2, (total, coordinates.shape[1]), dtype=np.int8)
+    directions = (2 * signs - 1).astype(np.float32) / np.float32(np.sqrt(coordinates.shape[1]))
+    coins = generator.random(total) < 0.5
+    return Canaries(coins, invited, np.arange(total) < known, directions, coordinates)
+
+
+def _lasting(payload: Payload) -> np.ndarray:
+    """Return at most 16,384 places of the payload that hold the same coordinate every round."""
+    whole = [np.arange(s.offset, s.offset + s.size) for s in payload.segments if s.rows is None]
+    places = np.concatenate([*whole, np.arange(0)])
+    if len(places) < 1000:  # rows only: places hold other words every round, as good for a sum
+        places = np.arange(payload.dim)
+    step = max(1, len(places) // _MOST_COORDINATES)
+    return places[::step][:_MOST_COORDINATES].astype(np.int64)
+
+
+def _invitations(
+    world: World, count: int, rounds: int, generator: np.random.Generator
+) -> np.ndarray:
+    """Draw who is invited when, as the policy says of its deployment."""
+    policy = world.protection.policy
+    if policy is not None and policy.participation.min_separation is not None:
+        slots = generator.integers(0, min(policy.participation.min_separation, rounds), count)
+        numbers = np.arange(rounds)[:, None]
+        return (numbers % policy.participation.min_separation) == slots
+    rate = world.protection.rule.size_or_rate if policy is None else policy.rate
+    return generator.random((rounds, count)) < min(rate, 1.0)
+
+
+def strength(world: World) -> float:
+    """Return a canary's length: a clip in the deployment, at the scale of the simulation."""
+    policy = world.protection.policy
+    goal = world.protection.cohort if policy is None else policy.report_goal
+    return world.protection.clip_norm * world.protection.cohort / goal
+
+
+def run_canaries(world: World, canaries: Canaries, length: float) -> Seen:
+    """Send the canaries through as many rounds of the run's own code as they were placed for."""
+    rounds, count = canaries.invited.shape
+    cohort = world.protection.cohort
+
+    def users_of(place: int) -> np.ndarray:
+        present = np.flatnonzero(canaries.invited[place] & canaries.coins)
+        fill = max(0, cohort - len(present))
+        return np.concatenate([present, count + np.arange(fill)])
+
+    def updates_of(place: int, users: Sequence[int], dim: int) -> np.ndarray:
+        updates = np.zeros((len(users), dim), np.float32)
+        for row, user in enumerate(users):
+            if user < count:
+                updates[row, canaries.coordinates[place]] = canaries.directions[user] * length
+        return updates
+
+    responses = np.zeros((rounds, count))
+    with_state = rounds_of(world, _FIRST_ROUND, rounds, users_of, updates_of)
+    state = None
+    for place, (opened, after) in enumerate(with_state):
+        seen = opened.total[canaries.coordinates[place]]
+        responses[place] = canaries.directions @ seen / length
+        state = after
+    assert state is not None
+    moved = _moved(world, dict(state.parameters), canaries)
+    norm = float(np.linalg.norm(moved))
+    return Seen(responses, canaries.directions @ moved / norm if norm else np.zeros(count))
+
+
+def _moved(world: World, parameters: dict[str, object], canaries: Canaries) -> np.ndarray:
+    """Return what the final model differs by from the first, on the canaries' coordinates."""
+    payload = choose_payload(world, _FIRST_ROUND)
+    first = gather(world.start.parameters, payload)
+    difference = gather(parameters, payload).astype(np.float64) - first
+    return difference[canaries.coordinates[0]]
+
+
+def without_noise(world: World) -> World:
+    """Return the same world with the noise off: what the attack can find at best."""
+    return replace(world, protection=replace(world.protection, policy=None))
+
+
+def server_scores(canaries: Canaries, seen: Seen) -> Scores:
+    """Score scheduled canaries as one who knows in which round each would have taken part."""
+    scores = (seen.responses * canaries.invited).sum(axis=0)
+    return _told_apart(scores, canaries, canaries.scheduled)
+
+
+def released_scores(canaries: Canaries, seen: Seen, rate: float, noise: float) -> Scores:
+    """Score sampled canaries as one who sees every model but not who took part.
+
+    The log-likelihood ratio Σ log(1 − q + q·exp((t − ½)/z²)) of a Poisson-sampled Gaussian.
+    """
+    spread = max(noise, 1e-2)  # without noise any large response decides
+    power = np.clip((seen.responses - 0.5) / spread**2, -700, 700)
+    scores = np.log1p(rate * np.expm1(power)).sum(axis=0)
+    return _told_apart(scores, canaries, ~canaries.scheduled)
+
+
+def final_scores(canaries: Canaries, seen: Seen) -> Scores:
+    """Score sampled canaries as one who sees the last model only."""
+    return _told_apart(seen.final, canaries, ~canaries.scheduled)
+
+
+def _told_apart(scores: np.ndarray, canaries: Canaries, kind: np.ndarray) -> Scores:
+    return Scores(scores[kind & canaries.coins], scores[kind & ~canaries.coins])

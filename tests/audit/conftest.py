@@ -1,0 +1,66 @@
+"""A tiny run to audit, and ways to doctor one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+POLICY = """
+unit = "user"
+neighboring = "zero_out"
+epsilon = 2.0
+delta = 1e-6
+population = 1_000_000
+report_goal = 5_000
+rounds = 12
+participation = { kind = "poisson" }
+noise = { at = "device", kind = "skellam", tolerated_dropout = 0.1 }
+"""
+
+
+class Silence:
+    """Watches a run without a word."""
+
+    def say(self, line: str) -> None: ...
+
+    def round_done(self, entry: dict, rounds: int) -> None: ...
+
+    def evaluated(self, entry: dict) -> None: ...
+
+
+def run_tiny(folder: Path, policy: str | None = POLICY, **changes) -> Path:
+    """Run twelve rounds of 20 reports on invented users, and return the run's folder."""
+    from pfl_lm.devices.training import LocalTraining
+    from pfl_lm.language.models import ModelSpec
+    from pfl_lm.payload import PayloadPlan
+    from pfl_lm.scenario import EvaluationChoice, PopulationChoice, Scenario
+    from pfl_lm.simulate import simulate
+
+    recipe = folder / "policy.toml"
+    recipe.write_text(policy or "", encoding="utf-8")
+    settings = {
+        "population": PopulationChoice("synthetic", users=400, tokens_per_user=40),
+        "model": ModelSpec("cifg_lstm", 300, 16, hidden_dim=16),
+        "rounds": 12,
+        "cohort": 20,
+        "clip_norm": 0.5,
+        "policy": None if policy is None else recipe,
+        "payload": PayloadPlan(rows=100),
+        "training": LocalTraining(learning_rate=0.5, window=10),
+        "evaluation": EvaluationChoice(every=0, users=5, final_users=5, tokens_per_user=50),
+    } | changes
+    simulate(Scenario(**settings), folder / "run", Silence())
+    return folder / "run"
+
+
+@pytest.fixture(scope="session")
+def honest_run(tmp_path_factory) -> Path:
+    """An undoctored run; tests copy it before they touch it."""
+    return run_tiny(tmp_path_factory.mktemp("honest"))
+
+
+@pytest.fixture
+def tiny_run() -> Callable[..., Path]:
+    return run_tiny

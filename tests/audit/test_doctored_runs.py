@@ -1,0 +1,123 @@
+"""Six runs that train without complaint and break their promise; the audit names each."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from pfl_lm import protection, simulate
+from pfl_lm.audit.evidence import Evidence
+from pfl_lm.audit.ledger import audit_ledger
+from pfl_lm.audit.mechanism import audit_mechanism
+from pfl_lm.audit.reopen import reopen
+from pfl_lm.dp.bits import reproducible_bits
+from pfl_lm.secagg.ideal import IdealAggregator
+from pfl_lm.streams import key
+
+
+def failures(run, *parts: str) -> set[str]:
+    """Audit the named parts of a run and return the names of the findings that fail."""
+    from pfl_lm.audit.attack import audit_attack
+
+    evidence = Evidence.open(run)
+    found = set()
+    for name in parts:
+        if name == "ledger":
+            part = audit_ledger(evidence)
+        else:
+            world = reopen(evidence)
+            part = audit_mechanism(world) if name == "mechanism" else audit_attack(world, evidence)
+        found |= {finding.name for finding in part.findings if finding.holds is False}
+    return found
+
+
+def test_an_honest_run_fails_nothing(honest_run):
+    assert failures(honest_run, "ledger", "mechanism", "attack") == set()
+
+
+def test_noise_off(tiny_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        protection, "cohort_noise", lambda share, reports, dim, bits: np.zeros(dim, np.int64)
+    )
+    found = failures(tiny_run(tmp_path), "ledger", "mechanism", "attack")
+    assert {"noise on the sum", "noise after dropout"} <= found
+    assert "attack by whoever knows who took part" in found
+
+
+def test_clip_skipped_for_one_device_in_a_hundred(tiny_run, tmp_path, monkeypatch):
+    genuine, seen = simulate.protect, [0]
+
+    def protect(updates, grid, share, bits):
+        vectors, clipped = genuine(updates, grid, share, bits)
+        for row in range(len(updates)):
+            seen[0] += 1
+            if seen[0] % 100 == 0:
+                scaled = np.nan_to_num(updates[row].astype(np.float64) * grid.scale)
+                vectors[row] = np.clip(np.rint(scaled), -(2**40), 2**40).astype(np.int64)
+        return vectors, clipped
+
+    monkeypatch.setattr(simulate, "protect", protect)
+    found = failures(tiny_run(tmp_path), "ledger", "mechanism")
+    assert found == {"no device moves the sum by more than the sensitivity"}
+
+
+def test_noise_stream_reused_every_second_round(tiny_run, tmp_path, monkeypatch):
+    def bits(self, purpose, round, user=0):
+        place = round // 2 if purpose == "noise" else round
+        return reproducible_bits(key(7, purpose, place, user))
+
+    monkeypatch.setattr(protection.Protection, "bits", bits)
+    assert failures(tiny_run(tmp_path), "ledger", "mechanism") == {"fresh noise every round"}
+
+
+def test_poisson_declared_but_cohorts_fixed(tiny_run, tmp_path, monkeypatch):
+    def cohort(rule, seed, round):
+        return np.sort(np.random.default_rng([seed, round]).permutation(rule.population)[:20])
+
+    monkeypatch.setattr(simulate, "cohort", cohort)
+    assert failures(tiny_run(tmp_path), "ledger", "mechanism") == {"sampling as declared"}
+
+
+def test_dropout_shortfall_unrecorded(tiny_run, tmp_path, monkeypatch):
+    class Forgetful(IdealAggregator):
+        def submit(self, vectors):
+            kept = vectors[: int(np.ceil(0.7 * len(vectors)))]
+            super().submit(kept)
+            self.reports += len(vectors) - len(kept)
+            return len(vectors)
+
+    genuine = protection.cohort_noise
+    monkeypatch.setattr(simulate, "IdealAggregator", Forgetful)
+    monkeypatch.setattr(
+        protection,
+        "cohort_noise",
+        lambda share, n, dim, bits: genuine(share, int(0.7 * n), dim, bits),
+    )
+    found = failures(tiny_run(tmp_path), "ledger", "mechanism")
+    assert {"noise on the sum", "each report counts once"} <= found
+
+
+def test_a_ledger_entry_edited(tiny_run, tmp_path):
+    run = tiny_run(tmp_path)
+    path = run / "ledger.jsonl"
+    lines = path.read_text().split("\n")
+    line = json.loads(lines[4])
+    line["entry"]["sum_multiplier"] *= 2
+    lines[4] = json.dumps(line, sort_keys=True, separators=(",", ":"))
+    path.write_text("\n".join(lines))
+    assert "hash chain" in failures(run, "ledger")
+
+
+@pytest.mark.parametrize("factor", [0.1, 0.9, 1.1])
+def test_noise_off_by_a_tenth_is_rejected(tiny_run, tmp_path, monkeypatch, factor):
+    genuine = protection.cohort_noise
+    run = tiny_run(tmp_path)
+
+    def scaled(share, reports, dim, bits):
+        wrong = type(share)(share.kind, share.variance * factor**2)
+        return genuine(wrong, reports, dim, bits)
+
+    monkeypatch.setattr(protection, "cohort_noise", scaled)
+    assert "noise on the sum" in failures(run, "mechanism")
