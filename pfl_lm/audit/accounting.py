@@ -11,8 +11,7 @@ from pfl_lm.audit.checklist import checklist
 from pfl_lm.audit.evidence import Evidence
 from pfl_lm.audit.findings import Finding, Part, Plot, Table, figure
 from pfl_lm.audit.flags import flags
-from pfl_lm.audit.methods import Row, best_bound, closed_form, pld, published_renyi, recompute
-from pfl_lm.audit.phases import Phase
+from pfl_lm.audit.methods import Row, best_bound, quick_epsilon, recompute
 from pfl_lm.audit.promise import Promise
 
 _TOLERANCE = 2e-3  # of ε: numerical accountants round upward, each in its own way
@@ -144,19 +143,6 @@ def _methods_table(promise: Promise, rows: Sequence[Row]) -> Table:
         f"{promise.participation}. The proven figures spread from {spread}; only rows marked "
         '"bound" certify.',
     )
-
-
-def quick_epsilon(phase: Phase, delta: float) -> float:
-    """Return one proven ε by the method that is tight for the phase; ∞ where none is."""
-    delta -= phase.rounds * phase.boundary if phase.is_sampled else 0.0
-    if delta <= 0:
-        return math.inf
-    try:
-        if phase.mechanism != "gaussian" or phase.sampling == "fixed":
-            return published_renyi([phase], delta)
-        return (pld if phase.is_sampled else closed_form)([phase], delta)
-    except ValueError:
-        return math.inf
 
 
 def _adversaries(promise: Promise) -> Table:

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from pfl_lm.audit import canaries as placing
-from pfl_lm.audit.accounting import quick_epsilon
 from pfl_lm.audit.estimators import one_run_bound, one_run_bound_fdp
 from pfl_lm.audit.evidence import Evidence
 from pfl_lm.audit.findings import Finding, Part, Plot, Table, figure
 from pfl_lm.audit.gaussians import GAUSSIAN_DIM, gaussian_epsilon, one_shot_estimate
+from pfl_lm.audit.methods import quick_epsilon
 from pfl_lm.audit.promise import Promise
 from pfl_lm.audit.scores import Scores, bound_at_counts, gaussian_bound
 from pfl_lm.world import World

@@ -7,8 +7,7 @@ from dataclasses import replace
 
 from pfl_lm.audit.evidence import Evidence
 from pfl_lm.audit.findings import Finding, figure
-from pfl_lm.audit.methods import best_bound, recompute
-from pfl_lm.audit.phases import Phase
+from pfl_lm.audit.methods import quick_epsilon
 from pfl_lm.audit.promise import Promise
 
 TRIALS = 10  # of hyperparameters, an officer's rule of thumb
@@ -26,11 +25,6 @@ def flags(promise: Promise, evidence: Evidence) -> list[Finding]:
         _metrics(evidence),
         _simulated(evidence),
     ]
-
-
-def _epsilon(phase: Phase, delta: float) -> float:
-    best = best_bound(recompute([phase], delta))
-    return math.inf if best is None or best.epsilon is None else best.epsilon
 
 
 def _delta(promise: Promise) -> Finding:
@@ -62,7 +56,7 @@ def _adjacency(promise: Promise) -> Finding:
     if promise.neighboring == "replace_one":
         text = "Neighbours differ by replacing one user: the strictest of the usual readings."
         return Finding("adjacency", True, text)
-    replaced = _epsilon(
+    replaced = quick_epsilon(
         replace(promise.phase().seen_by_server(), neighboring="replace_one"), promise.delta
     )
     text = (
@@ -80,7 +74,7 @@ def _honest(promise: Promise) -> Finding:
     for share in (0.9, 0.75, 0.5):
         fewer = promise.noise_multiplier * math.sqrt(share)
         phase = promise.phase(noise_multiplier=fewer)
-        parts.append(f"{figure(_epsilon(phase, promise.delta))} with {share:.0%}")
+        parts.append(f"{figure(quick_epsilon(phase, promise.delta))} with {share:.0%}")
     text = (
         f"{promise.honest_reports:,} of the {promise.least_reports:,} reports that open a round "
         f"are relied on for noise. If fewer devices of these are honest, ε is {', '.join(parts)}."
@@ -92,7 +86,7 @@ def _tuning(promise: Promise, evidence: Evidence) -> Finding:
     tuned = replace(promise.phase(), rounds=promise.participations * TRIALS)
     text = (
         "The run records no tuning. If recipes had been chosen by training on these users "
-        f"{TRIALS} times, all runs would count: ε = {figure(_epsilon(tuned, promise.delta))}."
+        f"{TRIALS} times, all runs would count: ε = {figure(quick_epsilon(tuned, promise.delta))}."
     )
     return Finding("hyperparameter tuning", None, text)
 

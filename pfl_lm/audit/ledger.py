@@ -37,7 +37,7 @@ def audit_ledger(evidence: Evidence) -> Part:
     chain = read_chain(evidence.folder.ledger_path)
     rounds = [entry for entry in chain.entries if entry.get("kind") == "round"]
     promise = Promise.of(evidence)
-    findings = [_chain_finding(chain), *_belongs(evidence, chain), _complete(evidence, chain)]
+    findings = integrity(evidence, chain)
     tables: list[Table] = []
     plots: list[Plot] = []
     figures: dict[str, Any] = {"rounds": len(rounds), "head": (chain.hashes or ("",))[-1]}
@@ -67,6 +67,11 @@ def audit_ledger(evidence: Evidence) -> Part:
         figures,
         time.monotonic() - started,
     )
+
+
+def integrity(evidence: Evidence, chain: Chain) -> list[Finding]:
+    """Check that the ledger is whole, is this run's, and ends where the run ended."""
+    return [_chain_finding(chain), *_belongs(evidence, chain), _complete(evidence, chain)]
 
 
 def _chain_finding(chain: Chain) -> Finding:

@@ -84,6 +84,19 @@ def best_bound(rows: Sequence[Row]) -> Row | None:
     return min(proven, key=lambda row: row.epsilon or 0.0) if proven else None
 
 
+def quick_epsilon(phase: Phase, delta: float) -> float:
+    """Return one proven ε by the method that is tight for the phase; ∞ where none is."""
+    delta -= phase.rounds * phase.boundary if phase.is_sampled else 0.0
+    if delta <= 0:
+        return math.inf
+    try:
+        if phase.mechanism != "gaussian" or phase.sampling == "fixed":
+            return published_renyi([phase], delta)
+        return (pld if phase.is_sampled else closed_form)([phase], delta)
+    except ValueError:
+        return math.inf
+
+
 def closed_form(phases: Sequence[Phase], delta: float) -> float:
     """Exact for Gaussian noise without sampling: all rounds are one release of larger mean."""
     _only_gaussian(phases)

@@ -80,7 +80,8 @@ def render(evidence: Evidence, parts: Sequence[Part]) -> str:
         run=evidence.manifest["run"],
         version=__version__,
         verdict=verdict(parts),
-        lead=evidence.manifest["statements"]["simulated"],
+        guaranteed=evidence.manifest["statements"]["guaranteed"],
+        simulated=evidence.manifest["statements"]["simulated"],
         alarms=_alarms(parts),
         parts=[_shown(part) for part in parts],
     )

@@ -1,0 +1,98 @@
+"""The verb, its screen, its page and its exit status."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import pytest
+
+from pfl_lm.audit.drawing import draw
+from pfl_lm.audit.evidence import Evidence
+from pfl_lm.audit.findings import Finding, Part, Plot, figure
+from pfl_lm.audit.page import render, screen, verdict, write_audit
+
+AUDIT = (
+    "import typer; from pfl_lm.cli.audit import audit; app = typer.Typer(); app.command()(audit)"
+)
+
+
+@pytest.fixture
+def run(honest_run, tmp_path):
+    return shutil.copytree(honest_run, tmp_path / "run")
+
+
+def part(holds: bool | None = True) -> Part:
+    finding = Finding("the <b>test</b>", holds, "Some text & more.")
+    plot = Plot("A plot", "axis", {"found": [1.0], "guaranteed": [2.0]}, "ε")
+    return Part("ledger", "Was it kept?", ("this",), (finding,), ("that",), (), (plot,))
+
+
+def invoke(*arguments: str) -> subprocess.CompletedProcess:
+    code = f"{AUDIT}; import sys; app({list(arguments)!r}, standalone_mode=True)"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+def test_the_first_two_parts_need_no_torch(run):
+    code = (
+        f"{AUDIT}; import sys\n"
+        f"try: app([{str(run)!r}, '--part', 'accounting', '--part', 'ledger'])\n"
+        "except SystemExit as end: print('status', end.code, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "status 0 False" in done.stdout
+    assert "NOT checked" in done.stdout
+    assert json.loads((run / "audit.json").read_text())["holds"] is True
+
+
+def test_a_broken_ledger_exits_1_and_says_so(run):
+    with (run / "ledger.jsonl").open("a") as file:
+        file.write("{}\n")
+    done = invoke(str(run), "--part", "ledger")
+    assert done.returncode == 1
+    assert "FAILED: hash chain" in done.stdout
+    assert json.loads((run / "audit.json").read_text())["parts"]["ledger"]["holds"] is False
+
+
+def test_the_page_is_one_file_that_fetches_nothing(run):
+    text = render(Evidence.open(run), [part(), part(False)])
+    assert not re.search(r'(src|href)="(?!#)', text)
+    assert "http" not in text
+    assert "<script" not in text
+    assert "&lt;b&gt;test" in text  # names are escaped
+    HTMLParser().feed(text)
+
+
+def test_page_and_json_stand_side_by_side(run):
+    page, data = write_audit(Evidence.open(run), [part(None)], run / "other.html")
+    assert (page.name, data.name) == ("other.html", "other.json")
+    assert json.loads(data.read_text())["parts"]["ledger"]["findings"][0]["holds"] is None
+
+
+def test_a_screen_says_what_was_not_checked():
+    text = screen(part())
+    assert text.index("checked") < text.index("found") < text.index("NOT checked")
+    assert max(map(len, text.split("\n"))) <= 96
+
+
+def test_the_verdict_names_what_failed():
+    assert verdict([part(), part(None)]) == "Everything that was checked holds."
+    assert verdict([part(), part(False)]) == "1 of the checks FAILED: the <b>test</b>."
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "text"), [(1.0001, "1.001"), (float("inf"), "∞"), (None, "–"), (2.0, "2")]
+)
+def test_an_epsilon_is_rounded_up(epsilon, text):
+    assert figure(epsilon) == text
+
+
+def test_plots_leave_out_what_is_not_finite():
+    assert draw(Plot("none", "lines", {"a": []}, "x")) == ""
+    drawn = draw(Plot("t", "lines", {"a": [(0, 1.0), (1, float("nan")), (2, 3.0)]}, "x"))
+    assert "nan" not in drawn
+    assert "<polyline" in drawn
