@@ -32,6 +32,7 @@ class Objective:
         self, spec: ModelSpec, payload: Payload, loss: str, negatives: int, unigram: np.ndarray
     ) -> None:
         self.loss, self.unigram = loss, unigram
+        self._buffer: Tensor | None = None
         self.words: np.ndarray = np.arange(spec.vocabulary_size)
         self.inclusion: np.ndarray | None = None
         some = payload.rows is not None and len(payload.rows) > 0
@@ -77,7 +78,7 @@ class Objective:
         if self.skip and table.slots is not None:
             weight = weight * (table.slots[targets] >= 0)
         if candidates is None:
-            loss, gradient = _exact(vectors, targets, weight, table, bias, rate)
+            loss, gradient = self._exact(vectors, targets, weight, table, bias, rate)
         else:
             loss, gradient = self._candidates(
                 vectors, targets, weight, table, bias, rate, candidates
@@ -131,30 +132,46 @@ class Objective:
         hits = (rows * len(words) + place)[words[place] == targets]
         return losses.sampled_softmax(target, scores, log_weight, hits)
 
+    def _exact(
+        self,
+        vectors: Tensor,
+        targets: Tensor,
+        weight: Tensor,
+        table: Table,
+        bias: Table | None,
+        rate: float,
+    ) -> tuple[Tensor, Tensor]:
+        """Exact softmax: device by device over their own tables, at once over a frozen one."""
+        if table.now is None:
+            loss, gradient = losses.full_softmax(
+                vectors.flatten(0, 1),
+                table.frozen,
+                None if bias is None else bias.frozen,
+                targets.flatten(),
+                weight.flatten(),
+            )
+            return loss.view_as(weight), gradient.view_as(vectors)
+        loss, gradient = torch.empty_like(weight), torch.empty_like(vectors)
+        scratch = self._scratch(vectors, len(table.frozen))
+        for k in range(len(vectors)):
+            loss[k], gradient[k] = losses.full_softmax(
+                vectors[k],
+                table.now[k],
+                None if bias is None or bias.now is None else bias.now[k],
+                targets[k],
+                weight[k],
+                (
+                    None if table.into is None else table.into[k],
+                    None if bias is None or bias.into is None else bias.into[k],
+                ),
+                rate,
+                scratch,
+            )
+        return loss, gradient
 
-def _exact(
-    vectors: Tensor, targets: Tensor, weight: Tensor, table: Table, bias: Table | None, rate: float
-) -> tuple[Tensor, Tensor]:
-    """Exact softmax: device by device over their own tables, at once over a frozen one."""
-    if table.now is None:
-        loss, gradient = losses.full_softmax(
-            vectors.flatten(0, 1),
-            table.frozen,
-            None if bias is None else bias.frozen,
-            targets.flatten(),
-            weight.flatten(),
-        )
-        return loss.view_as(weight), gradient.view_as(vectors)
-    losses_, gradients = [], []
-    for k in range(len(vectors)):
-        now = None if bias is None or bias.now is None else bias.now[k]
-        into = (
-            None if table.into is None else table.into[k],
-            None if bias is None or bias.into is None else bias.into[k],
-        )
-        loss, gradient = losses.full_softmax(
-            vectors[k], table.now[k], now, targets[k], weight[k], into, rate
-        )
-        losses_.append(loss)
-        gradients.append(gradient)
-    return torch.stack(losses_), torch.stack(gradients)
+    def _scratch(self, vectors: Tensor, words: int) -> Tensor:
+        """One buffer for all devices and steps; made anew when the number of rows changes."""
+        rows = vectors.shape[1]
+        if self._buffer is None or self._buffer.shape[1] != rows:
+            self._buffer = losses.scratch_for(rows, words, vectors)
+        return self._buffer

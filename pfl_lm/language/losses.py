@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-BLOCK_BYTES = 2 << 20  # of scores at a time: a block stays in the cache between its passes
+BLOCK_BYTES = 1 << 20  # of scores at a time: a block stays in the cache between its passes
 LEAST_BLOCK = 256  # words, however many rows
 KEEP_BYTES = 512 << 20  # of scores kept between the two passes; beyond it they are made twice
 
@@ -166,6 +166,7 @@ def full_softmax(
     weight: Tensor,
     into: tuple[Tensor | None, Tensor | None] = (None, None),
     rate: float = 1.0,
+    scratch: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Exact softmax cross-entropy over all words for one device.
 
@@ -180,45 +181,75 @@ def full_softmax(
         weight: (N,) each row's share in the loss, Σ weight · cross-entropy.
         into: where ``rate`` times the gradients of table and bias are added; None: not needed.
             It may be the table itself, with rate = −learning rate: every read precedes it.
+        scratch: what :func:`scratch_for` made, to spare the memory's renewal at every call.
 
     Returns:
         Loss (N,), unweighted; gradient of the weighted sum by the vectors (N, P).
 
     Source: online normaliser, Milakov and Gimelshein 2018 (arXiv:1805.02867), algorithm 3.
     """
-    rows, words = len(vectors), len(table)
-    width = max(LEAST_BLOCK, BLOCK_BYTES // (4 * rows))
-    keep = 4 * rows * words <= KEEP_BYTES
-    blocks = [slice(start, min(start + width, words)) for start in range(0, words, width)]
-    top = vectors.new_full((rows, 1), -torch.inf)
+    held = _Blocks(vectors, table, bias, scratch)
+    top = vectors.new_full((len(vectors),), -torch.inf)
     total, mixed = torch.zeros_like(top), torch.zeros_like(vectors)
-    kept: list[tuple[Tensor, Tensor]] = []
-    for block in blocks:
-        scores = _scores(vectors, table[block], None if bias is None else bias[block])
-        before, top = top, torch.maximum(top, scores.amax(1, keepdim=True))
+    tops: list[Tensor] = []  # the maximum that each block's exponentials are relative to
+    for block in held.slices:
+        scores = held.scores(block)
+        before, top = top, torch.maximum(top, scores.amax(0))
         scores.sub_(top).exp_()
         shrink = torch.exp(before - top)
-        total = total * shrink + scores.sum(1, keepdim=True)
-        mixed = torch.addmm(mixed * shrink, scores, table[block])
-        kept.append((scores if keep else scores[:0], top))
-    own = (vectors * table[targets]).sum(1)
+        total = total.mul_(shrink).add_(scores.sum(0))
+        mixed.mul_(shrink.unsqueeze(1)).addmm_(scores.mT, table[block])
+        tops.append(top)
+    rows = table[targets]
+    own = (vectors * rows).sum(1)
     own = own if bias is None else own + bias[targets]
-    share = weight.unsqueeze(1)  # (N, 1)
-    gradient = mixed * (share / total) - share * table[targets]
-    loss = (total.log() + top).squeeze(1) - own
+    gradient = mixed.mul_((weight / total).unsqueeze(1)).addcmul_(
+        weight.unsqueeze(1), rows, value=-1
+    )
     if into[0] is not None or into[1] is not None:
-        for block, (scores, seen) in zip(blocks, kept, strict=True):
-            if not keep:
-                scores = _scores(vectors, table[block], None if bias is None else bias[block])
-                scores.sub_(seen).exp_()
-            scale = share / total * torch.exp(seen - top)  # (N, 1): exponentials → gradient
-            _add_block(into, block, scores, vectors, scale, rate)
-        _add_targets(into, targets, vectors, share, rate)
-    return loss, gradient
+        for block, seen in zip(held.slices, tops, strict=True):
+            share = weight / total * torch.exp(seen - top)  # (N,): exponentials → gradient
+            _add_block(into, block, held.exponentials(block, seen), vectors, share, rate)
+        _add_targets(into, targets, vectors, weight, rate)
+    return total.log_().add_(top).sub_(own), gradient
 
 
-def _scores(vectors: Tensor, table: Tensor, bias: Tensor | None) -> Tensor:
-    return vectors @ table.mT if bias is None else torch.addmm(bias, vectors, table.mT)
+def scratch_for(rows: int, words: int, like: Tensor) -> Tensor:
+    """Make the buffer that :func:`full_softmax` keeps exponentials in, (V or w, N)."""
+    return like.new_empty(words if _keeps(rows, words) else _block_width(rows), rows)
+
+
+class _Blocks:
+    """Scores (w, N) of one block of words after another: words first, as the table lies."""
+
+    def __init__(
+        self, vectors: Tensor, table: Tensor, bias: Tensor | None, scratch: Tensor | None
+    ) -> None:
+        rows, words = len(vectors), len(table)
+        self.vectors, self.table, self.bias = vectors, table, bias
+        self.keeps, width = _keeps(rows, words), _block_width(rows)
+        self.scratch = scratch_for(rows, words, vectors) if scratch is None else scratch
+        self.slices = [slice(start, min(start + width, words)) for start in range(0, words, width)]
+
+    def scores(self, block: slice) -> Tensor:
+        where = self._where(block)
+        torch.mm(self.table[block], self.vectors.mT, out=where)
+        return where if self.bias is None else where.add_(self.bias[block].unsqueeze(1))
+
+    def exponentials(self, block: slice, top: Tensor) -> Tensor:
+        """exp(scores − top) of a block: kept from the first pass, or made again."""
+        return self._where(block) if self.keeps else self.scores(block).sub_(top).exp_()
+
+    def _where(self, block: slice) -> Tensor:
+        return self.scratch[block] if self.keeps else self.scratch[: block.stop - block.start]
+
+
+def _keeps(rows: int, words: int) -> bool:
+    return 4 * rows * words <= KEEP_BYTES
+
+
+def _block_width(rows: int) -> int:
+    return max(LEAST_BLOCK, BLOCK_BYTES // (4 * rows))
 
 
 def _add_block(
@@ -229,11 +260,11 @@ def _add_block(
     share: Tensor,
     rate: float,
 ) -> None:
-    """Add the gradient of one block of words, which is exponentials · share."""
+    """Add the gradient of one block of words: exponentials (w, N) · share (N,) are d_scores."""
     if into[0] is not None:
-        into[0][block].addmm_(exponentials.mT, vectors * share, alpha=rate)
+        into[0][block].addmm_(exponentials, vectors * share.unsqueeze(1), alpha=rate)
     if into[1] is not None:
-        into[1][block].addmv_(exponentials.mT, share.squeeze(1), alpha=rate)
+        into[1][block].addmv_(exponentials, share, alpha=rate)
 
 
 def _add_targets(
@@ -244,6 +275,6 @@ def _add_targets(
     rate: float,
 ) -> None:
     if into[0] is not None:
-        into[0].index_add_(0, targets, vectors * share, alpha=-rate)
+        into[0].index_add_(0, targets, vectors * share.unsqueeze(1), alpha=-rate)
     if into[1] is not None:
-        into[1].index_add_(0, targets, share.squeeze(1), alpha=-rate)
+        into[1].index_add_(0, targets, share, alpha=-rate)

@@ -14,7 +14,7 @@ keyboard model of Hard et al. 2018 (arXiv:1811.03604), section 3.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -85,7 +85,7 @@ def step(
         name = f"layer{number}"
         z = dense.apply(x, dense.layer(weights, f"{name}.input", spec.lora))
         z = z + dense.apply(r, dense.layer(weights, f"{name}.recurrent", spec.lora))
-        _, c, _, m = _cell_forward(z, c)
+        c, _, m = _cell_forward(z, c)
         x = m
         if spec.kind == "cifg_lstm":
             x = dense.apply(m, dense.layer(weights, f"{name}.projection", spec.lora))
@@ -100,156 +100,157 @@ def _layer(spec: ModelSpec, weights: Mapping[str, Tensor], number: int, x: Tenso
     devices, steps, windows, _ = x.shape
     name = f"layer{number}"
     rows = x.reshape(devices, steps * windows, -1)
-    z = dense.apply(rows, dense.layer(weights, f"{name}.input", spec.lora))
-    z = z.view(devices, steps, windows, -1)
+    sums = dense.apply(rows, dense.layer(weights, f"{name}.input", spec.lora))
+    sums = sums.view(devices, steps, windows, -1)
     recurrent = dense.layer(weights, f"{name}.recurrent", spec.lora)
-    projection = Dense(x)  # unused by a plain LSTM
+    projection: tuple[Any, ...] = (None,) * 5
     if spec.kind == "cifg_lstm":
         projection = dense.layer(weights, f"{name}.projection", spec.lora)
-    coupled = spec.kind == "cifg_lstm"
-    out: Tensor = _Recurrence.apply(
-        coupled,
-        recurrent.scale,
-        z,
-        recurrent.weight,
-        recurrent.a,
-        recurrent.b,
-        projection.weight if coupled else None,
-        projection.a,
-        projection.b,
-    )
+    out: Tensor = _Recurrence.apply(sums, *recurrent, *projection)
     return out
 
 
-def _cell_forward(z: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gates' sums z (K, B, G) and cells c (K, B, H) → gates, cells, tanh(cells), output m.
+def _cell_forward(sums: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Gates' sums (K, B, G) and cells c (K, B, H) → cells, tanh(cells), output m (K, B, H).
 
-    Three gates: the input gate is 1 − forget. ``z`` is overwritten by the gates.
+    Three gates: the input gate is 1 − forget. ``sums`` is overwritten by the gates.
     """
     cells = c.shape[-1]
-    *sigmoids, cell, out = z.split(cells, -1)
-    for gate in (*sigmoids, out):
-        gate.sigmoid_()
+    sums[..., : -2 * cells].sigmoid_()
+    *sigmoids, cell, out = sums.split(cells, -1)
     cell.tanh_()
+    out.sigmoid_()
     if len(sigmoids) == 1:
         c = torch.lerp(cell, c, sigmoids[0])  # f c + (1 − f) g
     else:
         take, keep = sigmoids
-        c = torch.addcmul(keep * c, take, cell)
+        c = (keep * c).addcmul_(take, cell)
     bent = torch.tanh(c)
-    return z, c, bent, out * bent
+    return c, bent, out * bent
 
 
 def _cell_backward(
-    gates: Tensor, before: Tensor, bent: Tensor, dm: Tensor, dc: Tensor, dz: Tensor
-) -> Tensor:
-    """Gradient of one step: writes dz (K, B, G), returns the gradient of the cells before it.
+    gates: Tensor, before: Tensor, bent: Tensor, dm: Tensor, dc: Tensor, d_sums: Tensor
+) -> None:
+    """One step back: writes the sums' gradient into ``d_sums``, the cells' over ``dc``.
 
-    ``dm``, ``dc``: gradients of the output and of the cells after the step, (K, B, H).
+    ``dm``, ``dc``: gradients by the output and by the cells after the step, (K, B, H).
     """
     cells = before.shape[-1]
     *sigmoids, cell, out = gates.split(cells, -1)
-    *d_sigmoids, d_cell, d_out = dz.split(cells, -1)
-    dc = dc + dm * out * (1 - bent * bent)
-    d_out.copy_(dm * bent * (out * (1 - out)))
+    *d_sigmoids, d_cell, d_out = d_sums.split(cells, -1)
+    _through_sigmoid(dm * bent, out, grad_input=d_out)
+    dc.add_(_through_tanh(dm * out, bent))
     keep = sigmoids[-1]
     if len(sigmoids) == 1:
-        d_sigmoids[0].copy_(dc * (before - cell) * (keep * (1 - keep)))
-        take = 1 - keep
+        _through_sigmoid(dc * (before - cell), keep, grad_input=d_sigmoids[0])
+        _through_tanh(dc - dc * keep, cell, grad_input=d_cell)
     else:
         take = sigmoids[0]
-        d_sigmoids[0].copy_(dc * cell * (take * (1 - take)))
-        d_sigmoids[1].copy_(dc * before * (keep * (1 - keep)))
-    d_cell.copy_(dc * take * (1 - cell * cell))
-    return dc * keep
+        _through_sigmoid(dc * cell, take, grad_input=d_sigmoids[0])
+        _through_sigmoid(dc * before, keep, grad_input=d_sigmoids[1])
+        _through_tanh(dc * take, cell, grad_input=d_cell)
+    dc.mul_(keep)
 
 
-class _Factored:
-    """A product inside the recurrence: W and, if there are factors, B A beside it.
+def _through_sigmoid(gradient: Tensor, value: Tensor, grad_input: Tensor) -> None:
+    torch.ops.aten.sigmoid_backward.grad_input(gradient, value, grad_input=grad_input)
 
-    Remembers x Aᵀ of every step, which the factors' gradients need.
-    """
 
-    def __init__(self, weight: Tensor, a: Tensor | None, b: Tensor | None, scale: float) -> None:
-        self.weight, self.a, self.b, self.scale = weight, a, b, scale
-        self.inner: list[Tensor] = []  # T × (K, B, R), scale · x Aᵀ
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = dense.times(x, self.weight)
-        if self.a is None or self.b is None:
-            return y
-        self.inner.append(dense.times(x, self.a).mul_(self.scale))
-        return y.add_(dense.times(self.inner[-1], self.b))
-
-    def backward(self, dy: Tensor) -> Tensor:
-        dx = dense.times_back(dy, self.weight)
-        if self.a is None or self.b is None:
-            return dx
-        return dx.add_(dense.times_back(self._inner_gradient(dy), self.a))
-
-    def gradients(self, dy: Tensor, x: Tensor, needs: tuple[bool, ...]) -> list[Tensor | None]:
-        """Gradients of W, A, B from all steps' dy (K, T·B, O) and x (K, T·B, I)."""
-        found: list[Tensor | None] = [None, None, None]
-        if needs[0]:
-            found[0] = dense.weight_gradient(dy, x, self.weight)
-        if self.a is not None and needs[1]:
-            found[1] = dense.weight_gradient(self._inner_gradient(dy), x, self.a)
-        if self.b is not None and needs[2]:
-            inner = torch.stack(self.inner, 1).flatten(1, 2)  # (K, T·B, R)
-            found[2] = dense.weight_gradient(dy, inner, self.b)
-        return found
-
-    def _inner_gradient(self, dy: Tensor) -> Tensor:
-        assert self.b is not None
-        return dense.times_back(dy, self.b).mul_(self.scale)
+def _through_tanh(gradient: Tensor, value: Tensor, grad_input: Tensor | None = None) -> Tensor:
+    into = gradient if grad_input is None else grad_input
+    found: Tensor = torch.ops.aten.tanh_backward.grad_input(gradient, value, grad_input=into)
+    return found
 
 
 class _Recurrence(torch.autograd.Function):
-    """The steps of one layer from a zero state; backward through time by hand."""
+    """The steps of one layer from a zero state; backward through time by hand.
+
+    Gates are written over the sums that come in, which nobody else needs. Three gates and a
+    projection make a CIFG layer, four gates and none a plain one.
+    """
 
     @staticmethod
-    def forward(ctx: Any, coupled: bool, scale: float, z: Tensor, *tensors: Any) -> Tensor:
-        weight, a, b, projection, projection_a, projection_b = tensors
-        recurrent = _Factored(weight, a, b, scale)
-        project = _Factored(projection, projection_a, projection_b, scale) if coupled else None
-        devices, steps, windows, gates = z.shape
-        c = z.new_zeros(devices, windows, gates // (3 if coupled else 4))
-        r = z.new_zeros(devices, windows, weight.shape[-1])
-        states, cells, opened, bents, outputs = [r], [c], [], [], []
+    def forward(ctx: Any, sums: Tensor, *tensors: Any) -> Tensor:
+        recurrent = Dense(*tensors[:5])
+        project = Dense(*tensors[5:]) if tensors[5] is not None else None
+        devices, steps, windows, gates = sums.shape
+        c = sums.new_zeros(devices, windows, gates // (4 if project is None else 3))
+        r = sums.new_zeros(devices, windows, recurrent.weight.shape[-1])
+        kept = _Kept(sums, [r], [c], [], [], [], [])
         for t in range(steps):
-            sums = recurrent.forward(r).add_(z[:, t])
-            gate, c, bent, m = _cell_forward(sums, c)
-            r = m if project is None else project.forward(m)
-            opened.append(gate)
-            bents.append(bent)
-            cells.append(c)
-            outputs.append(m)
-            states.append(r)
-        ctx.products = (recurrent, project)
-        ctx.kept = (states[:-1], cells[:-1], opened, bents, outputs if coupled else [])
-        return torch.stack(states[1:], 1)
+            now = sums[:, t]
+            dense.add_times(now, r, recurrent.weight)
+            kept.recurrent_inner.append(recurrent.add_factors(now, r))
+            c, bent, m = _cell_forward(now, c)
+            r = m
+            if project is not None:
+                r, inner = project.forward(m)
+                kept.project_inner.append(inner)
+                kept.outputs.append(m)
+            kept.bents.append(bent)
+            kept.cells.append(c)
+            kept.states.append(r)
+        ctx.products, ctx.kept = (recurrent, project), kept
+        return torch.stack(kept.states[1:], 1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dr_all: Tensor) -> tuple[Tensor | None, ...]:
-        recurrent, project = ctx.products
-        states, cells, opened, bents, outputs = ctx.kept
-        devices, steps, windows, width = dr_all.shape
-        dz = dr_all.new_empty(devices, steps, windows, opened[0].shape[-1])
-        drs = dr_all.new_empty(dr_all.shape) if project is not None else dr_all
-        dr = dr_all.new_zeros(devices, windows, width)
-        dc = torch.zeros_like(cells[0])
+        (recurrent, project), kept = ctx.products, ctx.kept
+        steps = dr_all.shape[1]
+        d_sums = torch.empty_like(kept.sums)
+        d_states, d_recurrent, d_project = [], [], []
+        dr = torch.zeros_like(kept.states[0])
+        dc = torch.zeros_like(kept.cells[0])
         for t in reversed(range(steps)):
-            dm = dr + dr_all[:, t]
+            dm = dr.add_(dr_all[:, t])
             if project is not None:
-                drs[:, t] = dm
-                dm = project.backward(dm)
-            dc = _cell_backward(opened[t], cells[t], bents[t], dm, dc, dz[:, t])
-            dr = recurrent.backward(dz[:, t])
+                d_states.append(dm)
+                dm, inner = project.backward(dm)
+                d_project.append(inner)
+            _cell_backward(kept.sums[:, t], kept.cells[t], kept.bents[t], dm, dc, d_sums[:, t])
+            dr, inner = recurrent.backward(d_sums[:, t])
+            d_recurrent.append(inner)
         needs = ctx.needs_input_grad
-        before = torch.stack(states, 1).flatten(1, 2)  # (K, T·B, width)
-        found = recurrent.gradients(dz.flatten(1, 2), before, needs[3:6])
+        found = recurrent.gradients(
+            d_sums.flatten(1, 2),
+            _rows(d_recurrent[::-1]),
+            _rows(kept.states[:-1]),
+            _rows(kept.recurrent_inner),
+            needs[1:5],
+        )
         if project is None:
-            return (None, None, dz, *found, None, None, None)
-        m = torch.stack(outputs, 1).flatten(1, 2)  # (K, T·B, H)
-        return (None, None, dz, *found, *project.gradients(drs.flatten(1, 2), m, needs[6:9]))
+            return (d_sums, *found, *(None,) * 6)
+        states = _rows(d_states[::-1])
+        assert states is not None
+        return (
+            d_sums,
+            *found,
+            None,
+            *project.gradients(
+                states,
+                _rows(d_project[::-1]),
+                _rows(kept.outputs),
+                _rows(kept.project_inner),
+                needs[6:10],
+            ),
+            None,
+        )
+
+
+class _Kept(NamedTuple):
+    """What the backward pass of a recurrence needs; lists by step, each (K, B, ·)."""
+
+    sums: Tensor  # (K, T, B, G): the gates
+    states: list[Tensor]  # r before each step, and after the last
+    cells: list[Tensor]  # c before each step, and after the last
+    bents: list[Tensor]  # tanh of c after each step
+    outputs: list[Tensor]  # m, what a projection sees
+    recurrent_inner: list[Tensor | None]
+    project_inner: list[Tensor | None]
+
+
+def _rows(steps: list[Tensor]) -> Tensor | None:
+    """Stack steps (K, B, ·) to rows (K, T · B, ·); None where there is nothing to stack."""
+    return None if steps[0] is None else torch.stack(steps, 1).flatten(1, 2)
