@@ -37,6 +37,10 @@ def part_of(module: str) -> str | None:
     return names[1] if names[0] == "pfl_lm" and len(names) > 1 else None
 
 
+def is_part(name: str) -> bool:
+    return (PACKAGE / f"{name}.py").exists() or (PACKAGE / name).is_dir()
+
+
 def imports_of(path: Path) -> list[str]:
     found = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -69,11 +73,8 @@ def test_imports_point_down(path):
         return
     for module in imports_of(path):
         other = part_of(module)
-        if other in (None, part) or (not (PACKAGE / f"{other}.py").exists() and not (
-            PACKAGE / str(other)
-        ).is_dir()):
-            continue
-        assert layer_of(other) < layer_of(part), f"{path.name} in {part} imports {module}, which is not below it"
+        if other not in (None, part) and is_part(other):
+            assert layer_of(other) < layer_of(part), f"{part} imports {module}, not below it"
 
 
 @pytest.mark.parametrize("part", ["dp", "secagg", "streams", "files"])

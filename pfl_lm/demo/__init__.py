@@ -36,7 +36,7 @@ def prepare(folder: Path, watch: Callable[[int, int, float], None]) -> Scenario:
         text=folder / "public",
         text_is="public",
         model=replace(scenario.model, lora=None),
-        epochs=2,
+        epochs=1,
         batch_size=32,
         learning_rate=5e-3,
         candidates=512,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from pfl_lm import evaluate as module
+from pfl_lm.evaluation import evaluate as module
 from pfl_lm.evaluation.evaluate import ModelScorer, evaluate
 from pfl_lm.language import models
 from pfl_lm.language.spec import ModelSpec
