@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from pfl_lm.audit import canaries as placing
+from pfl_lm.audit import secrets
 from pfl_lm.audit.estimators import one_run_bound, one_run_bound_fdp
 from pfl_lm.audit.evidence import Evidence
 from pfl_lm.audit.findings import Finding, Part, Plot, Table, figure
@@ -77,7 +78,10 @@ def audit_attack(world: World, evidence: Evidence, rounds: int | None = None) ->
     estimate = math.nan
     if dim >= GAUSSIAN_DIM and np.any(seen.final):
         estimate = one_shot_estimate(seen.final[placed.coins & placed.scheduled], dim, delta)
+    trained = min(rounds, secrets.ROUNDS)
+    told = secrets.tell(world, trained, _SEED)
     findings = [_power(blind), *(_judge(view, promise) for view in views)]
+    findings += secrets.findings_of(told, clip / length)
     return Part(
         "attack",
         "Does the model really leak no more?",
@@ -86,10 +90,11 @@ def audit_attack(world: World, evidence: Evidence, rounds: int | None = None) ->
             f"{int(placed.scheduled.sum())} of them in one round that the server knows.",
             f"The others in rounds as the policy draws them; all on {dim:,} coordinates.",
             "Three attackers: the server, one who sees every model, one who sees the last.",
+            f"{len(told)} invented phrases, typed by a few users in every of {trained} rounds.",
         ),
         findings,
         NOT_CHECKED,
-        [_table(views, blind, estimate)],
+        [_table(views, blind, estimate), secrets.table_of(told, clip / length)],
         [_axis(views[0], estimate), _histogram(views[0])],
         {
             "rounds": rounds,
@@ -98,6 +103,7 @@ def audit_attack(world: World, evidence: Evidence, rounds: int | None = None) ->
             "delta": delta,
             "views": {view.who: _numbers(view) for view in views},
             "without_noise": {view.who: _numbers(view) for view in blind},
+            "secrets": [asdict(one) for one in told],
         },
         time.monotonic() - started,
     )
@@ -223,7 +229,7 @@ def _table(views: Sequence[View], blind: Sequence[View], estimate: float) -> Tab
 
 
 def _numbers(view: View) -> dict[str, Any]:
-    return {k: v for k, v in replace(view).__dict__.items() if k not in ("scores", "who")}
+    return {k: v for k, v in vars(view).items() if k not in ("scores", "who")}
 
 
 def _axis(view: View, estimate: float) -> Plot:

@@ -172,7 +172,8 @@ def released_scores(canaries: Canaries, seen: Seen, rate: float, noise: float) -
     """
     spread = max(noise, 1e-2)  # without noise any large response decides
     power = np.clip((seen.responses - 0.5) / spread**2, -700, 700)
-    scores = np.log1p(rate * np.expm1(power)).sum(axis=0)
+    ratios = power if rate >= 1 else np.log1p(rate * np.expm1(power))
+    scores = ratios.sum(axis=0)
     return _told_apart(scores, canaries, ~canaries.scheduled)
 
 

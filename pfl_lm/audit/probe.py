@@ -125,7 +125,7 @@ def encoded(
 
 @contextmanager
 def _replaced(invited: np.ndarray, updates: Updates, **others: Any) -> Iterator[None]:
-    """Replace the ends of a round in ``pfl_lm.simulate`` for the length of a block."""
+    """Replace both ends of a round for the length of a block: who sends, and what."""
 
     def trained(_: Any, __: Any, payload: Payload, *rest: Any) -> tuple[np.ndarray, list[Trace]]:
         users = rest[-1]
@@ -133,12 +133,14 @@ def _replaced(invited: np.ndarray, updates: Updates, **others: Any) -> Iterator[
         return values, [Trace(user, 0.0, 1, 1, 0.0) for user in users]
 
     window = np.zeros((1, 2), dtype=np.int64)
-    parts = {
-        "cohort": lambda *_: invited,
-        "train": trained,
-        "_windows": lambda *_: window,
-        **others,
-    }
+    ends = {"cohort": lambda *_: invited, "train": trained, "_windows": lambda *_: window}
+    with replaced(**ends, **others):
+        yield
+
+
+@contextmanager
+def replaced(**parts: Any) -> Iterator[None]:
+    """Replace functions that ``pfl_lm.simulate`` calls, by name, for the length of a block."""
     before = {name: getattr(simulate, name) for name in parts}
     for name, part in parts.items():
         setattr(simulate, name, part)
@@ -147,3 +149,8 @@ def _replaced(invited: np.ndarray, updates: Updates, **others: Any) -> Iterator[
     finally:
         for name, part in before.items():
             setattr(simulate, name, part)
+
+
+def quiet_ledger() -> Any:
+    """Return what takes the place of a ledger where rounds are no rounds of a run."""
+    return _Ledger()

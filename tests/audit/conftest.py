@@ -61,6 +61,11 @@ def honest_run(tmp_path_factory) -> Path:
     return run_tiny(tmp_path_factory.mktemp("honest"))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_run() -> Callable[..., Path]:
     return run_tiny
+
+
+@pytest.fixture(scope="session")
+def policy_text() -> str:
+    return POLICY
