@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from pfl_lm.checkpoints import newest_checkpoint, save_checkpoint
+from pfl_lm.checkpoints import save_checkpoint
 from pfl_lm.devices.report import Trace
 from pfl_lm.devices.training import devices_at_once, groups, train
 from pfl_lm.dp.accounting import RoundEvent
@@ -26,12 +26,13 @@ from pfl_lm.dp.mechanisms import protect
 from pfl_lm.dp.sampling import cohort
 from pfl_lm.language.population import windows
 from pfl_lm.model_file import Model, save_model
-from pfl_lm.runs import RunFolder, RunLog, digest_of, write_json
+from pfl_lm.resume import begin_run, resume_run
+from pfl_lm.runs import RunFolder, RunLog, write_json
 from pfl_lm.scenario import Scenario
 from pfl_lm.secagg.errors import TooFewReports
 from pfl_lm.secagg.ideal import IdealAggregator
 from pfl_lm.server.state import Broadcast, ServerState, abandon_round, close_round, open_round
-from pfl_lm.world import World, choose_payload, final_evaluation, manifest, open_world, validate
+from pfl_lm.world import World, choose_payload, final_evaluation, open_world, validate
 
 
 class Watch(Protocol):
@@ -80,7 +81,9 @@ def run_round(
     try:
         opened = aggregator.close()
     except TooFewReports as shortfall:
-        ledger.record({"kind": "abandoned", "round": number, "reports": shortfall.reports})
+        abandoned = {"kind": "abandoned", "round": number, "reports": shortfall.reports}
+        if abandoned not in ledger.entries():  # a reproducible run repeats a lost round
+            ledger.record(abandoned)
         return abandon_round(state), log.entry(time.monotonic() - started, payload.dim)
     mean = protection.mean(opened.vector, grid, opened.reports, number)
     ledger.record_round(number, debit(world, broadcast, grid, opened.reports, mean))
@@ -148,7 +151,7 @@ def simulate(scenario: Scenario, path: Path, watch: Watch, resume: bool = False)
     """
     world = open_world(scenario)
     folder = RunFolder(Path(path))
-    state, ledger = _continue(world, folder, watch) if resume else _begin(world, folder)
+    state, ledger = resume_run(world, folder, watch) if resume else begin_run(world, folder)
     with ledger:
         budget = Budget(world, ledger)
         log = RunLog(folder, state.round)
@@ -156,9 +159,14 @@ def simulate(scenario: Scenario, path: Path, watch: Watch, resume: bool = False)
             while state.round < scenario.rounds:
                 budget.check(state.round)
                 state, entry = run_round(world, state, ledger)
-                log.write(entry | budget.spent())
-                watch.round_done(entry | budget.spent(), scenario.rounds)
+                entry |= budget.spent()
+                log.write(entry)
+                watch.round_done(entry, scenario.rounds)
                 _look_in(world, folder, state, ledger, log, watch)
+        except BaseException:
+            # The budget's end, a full disk, Ctrl-C: what has been paid for is kept.
+            save_checkpoint(folder, state, ledger.head)
+            raise
         finally:
             log.close()
     return _finish(world, folder, state)
@@ -180,6 +188,8 @@ class Budget:
         policy, protection = self._protection.policy, self._protection
         if policy is None or policy.noise.at == "none":
             return
+        if any(event.round == round for event in self.events()):
+            return  # repeated to the byte by a reproducible run: paid for already
         planned = protection.event(protection.cohort, policy.noise.min_dim, round)
         assert planned is not None
         found = protection.spent([*self.events(), planned])
@@ -196,48 +206,6 @@ class Budget:
         figures = (None, None) if found is None else (found.epsilon, found.epsilon_unamplified)
         finite = [x if x is not None and np.isfinite(x) else None for x in figures]
         return {"epsilon": finite[0], "epsilon_unamplified": finite[1]}
-
-
-def _begin(world: World, folder: RunFolder) -> tuple[ServerState, Ledger]:
-    if folder.path.exists() and any(folder.path.iterdir()):
-        raise ValueError(f"{folder.path} is not empty; choose another folder, resume or overwrite")
-    (folder.path / "checkpoints").mkdir(parents=True, exist_ok=True)
-    content = manifest(world, folder.path.name)
-    ledger = Ledger.create(
-        folder.ledger_path,
-        {
-            "run": folder.path.name,
-            "policy_digest": digest_of(content["policy"]),
-            "manifest_digest": digest_of(content),
-            "statements": content["statements"],
-        },
-    )
-    state = ServerState(0, world.start.parameters)
-    save_checkpoint(folder, state, ledger.head)
-    write_json(folder.manifest_path, content)
-    return state, ledger
-
-
-def _continue(world: World, folder: RunFolder, watch: Watch) -> tuple[ServerState, Ledger]:
-    """Reopen an interrupted run; rounds whose model was lost stay spent.
-
-    With reproducible noise a lost round is repeated to the byte, which is the same debit. With
-    fresh noise it would be another release, so the run goes on after it.
-    """
-    written = RunFolder.open(folder.path).manifest()
-    if written["scenario"] != manifest(world, written["run"])["scenario"]:
-        raise ValueError(f"{folder.path} was begun with another scenario; resume with that one")
-    ledger = Ledger.open(folder.ledger_path)
-    state, _ = newest_checkpoint(folder)
-    recorded = [e["round"] + 1 for e in ledger.entries() if e["kind"] in ("round", "abandoned")]
-    lost = max(recorded, default=0) - state.round
-    if lost > 0 and not world.scenario.reproducible:
-        watch.say(
-            f"{lost} recorded round(s) from {state.round} on had not reached a checkpoint: their "
-            "model is lost and what they spent stays spent"
-        )
-        state = ServerState(state.round + lost, state.parameters, state.moments)
-    return state, ledger
 
 
 def _look_in(
