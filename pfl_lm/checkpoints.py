@@ -42,5 +42,7 @@ def newest_checkpoint(folder: RunFolder) -> tuple[ServerState, str]:
 
 def _read(path: Path) -> tuple[ServerState, str]:
     content: dict[str, Any] = load_tensors(path, "checkpoint")
+    if missing := {"round", "parameters", "moments", "ledger_head"} - set(content):
+        raise ValueError(f"{path}: the checkpoint has no {', '.join(sorted(missing))}")
     state = ServerState(content["round"], content["parameters"], content["moments"])
     return state, content["ledger_head"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,8 @@ def load_model(path: Path) -> Model:
     content = load_tensors(path, "model file")
     if content.get("format") != FORMAT:
         raise ValueError(f"{path}: model file of another format than {FORMAT}; write it anew")
+    if missing := {"spec", "parameters", "origin"} - set(content):
+        raise ValueError(f"{path}: the model file has no {', '.join(sorted(missing))}")
     spec = spec_from(content["spec"])
     parameters = content["parameters"]
     shapes = {name: tuple(value.shape) for name, value in parameters.items()}
@@ -63,10 +66,15 @@ def load_tensors(path: Path, what: str) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such {what}")
+    unreadable = f"{path} is no readable {what}; it may be cut off or damaged, bring another copy"
     try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()  # torch itself checks no checksum
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, OSError) as error:
-        raise ValueError(f"{path} is no readable {what}; it may be cut off") from error
+    except (RuntimeError, EOFError, pickle.UnpicklingError, OSError, zipfile.BadZipFile) as error:
+        raise ValueError(unreadable) from error
+    if damaged is not None:
+        raise ValueError(unreadable)
     if not isinstance(content, dict):
         raise ValueError(f"{path} is no {what}")
     return content

@@ -40,7 +40,10 @@ class RunFolder:
         """
         folder = cls(Path(path))
         if not folder.manifest_path.is_file():
-            raise ValueError(f"{path} is not a run folder: it has no manifest.json")
+            raise ValueError(
+                f"{path} is not a run folder: it has no manifest.json (if a run was killed as it "
+                "began, remove the folder and start anew)"
+            )
         return folder
 
     @property
@@ -79,7 +82,10 @@ class RunFolder:
         if not self.metrics_path.exists():
             return []
         lines = self.metrics_path.read_text(encoding="utf-8").split("\n")
-        return [json.loads(line) for line in lines[:-1] if line]
+        try:
+            return [json.loads(line) for line in lines[:-1] if line]
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{self.metrics_path} is damaged: {error}") from error
 
     def checkpoint_path(self, round: int) -> Path:
         return self.path / "checkpoints" / f"round-{round:06d}.pt"
@@ -142,7 +148,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # no JSON, or no UTF-8
         raise ValueError(f"{path} is damaged: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} is damaged: it should hold one JSON object")

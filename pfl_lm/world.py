@@ -152,6 +152,11 @@ def _start(scenario: Scenario, tokenizer: Tokenizer, protects: bool) -> Model:
         )
     if replace(found.spec, lora=None) != replace(scenario.model, lora=None):
         raise ValueError(f"start: {scenario.start} holds another model than [model] describes")
+    if found.spec.lora not in (None, scenario.model.lora):
+        raise ValueError(
+            f"start: {scenario.start} holds other LoRA factors than model.lora describes; "
+            "describe those, or start from a model without any"
+        )
     if found.origin.get("tokenizer_digest") != tokenizer.digest:
         raise ValueError(f"start: {scenario.start} was trained with another tokenizer")
     # Factors that the file does not have start as drawn: their product is zero.
