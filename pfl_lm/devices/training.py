@@ -235,27 +235,27 @@ def devices_at_once(
     spec: ModelSpec,
     payload: Payload,
     training: LocalTraining,
-    budget_bytes: int = 1 << 30,
+    own_bytes: int = 16 << 20,
+    work_bytes: int = 128 << 20,
 ) -> int:
-    """Choose K from what K devices' training keeps in memory.
+    """Choose K, how many devices to train side by side.
 
-    Per device: the payload (and its gradient, if clipped), the activations of a batch, and its
-    scores. Where the dense weights travel, devices share no product after their first step and a
-    small working set is worth more than a large K.
+    More devices make the shared products larger and the count of operations smaller, until what
+    they work on leaves the cache. Measured on a processor with 32 MB of L3, the best K stops
+    growing at 16, keeps the devices' own values within 16 MB and their activations and scores
+    within 128 MB. A payload of millions of coordinates shares too little: K = 1.
     """
     rows = training.batch_size * training.window
-    inner = (
-        6 * spec.hidden_dim
-        if spec.kind != "transformer"
-        else (9 * spec.embedding_dim + 3 * spec.feedforward_dim)
-    )
-    activations = rows * spec.layers * (inner + 4 * spec.embedding_dim)
+    if spec.kind == "transformer":
+        inner = 9 * spec.embedding_dim + 3 * spec.feedforward_dim
+    else:
+        inner = 6 * spec.hidden_dim
     candidates = spec.vocabulary_size if payload.rows is None else len(payload.rows)
     if training.loss != "softmax":
         candidates = min(candidates, training.negatives)
+    work = rows * (spec.layers * (inner + 4 * spec.embedding_dim) + 2 * candidates)
     copies = 1 if training.gradient_clip is None else 2
-    each = 4 * (copies * payload.dim + activations + 2 * rows * candidates)
-    return max(1, min(budget_bytes // each, 64))
+    return max(1, min(16, own_bytes // (4 * copies * payload.dim), work_bytes // (4 * work)))
 
 
 def groups(sizes: Sequence[int], at_once: int) -> list[np.ndarray]:
