@@ -54,6 +54,10 @@ class Pretraining:
         loss: ``softmax``, or ``sampled`` with ``candidates`` words per step, drawn from the
             tokenizer's public unigram.
         gradient_clip: ℓ2 bound on the gradient of the dense part.
+        self_normalise: weight α of the penalty α (log Z)² on the log-partition, with
+            ``loss = "sampled"``: scores become log-probabilities in every context, which
+            noise-contrastive estimation on the devices takes them for (Devlin et al. 2014,
+            "Fast and robust neural network joint models", section 2.4).
     """
 
     tokenizer: Path
@@ -69,6 +73,7 @@ class Pretraining:
     loss: Literal["softmax", "sampled"] = "sampled"
     candidates: int = 2048
     gradient_clip: float = 1.0
+    self_normalise: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -76,6 +81,10 @@ class Pretraining:
                      "gradient_clip"):  # fmt: skip
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} = {getattr(self, name)} must be positive")
+        if not 0 <= self.self_normalise < 1:
+            raise ValueError(f"self_normalise = {self.self_normalise} must be in [0, 1)")
+        if self.self_normalise and self.loss != "sampled":
+            raise ValueError('self_normalise needs loss = "sampled"')
 
 
 def pretrain(recipe: Pretraining, watch: Watch = lambda step, steps, loss: None) -> Model:
@@ -148,6 +157,13 @@ def _start(recipe: Pretraining, tokenizer: Tokenizer) -> Parameters:
     model = load_model(recipe.start)
     if model.spec != recipe.model:
         raise ValueError(f"start: {recipe.start} holds another model than [model] describes")
+    if model.origin.get("tokenizer_digest") != tokenizer.digest:
+        raise ValueError(f"start: {recipe.start} was trained with another tokenizer")
+    if recipe.text_is == "public" and model.origin.get("kind") != "public":
+        raise ValueError(
+            f'start: {recipe.start} knows text that is not public; say text_is = "private", or '
+            "start from a model of public text"
+        )
     return model.parameters
 
 
@@ -247,6 +263,10 @@ class _Trainer:
         loss, d_own, d_scores = losses.sampled_softmax(
             own.unsqueeze(0), scores.unsqueeze(0), log_weight, hits
         )
+        if self.recipe.self_normalise:
+            # log Z is the loss + the target's score; its gradient is the softmax itself.
+            push = 1 + 2 * self.recipe.self_normalise * (loss + own)  # (1, N)
+            d_own, d_scores = (d_own + 1) * push - 1, d_scores * push.unsqueeze(-1)
         d_own, d_scores = d_own[0] * weight, d_scores[0] * weight.unsqueeze(1)
         assert into[0] is not None
         into[0].index_add_(0, words, d_scores.mT @ vectors)

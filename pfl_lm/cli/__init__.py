@@ -7,7 +7,7 @@ import sys
 import typer
 
 from pfl_lm import __version__
-from pfl_lm.cli import evaluate, population, privacy, report, simulate, tokenizer, training
+from pfl_lm.cli import audit, evaluate, population, privacy, report, simulate, tokenizer, training
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -25,6 +25,7 @@ app.command()(evaluate.evaluate)
 app.command()(report.report)
 app.add_typer(privacy.app, name="privacy")
 app.command()(privacy.check)
+app.command()(audit.audit)
 
 
 @app.callback(invoke_without_command=True)
