@@ -156,6 +156,8 @@ def simulate(scenario: Scenario, path: Path, watch: Watch, resume: bool = False)
         budget = Budget(world, ledger)
         log = RunLog(folder, state.round)
         try:
+            if state.round == 0:
+                _evaluate(world, state, log, watch)
             while state.round < scenario.rounds:
                 budget.check(state.round)
                 state, entry = run_round(world, state, ledger)
@@ -220,12 +222,19 @@ def _look_in(
     scenario, done = world.scenario, state.round == world.scenario.rounds
     every = scenario.evaluation.every
     if every and state.round % every == 0:
-        found = validate(world, dict(state.parameters)).as_dict()
-        entry = {"kind": "evaluation", "round": state.round, "split": "validation", **found}
-        log.write(entry)
-        watch.evaluated(entry)
+        _evaluate(world, state, log, watch)
     if done or state.round % scenario.checkpoint_every == 0:
         save_checkpoint(folder, state, ledger.head)
+
+
+def _evaluate(world: World, state: ServerState, log: RunLog, watch: Watch) -> None:
+    """Measure the model on validation users."""
+    if not world.scenario.evaluation.every:
+        return
+    found = validate(world, dict(state.parameters)).as_dict()
+    entry = {"kind": "evaluation", "round": state.round, "split": "validation", **found}
+    log.write(entry)
+    watch.evaluated(entry)
 
 
 def _finish(world: World, folder: RunFolder, state: ServerState) -> RunFolder:
