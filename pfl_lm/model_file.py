@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import sys
 import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -35,7 +36,8 @@ def save_model(path: Path, model: Model) -> None:
     content = {
         "format": FORMAT,
         "spec": asdict(model.spec),
-        "parameters": model.parameters,
+        # A pickle shows which strings are one object: equal models shall be equal bytes.
+        "parameters": {sys.intern(name): value for name, value in model.parameters.items()},
         "origin": model.origin,
     }
     with write_atomically(path) as temporary:

@@ -25,3 +25,82 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("needs ../shared (real text and oracle tables), which is absent")
     return SHARED
+
+
+class Watcher:
+    """Follows a run and keeps what it was told."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.rounds: list[dict] = []
+        self.evaluations: list[dict] = []
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+    def round_done(self, entry: dict, rounds: int) -> None:
+        self.rounds.append(entry)
+
+    def evaluated(self, entry: dict) -> None:
+        self.evaluations.append(entry)
+
+
+@pytest.fixture(scope="session")
+def new_watcher() -> type[Watcher]:
+    return Watcher
+
+
+@pytest.fixture(scope="module")
+def quick():
+    """Public text of invented users is short: fitting the bigram baseline is not under test."""
+    import pfl_lm.world
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pfl_lm.world, "PUBLIC_USERS", 20)
+        yield
+
+
+@pytest.fixture(scope="session")
+def tiny_scenario():
+    """A function that returns a scenario of a few seconds; its arguments replace fields."""
+    from pfl_lm.devices.training import LocalTraining
+    from pfl_lm.language.models import ModelSpec
+    from pfl_lm.scenario import EvaluationChoice, PopulationChoice, Scenario
+
+    def scenario(**changes):
+        fields = {
+            "population": PopulationChoice("synthetic", users=200, tokens_per_user=40),
+            "model": ModelSpec("cifg_lstm", vocabulary_size=300, embedding_dim=8, hidden_dim=8),
+            "training": LocalTraining(0.5, batch_size=4, window=8, max_tokens=64),
+            "rounds": 5,
+            "cohort": 6,
+            "clip_norm": 0.5,
+            "seed": 3,
+            "evaluation": EvaluationChoice(0, users=3, final_users=3, tokens_per_user=30),
+        }
+        return Scenario(**{**fields, **changes})
+
+    return scenario
+
+
+@pytest.fixture(scope="session")
+def policy_file(tmp_path_factory):
+    """A function that writes a policy recipe; its arguments replace lines."""
+
+    def write(**changes: str) -> Path:
+        lines = {
+            "unit": '"user"',
+            "neighboring": '"zero_out"',
+            "epsilon": "2.0",
+            "delta": "1e-7",
+            "population": "1_000_000",
+            "report_goal": "5_000",
+            "rounds": "6",
+            "participation": '{ kind = "poisson" }',
+            "noise": '{ at = "device", kind = "skellam", tolerated_dropout = 0.1 }',
+        } | changes
+        path = tmp_path_factory.mktemp("policy") / "policy.toml"
+        path.write_text("".join(f"{k} = {v}\n" for k, v in lines.items()), encoding="utf-8")
+        return path
+
+    return write

@@ -1,0 +1,463 @@
+"""A run as a whole: repeated, interrupted, killed, ended by its budget; and what one round does."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import time
+import tracemalloc
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import pfl_lm.simulate as simulation
+from pfl_lm.checkpoints import newest_checkpoint
+from pfl_lm.dp.ledger import Ledger, verify
+from pfl_lm.dp.sampling import cohort
+from pfl_lm.language.models import hidden
+from pfl_lm.language.population import PAD_ID
+from pfl_lm.runs import RunFolder, read_json, write_json
+from pfl_lm.scenario import PopulationChoice
+from pfl_lm.server.state import ServerState
+from pfl_lm.simulate import run_round, simulate
+from pfl_lm.world import open_world
+
+pytestmark = pytest.mark.usefixtures("quick")
+
+ROUNDS = 6
+
+
+class Killed(BaseException):
+    """What no handler of errors expects."""
+
+
+def outcome(run: Path) -> tuple[bytes, bytes]:
+    return (run / "model.pt").read_bytes(), (run / "ledger.jsonl").read_bytes()
+
+
+def entries_of(run: Path, kind: str = "round") -> list[int]:
+    return [e["round"] for e in verify(run / "ledger.jsonl") if e["kind"] == kind]
+
+
+def kill_after_the_record_of(round: int, patch: pytest.MonkeyPatch, saving: bool) -> None:
+    """End a run between the debit of a round and the step of its model."""
+
+    def killed(state, *rest):
+        if state.round == round:
+            if not saving:
+                patch.setattr(simulation, "save_checkpoint", lambda *about: None)
+            raise Killed
+        return close_round(state, *rest)
+
+    close_round = simulation.close_round
+    patch.setattr(simulation, "close_round", killed)
+
+
+@pytest.fixture(scope="module")
+def repeatable(tiny_scenario, policy_file):
+    """Six rounds, of which nobody is invited to round 2, which is therefore abandoned."""
+    return tiny_scenario(policy=policy_file(), rounds=ROUNDS, reproducible=True, checkpoint_every=2)
+
+
+@pytest.fixture(scope="module")
+def straight(repeatable, quick, new_watcher, tmp_path_factory) -> Path:
+    return simulate(repeatable, tmp_path_factory.mktemp("straight") / "run", new_watcher()).path
+
+
+class TestResuming:
+    def test_the_run_to_repeat_has_an_abandoned_round(self, straight):
+        assert entries_of(straight) == [0, 1, 3, 4, 5]
+        assert entries_of(straight, "abandoned") == [2]
+
+    def test_a_reproducible_run_is_repeated_to_the_byte(
+        self, repeatable, straight, new_watcher, tmp_path
+    ):
+        again = simulate(repeatable, tmp_path / "run", new_watcher()).path
+        assert outcome(again) == outcome(straight)
+
+    @pytest.mark.parametrize("saving", [True, False], ids=["interrupted", "killed"])
+    @pytest.mark.parametrize("round", [0, 1, 3, 4, 5])
+    def test_and_resumed_to_the_byte(
+        self, repeatable, straight, new_watcher, tmp_path, monkeypatch, round, saving
+    ):
+        run = tmp_path / "run"
+        with monkeypatch.context() as patch:
+            kill_after_the_record_of(round, patch, saving)
+            with pytest.raises(Killed):
+                simulate(repeatable, run, new_watcher())
+        assert entries_of(run)[-1] == round
+        assert newest_checkpoint(RunFolder(run))[0].round <= round
+        watcher = new_watcher()
+        simulate(repeatable, run, watcher, resume=True)
+        assert outcome(run) == outcome(straight)
+        assert not watcher.lines
+        losses = [[m["loss"] for m in RunFolder(r).metrics()] for r in (run, straight)]
+        assert losses[0] == losses[1]
+
+    def test_a_finished_run_resumed_is_evaluated_again_and_nothing_else(
+        self, repeatable, straight, new_watcher, tmp_path
+    ):
+        run = tmp_path / "run"
+        shutil.copytree(straight, run)
+        (run / "model.pt").unlink()
+        watcher = new_watcher()
+        simulate(repeatable, run, watcher, resume=True)
+        assert outcome(run) == outcome(straight)
+        assert watcher.rounds == []
+
+    def test_killed_processes_lose_no_spent_round(
+        self, repeatable, straight, new_watcher, tmp_path
+    ):
+        """kill -9 at random moments, again and again, until a process reaches the end."""
+        run, moments = tmp_path / "run", random.Random(1)
+        known: list[bytes] = []
+        for goal in range(2, 20):
+            if run.exists() and not (run / "manifest.json").exists():
+                shutil.rmtree(run)  # killed as it began: the message says so
+            resume = run.exists()
+            done = kill_once_ledger_has(
+                goal,
+                moments.uniform(0, 0.03),
+                run / "ledger.jsonl",
+                lambda resume=resume: simulate(repeatable, run, new_watcher(), resume=resume),
+            )
+            lines = (run / "ledger.jsonl").read_bytes().split(b"\n")[:-1]
+            assert lines[: len(known)] == known
+            known = lines
+            if done:
+                break
+        assert done
+        assert goal > 3
+        assert outcome(run) == outcome(straight)
+
+    def test_with_fresh_noise_a_lost_round_stays_spent_and_is_said(
+        self, repeatable, new_watcher, tmp_path, monkeypatch
+    ):
+        scenario = replace(repeatable, reproducible=False, seed=5, checkpoint_every=10)
+        run, killed_at = tmp_path / "run", 3
+        with monkeypatch.context() as patch:
+            kill_after_the_record_of(killed_at, patch, saving=False)
+            with pytest.raises(Killed):
+                simulate(scenario, run, new_watcher())
+        before = (run / "ledger.jsonl").read_bytes()
+        watcher = new_watcher()
+        simulate(scenario, run, watcher, resume=True)
+        assert (run / "ledger.jsonl").read_bytes().startswith(before)
+        assert entries_of(run) == list(range(ROUNDS))
+        assert [e["round"] for e in watcher.rounds] == [4, 5]
+        assert len(watcher.lines) == 1
+        assert watcher.lines[0].startswith("4 recorded round(s) from 0 on")
+        assert "stays spent" in watcher.lines[0]
+
+    def test_an_interrupted_run_with_fresh_noise_loses_one_round_at_most(
+        self, repeatable, new_watcher, tmp_path, monkeypatch
+    ):
+        scenario = replace(repeatable, reproducible=False, seed=5, checkpoint_every=10)
+        with monkeypatch.context() as patch:
+            kill_after_the_record_of(3, patch, saving=True)
+            with pytest.raises(Killed):
+                simulate(scenario, tmp_path / "run", new_watcher())
+        watcher = new_watcher()
+        simulate(scenario, tmp_path / "run", watcher, resume=True)
+        assert watcher.lines[0].startswith("1 recorded round(s) from 3 on")
+
+
+def kill_once_ledger_has(lines: int, wait: float, ledger: Path, work) -> bool:
+    """Fork a process that works and kill it; return whether it came to its end before."""
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            work()
+            status = 0
+        finally:
+            os._exit(status)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            assert os.waitstatus_to_exitcode(status) == 0
+            return True
+        if ledger.exists() and ledger.read_bytes().count(b"\n") >= lines:
+            break
+        time.sleep(0.001)
+    time.sleep(wait)
+    os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(status) == 0
+
+
+class TestRefusals:
+    """Each names the remedy, and leaves the run as it was."""
+
+    @pytest.fixture
+    def begun(self, straight, tmp_path) -> Path:
+        """A run that was killed after four rounds."""
+        run = tmp_path / "run"
+        shutil.copytree(straight, run)
+        for name in ("model.pt", "evaluation.json", "checkpoints/round-000006.pt"):
+            (run / name).unlink()
+        return run
+
+    def refused(self, scenario, run, match, new_watcher, resume=True):
+        before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+        with pytest.raises(ValueError, match=match) as caught:
+            simulate(scenario, run, new_watcher(), resume=resume)
+        assert "\n" not in str(caught.value)
+        assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
+
+    def test_a_folder_that_is_not_empty(self, repeatable, begun, new_watcher):
+        self.refused(repeatable, begun, "choose another folder", new_watcher, resume=False)
+
+    def test_a_folder_without_a_run(self, repeatable, new_watcher, tmp_path):
+        self.refused(repeatable, tmp_path, "no manifest.json.*start anew", new_watcher)
+
+    @pytest.mark.parametrize("changes", [{"seed": 4}, {"rounds": 4}, {"clip_norm": 1.0}])
+    def test_another_scenario(self, repeatable, begun, new_watcher, changes):
+        other = replace(repeatable, **changes)
+        self.refused(other, begun, "another scenario; resume with that one", new_watcher)
+
+    def test_another_policy_in_the_same_file(self, repeatable, begun, new_watcher, policy_file):
+        weaker = replace(repeatable, policy=policy_file(epsilon="8.0"))
+        self.refused(weaker, begun, "another policy", new_watcher)
+
+    @pytest.mark.parametrize(
+        ("content", "match"),
+        [
+            (b"{", "manifest.json is damaged"),
+            (b"[]", "manifest.json is damaged"),
+            (b"{}", "manifest.json is damaged: it has no scenario"),
+            (b"\xff\xfe", "manifest.json is damaged"),
+        ],
+    )
+    def test_a_damaged_manifest(self, repeatable, begun, new_watcher, content, match):
+        (begun / "manifest.json").write_bytes(content)
+        self.refused(repeatable, begun, match, new_watcher)
+
+    def test_a_manifest_that_promises_something_else(self, repeatable, begun, new_watcher):
+        path = begun / "manifest.json"
+        manifest = read_json(path)
+        manifest["statements"]["guaranteed"] = "ε = 0.1"
+        write_json(path, manifest)
+        self.refused(repeatable, begun, "not the manifest that the ledger began", new_watcher)
+
+    def test_a_ledger_that_was_cut_short(self, repeatable, begun, new_watcher):
+        path = begun / "ledger.jsonl"
+        path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:3]))
+        self.refused(repeatable, begun, "cut short.*put the ledger back", new_watcher)
+
+    def test_a_ledger_that_was_edited(self, repeatable, begun, new_watcher):
+        path = begun / "ledger.jsonl"
+        path.write_bytes(path.read_bytes().replace(b'"reports":4', b'"reports":5', 1))
+        self.refused(repeatable, begun, "the chain breaks here", new_watcher)
+
+    def test_no_ledger(self, repeatable, begun, new_watcher):
+        (begun / "ledger.jsonl").unlink()
+        self.refused(repeatable, begun, "there is no ledger", new_watcher)
+
+    def test_no_readable_checkpoint(self, repeatable, begun, new_watcher):
+        for path in (begun / "checkpoints").iterdir():
+            path.write_bytes(path.read_bytes()[:-100])
+        self.refused(repeatable, begun, "no readable checkpoint; start", new_watcher)
+
+    def test_the_ledger_is_free_again_after_a_refusal(self, repeatable, begun, new_watcher):
+        path = begun / "checkpoints" / "round-000004.pt"
+        whole = path.read_bytes()
+        path.write_bytes(b"")
+        self.refused(repeatable, begun, "no readable checkpoint", new_watcher)
+        path.write_bytes(whole)
+        simulate(repeatable, begun, new_watcher(), resume=True)
+
+    @pytest.mark.parametrize("damage", ["cut", "flipped"])
+    def test_a_damaged_checkpoint_falls_back_to_the_one_before(
+        self, repeatable, straight, new_watcher, tmp_path, damage
+    ):
+        run = tmp_path / "run"
+        shutil.copytree(straight, run)
+        path = run / "checkpoints" / f"round-{ROUNDS:06d}.pt"
+        content = bytearray(path.read_bytes())
+        if damage == "cut":
+            content = content[: len(content) // 2]
+        else:
+            content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+        assert newest_checkpoint(RunFolder(run))[0].round == 4
+        watcher = new_watcher()
+        simulate(repeatable, run, watcher, resume=True)
+        assert [e["round"] for e in watcher.rounds] == [4, 5]
+        assert outcome(run) == outcome(straight)
+
+    def test_nothing_is_left_of_a_run_whose_noise_cannot_be_had(
+        self, tiny_scenario, policy_file, new_watcher, tmp_path
+    ):
+        noise = '{ at = "device", kind = "discrete_gaussian", grid_steps = 0.5, %s }'
+        policy = policy_file(noise=noise % "tolerated_dropout = 0.1")
+        with pytest.raises(ValueError, match="raise grid_steps or min_dim, or use skellam"):
+            simulate(tiny_scenario(policy=policy), tmp_path / "run", new_watcher())
+        assert not (tmp_path / "run").exists()
+
+
+class TestBudget:
+    def test_it_ends_the_run_before_the_round_that_would_exceed_it(
+        self, repeatable, new_watcher, tmp_path, monkeypatch
+    ):
+        """Rounds that were debited again with fresh noise leave less than the scenario wants."""
+        scenario = replace(repeatable, reproducible=False, seed=5, checkpoint_every=1)
+        run = tmp_path / "run"
+        with monkeypatch.context() as patch:
+            kill_after_the_record_of(3, patch, saving=False)
+            with pytest.raises(Killed):
+                simulate(scenario, run, new_watcher())
+        with Ledger.open(run / "ledger.jsonl") as ledger:
+            last = {k: v for k, v in ledger.entries()[-1].items() if k not in ("kind", "round")}
+            ledger.record_round(3, {**last, "released": "again"}, again=True)
+        watcher = new_watcher()
+        with pytest.raises(
+            ValueError, match=r"the budget ends here: round 5 .* above the policy's"
+        ):
+            simulate(scenario, run, watcher, resume=True)
+        assert [e["round"] for e in watcher.rounds] == [4]
+        assert watcher.rounds[-1]["epsilon"] <= 2.0
+        spent = (run / "ledger.jsonl").read_bytes()
+        kept, _ = newest_checkpoint(RunFolder(run))
+        assert kept.round == 5
+        with pytest.raises(ValueError, match="the budget ends here"):
+            simulate(scenario, run, new_watcher(), resume=True)
+        assert (run / "ledger.jsonl").read_bytes() == spent
+        again, _ = newest_checkpoint(RunFolder(run))
+        assert again.round == 5
+        assert all(torch.equal(again.parameters[n], v) for n, v in kept.parameters.items())
+        assert not (run / "model.pt").exists()
+
+    def test_epsilon_rises_with_the_rounds_and_never_beyond_the_policy(self, straight):
+        found = [m for m in RunFolder(straight).metrics() if m["kind"] == "round"]
+        spent = [m["epsilon"] for m in found]
+        assert spent == sorted(spent)
+        assert spent[1] == spent[2]  # an abandoned round opens nothing and costs nothing
+        assert 0 < spent[-1] <= 2.0
+        assert all(m["epsilon_unamplified"] > m["epsilon"] for m in found)
+
+    def test_without_a_policy_epsilon_is_infinite(self, tiny_scenario, new_watcher, tmp_path):
+        watcher = new_watcher()
+        folder = simulate(tiny_scenario(rounds=2), tmp_path / "run", watcher)
+        assert [e["epsilon"] for e in watcher.rounds] == [None, None]
+        assert "ε = ∞" in folder.manifest()["statements"]["guaranteed"]
+        assert folder.manifest()["guarantee"] is None
+        assert [e["event"] for e in verify(folder.ledger_path) if e["kind"] == "round"] == [
+            None,
+            None,
+        ]
+
+
+@pytest.fixture
+def new_ledger(tmp_path):
+    """A function that starts a ledger; all are closed in the end."""
+    opened = []
+
+    def new() -> Ledger:
+        path = tmp_path / f"ledger-{len(opened)}.jsonl"
+        opened.append(Ledger.create(path, {"run": "x", "policy_digest": "x"}))
+        return opened[-1]
+
+    yield new
+    for ledger in opened:
+        ledger.close()
+
+
+def test_a_round_with_too_few_reports_is_abandoned(repeatable, new_ledger, monkeypatch):
+    world = open_world(replace(repeatable, policy=None))
+    state = ServerState(4, world.start.parameters)
+    monkeypatch.setattr(simulation, "cohort", lambda *rule: np.array([17]))
+    ledger = new_ledger()
+    after, entry = run_round(world, state, ledger)
+    assert after.round == 5
+    assert all(torch.equal(after.parameters[n], v) for n, v in state.parameters.items())
+    assert ledger.entries()[-1] == {"kind": "abandoned", "round": 4, "reports": 1}
+    assert (entry["invited"], entry["reports"], entry["mean_norm"]) == (1, 1, None)
+
+
+def test_devices_at_once_equal_one_at_a_time(repeatable, new_ledger, monkeypatch):
+    """They differ by float rounding, which may tip the rounding to the grid: a step of it."""
+    world = open_world(replace(repeatable, cohort=30))
+    state = ServerState(0, world.start.parameters)
+    found = {}
+    for at_once in (1, 4, 64):
+        monkeypatch.setattr(simulation, "devices_at_once", lambda *about, k=at_once: k)
+        after, _ = run_round(world, state, new_ledger())
+        found[at_once] = torch.cat([v.flatten() for v in after.parameters.values()])
+    start = torch.cat([v.flatten() for v in state.parameters.values()])
+    step = 1 / (world.protection.grid(len(start)).scale * world.protection.cohort)
+    for at_once in (4, 64):
+        difference = (found[at_once] - found[1]).abs()
+        assert difference.max() <= 2 * step
+        assert (difference > step / 2).float().mean() < 0.01
+    assert (found[1] - start).norm() > 100 * step
+
+
+def federated_averaging(world, invited, rate):
+    """Plain FedAvg with one local step on all of a device's text; the divisor is public."""
+    received = {n: v.clone() for n, v in world.start.parameters.items()}
+    total = {n: torch.zeros_like(v) for n, v in received.items()}
+    for user in invited:
+        words = np.int64(world.population.tokens("train", user))[:65]
+        rows = [words[at : at + 9] for at in range(0, len(words) - 1, 8)]
+        text = torch.tensor([np.pad(r, (0, 9 - len(r))).tolist() for r in rows])
+        model = {n: v.clone().requires_grad_() for n, v in received.items()}
+        embedded = model["embedding"][text[:, :-1]].unsqueeze(0)
+        vectors = hidden(world.spec, model, embedded).flatten(0, 2)
+        guess = vectors @ model["embedding"].mT + model["output_bias"]
+        loss = torch.nn.functional.cross_entropy(guess, text[:, 1:].flatten(), ignore_index=PAD_ID)
+        gradients = torch.autograd.grad(loss, list(model.values()))
+        for name, gradient in zip(model, gradients, strict=True):
+            total[name] -= rate * gradient
+    return {n: v + total[n] / world.scenario.cohort for n, v in received.items()}
+
+
+def test_without_noise_a_round_is_federated_averaging(tiny_scenario, policy_file, new_ledger):
+    exact = policy_file(epsilon="inf", noise='{ at = "none", kind = "none", grid_steps = 4096.0 }')
+    scenario = tiny_scenario(policy=exact, clip_norm=5.0, reproducible=True)
+    scenario = replace(scenario, training=replace(scenario.training, batch_size=64))
+    world = open_world(scenario)
+    state, entry = run_round(world, ServerState(0, world.start.parameters), new_ledger())
+    assert entry["clipped_share"] == 0
+    expected = federated_averaging(
+        world, cohort(world.protection.rule, scenario.seed, 0).tolist(), rate=0.5
+    )
+    for name, value in expected.items():
+        assert torch.allclose(state.parameters[name], value, atol=2e-5), name
+        assert not torch.equal(value, world.start.parameters[name]), name
+
+
+def test_memory_of_a_round_does_not_depend_on_the_population(tiny_scenario, new_ledger):
+    peaks = []
+    for users in (10**4, 10**4, 10**8):  # the first one fills the caches
+        people = PopulationChoice("synthetic", users=users, tokens_per_user=40)
+        world = open_world(tiny_scenario(population=people, cohort=40, seed=1))
+        ledger = new_ledger()
+        tracemalloc.start()
+        _, entry = run_round(world, ServerState(0, world.start.parameters), ledger)
+        peaks.append(tracemalloc.get_traced_memory()[1] / entry["reports"])
+        tracemalloc.stop()
+    assert peaks[2] < 1.5 * peaks[1]
+
+
+def test_metrics_and_evaluations_are_written_as_the_run_goes(tiny_scenario, new_watcher, tmp_path):
+    scenario = tiny_scenario(rounds=4)
+    scenario = replace(scenario, evaluation=replace(scenario.evaluation, every=2))
+    watcher = new_watcher()
+    folder = simulate(scenario, tmp_path / "run", watcher)
+    found = folder.metrics()
+    assert [(m["kind"], m["round"]) for m in found] == [
+        ("evaluation", 0), ("round", 0), ("round", 1), ("evaluation", 2),
+        ("round", 2), ("round", 3), ("evaluation", 4),
+    ]  # fmt: skip
+    assert [e["round"] for e in watcher.evaluations] == [0, 2, 4]
+    names = [row["name"] for row in json.loads(folder.evaluation_path.read_text())["rows"]]
+    assert names == ["federated model", "public unigram", "public bigram"]
+    assert list(folder.tensorboard_path.iterdir())
