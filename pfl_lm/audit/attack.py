@@ -61,8 +61,18 @@ class View:
         return proven <= self.promised * (1 + 1e-9)
 
 
-def audit_attack(world: World, evidence: Evidence, rounds: int | None = None) -> Part:
-    """Attack the run's own rounds; first with the noise off, to see whether the attack can see."""
+def audit_attack(
+    world: World,
+    evidence: Evidence,
+    rounds: int | None = None,
+    phrase_rounds: int = secrets.ROUNDS,
+) -> Part:
+    """Attack the run's own rounds; first with the noise off, to see whether the attack can see.
+
+    Args:
+        rounds: to send canaries through; as many as the run has, at most 200, by default.
+        phrase_rounds: to train on invented phrases, twice; 0 leaves them out.
+    """
     started = time.monotonic()
     promise = Promise.of(evidence)
     rounds = min(rounds or world.scenario.rounds, MOST_ROUNDS)
@@ -78,10 +88,10 @@ def audit_attack(world: World, evidence: Evidence, rounds: int | None = None) ->
     estimate = math.nan
     if dim >= GAUSSIAN_DIM and np.any(seen.final):
         estimate = one_shot_estimate(seen.final[placed.coins & placed.scheduled], dim, delta)
-    trained = min(rounds, secrets.ROUNDS)
-    told = secrets.tell(world, trained, _SEED)
+    phrase_rounds = min(rounds, phrase_rounds)
+    told = secrets.tell(world, phrase_rounds, _SEED) if phrase_rounds else []
     findings = [_power(blind), *(_judge(view, promise) for view in views)]
-    findings += secrets.findings_of(told, clip / length)
+    findings += secrets.findings_of(told, clip / length) if told else []
     return Part(
         "attack",
         "Does the model really leak no more?",
@@ -90,10 +100,10 @@ def audit_attack(world: World, evidence: Evidence, rounds: int | None = None) ->
             f"{int(placed.scheduled.sum())} of them in one round that the server knows.",
             f"The others in rounds as the policy draws them; all on {dim:,} coordinates.",
             "Three attackers: the server, one who sees every model, one who sees the last.",
-            f"{len(told)} invented phrases, typed by a few users in every of {trained} rounds.",
+            f"{len(told)} invented phrases that a few users type in each of {phrase_rounds} rounds.",
         ),
         findings,
-        NOT_CHECKED,
+        (*NOT_CHECKED, *_left_out(world, evidence, told)),
         [_table(views, blind, estimate), secrets.table_of(told, clip / length)],
         [_axis(views[0], estimate), _histogram(views[0])],
         {
@@ -107,6 +117,12 @@ def audit_attack(world: World, evidence: Evidence, rounds: int | None = None) ->
         },
         time.monotonic() - started,
     )
+
+
+def _left_out(world: World, evidence: Evidence, told: Sequence[secrets.Told]) -> list[str]:
+    started = evidence.manifest.get("model", {}).get("start", {}).get("kind")
+    other = "The model it started from: this audit starts from random weights (see --start)."
+    return [other] * (started != world.start.origin["kind"]) + ["Invented phrases."] * (not told)
 
 
 def _views(

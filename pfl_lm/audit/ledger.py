@@ -17,8 +17,7 @@ from scipy import stats
 from pfl_lm.audit.chain import Chain, read_chain
 from pfl_lm.audit.evidence import Evidence, digest_of
 from pfl_lm.audit.findings import Finding, Part, Plot, Table, figure
-from pfl_lm.audit.methods import best_bound, recompute
-from pfl_lm.audit.phases import Phase
+from pfl_lm.audit.methods import quick_epsilon
 from pfl_lm.audit.promise import Promise
 from pfl_lm.audit.replay import Entry, deviation, is_complete, phases_of
 
@@ -194,8 +193,8 @@ def _spent(
     promise: Promise, evidence: Evidence, rounds: Sequence[Entry]
 ) -> tuple[Finding, Table, Plot]:
     """Recompute what the recorded rounds cost, against the budget and the run's own last figure."""
-    found = _epsilon(phases_of(promise, rounds), promise.delta)
-    server = _epsilon(
+    found = quick_epsilon(phases_of(promise, rounds), promise.delta)
+    server = quick_epsilon(
         [phase.seen_by_server() for phase in phases_of(promise, rounds)], promise.delta
     )
     told = [line["epsilon"] for line in evidence.rounds if line.get("epsilon") is not None]
@@ -233,11 +232,6 @@ def _spent(
         ),
     )
     return finding, table, _over_rounds(promise, evidence)
-
-
-def _epsilon(phases: Sequence[Phase], delta: float) -> float:
-    best = best_bound(recompute(phases, delta))
-    return math.inf if best is None or best.epsilon is None else best.epsilon
 
 
 def _over_rounds(promise: Promise, evidence: Evidence) -> Plot:

@@ -84,15 +84,18 @@ def best_bound(rows: Sequence[Row]) -> Row | None:
     return min(proven, key=lambda row: row.epsilon or 0.0) if proven else None
 
 
-def quick_epsilon(phase: Phase, delta: float) -> float:
-    """Return one proven ε by the method that is tight for the phase; ∞ where none is."""
-    delta -= phase.rounds * phase.boundary if phase.is_sampled else 0.0
+def quick_epsilon(phases: Phase | Sequence[Phase], delta: float) -> float:
+    """Return one proven ε, by the one method that is tight for these phases; ∞ where none is."""
+    phases = [phases] if isinstance(phases, Phase) else phases
+    delta -= sum(phase.rounds * phase.boundary for phase in phases if phase.is_sampled)
     if delta <= 0:
         return math.inf
+    sampled = [phase for phase in phases if phase.is_sampled]
+    gaussian = all(phase.mechanism == "gaussian" for phase in phases)
+    tight = all(p.sampling == "poisson" and p.neighboring != "replace_one" for p in sampled)
+    method = published_renyi if not (gaussian and tight) else pld if sampled else closed_form
     try:
-        if phase.mechanism != "gaussian" or phase.sampling == "fixed":
-            return published_renyi([phase], delta)
-        return (pld if phase.is_sampled else closed_form)([phase], delta)
+        return method(phases, delta)
     except ValueError:
         return math.inf
 

@@ -15,12 +15,14 @@ from pfl_lm.scenario import Scenario
 from pfl_lm.world import World, manifest, open_world
 
 
-def reopen(evidence: Evidence, recipe: Path | None = None) -> World:
+def reopen(evidence: Evidence, recipe: Path | None = None, start: Path | None = None) -> World:
     """Open the world in which a run took place.
 
     Args:
         recipe: the scenario's file; without it only runs on invented users can be opened, since a
             manifest does not say where on a disk a population lies.
+        start: the model that the run started from, where there is no recipe; without it the
+            audit starts from random weights, which only the phrases could tell apart.
 
     Raises:
         ValueError: the recipe is missing, or is not the one that was run.
@@ -31,13 +33,13 @@ def reopen(evidence: Evidence, recipe: Path | None = None) -> World:
         if manifest(world, evidence.manifest["run"])["scenario"] != written:
             raise ValueError(f"{recipe} is not the scenario of this run: the manifest differs")
         return world
-    if written["population"]["kind"] != "synthetic" or written["start"] is not None:
+    if written["population"]["kind"] != "synthetic":
         raise ValueError(
-            "this run used files that its manifest only names; state the scenario with "
+            "this run used a population that its manifest only names; state the scenario with "
             "--scenario FILE, or audit --part accounting and --part ledger alone"
         )
     scenario = _built(Scenario, written)
-    world = open_world(replace(scenario, policy=None))
+    world = open_world(replace(scenario, policy=None, start=start))
     if evidence.policy is None:
         return world
     stated = dict(evidence.policy)

@@ -31,9 +31,15 @@ def audit(
         Path | None,
         typer.Option(help="The run's recipe; needed to test code on a stored population."),
     ] = None,
+    start: Annotated[
+        Path | None, typer.Option(help="The model that a run on invented users started from.")
+    ] = None,
     rounds: Annotated[
         int | None, typer.Option(min=1, help="Rounds to attack [as many as the run, at most 200].")
     ] = None,
+    phrase_rounds: Annotated[
+        int, typer.Option(min=0, help="Rounds to train on invented phrases; 0 leaves them out.")
+    ] = 20,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="HTML page to write [RUN/audit.html].")
     ] = None,
@@ -49,7 +55,7 @@ def audit(
     evidence = Evidence.open(run)
     parts = []
     for name in [name for name in PartName if part is None or name in part]:
-        parts.append(_audit(name, evidence, scenario, rounds))
+        parts.append(_audit(name, evidence, (scenario, start), (rounds, phrase_rounds)))
         typer.echo(screen(parts[-1]) + "\n")
     page, data = write_audit(evidence, parts, output or run / "audit.html")
     typer.echo(f"{verdict(parts)}\n{page}\n{data}")
@@ -57,8 +63,18 @@ def audit(
         raise typer.Exit(1)
 
 
-def _audit(name: PartName, evidence: Evidence, scenario: Path | None, rounds: int | None) -> Part:
-    """Run one part; torch is imported by the last two only."""
+def _audit(
+    name: PartName,
+    evidence: Evidence,
+    files: tuple[Path | None, Path | None],
+    rounds: tuple[int | None, int],
+) -> Part:
+    """Run one part; torch is imported by the last two only.
+
+    Args:
+        files: the run's recipe and its first model, where they are needed.
+        rounds: to attack with canaries, and to train on phrases.
+    """
     if name is PartName.accounting:
         from pfl_lm.audit.accounting import audit_accounting
 
@@ -69,11 +85,11 @@ def _audit(name: PartName, evidence: Evidence, scenario: Path | None, rounds: in
         return audit_ledger(evidence)
     from pfl_lm.audit.reopen import reopen
 
-    world = reopen(evidence, scenario)
+    world = reopen(evidence, *files)
     if name is PartName.mechanism:
         from pfl_lm.audit.mechanism import audit_mechanism
 
         return audit_mechanism(world)
     from pfl_lm.audit.attack import audit_attack
 
-    return audit_attack(world, evidence, rounds)
+    return audit_attack(world, evidence, *rounds)

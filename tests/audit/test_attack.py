@@ -63,14 +63,14 @@ def test_honest_runs_of_every_kind_fail_nothing(tiny_run, policy_text, tmp_path,
         *stated,
         audit_ledger(evidence),
         audit_mechanism(world),
-        attack.audit_attack(world, evidence, rounds=12),
+        attack.audit_attack(world, evidence, phrase_rounds=0),
     ]
     assert failing(parts) == {}
 
 
 def test_a_run_without_a_policy_is_told_so(tiny_run, tmp_path):
     evidence = Evidence.open(tiny_run(tmp_path, None))
-    part = attack.audit_attack(reopen(evidence), evidence)
+    part = attack.audit_attack(reopen(evidence), evidence, phrase_rounds=0)
     assert failing([part, audit_accounting(evidence), audit_ledger(evidence)]) == {}
     assert any("nothing was promised" in finding.text for finding in part.findings)
 
@@ -83,7 +83,7 @@ def test_a_tenth_of_the_noise_is_seen_by_the_attack(tiny_run, policy_text, tmp_p
 
     evidence = Evidence.open(tiny_run(tmp_path, changed(policy_text, FEW_REPORTS)))
     monkeypatch.setattr(protection, "cohort_noise", faint)
-    told = failing([attack.audit_attack(reopen(evidence), evidence)])
+    told = failing([attack.audit_attack(reopen(evidence), evidence, phrase_rounds=0)])
     assert "leaks MORE" in told["attack by whoever knows who took part"]
 
 

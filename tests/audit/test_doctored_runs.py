@@ -26,9 +26,10 @@ def failures(run, *parts: str) -> set[str]:
     for name in parts:
         if name == "ledger":
             part = audit_ledger(evidence)
+        elif name == "mechanism":
+            part = audit_mechanism(reopen(evidence))
         else:
-            world = reopen(evidence)
-            part = audit_mechanism(world) if name == "mechanism" else audit_attack(world, evidence)
+            part = audit_attack(reopen(evidence), evidence, phrase_rounds=0)
         found |= {finding.name for finding in part.findings if finding.holds is False}
     return found
 

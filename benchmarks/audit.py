@@ -1,0 +1,89 @@
+"""What an audit finds and what it costs, as rows for RESULTS.md.
+
+    python benchmarks/audit.py RUN [--scenario FILE] [--start FILE] [--rounds 200]
+
+Audits a run's four parts and prints guarantee, estimate, lower bounds, exposure with and without
+noise, and seconds of each part. Then the power of the attack's estimators on ideal Gaussian
+scores of a known ε, which no pipeline can beat.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from pfl_lm.audit.accounting import audit_accounting
+from pfl_lm.audit.attack import CANARIES, audit_attack
+from pfl_lm.audit.estimators import one_run_bound_fdp
+from pfl_lm.audit.evidence import Evidence
+from pfl_lm.audit.findings import Part, figure
+from pfl_lm.audit.gaussians import gaussian_mu
+from pfl_lm.audit.ledger import audit_ledger
+from pfl_lm.audit.mechanism import audit_mechanism
+from pfl_lm.audit.page import verdict
+from pfl_lm.audit.reopen import reopen
+from pfl_lm.audit.scores import Scores, bound_at_counts, gaussian_bound
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--scenario", type=Path)
+    parser.add_argument("--start", type=Path)
+    parser.add_argument("--rounds", type=int)
+    parser.add_argument("--phrase-rounds", type=int, default=20)
+    chosen = parser.parse_args()
+    evidence = Evidence.open(chosen.run)
+    world = reopen(evidence, chosen.scenario, chosen.start)
+    parts = [
+        audit_accounting(evidence),
+        audit_ledger(evidence),
+        audit_mechanism(world),
+        audit_attack(world, evidence, chosen.rounds, chosen.phrase_rounds),
+    ]
+    print(verdict(parts), "\n")
+    print("| part | findings that hold | fail | to judge | seconds |\n|---|--:|--:|--:|--:|")
+    for part in parts:
+        marks = [finding.holds for finding in part.findings]
+        counts = " | ".join(str(marks.count(mark)) for mark in (True, False, None))
+        print(f"| {part.name} | {counts} | {part.seconds:.1f} |")
+    _attack_tables(parts[-1])
+    print_power()
+
+
+def _attack_tables(attack: Part) -> None:
+    for table in attack.tables:
+        print(f"\n{table.title}\n\n| {' | '.join(table.columns)} |")
+        print("|---" * len(table.columns) + "|")
+        for row in table.rows:
+            print(f"| {' | '.join(row)} |")
+        print(f"\n{table.note}")
+
+
+def print_power(delta: float = 1e-6, runs: int = 20) -> None:
+    """Print the median bound over seeded runs of ideal scores."""
+    print(f"\nPower: {CANARIES} canaries, ideal Gaussian scores, median of {runs} seeds\n")
+    print("| true ε | proven, any mechanism | proven, against a Gaussian | if Gaussian |")
+    print("|--:|--:|--:|--:|")
+    counts = [int(CANARIES * share) for share in (0.025, 0.1, 0.25, 0.45)]
+    for epsilon in (1.0, 3.0, 8.0, 20.0):
+        found = []
+        for seed in range(runs):
+            generator = np.random.default_rng([seed])
+            mu, half = gaussian_mu(epsilon, delta), CANARIES // 2
+            scores = Scores(generator.normal(mu, 1, half), generator.normal(0, 1, half))
+            found.append(
+                (
+                    bound_at_counts(scores, counts, delta),
+                    bound_at_counts(scores, counts, delta, bound=one_run_bound_fdp),
+                    gaussian_bound(scores, delta, 0.05),
+                )
+            )
+        medians = " | ".join(f"{value:.2f}" for value in np.median(found, axis=0))
+        print(f"| {figure(epsilon)} | {medians} |")
+
+
+if __name__ == "__main__":
+    main()
