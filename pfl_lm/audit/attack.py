@@ -100,7 +100,7 @@ def audit_attack(
             f"{int(placed.scheduled.sum())} of them in one round that the server knows.",
             f"The others in rounds as the policy draws them; all on {dim:,} coordinates.",
             "Three attackers: the server, one who sees every model, one who sees the last.",
-            f"{len(told)} invented phrases that a few users type in each of {phrase_rounds} rounds.",
+            f"{len(told)} invented phrases, typed by a few users in {phrase_rounds} rounds.",
         ),
         findings,
         (*NOT_CHECKED, *_left_out(world, evidence, told)),
