@@ -59,7 +59,16 @@ class Protection:
             or self.cohort < policy.report_goal
             or self.rule.population < policy.population
             or self.reproducible
+            or self.coins_are_known
         )
+
+    @property
+    def coins_are_known(self) -> bool:
+        """Whether the guarantee needs cohorts that nobody can recompute; the seed's are in print.
+
+        Rotation amplifies nothing, so its cohorts may be known.
+        """
+        return self.rule.kind != "rotation"
 
     @property
     def sum_multiplier(self) -> float:

@@ -132,7 +132,8 @@ class RunLog:
 
 def _precedes(entry: Mapping[str, Any], start_round: int) -> bool:
     # An evaluation is labelled with the rounds trained before it, a round with its own number.
-    last = start_round if entry["kind"] == "evaluation" else start_round - 1
+    # The start is evaluated anew by every run that begins at it.
+    last = start_round if entry["kind"] == "evaluation" and start_round else start_round - 1
     return bool(entry["round"] <= last)
 
 

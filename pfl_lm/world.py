@@ -241,6 +241,7 @@ def statements(world: World) -> dict[str, str]:
         f"{protection.rule.population:,} users stand for {policy.population:,}"
         * (protection.rule.population < policy.population),
         "noise comes from a seeded stream" * protection.reproducible,
+        "cohorts follow from the scenario's seed, which is no secret" * protection.coins_are_known,
     ]
     return {
         "guaranteed": "Nothing for this very model: " + "; ".join(filter(None, reasons)) + ".",

@@ -1,0 +1,208 @@
+"""Opening a scenario: its parts must fit together, and the manifest claims no more than holds."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from pfl_lm.language.models import LoraSpec, ModelSpec, initialise
+from pfl_lm.language.synthetic import SyntheticPopulation, synthetic_tokenizer, write_public_store
+from pfl_lm.model_file import Model, save_model
+from pfl_lm.payload import PayloadPlan
+from pfl_lm.protection import Protection
+from pfl_lm.scenario import PopulationChoice
+from pfl_lm.world import final_evaluation, manifest, open_world, statements, validate
+
+pytestmark = pytest.mark.usefixtures("quick")
+
+SPEC = ModelSpec("cifg_lstm", vocabulary_size=300, embedding_dim=8, hidden_dim=8)
+PUBLIC = {"kind": "public", "text": "t", "tokenizer_digest": synthetic_tokenizer(300).digest}
+
+
+@pytest.fixture
+def start_from(tmp_path):
+    """A function that writes a model file; ``origin`` replaces what it says of itself."""
+
+    def write(spec=SPEC, **origin):
+        path = tmp_path / "start.pt"
+        save_model(path, Model(spec, initialise(spec, seed=9), PUBLIC | origin))
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """A store and the tokenizer that it was built with."""
+    folder = tmp_path_factory.mktemp("store")
+    people = SyntheticPopulation({"train": 1, "public": 20}, 300, 40, seed=1)
+    synthetic_tokenizer(300).save(folder / "tokenizer")
+    synthetic_tokenizer(400).save(folder / "other")
+    write_public_store(people, folder / "text")
+    return folder
+
+
+class TestStart:
+    def test_without_one_weights_are_random(self, tiny_scenario):
+        assert open_world(tiny_scenario()).start.origin == {"kind": "random"}
+
+    def test_a_public_model_starts_a_private_run(self, tiny_scenario, policy_file, start_from):
+        world = open_world(tiny_scenario(policy=policy_file(), start=start_from()))
+        assert world.start.origin == PUBLIC
+        expected = initialise(SPEC, seed=9)
+        assert all(torch.equal(world.start.parameters[n], v) for n, v in expected.items())
+
+    @pytest.mark.parametrize("kind", ["private", "federated"])
+    def test_another_is_refused_under_a_policy(self, tiny_scenario, policy_file, start_from, kind):
+        scenario = tiny_scenario(policy=policy_file(), start=start_from(kind=kind))
+        with pytest.raises(ValueError, match=f"{kind} text.*start from a model of public text"):
+            open_world(scenario)
+        assert open_world(replace(scenario, policy=None)).start.origin["kind"] == kind
+
+    def test_another_tokenizer_is_refused(self, tiny_scenario, start_from):
+        start = start_from(tokenizer_digest="another")
+        with pytest.raises(ValueError, match="trained with another tokenizer"):
+            open_world(tiny_scenario(start=start))
+
+    def test_another_model_is_refused(self, tiny_scenario, start_from):
+        start = start_from(replace(SPEC, hidden_dim=12))
+        with pytest.raises(ValueError, match=r"another model than \[model\] describes"):
+            open_world(tiny_scenario(start=start))
+
+    def test_factors_that_the_file_lacks_start_as_drawn(self, tiny_scenario, start_from):
+        spec = replace(SPEC, lora=LoraSpec(2))
+        plan = PayloadPlan(dense="lora")
+        world = open_world(tiny_scenario(model=spec, payload=plan, start=start_from()))
+        drawn, found = initialise(spec, seed=3), world.start.parameters
+        assert set(found) == set(drawn)
+        assert all(torch.equal(found[n], drawn[n]) for n in drawn if ".lora_" in n)
+        assert torch.equal(found["embedding"], initialise(SPEC, seed=9)["embedding"])
+
+    @pytest.mark.parametrize("wanted", [None, LoraSpec(4)])
+    def test_other_factors_are_refused(self, tiny_scenario, start_from, wanted):
+        start = start_from(replace(SPEC, lora=LoraSpec(2)))
+        with pytest.raises(ValueError, match=r"other LoRA factors than model.lora describes"):
+            open_world(tiny_scenario(model=replace(SPEC, lora=wanted), start=start))
+
+    def test_a_file_that_is_absent_or_cut_off(self, tiny_scenario, start_from, tmp_path):
+        with pytest.raises(ValueError, match="no such model file"):
+            open_world(tiny_scenario(start=tmp_path / "absent.pt"))
+        start = start_from()
+        start.write_bytes(start.read_bytes()[:500])
+        with pytest.raises(ValueError, match="no readable model file"):
+            open_world(tiny_scenario(start=start))
+
+
+class TestWhatDoesNotFit:
+    def test_more_rounds_than_the_policy_has(self, tiny_scenario, policy_file):
+        with pytest.raises(ValueError, match="rounds = 7 exceeds the policy's 6; run fewer"):
+            open_world(tiny_scenario(rounds=7, policy=policy_file()))
+
+    def test_more_reports_than_the_policy_has(self, tiny_scenario, policy_file):
+        people = PopulationChoice("synthetic", users=10_000)
+        with pytest.raises(ValueError, match="cohort = 5001 exceeds the policy's report_goal"):
+            open_world(tiny_scenario(cohort=5001, population=people, policy=policy_file()))
+
+    def test_more_reports_than_users(self, tiny_scenario):
+        with pytest.raises(ValueError, match="cohort = 201 exceeds the 200 users"):
+            open_world(tiny_scenario(cohort=201))
+
+    def test_a_payload_smaller_than_the_policy_covers(self, tiny_scenario, policy_file):
+        plan = PayloadPlan(rows="none", dense="biases")
+        with pytest.raises(ValueError, match=r"lower the policy's noise.min_dim or send more"):
+            open_world(tiny_scenario(payload=plan, policy=policy_file()))
+
+    def test_a_vocabulary_of_another_size(self, tiny_scenario, store):
+        people = PopulationChoice("store", path=store / "text")
+        scenario = tiny_scenario(population=people, tokenizer=store / "other")
+        with pytest.raises(ValueError, match=r"was built with another tokenizer.*build it again"):
+            open_world(scenario)
+        scenario = replace(scenario, tokenizer=store / "tokenizer", model=replace(
+            SPEC, vocabulary_size=301))  # fmt: skip
+        with pytest.raises(ValueError, match=r"vocabulary_size = 301.*300 words; make them equal"):
+            open_world(scenario)
+
+    def test_text_that_is_absent(self, tiny_scenario, store, tmp_path):
+        people = PopulationChoice("store", path=tmp_path / "absent")
+        with pytest.raises(ValueError, match="absent"):
+            open_world(tiny_scenario(population=people, tokenizer=store / "tokenizer"))
+        people = PopulationChoice("store", path=store / "text")
+        with pytest.raises(ValueError, match="absent"):
+            open_world(tiny_scenario(population=people, tokenizer=tmp_path / "absent"))
+
+    def test_a_policy_that_is_absent(self, tiny_scenario, tmp_path):
+        with pytest.raises(ValueError, match="no such recipe"):
+            open_world(tiny_scenario(policy=tmp_path / "absent.toml"))
+
+
+class TestStatements:
+    def test_a_simulation_names_everything_that_falls_short(self, tiny_scenario, policy_file):
+        said = statements(open_world(tiny_scenario(policy=policy_file(), reproducible=True)))
+        assert said["guaranteed"].startswith("Nothing for this very model:")
+        for reason in ("6 reports a round stand for 5,000", "200 users stand for 1,000,000",
+                       "noise comes from a seeded stream", "seed, which is no secret"):  # fmt: skip
+            assert reason in said["guaranteed"]
+        assert "differentially private per user" in said["simulated"]
+
+    def test_without_a_policy_nothing_is_promised(self, tiny_scenario):
+        assert statements(open_world(tiny_scenario())) == {
+            "guaranteed": "Nothing: this run has no privacy policy (ε = ∞).",
+            "simulated": "Federated training without differential privacy.",
+        }
+
+    def test_a_policy_without_noise_promises_nothing(self, tiny_scenario, policy_file):
+        policy = policy_file(epsilon="inf", noise='{ at = "none", kind = "none" }')
+        world = open_world(tiny_scenario(policy=policy))
+        assert statements(world)["guaranteed"].startswith("Nothing")
+        assert "No differential privacy" in statements(world)["simulated"]
+        assert manifest(world, "x")["guarantee"]["epsilon"] is None
+
+    def test_only_a_deployment_itself_is_private(self, tiny_scenario, policy_file):
+        rotation = '{ kind = "rotation", min_separation = 100 }'
+        world = open_world(tiny_scenario(policy=policy_file(participation=rotation, epsilon="8.0")))
+        policy = world.protection.policy
+        at_scale = Protection(
+            policy, 5000, 0.5, replace(world.protection.rule, population=10**6), 1, False
+        )
+        said = statements(replace(world, protection=at_scale))
+        assert said["guaranteed"] == at_scale.guarantee.statement
+
+
+def test_a_manifest_is_plain_json_and_names_no_folder(tiny_scenario, policy_file, start_from):
+    world = open_world(tiny_scenario(policy=policy_file(), start=start_from()))
+    found = manifest(world, "demo")
+    text = json.dumps(found, allow_nan=False)
+    assert json.loads(text) == found
+    assert str(world.scenario.start.parent) not in text
+    assert found["scenario"]["start"] == "start.pt"
+    assert found["population"]["users"] == {"train": 200, "validation": 20, "test": 20}
+    assert found["noise"] == {
+        "drawn": "once per cohort, as the sum of all shares",
+        "source": "csprng",
+        "simulated_sum_multiplier": world.protection.sum_multiplier,
+    }
+
+
+def test_a_store_has_its_own_public_text(tiny_scenario, store):
+    people = PopulationChoice("store", path=store / "text", public_text=store / "text")
+    world = open_world(tiny_scenario(population=people, tokenizer=store / "tokenizer", cohort=2))
+    streams = list(world.public.streams())
+    assert len(streams) == world.population.users("train")
+    assert sum(map(len, streams)) == len(world.population.stream("train"))
+
+
+def test_a_model_is_measured_beside_its_start_and_the_public_baselines(tiny_scenario, start_from):
+    world = open_world(tiny_scenario(start=start_from()))
+    found = final_evaluation(world, world.start.parameters)
+    rows = {row["name"]: row for row in found["rows"]}
+    assert list(rows) == [
+        "federated model", "public pretraining", "public unigram", "public bigram",
+    ]  # fmt: skip
+    same = {k: v for k, v in rows["federated model"].items() if k != "name"}
+    assert same == {k: v for k, v in rows["public pretraining"].items() if k != "name"}
+    assert rows["public bigram"]["perplexity"] < rows["public unigram"]["perplexity"]
+    assert found["entropy_floor"] > 0
+    assert validate(world, world.start.parameters).as_dict()["users"] == 3
