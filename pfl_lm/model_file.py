@@ -36,12 +36,11 @@ def save_model(path: Path, model: Model) -> None:
     content = {
         "format": FORMAT,
         "spec": asdict(model.spec),
-        # A pickle shows which strings are one object: equal models shall be equal bytes.
-        "parameters": {sys.intern(name): value for name, value in model.parameters.items()},
+        "parameters": model.parameters,
         "origin": model.origin,
     }
     with write_atomically(path) as temporary:
-        torch.save(content, temporary)
+        torch.save(_interned(content), temporary)
 
 
 def load_model(path: Path) -> Model:
@@ -55,7 +54,10 @@ def load_model(path: Path) -> Model:
         raise ValueError(f"{path}: model file of another format than {FORMAT}; write it anew")
     if missing := {"spec", "parameters", "origin"} - set(content):
         raise ValueError(f"{path}: the model file has no {', '.join(sorted(missing))}")
-    spec = spec_from(content["spec"])
+    try:
+        spec = spec_from(content["spec"])
+    except TypeError as error:
+        raise ValueError(f"{path} describes a model of another version: {error}") from error
     parameters = content["parameters"]
     shapes = {name: tuple(value.shape) for name, value in parameters.items()}
     if shapes != {name: role.shape for name, role in roles(spec).items()}:
@@ -88,3 +90,12 @@ def spec_from(fields: dict[str, Any]) -> ModelSpec:
     if lora is not None:
         lora = LoraSpec(**{**lora, "targets": tuple(lora["targets"])})
     return ModelSpec(**{**fields, "lora": lora})
+
+
+def _interned(value: Any) -> Any:
+    """Make equal strings one object: a pickle shows it, and equal models shall be equal bytes."""
+    if isinstance(value, dict):
+        return {_interned(key): _interned(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_interned(item) for item in value)
+    return sys.intern(value) if type(value) is str else value
