@@ -93,10 +93,10 @@ class RunFolder:
     def checkpoints(self) -> dict[int, Path]:
         """Return the checkpoints by the number of rounds that they hold, oldest first."""
         found = {}
-        for path in sorted((self.path / "checkpoints").glob("round-*.pt")):
+        for path in (self.path / "checkpoints").glob("round-*.pt"):
             if matched := re.fullmatch(r"round-(\d+)\.pt", path.name):
                 found[int(matched[1])] = path
-        return found
+        return dict(sorted(found.items()))
 
     def prune_checkpoints(self) -> None:
         """Keep the newest checkpoints only."""

@@ -104,9 +104,13 @@ class Scenario:
     evaluation: EvaluationChoice = field(default_factory=EvaluationChoice)
 
     def __post_init__(self) -> None:
-        for name in ("rounds", "cohort", "checkpoint_every"):
+        for name in ("rounds", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)} must be at least 1")
+        if self.cohort < 2:
+            raise ValueError(
+                f"cohort = {self.cohort} must be at least 2: a sum of one report is that report"
+            )
         if not 0 < self.clip_norm < float("inf"):
             raise ValueError(f"clip_norm = {self.clip_norm} must be positive and finite")
         if self.population.kind == "store" and self.tokenizer is None:
