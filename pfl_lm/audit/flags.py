@@ -32,7 +32,7 @@ def _delta(promise: Promise) -> Finding:
     holds = promise.delta <= bound
     text = (
         f"δ = {promise.delta:g} is {'at most' if holds else 'ABOVE'} one in the population "
-        f"({bound:g}): {'no' if holds else 'a'} whole user's text may be published by chance."
+        f"({bound:g}): a mechanism may {'not ' if holds else ''}publish one whole user by chance."
     )
     return Finding("δ against the population", holds, text)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
@@ -16,6 +16,7 @@ import numpy as np
 from scipy import stats
 
 from pfl_lm.audit.findings import Finding, Part, Plot
+from pfl_lm.audit.hostile import hostile_updates
 from pfl_lm.audit.probe import Opened, encoded, probe_round
 from pfl_lm.world import World
 
@@ -57,7 +58,7 @@ def audit_mechanism(world: World) -> Part:
         findings,
         NOT_CHECKED,
         (),
-        [_histogram(world, quiet[0])],
+        [_distribution(world, quiet[0])],
         {"noise_samples": samples, "sum_multiplier": world.protection.sum_multiplier},
         time.monotonic() - started,
     )
@@ -220,7 +221,9 @@ def _sensitivity(world: World) -> Finding:
     silent = replace(world, protection=replace(world.protection, policy=None))
     longest, worst = 0.0, -1
     place = 0
-    for vectors in encoded(silent, _FIRST_ROUND + 80, range(count), _adversaries(world)):
+    for vectors in encoded(
+        silent, _FIRST_ROUND + 80, range(count), hostile_updates(world.protection.clip_norm)
+    ):
         norms = np.sqrt(np.einsum("kd,kd->k", vectors, vectors, dtype=np.float64))
         if norms.max() > longest:
             longest, worst = float(norms.max()), place + int(norms.argmax())
@@ -232,33 +235,6 @@ def _sensitivity(world: World) -> Finding:
     )
     text += "." if right else f" (device {worst}): its update was not clipped."
     return Finding(name, bool(right), text)
-
-
-def _adversaries(world: World) -> Callable[[Sequence[int], int], np.ndarray]:
-    """Return updates by user: each kind of attack comes again every eight users."""
-    clip = np.float32(world.protection.clip_norm)
-
-    def one(user: int, dim: int) -> np.ndarray:
-        generator = np.random.default_rng(user)
-        kind, row = user % 8, np.zeros(dim, np.float32)
-        if kind == 0:
-            row[:] = generator.standard_normal(dim, np.float32) * np.float32(1e30)
-        elif kind == 1:
-            row[user % dim] = np.float32(3e38)
-        elif kind == 2:
-            row[:] = clip  # far too long, all coordinates alike
-        elif kind == 3:
-            row[:], row[user % dim] = clip, np.nan
-        elif kind == 4:
-            row[user % dim] = np.inf if user % 16 < 8 else -np.inf
-        elif kind == 5:
-            row[:] = np.float32(1e-42)  # subnormal
-        elif kind == 6:
-            row[:] = generator.standard_normal(dim, np.float32)
-            row *= clip / np.linalg.norm(row)  # exactly at the clip
-        return row  # kind 7: nothing at all
-
-    return lambda users, dim: np.stack([one(user, dim) for user in users])
 
 
 def _least_bits(world: World, quiet: Opened) -> Finding:
@@ -308,16 +284,17 @@ def _bits(world: World, total: np.ndarray, count: int) -> np.ndarray:
     return found & (2**count - 1)
 
 
-def _histogram(world: World, quiet: Opened) -> Plot:
+def _distribution(world: World, quiet: Opened) -> Plot:
+    """Plot the cumulative distribution: a grid coarser than a bin would comb a histogram."""
     stated = world.protection.sum_multiplier * world.protection.clip_norm or 1.0
-    counts, edges = np.histogram(quiet.total / stated, bins=60, range=(-4, 4), density=True)
-    middles = (edges[1:] + edges[:-1]) / 2
+    points = np.linspace(-4, 4, 81)
+    below = np.searchsorted(np.sort(quiet.total / stated), points, side="right") / quiet.total.size
     return Plot(
-        "Noise on the sum, in stated standard deviations",
+        "Share of the noise below a value, in stated standard deviations",
         "lines",
         {
-            "drawn by the running code": list(zip(middles.tolist(), counts.tolist(), strict=True)),
-            "as stated": [(float(x), float(stats.norm.pdf(x))) for x in middles],
+            "drawn by the running code": list(zip(points.tolist(), below.tolist(), strict=True)),
+            "as stated": [(float(x), float(stats.norm.cdf(x))) for x in points],
         },
         "standard deviations",
     )
