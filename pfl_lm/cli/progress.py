@@ -61,8 +61,7 @@ class RunScreen:
         self._console = Console(stderr=True)
         self._progress = _bar(
             self._console,
-            "loss {task.fields[loss]:.3f} · ε {task.fields[epsilon]} · "
-            "top-3 {task.fields[top3]}",
+            "loss {task.fields[loss]:.3f} · ε {task.fields[epsilon]} · top-3 {task.fields[top3]}",
         )
         self._task = self._progress.add_task("rounds", loss=float("nan"), epsilon="–", top3="–")
         self._started, self._first = time.monotonic(), 0

@@ -79,10 +79,8 @@ def step(optimizer: ServerOptimizer, mean: Floats, moments: Moments) -> tuple[Fl
         return rate * first, {"first": first}
     first = beta * moments["first"] + (1 - beta) * mean
     second = _second_moment(optimizer, mean, moments["second"])
-    return rate * first / (np.sqrt(second) + np.float32(optimizer.adaptivity)), {
-        "first": first,
-        "second": second,
-    }
+    scale = np.sqrt(second) + np.float32(optimizer.adaptivity)
+    return (rate * first / scale).astype(np.float32), {"first": first, "second": second}
 
 
 def _second_moment(optimizer: ServerOptimizer, mean: Floats, second: Floats) -> Floats:

@@ -100,9 +100,7 @@ def _moved(tables: Tables, payload: Payload, change: Floats) -> Tables:
     return copied
 
 
-def _table(
-    state: ServerState, payload: Payload, optimizer: ServerOptimizer, moment: str
-) -> Tables:
+def _table(state: ServerState, payload: Payload, optimizer: ServerOptimizer, moment: str) -> Tables:
     """Return the table of one moment, with entries for what travels for the first time."""
     table = dict(state.moments.get(moment, {}))
     for segment in payload.segments:
