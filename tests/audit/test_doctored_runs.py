@@ -122,3 +122,27 @@ def test_noise_off_by_a_tenth_is_rejected(tiny_run, tmp_path, monkeypatch, facto
 
     monkeypatch.setattr(protection, "cohort_noise", scaled)
     assert "noise on the sum" in failures(run, "mechanism")
+
+
+@pytest.mark.parametrize("share_of_shares", [1 / 20, 0.1])
+def test_shares_of_noise_that_are_missing(honest_run, monkeypatch, share_of_shares):
+    # Noise once per cohort instead of by every device; or nine devices of ten without any.
+    genuine = protection.cohort_noise
+
+    def too_few(share, reports, dim, bits):
+        return genuine(share, max(1, int(reports * share_of_shares)), dim, bits)
+
+    monkeypatch.setattr(protection, "cohort_noise", too_few)
+    assert "noise on the sum" in failures(honest_run, "mechanism")
+
+
+def test_a_report_counted_twice(honest_run, monkeypatch):
+    class Generous(IdealAggregator):
+        def submit(self, vectors):
+            summed = super().submit(vectors)
+            super().submit(vectors[:1])
+            self.reports -= 1
+            return summed
+
+    monkeypatch.setattr(simulate, "IdealAggregator", Generous)
+    assert "each report counts once" in failures(honest_run, "mechanism")

@@ -50,6 +50,13 @@ def test_published_production_figures(rho, published):
     assert proven([phase], 1e-10) == pytest.approx(published, abs=2e-7)
 
 
+def test_the_published_tree_run_of_2022():
+    # es-ES 2022: z = 7, T = 2000, k = 6, min_separation 314 gives ρ = 79/98; δ = 1e-10.
+    phase = gaussian((2 * 79 / 98) ** -0.5)
+    assert methods.dp_accounting_rdp([phase], 1e-10) == pytest.approx(8.8986, abs=1e-4)
+    assert methods.closed_form([phase], 1e-10) == pytest.approx(8.526, abs=5e-4)
+
+
 @pytest.mark.parametrize("kind", ["gaussian", "poisson", "poisson-FL", "fixed-WOR", "zCDP"])
 def test_the_accounting_table(shared, kind):
     with (shared / "oracles" / "accounting.csv").open() as file:
