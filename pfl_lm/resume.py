@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import Any, Protocol
 
 from pfl_lm.checkpoints import newest_checkpoint, save_checkpoint
@@ -19,15 +20,37 @@ class Listener(Protocol):
     def say(self, line: str) -> None: ...
 
 
-def begin_run(world: World, folder: RunFolder) -> tuple[ServerState, Ledger]:
-    """Write a run's manifest, its ledger's genesis and its first checkpoint.
+def check_free(folder: RunFolder, overwrite: bool) -> bool:
+    """Return whether an earlier run lies in the folder; what is no run is never deleted.
 
     Raises:
-        ValueError: the folder is not empty, or the policy cannot be kept; nothing is written.
+        ValueError: something lies there that must not be overwritten.
     """
-    if folder.path.exists() and any(folder.path.iterdir()):
-        raise ValueError(f"{folder.path} is not empty; choose another folder, resume or overwrite")
+    if not folder.path.exists() or not any(folder.path.iterdir()):
+        return False
+    if not overwrite:
+        raise ValueError(
+            f"{folder.path} is not empty; choose another folder, --overwrite or --resume"
+        )
+    RunFolder.open(folder.path)
+    return True
+
+
+def begin_run(
+    world: World, folder: RunFolder, overwrite: bool = False
+) -> tuple[ServerState, Ledger]:
+    """Write a run's manifest, its ledger's genesis and its first checkpoint.
+
+    Args:
+        overwrite: delete an earlier run in that folder, once the new one is known to be sound.
+
+    Raises:
+        ValueError: the folder is not free, or the policy cannot be kept; nothing is written.
+    """
+    earlier = check_free(folder, overwrite)
     content = manifest(world, folder.path.name)  # before the folder: it may refuse the policy
+    if earlier:
+        shutil.rmtree(folder.path)
     (folder.path / "checkpoints").mkdir(parents=True, exist_ok=True)
     ledger = Ledger.create(
         folder.ledger_path,

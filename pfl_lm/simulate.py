@@ -19,13 +19,13 @@ import numpy as np
 from pfl_lm.checkpoints import save_checkpoint
 from pfl_lm.devices.report import Trace
 from pfl_lm.devices.training import devices_at_once, groups, train
-from pfl_lm.dp.accounting import RoundEvent
 from pfl_lm.dp.grid import Grid
 from pfl_lm.dp.ledger import Ledger
 from pfl_lm.dp.mechanisms import protect
 from pfl_lm.dp.sampling import cohort
 from pfl_lm.language.population import windows
 from pfl_lm.model_file import Model, save_model
+from pfl_lm.protection import Budget
 from pfl_lm.resume import begin_run, resume_run
 from pfl_lm.runs import RunFolder, RunLog, write_json
 from pfl_lm.scenario import Scenario
@@ -137,13 +137,16 @@ def debit(
     }
 
 
-def simulate(scenario: Scenario, path: Path, watch: Watch, resume: bool = False) -> RunFolder:
+def simulate(
+    scenario: Scenario, path: Path, watch: Watch, resume: bool = False, overwrite: bool = False
+) -> RunFolder:
     """Run a scenario to its end and evaluate the model on held-out users.
 
     Args:
         scenario: what to run.
         path: the run's folder; new, or with ``resume`` that of an interrupted run.
         watch: told of every round and evaluation.
+        overwrite: delete an earlier run in that folder, once this one is known to be sound.
 
     Raises:
         ValueError: the scenario cannot be run, the folder exists (or, to resume, belongs to
@@ -151,9 +154,12 @@ def simulate(scenario: Scenario, path: Path, watch: Watch, resume: bool = False)
     """
     world = open_world(scenario)
     folder = RunFolder(Path(path))
-    state, ledger = resume_run(world, folder, watch) if resume else begin_run(world, folder)
+    if resume:
+        state, ledger = resume_run(world, folder, watch)
+    else:
+        state, ledger = begin_run(world, folder, overwrite)
     with ledger:
-        budget = Budget(world, ledger)
+        budget = Budget(world.protection, ledger)
         log = RunLog(folder, state.round)
         try:
             if state.round == 0:
@@ -172,42 +178,6 @@ def simulate(scenario: Scenario, path: Path, watch: Watch, resume: bool = False)
         finally:
             log.close()
     return _finish(world, folder, state)
-
-
-class Budget:
-    """What the policy's deployment has spent, recomputed from the ledger's own entries."""
-
-    def __init__(self, world: World, ledger: Ledger) -> None:
-        self._protection, self._ledger = world.protection, ledger
-
-    def events(self) -> list[RoundEvent]:
-        """Return the recorded rounds."""
-        rounds = (entry for entry in self._ledger.entries() if entry["kind"] == "round")
-        return [RoundEvent(**entry["event"]) for entry in rounds if entry["event"] is not None]
-
-    def check(self, round: int) -> None:
-        """Refuse a round after which more than the policy's ε would be spent."""
-        policy, protection = self._protection.policy, self._protection
-        if policy is None or policy.noise.at == "none":
-            return
-        if any(event.round == round for event in self.events()):
-            return  # repeated to the byte by a reproducible run: paid for already
-        planned = protection.event(protection.cohort, policy.noise.min_dim, round)
-        assert planned is not None
-        found = protection.spent([*self.events(), planned])
-        if found is None or not found.epsilon <= policy.epsilon * (1 + 1e-9):
-            raise ValueError(
-                f"the budget ends here: round {round} would bring ε to "
-                f"{'∞' if found is None else f'{found.epsilon:.4f}'}, above the policy's "
-                f"{policy.epsilon}; what was spent is in {self._ledger.path.name}"
-            )
-
-    def spent(self) -> dict[str, Any]:
-        """Return ε so far, with and without amplification; None is ∞."""
-        found = self._protection.spent(self.events())
-        figures = (None, None) if found is None else (found.epsilon, found.epsilon_unamplified)
-        finite = [x if x is not None and np.isfinite(x) else None for x in figures]
-        return {"epsilon": finite[0], "epsilon_unamplified": finite[1]}
 
 
 def _look_in(

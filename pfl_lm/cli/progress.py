@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -24,7 +25,7 @@ class StepBar:
         self._title = title
         self._console = Console(stderr=True)
         self._progress = _bar(self._console, "loss {task.fields[loss]:.3f}")
-        self._task = self._progress.add_task(title, loss=float("nan"))
+        self._task = self._progress.add_task(escape(title), loss=float("nan"))
         self._loss: float | None = None
         self._started = time.monotonic()
 
@@ -48,7 +49,7 @@ class StepBar:
         if not self._console.is_terminal and step % max(1, steps // LINES) == 0:
             left = (time.monotonic() - self._started) / step * (steps - step)
             self._console.print(
-                f"{self._title}: step {step} of {steps}, loss {self._loss:.3f}, "
+                f"{escape(self._title)}: step {step} of {steps}, loss {self._loss:.3f}, "
                 f"{_duration(left)} left"
             )
 
@@ -68,7 +69,7 @@ class RunScreen:
         self._top3 = "–"
 
     def __enter__(self) -> RunScreen:
-        self._console.print(f"[bold]{self._title}[/bold]")
+        self._console.print(f"[bold]{escape(self._title)}[/bold]")
         if self._console.is_terminal:
             self._progress.start()
         return self
@@ -83,7 +84,7 @@ class RunScreen:
 
     def say(self, line: str) -> None:
         """Print one line above the bar."""
-        self._progress.console.print(line)
+        self._progress.console.print(line, markup=False)
 
     def round_done(self, entry: dict[str, Any], rounds: int) -> None:
         """Show a line of the metrics of kind ``round``."""
@@ -112,9 +113,9 @@ class RunScreen:
         evaluation = read_json(folder.evaluation_path)
         console.print(_comparison(evaluation))
         statements = folder.manifest()["statements"]
-        console.print(f"[bold]Guaranteed[/bold]  {statements['guaranteed']}")
-        console.print(f"[bold]Simulated[/bold]   {statements['simulated']}")
-        console.print(f"[bold]Report[/bold]      {page}", soft_wrap=True)
+        console.print(f"[bold]Guaranteed[/bold]  {escape(statements['guaranteed'])}")
+        console.print(f"[bold]Simulated[/bold]   {escape(statements['simulated'])}")
+        console.print(f"[bold]Report[/bold]      {escape(str(page))}", soft_wrap=True)
 
 
 def _comparison(evaluation: dict[str, Any]) -> Table:

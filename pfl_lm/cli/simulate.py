@@ -32,10 +32,7 @@ def simulate(
 
     if resume and overwrite:
         raise ValueError("--resume goes on with a run and --overwrite deletes it: choose one")
-    scenario = load(Scenario, recipe)
-    if not resume:
-        _clear(output, overwrite)
-    _run(scenario, output, resume=resume)
+    _run(load(Scenario, recipe), output, resume, overwrite)
 
 
 def demo(
@@ -45,35 +42,27 @@ def demo(
     """Run the main job in a few minutes on an embedded population of invented users."""
     from pfl_lm.cli.progress import StepBar
     from pfl_lm.demo import prepare
+    from pfl_lm.resume import check_free
+    from pfl_lm.runs import RunFolder
 
     start = output.with_name(f"{output.name}.start")
-    _clear(output, overwrite)
+    check_free(RunFolder(output), overwrite)
     if start.exists():
+        if {path.name for path in start.iterdir()} - {"tokenizer", "public", "start.pt"}:
+            raise ValueError(f"{start} holds other files than a demo's; choose another --output")
         shutil.rmtree(start)
     with StepBar("pretraining on public text") as bar:
         scenario = prepare(start, bar.update)
-    _run(scenario, output, resume=False)
+    _run(scenario, output, False, overwrite)
 
 
-def _clear(output: Path, overwrite: bool) -> None:
-    """Make sure that the run's folder is free; what is no run is never deleted."""
-    from pfl_lm.runs import RunFolder
-
-    if not output.exists() or not any(output.iterdir()):
-        return
-    if not overwrite:
-        raise ValueError(f"--output {output} is not empty; choose another folder or --overwrite")
-    RunFolder.open(output)
-    shutil.rmtree(output)
-
-
-def _run(scenario: Scenario, output: Path, resume: bool) -> None:
+def _run(scenario: Scenario, output: Path, resume: bool, overwrite: bool) -> None:
     """Simulate, then write the report; one screen tells what came out."""
     from pfl_lm.cli.progress import RunScreen
     from pfl_lm.report.page import write_report
     from pfl_lm.simulate import simulate
 
     with RunScreen(scenario.description or output.name) as screen:
-        folder = simulate(scenario, output, resume=resume, watch=screen)
+        folder = simulate(scenario, output, screen, resume, overwrite)
         page = write_report(folder.path)
     screen.summary(folder, page)
