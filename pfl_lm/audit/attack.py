@@ -133,7 +133,7 @@ def _views(
     delta: float,
 ) -> list[View]:
     rounds = placed.invited.shape[0]
-    rate = 1.0 if world.protection.policy is None else world.protection.policy.rate
+    rate = _rate(world, promise)
     noise = 0.0 if promise is None else promise.noise_multiplier
     server, released = math.inf, math.inf
     if promise is not None:
@@ -156,6 +156,13 @@ def _views(
         ),
         _view("whoever sees the last model", placing.final_scores(placed, seen), released, delta),
     ]
+
+
+def _rate(world: World, promise: Promise | None) -> float:
+    """Return how likely a user is to be in a round, for one who does not know who is."""
+    if promise is None:
+        return min(1.0, world.protection.rule.size_or_rate)
+    return 1 / promise.min_separation if promise.participation == "rotation" else promise.rate
 
 
 def _view(who: str, scores: Scores, promised: float, delta: float) -> View:
