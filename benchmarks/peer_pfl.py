@@ -86,9 +86,7 @@ def run(arguments: argparse.Namespace) -> Laps:
     held = PyTorchModel(
         model=model,
         local_optimizer_create=torch.optim.SGD,
-        central_optimizer=torch.optim.SGD(
-            [p for p in model.parameters() if p.requires_grad], 1.0
-        ),
+        central_optimizer=torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 1.0),
         amp_dtype=torch.bfloat16 if arguments.bf16 else None,
     )
 

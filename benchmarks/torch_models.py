@@ -98,9 +98,7 @@ def _block(name: str, block: nn.TransformerEncoderLayer) -> dict[str, nn.Paramet
     }
 
 
-def _fill(
-    pairs: dict[str, nn.Parameter], start: dict[str, np.ndarray]
-) -> dict[str, nn.Parameter]:
+def _fill(pairs: dict[str, nn.Parameter], start: dict[str, np.ndarray]) -> dict[str, nn.Parameter]:
     with torch.no_grad():
         for name, parameter in pairs.items():
             parameter.copy_(torch.from_numpy(start[name]))

@@ -1,4 +1,4 @@
-"""Minibatches of K devices, side by side: who trains on which windows in which local step.
+"""How a device trains, and the minibatches of K devices that follow, side by side.
 
 Devices are taken in the order of their number of steps, most first; the ones still at work in a
 step are then a leading stretch of every (K, …) tensor.
@@ -9,7 +9,8 @@ Legend: K devices, A ≤ K at work in a step, B windows of a batch, T target tok
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +19,64 @@ from torch import Tensor
 from pfl_lm.streams import stream
 
 PAD = 0
+
+
+@dataclass(frozen=True)
+class LocalTraining:
+    """How a device trains in one round.
+
+    Args:
+        learning_rate: of plain SGD; ``decay`` multiplies it after each local step.
+        batch_size: windows of a minibatch.
+        epochs: passes over the device's windows; or ``steps``: local steps. Exactly one.
+        gradient_clip: ℓ2 bound on each step's gradient over the payload; None: no bound.
+        window: target tokens of a window.
+        max_tokens: target tokens of one device that count in a round; None: all.
+        loss: ``"softmax"`` (exact over the vocabulary; over the round's rows, importance
+            weighted, when the payload holds only some), ``"sampled"`` or ``"nce"``.
+        negatives: candidates of a step, shared by all devices; for ``sampled`` and ``nce``.
+        precision: ``"bfloat16"`` makes the products with matrices, and the exact softmax's, in
+            bfloat16; weights, updates and everything between stay float32. Faster only where
+            the processor has it (``machine.has_bfloat16``).
+
+    Raises:
+        ValueError: naming the field and what would be right.
+    """
+
+    learning_rate: float
+    batch_size: int = 16
+    epochs: int | None = 1
+    steps: int | None = None
+    decay: float = 1.0
+    gradient_clip: float | None = None
+    window: int = 20
+    max_tokens: int | None = None
+    loss: Literal["softmax", "sampled", "nce"] = "softmax"
+    negatives: int = 512
+    precision: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self) -> None:
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate = {self.learning_rate}: must be positive")
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("state either epochs or steps of local training, not both")
+        for field in ("batch_size", "epochs", "steps", "window", "max_tokens", "negatives"):
+            value = getattr(self, field)
+            if value is not None and value < 1:
+                raise ValueError(f"{field} = {value}: must be at least 1")
+        if not 0 < self.decay <= 1:
+            raise ValueError(f"decay = {self.decay}: must be above 0 and at most 1")
+        if self.gradient_clip is not None and not self.gradient_clip > 0:
+            raise ValueError(f"gradient_clip = {self.gradient_clip}: must be positive, or left out")
+        if self.loss not in ("softmax", "sampled", "nce"):
+            raise ValueError(f'loss = {self.loss!r}: must be "softmax", "sampled" or "nce"')
+        if self.precision not in ("float32", "bfloat16"):
+            raise ValueError(f'precision = {self.precision!r}: must be "float32" or "bfloat16"')
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the large products."""
+        return torch.bfloat16 if self.precision == "bfloat16" else torch.float32
 
 
 class Batch(NamedTuple):
@@ -33,10 +92,8 @@ class Schedule:
 
     Args:
         windows: per device int64[n, T + 1], consecutive words, padded with 0 at the end.
-        batch_size: windows of a batch; a device's last one in an epoch may be smaller.
-        epochs: passes over a device's windows; or
-        steps: local steps, however many epochs they take. Exactly one of the two.
-        max_tokens: target tokens of a device's windows that count; the rest is padded away.
+        training: batch size, epochs or steps, and how many tokens of a device count; a device's
+            last batch in an epoch may be smaller, and the tokens over its cap are padded away.
         seed, round, users: name the stream of each device's order of examples.
 
     The order is the device's own: it does not depend on the other devices.
@@ -45,20 +102,17 @@ class Schedule:
     def __init__(
         self,
         windows: Sequence[np.ndarray],
-        batch_size: int,
-        epochs: int | None,
-        steps: int | None,
-        max_tokens: int | None,
+        training: LocalTraining,
         seed: int,
         round: int,
         users: Sequence[int],
     ) -> None:
-        kept = [_cap(own, max_tokens) for own in windows]
+        kept = [_cap(own, training.max_tokens) for own in windows]
         starts = np.cumsum([0, *(len(own) for own in kept)])
         blank = np.zeros((1, windows[0].shape[1]), np.int64)
         self.words = np.concatenate([*kept, blank])  # int64[all windows + 1, T + 1]; last: absent
         batches = [
-            _order(len(own), batch_size, epochs, steps, stream(seed, "examples", round, user))
+            _order(len(own), training, stream(seed, "examples", round, user))
             for own, user in zip(kept, users, strict=True)
         ]
         counts = np.asarray([len(own) for own in batches])
@@ -88,16 +142,15 @@ class Schedule:
         )
 
 
-def _order(
-    count: int, batch_size: int, epochs: int | None, steps: int | None, draw: np.random.Generator
-) -> list[np.ndarray]:
+def _order(count: int, training: LocalTraining, draw: np.random.Generator) -> list[np.ndarray]:
     """One device's batches of window numbers, each epoch in a new order."""
+    size = training.batch_size
+    wanted = training.steps or (training.epochs or 0) * -(-count // size)
     batches: list[np.ndarray] = []
-    each = -(-count // batch_size)
-    while count and len(batches) < (steps if steps is not None else (epochs or 0) * each):
+    while count and len(batches) < wanted:
         shuffled = draw.permutation(count)
-        batches += [shuffled[start : start + batch_size] for start in range(0, count, batch_size)]
-    return batches[:steps] if steps is not None else batches
+        batches += [shuffled[start : start + size] for start in range(0, count, size)]
+    return batches[:wanted]
 
 
 def _cap(windows: np.ndarray, max_tokens: int | None) -> np.ndarray:

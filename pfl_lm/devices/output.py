@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pfl_lm.devices.batches import LocalTraining
 from pfl_lm.devices.tables import Table
 from pfl_lm.language import dense, losses
 from pfl_lm.language.losses import Candidates
@@ -29,9 +30,14 @@ class Objective:
     """
 
     def __init__(
-        self, spec: ModelSpec, payload: Payload, loss: str, negatives: int, unigram: np.ndarray
+        self,
+        spec: ModelSpec,
+        payload: Payload,
+        training: LocalTraining,
+        unigram: np.ndarray,
     ) -> None:
-        self.loss, self.unigram = loss, unigram
+        loss, negatives = training.loss, training.negatives
+        self.loss, self.unigram, self.precision = loss, unigram, training.dtype
         self._buffer: Tensor | None = None
         self.words: np.ndarray = np.arange(spec.vocabulary_size)
         self.inclusion: np.ndarray | None = None
@@ -149,6 +155,7 @@ class Objective:
                 None if bias is None else bias.frozen,
                 targets.flatten(),
                 weight.flatten(),
+                precision=self.precision,
             )
             return loss.view_as(weight), gradient.view_as(vectors)
         loss, gradient = torch.empty_like(weight), torch.empty_like(vectors)
@@ -166,6 +173,7 @@ class Objective:
                 ),
                 rate,
                 scratch,
+                self.precision,
             )
         return loss, gradient
 

@@ -11,69 +11,21 @@ window, N = B · T rows of a device, P width of hidden vectors, C candidates, d 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pfl_lm.devices import output
-from pfl_lm.devices.batches import Batch, Schedule
+from pfl_lm.devices.batches import Batch, LocalTraining, Schedule
 from pfl_lm.devices.report import Trace
 from pfl_lm.devices.tables import Table, slots_of
-from pfl_lm.language.models import ModelSpec, Parameters, hidden
+from pfl_lm.language.lora import is_layer
+from pfl_lm.language.models import ModelSpec, Parameters, hidden, roles
 from pfl_lm.payload import Payload
 
 UNK = 1
 Weights = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class LocalTraining:
-    """How a device trains in one round.
-
-    Args:
-        learning_rate: of plain SGD; ``decay`` multiplies it after each local step.
-        batch_size: windows of a minibatch.
-        epochs: passes over the device's windows; or ``steps``: local steps. Exactly one.
-        gradient_clip: ℓ2 bound on each step's gradient over the payload; None: no bound.
-        window: target tokens of a window.
-        max_tokens: target tokens of one device that count in a round; None: all.
-        loss: ``"softmax"`` (exact over the vocabulary; over the round's rows, importance
-            weighted, when the payload holds only some), ``"sampled"`` or ``"nce"``.
-        negatives: candidates of a step, shared by all devices; for ``sampled`` and ``nce``.
-
-    Raises:
-        ValueError: naming the field and what would be right.
-    """
-
-    learning_rate: float
-    batch_size: int = 16
-    epochs: int | None = 1
-    steps: int | None = None
-    decay: float = 1.0
-    gradient_clip: float | None = None
-    window: int = 20
-    max_tokens: int | None = None
-    loss: Literal["softmax", "sampled", "nce"] = "softmax"
-    negatives: int = 512
-
-    def __post_init__(self) -> None:
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate = {self.learning_rate}: must be positive")
-        if (self.epochs is None) == (self.steps is None):
-            raise ValueError("state either epochs or steps of local training, not both")
-        for field in ("batch_size", "epochs", "steps", "window", "max_tokens", "negatives"):
-            value = getattr(self, field)
-            if value is not None and value < 1:
-                raise ValueError(f"{field} = {value}: must be at least 1")
-        if not 0 < self.decay <= 1:
-            raise ValueError(f"decay = {self.decay}: must be above 0 and at most 1")
-        if self.gradient_clip is not None and not self.gradient_clip > 0:
-            raise ValueError(f"gradient_clip = {self.gradient_clip}: must be positive, or left out")
-        if self.loss not in ("softmax", "sampled", "nce"):
-            raise ValueError(f'loss = {self.loss!r}: must be "softmax", "sampled" or "nce"')
 
 
 def train(
@@ -103,21 +55,12 @@ def train(
         what a simulation may record of each device.
     """
     words = [_outside(own, payload) for own in windows]
-    schedule = Schedule(
-        words,
-        training.batch_size,
-        training.epochs,
-        training.steps,
-        training.max_tokens,
-        seed,
-        round,
-        users,
-    )
+    schedule = Schedule(words, training, seed, round, users)
     received = torch.as_tensor(values)
     now = received.expand(len(windows), -1)  # equal rows until the first step: products are shared
     trained = now.clone()  # (K, d)
-    objective = output.Objective(spec, payload, training.loss, training.negatives, unigram)
-    step = _Step(spec, parameters, payload, objective, training.gradient_clip)
+    objective = output.Objective(spec, payload, training, unigram)
+    step = _Step(spec, parameters, payload, objective, training)
     losses, tokens = np.zeros(len(windows)), np.zeros(len(windows), np.int64)
     for number, batch in enumerate(schedule):
         active = len(batch.inputs)
@@ -147,14 +90,18 @@ class _Step:
         parameters: Parameters,
         payload: Payload,
         objective: output.Objective,
-        gradient_clip: float | None,
+        training: LocalTraining,
     ) -> None:
         self.spec, self.parameters, self.payload = spec, parameters, payload
-        self.objective, self.gradient_clip = objective, gradient_clip
+        self.objective, self.gradient_clip = objective, training.gradient_clip
         rows = None if payload.rows is None else torch.from_numpy(payload.rows)
         self.slots = slots_of(rows, spec.vocabulary_size)
-        tables_ = {"embedding", "output", "output_bias"}
-        self.frozen = {name: value for name, value in parameters.items() if name not in tables_}
+        shapes = {name: role for name, role in roles(spec).items() if role.kind != "rows"}
+        self.precision = {name: parameters[name].dtype for name in shapes}  # of its products
+        if training.precision == "bfloat16":
+            layers = [name for name, role in shapes.items() if is_layer(name, role)]
+            self.precision |= dict.fromkeys(layers, torch.bfloat16)
+        self.frozen = {name: parameters[name].to(self.precision[name]) for name in shapes}
 
     def __call__(
         self,
@@ -198,7 +145,11 @@ class _Step:
             bias = Table(self.parameters, held, sums, "output_bias", self.slots)
         embedded = embedding.read(batch.inputs).requires_grad_(embedding.into is not None)
         # `.data`: the views share memory with `into`, which autograd would take for an error.
-        leaves = {n: held[n].data.requires_grad_() for n in held if n in self.frozen}
+        leaves = {
+            name: held[name].data.to(precision).requires_grad_()
+            for name, precision in self.precision.items()
+            if name in held
+        }
         vectors = hidden(self.spec, self.frozen | leaves, embedded)  # (A, B, T, P)
         loss, d_vectors = self.objective(
             vectors.detach().flatten(1, 2),

@@ -3,7 +3,8 @@
 The shapes say which: a weight (O, I) is shared, and its product is ONE matrix multiplication over
 the rows of all devices; a weight (K, O, I) is per device, a batched one. A weight (K, O, I) whose
 first stride is 0 (``tensor.expand``) is per device and still equal everywhere, as in the first
-local step: its forward product is shared, its gradient is per device.
+local step: its forward product is shared, its gradient is per device. A weight in bfloat16 has
+its products made in bfloat16, with sums and everything between layers in float32.
 
 Legend: K devices, N rows of a device (batch · time), I input width, O output width, R LoRA rank.
 
@@ -101,36 +102,27 @@ def apply(x: Tensor, dense: Dense) -> Tensor:
 
 def times(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return x Wᵀ (+ bias): (K, N, I) → (K, N, O)."""
-    devices, rows, _ = x.shape
     one = _the_one(weight)
-    if one is None:
-        y = torch.bmm(x, weight.mT)
-        return y if bias is None else y.add_(_by_device(bias))
-    flat = x.reshape(devices * rows, -1)
-    if bias is not None and bias.dim() == 1:
-        return torch.addmm(bias, flat, one.mT).view(devices, rows, -1)
-    y = torch.mm(flat, one.mT).view(devices, rows, -1)
-    return y if bias is None else y.add_(_by_device(bias))
+    if one is not None and one.dtype == x.dtype and bias is not None and bias.dim() == 1:
+        return torch.addmm(bias, x.reshape(-1, x.shape[-1]), one.mT).view(*x.shape[:2], -1)
+    y = _product(x, weight.mT)
+    return y if bias is None else y.add_(bias if bias.dim() == 1 else bias.unsqueeze(1))
 
 
 def add_times(y: Tensor, x: Tensor, weight: Tensor) -> None:
     """Add x Wᵀ to y (K, N, O) in place."""
     one = _the_one(weight)
-    if one is None:
+    if weight.dtype == y.dtype and one is None:
         y.baddbmm_(x, weight.mT)
-    elif y.is_contiguous():
+    elif weight.dtype == y.dtype and one is not None and y.is_contiguous():
         y.view(-1, y.shape[-1]).addmm_(x.reshape(-1, x.shape[-1]), one.mT)
     else:
-        y.add_(torch.mm(x.reshape(-1, x.shape[-1]), one.mT).view(y.shape))
+        y.add_(_product(x, weight.mT))
 
 
 def times_back(dy: Tensor, weight: Tensor) -> Tensor:
     """Return dy W, the gradient with respect to x: (K, N, O) → (K, N, I)."""
-    devices, rows, _ = dy.shape
-    one = _the_one(weight)
-    if one is None:
-        return torch.bmm(dy, weight)
-    return torch.mm(dy.reshape(devices * rows, -1), one).view(devices, rows, -1)
+    return _product(dy, weight)
 
 
 def add_times_back(dx: Tensor, dy: Tensor, weight: Tensor) -> None:
@@ -140,6 +132,7 @@ def add_times_back(dx: Tensor, dy: Tensor, weight: Tensor) -> None:
 
 def weight_gradient(dy: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     """Return dyᵀ x in the weight's shape: per device, or summed over devices if it is shared."""
+    dy, x = dy.to(weight.dtype), x.to(weight.dtype)
     if weight.dim() == 2:
         dy, x = dy.reshape(1, -1, dy.shape[-1]), x.reshape(1, -1, x.shape[-1])
     # The product with the longer output rows is the faster one where the other side is narrow.
@@ -148,15 +141,19 @@ def weight_gradient(dy: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     return gradient[0] if weight.dim() == 2 else gradient
 
 
+def _product(x: Tensor, matrix: Tensor) -> Tensor:
+    """(K, N, I) times (I, O) or (K, I, O), in the matrix's precision, returned in that of x."""
+    one, low = _the_one(matrix), x.to(matrix.dtype)
+    if one is None:
+        return torch.bmm(low, matrix).to(x.dtype)
+    return torch.mm(low.reshape(-1, x.shape[-1]), one).view(*x.shape[:2], -1).to(x.dtype)
+
+
 def _the_one(weight: Tensor) -> Tensor | None:
     """The matrix (O, I) that all devices hold, or None where theirs may differ."""
     if weight.dim() == 2:
         return weight
     return weight[0] if weight.shape[0] == 1 or weight.stride(0) == 0 else None
-
-
-def _by_device(bias: Tensor) -> Tensor:
-    return bias if bias.dim() == 1 else bias.unsqueeze(1)  # (O,) or (K, 1, O)
 
 
 class _Layer(torch.autograd.Function):

@@ -167,6 +167,7 @@ def full_softmax(
     into: tuple[Tensor | None, Tensor | None] = (None, None),
     rate: float = 1.0,
     scratch: Tensor | None = None,
+    precision: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor]:
     """Exact softmax cross-entropy over all words for one device.
 
@@ -182,13 +183,14 @@ def full_softmax(
         into: where ``rate`` times the gradients of table and bias are added; None: not needed.
             It may be the table itself, with rate = −learning rate: every read precedes it.
         scratch: what :func:`scratch_for` made, to spare the memory's renewal at every call.
+        precision: bfloat16 makes the three large products in it; the rest stays as it is.
 
     Returns:
         Loss (N,), unweighted; gradient of the weighted sum by the vectors (N, P).
 
     Source: online normaliser, Milakov and Gimelshein 2018 (arXiv:1805.02867), algorithm 3.
     """
-    held = _Blocks(vectors, table, bias, scratch)
+    held = _Blocks(vectors, table, bias, scratch, precision)
     top = vectors.new_full((len(vectors),), -torch.inf)
     total, mixed = torch.zeros_like(top), torch.zeros_like(vectors)
     tops: list[Tensor] = []  # the maximum that each block's exponentials are relative to
@@ -198,18 +200,17 @@ def full_softmax(
         scores.sub_(top).exp_()
         shrink = torch.exp(before - top)
         total = total.mul_(shrink).add_(scores.sum(0))
-        mixed.mul_(shrink.unsqueeze(1)).addmm_(scores.mT, table[block])
+        held.mix(mixed.mul_(shrink.unsqueeze(1)), block)
         tops.append(top)
     rows = table[targets]
     own = (vectors * rows).sum(1)
     own = own if bias is None else own + bias[targets]
-    gradient = mixed.mul_((weight / total).unsqueeze(1)).addcmul_(
-        weight.unsqueeze(1), rows, value=-1
-    )
+    share = weight.unsqueeze(1)
+    gradient = mixed.mul_(share / total.unsqueeze(1)).addcmul_(share, rows, value=-1)
     if into[0] is not None or into[1] is not None:
         for block, seen in zip(held.slices, tops, strict=True):
-            share = weight / total * torch.exp(seen - top)  # (N,): exponentials → gradient
-            _add_block(into, block, held.exponentials(block, seen), vectors, share, rate)
+            held.again(block, seen)
+            held.add_gradient(into, block, weight / total * torch.exp(seen - top), rate)
         _add_targets(into, targets, vectors, weight, rate)
     return total.log_().add_(top).sub_(own), gradient
 
@@ -220,25 +221,58 @@ def scratch_for(rows: int, words: int, like: Tensor) -> Tensor:
 
 
 class _Blocks:
-    """Scores (w, N) of one block of words after another: words first, as the table lies."""
+    """Scores and exponentials (w, N) of blocks of words: words first, as the table lies."""
 
     def __init__(
-        self, vectors: Tensor, table: Tensor, bias: Tensor | None, scratch: Tensor | None
+        self,
+        vectors: Tensor,
+        table: Tensor,
+        bias: Tensor | None,
+        scratch: Tensor | None,
+        precision: torch.dtype,
     ) -> None:
         rows, words = len(vectors), len(table)
-        self.vectors, self.table, self.bias = vectors, table, bias
+        self.low = precision == torch.bfloat16
+        self.vectors, self.bias = vectors, bias
+        self.table = table.bfloat16() if self.low else table
+        self.columns = vectors.mT.bfloat16() if self.low else vectors.mT  # (P, N)
         self.keeps, width = _keeps(rows, words), _block_width(rows)
         self.scratch = scratch_for(rows, words, vectors) if scratch is None else scratch
         self.slices = [slice(start, min(start + width, words)) for start in range(0, words, width)]
 
     def scores(self, block: slice) -> Tensor:
+        """Scores of a block, to be turned into exponentials in place."""
         where = self._where(block)
-        torch.mm(self.table[block], self.vectors.mT, out=where)
+        if self.low:
+            where.copy_(self.table[block] @ self.columns)
+        else:
+            torch.mm(self.table[block], self.columns, out=where)
         return where if self.bias is None else where.add_(self.bias[block].unsqueeze(1))
 
-    def exponentials(self, block: slice, top: Tensor) -> Tensor:
-        """exp(scores − top) of a block: kept from the first pass, or made again."""
-        return self._where(block) if self.keeps else self.scores(block).sub_(top).exp_()
+    def again(self, block: slice, top: Tensor) -> None:
+        """Make a block's exponentials once more, unless the first pass kept them."""
+        if not self.keeps:
+            self.scores(block).sub_(top).exp_()
+
+    def mix(self, mixed: Tensor, block: slice) -> None:
+        """Add exponentialsᵀ · table to ``mixed`` (N, P)."""
+        if self.low:
+            mixed.add_(self._where(block).mT.bfloat16() @ self.table[block])
+        else:
+            mixed.addmm_(self._where(block).mT, self.table[block])
+
+    def add_gradient(
+        self, into: tuple[Tensor | None, Tensor | None], block: slice, share: Tensor, rate: float
+    ) -> None:
+        """Add ``rate`` times the block's gradients: d_scores are exponentials · share (N,)."""
+        exponentials = self._where(block)
+        scaled = self.vectors * share.unsqueeze(1)
+        if into[0] is not None and self.low:
+            into[0][block].add_(exponentials.bfloat16() @ scaled.bfloat16(), alpha=rate)
+        elif into[0] is not None:
+            into[0][block].addmm_(exponentials, scaled, alpha=rate)
+        if into[1] is not None:
+            into[1][block].addmv_(exponentials, share, alpha=rate)
 
     def _where(self, block: slice) -> Tensor:
         return self.scratch[block] if self.keeps else self.scratch[: block.stop - block.start]
@@ -250,21 +284,6 @@ def _keeps(rows: int, words: int) -> bool:
 
 def _block_width(rows: int) -> int:
     return max(LEAST_BLOCK, BLOCK_BYTES // (4 * rows))
-
-
-def _add_block(
-    into: tuple[Tensor | None, Tensor | None],
-    block: slice,
-    exponentials: Tensor,
-    vectors: Tensor,
-    share: Tensor,
-    rate: float,
-) -> None:
-    """Add the gradient of one block of words: exponentials (w, N) · share (N,) are d_scores."""
-    if into[0] is not None:
-        into[0][block].addmm_(exponentials, vectors * share.unsqueeze(1), alpha=rate)
-    if into[1] is not None:
-        into[1][block].addmv_(exponentials, share, alpha=rate)
 
 
 def _add_targets(

@@ -174,6 +174,21 @@ def test_partial_payload_is_autograd_restricted_to_it(kind, dense, clip) -> None
     assert traces[0].loss == pytest.approx(loss, rel=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["cifg_lstm", "lstm", "transformer"])
+@pytest.mark.parametrize("case", ["everything", "rows + lora"])
+def test_bfloat16_products_give_nearly_the_same_update(kind: str, case: str) -> None:
+    more, plan = PLANS[case]
+    spec = spec_of(kind, **more)
+    held = setting(spec, plan)
+    local = replace(LOCAL, learning_rate=0.1)
+    exact, _ = run(spec, *held, text_of(), local)
+    low, traces = run(spec, *held, text_of(), replace(local, precision="bfloat16"))
+    assert low.dtype == np.float32
+    error = np.linalg.norm(low - exact) / np.linalg.norm(exact)
+    assert 1e-5 < error < 0.1
+    assert all(np.isfinite(t.loss) for t in traces)
+
+
 def test_values_received_are_what_is_trained() -> None:
     """Not the copy that lies on the device: the payload's coordinates are the server's word."""
     spec = spec_of()
@@ -326,6 +341,7 @@ def test_devices_at_once_fits_the_budget() -> None:
         ({"decay": 1.5}, "decay = 1.5"),
         ({"gradient_clip": -1.0}, "gradient_clip = -1.0"),
         ({"loss": "hinge"}, "loss = 'hinge'"),
+        ({"precision": "int8"}, "precision = 'int8'"),
     ],
 )
 def test_training_that_makes_no_sense_is_refused(change: dict, message: str) -> None:
