@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "pfl_lm"
 
 # Lower number = lower layer. A module may import its own layer only inside its own part.
 LAYERS = (
-    ("streams", "files"),
+    ("streams", "files", "machine"),
     ("language", "payload", "dp", "secagg"),
     ("devices", "server"),
     ("recipes", "runs"),
