@@ -197,8 +197,8 @@ class Protection:
 class Budget:
     """What the policy's deployment has spent, recomputed from the ledger's own entries."""
 
-    def __init__(self, protection: Protection, ledger: Ledger) -> None:
-        self._protection, self._ledger = protection, ledger
+    def __init__(self, protection: Protection, ledger: Ledger, dim: int) -> None:
+        self._protection, self._ledger, self._dim = protection, ledger, dim
 
     def events(self) -> list[RoundEvent]:
         """Return the recorded rounds."""
@@ -212,7 +212,8 @@ class Budget:
             return
         if any(event.round == round for event in self.events()):
             return  # repeated to the byte by a reproducible run: paid for already
-        planned = protection.event(protection.cohort, policy.noise.min_dim, round)
+        # As it will be recorded: rotation rounds of unlike payloads are not one rotation.
+        planned = protection.event(protection.cohort, self._dim, round)
         assert planned is not None
         found = protection.spent([*self.events(), planned])
         if found is None or not found.epsilon <= policy.epsilon * (1 + 1e-9):

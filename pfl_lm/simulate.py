@@ -159,7 +159,7 @@ def simulate(
     else:
         state, ledger = begin_run(world, folder, overwrite)
     with ledger:
-        budget = Budget(world.protection, ledger)
+        budget = Budget(world.protection, ledger, choose_payload(world, 0).dim)
         log = RunLog(folder, state.round)
         try:
             if state.round == 0:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from scipy import stats
 
 from pfl_lm.dp.mechanisms import encode, protect
 from pfl_lm.dp.sampling import CohortRule
-from pfl_lm.protection import Protection, simulated_rule
+from pfl_lm.protection import Budget, Protection, simulated_rule
 from pfl_lm.recipes import load_policy
 
 CLIP, COHORT, DIM = 0.5, 10, 20_000
@@ -160,6 +160,32 @@ class TestEvents:
         assert protection.guarantee is None
         assert protection.event(COHORT, 1024, 0) is None
         assert protection.spent([]) is None
+
+
+class Record:
+    """What a budget reads of a ledger."""
+
+    def __init__(self, path):
+        self.path, self.events = path, []
+
+    def entries(self):
+        return [{"kind": "genesis"}, *({"kind": "round", "event": e} for e in self.events)]
+
+
+@pytest.mark.parametrize("dim", [1024, 4096])
+def test_a_rotation_may_use_all_its_rounds_and_not_one_more_each(policy_file, tmp_path, dim):
+    """Two rounds for everybody: 150 rounds, 100 apart. A repeated round would be a third."""
+    protection = protect_with(load_policy(policy_file(**ROTATION, rounds="150")))
+    record = Record(tmp_path / "ledger.jsonl")
+    budget = Budget(protection, record, dim)
+    for number in range(150):
+        if number in (0, 1, 99, 100, 149):
+            budget.check(number)
+        record.events.append(asdict(protection.event(COHORT, dim, number)))
+    assert budget.spent()["epsilon"] <= 8.0
+    budget.check(149)  # repeated to the byte: paid for already
+    with pytest.raises(ValueError, match="round 200 would bring ε to"):
+        budget.check(200)  # the third round of those who were in rounds 0 and 100
 
 
 class TestWhoTakesPart:

@@ -18,12 +18,15 @@ import torch
 
 import pfl_lm.simulate as simulation
 from pfl_lm.checkpoints import newest_checkpoint
+from pfl_lm.devices.training import LocalTraining
 from pfl_lm.dp.ledger import Ledger, verify
 from pfl_lm.dp.sampling import cohort
-from pfl_lm.language.models import hidden
+from pfl_lm.language.models import LoraSpec, ModelSpec, hidden
 from pfl_lm.language.population import PAD_ID
+from pfl_lm.payload import PayloadPlan
 from pfl_lm.runs import RunFolder, read_json, write_json
 from pfl_lm.scenario import PopulationChoice
+from pfl_lm.server.optimizers import ServerOptimizer
 from pfl_lm.server.state import ServerState
 from pfl_lm.simulate import run_round, simulate
 from pfl_lm.world import open_world
@@ -461,3 +464,43 @@ def test_metrics_and_evaluations_are_written_as_the_run_goes(tiny_scenario, new_
     names = [row["name"] for row in json.loads(folder.evaluation_path.read_text())["rows"]]
     assert names == ["federated model", "public unigram", "public bigram"]
     assert list(folder.tensorboard_path.iterdir())
+
+
+PARTIAL = {
+    "model": ModelSpec("cifg_lstm", 300, 16, hidden_dim=16, lora=LoraSpec(2)),
+    "payload": PayloadPlan(rows=100, draw="unigram", dense="lora"),
+    "training": LocalTraining(0.3, batch_size=2, window=8, loss="nce", negatives=30),
+}
+
+
+@pytest.mark.parametrize(
+    ("server", "noise"),
+    [
+        ("momentum", '{ at = "device", kind = "skellam", tolerated_dropout = 0.1 }'),
+        ("adam", '{ at = "device", kind = "discrete_gaussian", grid_steps = 64.0 }'),
+        ("yogi", '{ at = "server", kind = "gaussian" }'),
+    ],
+    ids=["momentum-skellam", "adam-discrete_gaussian", "yogi-gaussian"],
+)
+def test_every_noise_and_optimizer_resumes_to_the_byte(
+    tiny_scenario, policy_file, new_watcher, tmp_path, monkeypatch, noise, server
+):
+    """Partial rows, LoRA factors and NCE; phones that rotate."""
+    rotation = '{ kind = "rotation", min_separation = 100 }'
+    scenario = tiny_scenario(
+        policy=policy_file(participation=rotation, noise=noise, epsilon="8.0"),
+        rounds=4,
+        reproducible=True,
+        server=ServerOptimizer(server, 0.1),
+        **PARTIAL,
+    )
+    watcher = new_watcher()
+    straight = simulate(scenario, tmp_path / "straight" / "run", watcher).path
+    assert [e["reports"] for e in watcher.rounds] == [scenario.cohort] * 4
+    assert all(0 < e["epsilon"] <= 8.0 for e in watcher.rounds)
+    with monkeypatch.context() as patch:
+        kill_after_the_record_of(2, patch, saving=True)
+        with pytest.raises(Killed):
+            simulate(scenario, tmp_path / "run", new_watcher())
+    simulate(scenario, tmp_path / "run", new_watcher(), resume=True)
+    assert outcome(tmp_path / "run") == outcome(straight)
