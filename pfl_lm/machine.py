@@ -24,16 +24,20 @@ class Tuning:
     products: str  # "torch's default" or "oneDNN"
 
 
-def tune(threads: int) -> Tuning:
+def tune(threads: int | None = None) -> Tuning:
     """Set the number of threads of one process and choose the fast paths.
+
+    Args:
+        threads: None leaves torch's own number, which ``OMP_NUM_THREADS`` sets.
 
     Two processes of one thread train faster than one process of two: the products of local
     training are too small to be worth splitting.
     """
     import torch
 
-    torch.set_num_threads(threads)
-    return Tuning(threads, keep_memory(), "oneDNN" if use_onednn() else "torch's default")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return Tuning(torch.get_num_threads(), keep_memory(), "oneDNN" if use_onednn() else "torch's default")
 
 
 def keep_memory() -> bool:

@@ -59,9 +59,11 @@ def demo(
 def _run(scenario: Scenario, output: Path, resume: bool, overwrite: bool) -> None:
     """Simulate, then write the report; one screen tells what came out."""
     from pfl_lm.cli.progress import RunScreen
+    from pfl_lm.machine import tune
     from pfl_lm.report.page import write_report
     from pfl_lm.simulate import simulate
 
+    tune()
     with RunScreen(scenario.description or output.name) as screen:
         folder = simulate(scenario, output, screen, resume, overwrite)
         page = write_report(folder.path)

@@ -20,9 +20,11 @@ def pretrain(
     from pfl_lm.central import Pretraining
     from pfl_lm.central import pretrain as train
     from pfl_lm.cli.progress import StepBar
+    from pfl_lm.machine import tune
     from pfl_lm.model_file import save_model
     from pfl_lm.recipes import load
 
+    tune()
     if output.exists():
         raise ValueError(f"--output {output} exists already; remove it or choose another name")
     with StepBar(f"pretraining {recipe.stem}") as bar:
