@@ -9,7 +9,7 @@ demo: $(VENV)/.ready            ## train on an embedded synthetic population, th
 	$(BIN)/pfl-lm demo --output runs/demo --overwrite
 
 test: $(VENV)/.ready            ## every test; needs no network, no GPU, no data
-	$(BIN)/python -m pytest -q -n auto --dist loadfile
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 lint: $(VENV)/.ready            ## ruff and mypy
 	$(BIN)/ruff check .

@@ -239,10 +239,10 @@ def _print(value: float) -> str:
 def check(
     folder: Annotated[Path, typer.Argument(help="Folder of policies (*.toml).")] = Path("privacy"),
     write: Annotated[
-        bool, typer.Option(help="Write what follows from each policy into its [reviewed] table.")
+        bool, typer.Option(help="Write what follows from each policy into its reviewed table.")
     ] = False,
 ) -> None:
-    """Recompute every policy's guarantee; fail where a [reviewed] figure is stale."""
+    """Recompute every policy's guarantee; fail where a reviewed figure is stale."""
     from rich.console import Console
 
     from pfl_lm.dp.guarantee import guarantee, stale
@@ -292,7 +292,7 @@ def _print_guarantees(
 
     table = Table(title="What each policy guarantees")
     table.add_column("policy", style="bold")
-    for name in ("ε", "unamplified", "δ", "noise ÷ clip", "rounds"):
+    for name in ("ε", "unamplified", "δ", "noise ÷ clip", "rounds a user may join"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("reviewed", no_wrap=True)
     for path, policy, follows, problems in found:
