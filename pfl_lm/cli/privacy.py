@@ -292,7 +292,7 @@ def _print_guarantees(
 
     table = Table(title="What each policy guarantees")
     table.add_column("policy", style="bold")
-    for name in ("ε", "unamplified", "δ", "noise ÷ clip", "rounds a user may join"):
+    for name in ("ε", "unamplified", "δ", "noise ÷ clip", "joins ≤"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("reviewed", no_wrap=True)
     for path, policy, follows, problems in found:
