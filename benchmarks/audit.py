@@ -10,6 +10,7 @@ scores of a known ε, which no pipeline can beat.
 from __future__ import annotations
 
 import argparse
+import time
 from pathlib import Path
 
 import numpy as np
@@ -37,18 +38,24 @@ def main() -> None:
     chosen = parser.parse_args()
     evidence = Evidence.open(chosen.run)
     world = reopen(evidence, chosen.scenario, chosen.start)
-    parts = [
-        audit_accounting(evidence),
-        audit_ledger(evidence),
-        audit_mechanism(world),
-        audit_attack(world, evidence, chosen.rounds, chosen.phrase_rounds),
-    ]
-    print(verdict(parts), "\n")
-    print("| part | findings that hold | fail | to judge | seconds |\n|---|--:|--:|--:|--:|")
-    for part in parts:
-        marks = [finding.holds for finding in part.findings]
+    audits = (
+        lambda: audit_accounting(evidence),
+        lambda: audit_ledger(evidence),
+        lambda: audit_mechanism(world),
+        lambda: audit_attack(world, evidence, chosen.rounds, chosen.phrase_rounds),
+    )
+    print("| part | findings that hold | fail | to judge | seconds | CPU |")
+    print("|---|--:|--:|--:|--:|--:|")
+    parts = []
+    for audit in audits:
+        began = time.process_time()
+        parts.append(audit())
+        spent = time.process_time() - began
+        marks = [finding.holds for finding in parts[-1].findings]
         counts = " | ".join(str(marks.count(mark)) for mark in (True, False, None))
-        print(f"| {part.name} | {counts} | {part.seconds:.1f} |")
+        row = f"| {parts[-1].name} | {counts} | {parts[-1].seconds:.1f} | {spent:.1f} |"
+        print(row, flush=True)
+    print(f"\n{verdict(parts)}")
     _attack_tables(parts[-1])
     print_power()
 
