@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -104,7 +105,7 @@ def times(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return x Wᵀ (+ bias): (K, N, I) → (K, N, O)."""
     one = _the_one(weight)
     if one is not None and one.dtype == x.dtype and bias is not None and bias.dim() == 1:
-        return torch.addmm(bias, x.reshape(-1, x.shape[-1]), one.mT).view(*x.shape[:2], -1)
+        return F.linear(x, one, bias)
     y = _product(x, weight.mT)
     return y if bias is None else y.add_(bias if bias.dim() == 1 else bias.unsqueeze(1))
 
@@ -144,9 +145,8 @@ def weight_gradient(dy: Tensor, x: Tensor, weight: Tensor) -> Tensor:
 def _product(x: Tensor, matrix: Tensor) -> Tensor:
     """(K, N, I) times (I, O) or (K, I, O), in the matrix's precision, returned in that of x."""
     one, low = _the_one(matrix), x.to(matrix.dtype)
-    if one is None:
-        return torch.bmm(low, matrix).to(x.dtype)
-    return torch.mm(low.reshape(-1, x.shape[-1]), one).view(*x.shape[:2], -1).to(x.dtype)
+    y = torch.bmm(low, matrix) if one is None else F.linear(low.contiguous(), one.mT)
+    return y.to(x.dtype)
 
 
 def _the_one(weight: Tensor) -> Tensor | None:
