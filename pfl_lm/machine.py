@@ -37,7 +37,9 @@ def tune(threads: int | None = None) -> Tuning:
 
     if threads is not None:
         torch.set_num_threads(threads)
-    return Tuning(torch.get_num_threads(), keep_memory(), "oneDNN" if use_onednn() else "torch's default")
+    return Tuning(
+        torch.get_num_threads(), keep_memory(), "oneDNN" if use_onednn() else "torch's default"
+    )
 
 
 def keep_memory() -> bool:
