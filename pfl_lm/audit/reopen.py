@@ -30,8 +30,9 @@ def reopen(evidence: Evidence, recipe: Path | None = None, start: Path | None = 
     written = evidence.manifest["scenario"]
     if recipe is not None:
         world = open_world(load(Scenario, recipe))
-        if manifest(world, evidence.manifest["run"])["scenario"] != written:
-            raise ValueError(f"{recipe} is not the scenario of this run: the manifest differs")
+        now = manifest(world, evidence.manifest["run"])["scenario"]
+        if where := _difference(now, written):
+            raise ValueError(f"{recipe} is not the scenario of this run: {where} differs")
         return world
     if written["population"]["kind"] != "synthetic":
         raise ValueError(
@@ -48,6 +49,21 @@ def reopen(evidence: Evidence, recipe: Path | None = None, start: Path | None = 
     rule = simulated_rule(policy, world.population.users("train"), scenario.cohort)
     protection: Protection = replace(world.protection, policy=policy, rule=rule)
     return replace(world, scenario=scenario, protection=protection)
+
+
+def _difference(now: dict[str, Any], written: dict[str, Any], within: str = "") -> str:
+    """Return the dotted key of the first value that was written otherwise, or "".
+
+    Keys that did not exist when the run was written are passed over.
+    """
+    for name, value in written.items():
+        found = now.get(name)
+        if isinstance(value, dict) and isinstance(found, dict):
+            if where := _difference(found, value, f"{within}{name}."):
+                return where
+        elif found != value:
+            return f"{within}{name}"
+    return ""
 
 
 def _built(kind: type[Any], content: dict[str, Any]) -> Any:

@@ -15,6 +15,7 @@ from pfl_lm.audit.drawing import draw
 from pfl_lm.audit.evidence import Evidence
 from pfl_lm.audit.findings import Finding, Part, Plot, figure
 from pfl_lm.audit.page import render, screen, verdict, write_audit
+from pfl_lm.audit.reopen import _difference
 
 AUDIT = (
     "import typer; from pfl_lm.cli.audit import audit; app = typer.Typer(); app.command()(audit)"
@@ -96,3 +97,9 @@ def test_plots_leave_out_what_is_not_finite():
     drawn = draw(Plot("t", "lines", {"a": [(0, 1.0), (1, float("nan")), (2, 3.0)]}, "x"))
     assert "nan" not in drawn
     assert "<polyline" in drawn
+
+
+def test_another_scenario_is_refused_and_the_difference_named():
+    written = {"rounds": 12, "model": {"kind": "cifg_lstm"}}
+    assert _difference({"rounds": 12, "model": {"kind": "cifg_lstm", "new": 1}}, written) == ""
+    assert _difference({"rounds": 12, "model": {"kind": "transformer"}}, written) == "model.kind"
