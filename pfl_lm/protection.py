@@ -14,8 +14,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from pfl_lm.dp.accounting import Events, RoundEvent, Spent, spent
+from pfl_lm.dp.accounting import Events, Spent, spent
 from pfl_lm.dp.bits import Bits, reproducible_bits, secure_bits
+from pfl_lm.dp.events import RoundEvent
 from pfl_lm.dp.grid import Grid
 from pfl_lm.dp.guarantee import Guarantee, guarantee
 from pfl_lm.dp.ledger import Ledger

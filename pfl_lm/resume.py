@@ -7,9 +7,10 @@ from typing import Any, Protocol
 
 from pfl_lm.checkpoints import newest_checkpoint, save_checkpoint
 from pfl_lm.dp.ledger import Ledger, LedgerError, verify
+from pfl_lm.manifest import manifest
 from pfl_lm.runs import RunFolder, digest_of, write_json
 from pfl_lm.server.state import ServerState
-from pfl_lm.world import World, manifest
+from pfl_lm.world import World
 
 _CHOSEN = ("scenario", "policy", "tokenizer", "population", "model")
 

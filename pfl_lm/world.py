@@ -1,26 +1,21 @@
-"""All that stays the same from round to round: opened, checked against each other, described."""
+"""All that stays the same from round to round: opened, and checked against each other."""
 
 from __future__ import annotations
 
-import math
-import platform
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pfl_lm import __version__
 from pfl_lm.evaluation.baselines import KneserNeyBigram, UnigramScorer
 from pfl_lm.evaluation.evaluate import ModelScorer, Scorer, evaluate
 from pfl_lm.evaluation.measures import Evaluation
-from pfl_lm.language.models import ModelSpec, Parameters, Role, initialise, roles, size
+from pfl_lm.language.models import ModelSpec, Parameters, Role, initialise, roles
 from pfl_lm.language.population import Population, PopulationStore
 from pfl_lm.language.tokenizer import Tokenizer
 from pfl_lm.model_file import Model, load_model
-from pfl_lm.payload import choose, describe
+from pfl_lm.payload import choose
 from pfl_lm.protection import Protection, simulated_rule
 from pfl_lm.recipes import load_policy
 from pfl_lm.scenario import Scenario
@@ -185,70 +180,6 @@ def choose_payload(world: World, round: int) -> Any:
     )
 
 
-def manifest(world: World, name: str) -> dict[str, Any]:
-    """Describe a run: what was asked, what follows, what is simulated and what is guaranteed."""
-    scenario, protection = world.scenario, world.protection
-    total = size(world.spec)
-    payload = choose_payload(world, 0)
-    return {
-        "format": 1,
-        "run": name,
-        "scenario": _plain(asdict(scenario)),
-        "policy": None if protection.policy is None else _plain(asdict(protection.policy)),
-        "guarantee": None if protection.guarantee is None else _plain(asdict(protection.guarantee)),
-        "statements": statements(world),
-        "noise": {
-            "drawn": protection.drawn,
-            "source": "reproducible stream" if scenario.reproducible else "csprng",
-            "simulated_sum_multiplier": protection.sum_multiplier,
-        },
-        "secure_aggregation": scenario.secure_aggregation,
-        "tokenizer": {
-            "digest": world.tokenizer.digest,
-            "vocabulary_size": world.tokenizer.vocabulary_size,
-        },
-        "population": {
-            "name": world.population.name,
-            "users": {s: world.population.users(s) for s in ("train", "validation", "test")},
-            "cohort_rule": _plain(asdict(protection.rule)),
-        },
-        "model": {"parameters": total, "start": world.start.origin},
-        "payload": {"total": total, **_plain(asdict(describe(payload, total)))},
-        "versions": {
-            "pfl_lm": __version__,
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("torch", "numpy", "opacus", "sentencepiece")},
-        },
-    }
-
-
-def statements(world: World) -> dict[str, str]:
-    """Say what this very model guarantees, and what its training only simulates."""
-    protection = world.protection
-    if protection.policy is None:
-        return {
-            "guaranteed": "Nothing: this run has no privacy policy (ε = ∞).",
-            "simulated": "Federated training without differential privacy.",
-        }
-    found = protection.guarantee
-    assert found is not None
-    if not protection.simulated:
-        return {"guaranteed": found.statement, "simulated": "Only the transport of reports."}
-    policy = protection.policy
-    reasons = [
-        f"{protection.cohort:,} reports a round stand for {policy.report_goal:,}"
-        * (protection.cohort < policy.report_goal),
-        f"{protection.rule.population:,} users stand for {policy.population:,}"
-        * (protection.rule.population < policy.population),
-        "noise comes from a seeded stream" * protection.reproducible,
-        "cohorts follow from the scenario's seed, which is no secret" * protection.coins_are_known,
-    ]
-    return {
-        "guaranteed": "Nothing for this very model: " + "; ".join(filter(None, reasons)) + ".",
-        "simulated": "A deployment under the policy, of which this holds: " + found.statement,
-    }
-
-
 def validate(world: World, parameters: Parameters) -> Evaluation:
     """Measure a model on some validation users, as often as the scenario asks."""
     return _measure(world, ModelScorer(world.spec, parameters), "validation")
@@ -295,16 +226,3 @@ def _measure(world: World, scorer: Scorer, split: str) -> Evaluation:
         max_tokens_per_user=choice.tokens_per_user,
         seed=world.scenario.seed,
     )
-
-
-def _plain(value: Any) -> Any:
-    """Turn what dataclasses hold into what JSON holds; infinity becomes None."""
-    if isinstance(value, dict):
-        return {name: _plain(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, Path):
-        return value.name
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

@@ -19,6 +19,7 @@ LAYERS = (
     ("recipes", "runs"),
     ("scenario", "model_file", "protection", "evaluation"),
     ("checkpoints", "central", "world"),
+    ("manifest",),
     ("resume",),
     ("simulate", "report"),
     ("audit", "export", "interop", "demo"),

@@ -10,11 +10,12 @@ import torch
 
 from pfl_lm.language.models import LoraSpec, ModelSpec, initialise
 from pfl_lm.language.synthetic import SyntheticPopulation, synthetic_tokenizer, write_public_store
+from pfl_lm.manifest import manifest, statements
 from pfl_lm.model_file import Model, save_model
 from pfl_lm.payload import PayloadPlan
 from pfl_lm.protection import Protection
 from pfl_lm.scenario import PopulationChoice
-from pfl_lm.world import final_evaluation, manifest, open_world, statements, validate
+from pfl_lm.world import final_evaluation, open_world, validate
 
 pytestmark = pytest.mark.usefixtures("quick")
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from pfl_lm.dp.accounting import RoundEvent, Spent
+    from pfl_lm.dp.accounting import Spent
+    from pfl_lm.dp.events import RoundEvent
     from pfl_lm.dp.guarantee import Guarantee
     from pfl_lm.dp.policy import Policy
 
@@ -126,7 +127,8 @@ def _event(
     cohort: int | None,
     **grid: Any,
 ) -> RoundEvent:
-    from pfl_lm.dp.accounting import RoundEvent, unproven
+    from pfl_lm.dp.accounting import unproven
+    from pfl_lm.dp.events import RoundEvent
 
     event = RoundEvent(
         mechanism=mechanism.value,

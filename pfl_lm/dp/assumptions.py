@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from pfl_lm.dp.accounting import RoundEvent
+from pfl_lm.dp.events import RoundEvent
 
 _NEIGHBORING = {
     "zero_out": "two data sets are neighbours if one user's update is zero in one of them; the "

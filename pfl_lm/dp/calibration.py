@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
-from pfl_lm.dp.accounting import RoundEvent, spent
+from pfl_lm.dp.accounting import spent
+from pfl_lm.dp.events import RoundEvent
 
 _DIGITS = 6  # significant digits of a derived noise multiplier, rounded up
 _LARGEST = 1e9

@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pfl_lm.dp.accounting import Neighboring, RoundEvent
+from pfl_lm.dp.events import Neighboring, RoundEvent
 
 
 @dataclass(frozen=True)

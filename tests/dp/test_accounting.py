@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pfl_lm.dp import discrete, gaussian, renyi
-from pfl_lm.dp.accounting import RoundEvent, spent
+from pfl_lm.dp.accounting import spent
+from pfl_lm.dp.events import RoundEvent
 
 ORACLES = Path(__file__).resolve().parents[3] / "shared" / "oracles"
 LOWER = "eps_lower(sound: report must be >=)"

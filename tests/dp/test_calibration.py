@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pfl_lm.dp.accounting import RoundEvent, spent
+from pfl_lm.dp.accounting import spent
 from pfl_lm.dp.calibration import noise_multiplier
+from pfl_lm.dp.events import RoundEvent
 
 
 @given(
