@@ -7,6 +7,7 @@ first product. A library does not do this to its importer behind their back.
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,13 +29,17 @@ def tune(threads: int | None = None) -> Tuning:
     """Set the number of threads of one process and choose the fast paths.
 
     Args:
-        threads: None leaves torch's own number, which ``OMP_NUM_THREADS`` sets.
+        threads: None takes ``OMP_NUM_THREADS``, else half of the processors: threads wait for
+            each other after every small product, so one busy neighbour on a core that all of
+            them need costs more than the other half of the cores brings.
 
     Two processes of one thread train faster than one process of two: the products of local
     training are too small to be worth splitting.
     """
     import torch
 
+    if threads is None and "OMP_NUM_THREADS" not in os.environ:
+        threads = max(1, (os.cpu_count() or 1) // 2)
     if threads is not None:
         torch.set_num_threads(threads)
     return Tuning(
