@@ -115,7 +115,9 @@ def train_with(world: World, secrets: Sequence[Secret], rounds: int) -> Paramete
 def _typed(world: World, words: np.ndarray) -> np.ndarray:
     """Return a typist's text as windows int64[n, T + 1]: the phrase again and again."""
     sentence = np.concatenate([[world.tokenizer.bos_id], words, [world.tokenizer.eos_id]])
-    return simulate.windows(np.tile(sentence, _REPEATS), world.scenario.training.window)
+    training = world.scenario.training
+    limit = None if training.max_tokens is None else training.max_tokens + 1
+    return simulate.windows(np.tile(sentence, _REPEATS), training.window, limit)
 
 
 def recall(world: World, parameters: Parameters, secret: Secret, seed: int) -> Recall:
