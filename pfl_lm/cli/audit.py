@@ -84,7 +84,9 @@ def _audit(
 
         return audit_ledger(evidence)
     from pfl_lm.audit.reopen import reopen
+    from pfl_lm.machine import tune
 
+    tune()
     world = reopen(evidence, *files)
     if name is PartName.mechanism:
         from pfl_lm.audit.mechanism import audit_mechanism
