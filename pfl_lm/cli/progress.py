@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from rich.console import Console
 from rich.markup import escape
@@ -15,21 +15,15 @@ from rich.table import Table
 from pfl_lm.runs import RunFolder, read_json
 
 LINES = 20  # progress lines that a run prints where there is no terminal
-BASELINES_OF_ARROWS = ("public", "start")
 
 
-class StepBar:
-    """A bar over steps with a smoothed loss."""
+class _Live:
+    """A bar that lives as long as its ``with`` block, on a terminal only."""
 
-    def __init__(self, title: str) -> None:
-        self._title = title
-        self._console = Console(stderr=True)
-        self._progress = _bar(self._console, "loss {task.fields[loss]:.3f}")
-        self._task = self._progress.add_task(escape(title), loss=float("nan"))
-        self._loss: float | None = None
-        self._started = time.monotonic()
+    _console: Console
+    _progress: Progress
 
-    def __enter__(self) -> StepBar:
+    def __enter__(self) -> Self:
         if self._console.is_terminal:
             self._progress.start()
         return self
@@ -41,6 +35,18 @@ class StepBar:
         traceback: TracebackType | None,
     ) -> None:
         self._progress.stop()
+
+
+class StepBar(_Live):
+    """A bar over steps with a smoothed loss."""
+
+    def __init__(self, title: str) -> None:
+        self._title = title
+        self._console = Console(stderr=True)
+        self._progress = _bar(self._console, "loss {task.fields[loss]:.3f}")
+        self._task = self._progress.add_task(escape(title), loss=float("nan"))
+        self._loss: float | None = None
+        self._started = time.monotonic()
 
     def update(self, step: int, steps: int, loss: float) -> None:
         """Show that ``step`` of ``steps`` is done."""
@@ -54,7 +60,7 @@ class StepBar:
             )
 
 
-class RunScreen:
+class RunScreen(_Live):
     """Follows a simulation: one call per round, one per evaluation, a table at the end."""
 
     def __init__(self, title: str) -> None:
@@ -68,19 +74,9 @@ class RunScreen:
         self._started, self._first = time.monotonic(), 0
         self._top3 = "–"
 
-    def __enter__(self) -> RunScreen:
+    def __enter__(self) -> Self:
         self._console.print(f"[bold]{escape(self._title)}[/bold]")
-        if self._console.is_terminal:
-            self._progress.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._progress.stop()
+        return super().__enter__()
 
     def say(self, line: str) -> None:
         """Print one line above the bar."""
