@@ -82,6 +82,8 @@ def _value(expected: Any, value: Any, path: Path, key: str) -> Any:
     """Check one TOML value against the type its dataclass field declares."""
     nested = _dataclass_of(expected)
     if nested is not None and isinstance(value, Mapping):
+        if typing.get_origin(expected) is dict:  # tables by name, as in [profiles.tablet]
+            return {name: _named(nested, table, path, key, name) for name, table in value.items()}
         return _build(nested, value, path, key)
     if _is_path(expected) and isinstance(value, str):
         return (path.parent / value).resolve() if value else None
@@ -96,6 +98,12 @@ def _value(expected: Any, value: Any, path: Path, key: str) -> Any:
             f"{path}: {key} = {value!r} is refused: expected {_describe(expected)}"
             f" ({first['msg'].lower()})"
         ) from error
+
+
+def _named(kind: type[T], table: Any, path: Path, key: str, name: str) -> T:
+    if not isinstance(table, Mapping):
+        raise RecipeError(f"{path}: {_dotted(key, name)} must be {_describe(kind)}")
+    return _build(kind, table, path, _dotted(key, name))
 
 
 def _tuples(expected: Any, value: Any) -> Any:

@@ -37,3 +37,25 @@ def stream(seed: int, *labels: str | int) -> np.random.Generator:
     """
     derived = np.frombuffer(key(seed, *labels)[:16], dtype="<u8")
     return np.random.Generator(np.random.Philox(key=derived))
+
+
+def uniforms(items: np.ndarray, seed: int, *labels: str | int) -> np.ndarray:
+    """Return a number in [0, 1) for each item, float64[n]: a property of it under these labels.
+
+    For attributes of millions of users of which a few are looked at: nothing is drawn for the
+    others, and no generator is built per user.
+
+    Args:
+        items: int64[n], for example users.
+
+    Source: the finaliser of SplitMix64, Steele, Lea and Flood 2014, "Fast splittable pseudorandom
+    number generators", keyed.
+    """
+    first, second = np.frombuffer(key(seed, *labels)[:16], dtype="<u8")
+    mixed = items.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + first
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+        mixed ^= second  # keyed twice: related keys do not give related attributes
+    mixed ^= mixed >> np.uint64(31)
+    found: np.ndarray = (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return found
