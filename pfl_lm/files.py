@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+_TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}")  # as tempfile names them
 
 
 @contextmanager
@@ -30,6 +33,19 @@ def write_atomically(path: Path) -> Iterator[Path]:
         _flush_to_disk(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sweep(folder: Path, names: str = "*") -> None:
+    """Remove what ``write_atomically`` left in a folder when its process was killed.
+
+    Only for whoever alone writes these files: another's unfinished file looks the same.
+
+    Args:
+        names: a glob of the files that were to be written.
+    """
+    for path in Path(folder).glob(f".{names}.*"):
+        if path.is_file() and _TEMPORARY.fullmatch(path.name):
+            path.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from pfl_lm.checkpoints import newest_checkpoint, save_checkpoint
 from pfl_lm.dp.ledger import Ledger, LedgerError, verify
+from pfl_lm.files import sweep
 from pfl_lm.manifest import manifest
 from pfl_lm.runs import RunFolder, digest_of, write_json
 from pfl_lm.server.state import ServerState
@@ -86,6 +87,7 @@ def resume_run(world: World, folder: RunFolder, listener: Listener) -> tuple[Ser
     except BaseException:
         ledger.close()
         raise
+    _sweep(folder)
     recorded = [e["round"] + 1 for e in ledger.entries() if e["kind"] in ("round", "abandoned")]
     lost = max(recorded, default=0) - state.round
     if lost > 0 and not world.scenario.reproducible:
@@ -106,6 +108,13 @@ def _check_same(written: dict[str, Any], now: dict[str, Any], folder: RunFolder)
                 f"{folder.path} was begun with another {name}; resume with that one, or start "
                 "anew in another folder"
             )
+
+
+def _sweep(folder: RunFolder) -> None:
+    """Remove the files that the killed run was writing; the ledger's lock says that it is gone."""
+    sweep(folder.path / "checkpoints", "round-*.pt")
+    for path in (folder.metrics_path, folder.evaluation_path, folder.model_path):
+        sweep(folder.path, path.name)
 
 
 def _last_state(folder: RunFolder, ledger: Ledger, manifest_digest: str) -> ServerState:

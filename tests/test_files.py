@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from pfl_lm.files import folder_atomically, write_atomically
+from pfl_lm.files import folder_atomically, sweep, write_atomically
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
@@ -28,3 +28,15 @@ def test_a_folder_is_never_overwritten(tmp_path):
     with pytest.raises(ValueError, match="exists already"), folder_atomically(tmp_path / "out"):
         pass
     assert (tmp_path / "out" / "x").read_text() == "whole"
+
+
+def test_what_a_kill_left_is_swept_and_nothing_else(tmp_path):
+    leaving = write_atomically(tmp_path / "round-000004.pt")
+    killed = leaving.__enter__()  # never left: kill -9
+    others = [".round-000004.pt.kept", ".round-000004.pt", "round-000004.pt.abcdefgh", ".notes"]
+    for name in others:
+        (tmp_path / name).write_text("someone's")
+    sweep(tmp_path, "*.csv")
+    assert killed.exists()
+    sweep(tmp_path, "round-*.pt")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(others)

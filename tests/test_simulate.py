@@ -277,6 +277,13 @@ class TestRefusals:
         path.write_bytes(whole)
         simulate(repeatable, begun, new_watcher(), resume=True)
 
+    def test_what_the_killed_run_was_writing_is_swept(self, repeatable, begun, new_watcher):
+        half = [begun / "checkpoints" / ".round-000004.pt.a1b2c3d4", begun / ".model.pt.a1b2c3d4"]
+        for path in half:
+            path.write_bytes(b"half")
+        simulate(repeatable, begun, new_watcher(), resume=True)
+        assert not any(path.exists() for path in half)
+
     @pytest.mark.parametrize("damage", ["cut", "flipped"])
     def test_a_damaged_checkpoint_falls_back_to_the_one_before(
         self, repeatable, straight, new_watcher, tmp_path, damage
