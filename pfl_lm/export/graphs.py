@@ -1,0 +1,189 @@
+"""What a keyboard runs: the next words and the completions of a letter, from one graph.
+
+Legend: V words, D width of an embedding row, P width of the hidden vectors, R rank of an adapter,
+T tokens of a sequence, k suggestions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pfl_lm.export import trunk
+from pfl_lm.export.ports import Graph, Interface, Port
+from pfl_lm.language.models import merge
+from pfl_lm.language.tokenizer import Tokenizer
+from pfl_lm.model_file import Model
+
+AWAY = trunk.AWAY
+BEST = 3
+
+
+def predict(
+    model: Model, *, best: int = BEST, blocked: Sequence[int] = (), adapter_rank: int = 0
+) -> Graph:
+    """Read one word, suggest the next ones.
+
+    A keyboard calls it once for each key: after a word with that word and the state, after a
+    letter AGAIN with the last whole word and the state before it, and a mask of the words that
+    begin with the letters typed. The state moves only when the caller feeds it back.
+
+    Inputs: ``token`` int32[1]; ``mask`` float32[1, V], added to the scores before the best are
+    taken (0 keeps, −10⁴ drops a word; a personal bias can be folded in); with ``adapter_rank``
+    R > 0 ``down`` float32[R, P] and ``up`` float32[P, R], which add up · down · hidden to the
+    hidden vector (zeros: nothing); and the state by name.
+
+    Outputs: ``words`` int32[1, k], best first, and ``scores`` float32[1, k], masked; ``logits``
+    float32[1, V], of the model alone; ``hidden`` float32[1, P]; ``next_…``, the state after.
+
+    Args:
+        model: LoRA factors are merged, widths padded to multiples of 32.
+        blocked: ids that must never be suggested, whatever the mask; a constant of the graph.
+
+    A transformer's state holds ``context`` words; the caller begins anew after so many.
+    """
+    module = _Predict(_ready(model), best, blocked, adapter_rank)
+    ports, start = _predict_inputs(module, adapter_rank)
+    token = Port("token", "int32", (1,))
+    start["token"] = np.array([Tokenizer.bos_id], np.int32)
+    return _graph("predict", module, (token, *ports), start)
+
+
+def predict_sequence(
+    model: Model,
+    length: int,
+    *,
+    best: int = BEST,
+    blocked: Sequence[int] = (),
+    adapter_rank: int = 0,
+) -> Graph:
+    """Read several words at once: ``tokens`` int32[T], padded at the end with 0.
+
+    The other inputs and the outputs are those of :func:`predict`, after the last word. For the
+    start of a session, when the text before the cursor is read; a weight that the T steps share
+    may be copied T times in a runtime's memory, so a short ``length`` is better called twice.
+    """
+    if length < 1:
+        raise ValueError(f"length = {length}: a sequence has at least one token")
+    module = _PredictSequence(_ready(model), best, blocked, adapter_rank)
+    ports, start = _predict_inputs(module, adapter_rank)
+    tokens = Port("tokens", "int32", (length,))
+    start["tokens"] = np.array([Tokenizer.bos_id] + [0] * (length - 1), np.int32)
+    return _graph("predict_sequence", module, (tokens, *ports), start)
+
+
+def _ready(model: Model) -> Model:
+    spec, parameters = merge(model.spec, model.parameters)
+    return trunk.padded(Model(spec, parameters, model.origin))
+
+
+class _Predict(nn.Module):
+    """The model as modules that quantisers know: one embedding, linears by name."""
+
+    def __init__(
+        self, model: Model, best: int, blocked: Sequence[int], adapter_rank: int
+    ) -> None:
+        super().__init__()
+        spec, parameters = model.spec, model.parameters
+        if not 1 <= best <= spec.vocabulary_size:
+            raise ValueError(f"best = {best}: must be between 1 and {spec.vocabulary_size}")
+        self.spec, self.best, self.adapter = spec, best, adapter_rank > 0
+        self.names = list(trunk.zero_state(spec))
+        # Parameters of their own: no exporter or quantiser may touch the model that came in.
+        own = {name: value.detach().clone().float() for name, value in parameters.items()}
+        self.embedding = nn.Embedding.from_pretrained(own["embedding"])
+        table = self.embedding.weight if spec.tied else own["output"]
+        self.output = _linear(table, own.get("output_bias"))
+        self.linears = nn.ModuleDict(
+            {
+                name.replace(".", "_"): _linear(value, own.get(f"{name}_bias"))
+                for name, value in own.items()
+                if value.dim() == 2 and name not in ("embedding", "output", "positions")
+            }
+        )
+        others = {n: v for n, v in own.items() if "norm" in n or n == "positions"}
+        self.others = list(others | trunk.turns(spec))
+        for name, value in (others | trunk.turns(spec)).items():
+            self.register_buffer(name.replace(".", "_"), value)
+        never = torch.zeros(1, spec.vocabulary_size, dtype=torch.bool)
+        never[0, list(blocked)] = True
+        self.register_buffer("never", never)
+
+    def forward(self, token: Tensor, mask: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
+        adapter, state = self._split(rest)
+        vector, after = self.step(token, state)
+        return self.suggest(vector, mask, adapter, after)
+
+    def step(self, token: Tensor, state: trunk.State) -> tuple[Tensor, trunk.State]:
+        weights = {name: getattr(self, name.replace(".", "_")) for name in self.others}
+        return trunk.step(self.spec, self.linear, weights, self.embedding(token), state)
+
+    def linear(self, name: str, x: Tensor) -> Tensor:
+        y: Tensor = self.linears[name.replace(".", "_")](x)
+        return y
+
+    def suggest(
+        self, vector: Tensor, mask: Tensor, adapter: Sequence[Tensor], after: trunk.State
+    ) -> tuple[Tensor, ...]:
+        adapted = vector
+        if self.adapter:
+            down, up = adapter
+            adapted = vector + (vector @ down.mT) @ up.mT
+        logits = self.output(adapted)  # (1, V)
+        allowed = torch.where(self.get_buffer("never"), AWAY, logits + mask)
+        scores, words = torch.topk(allowed, self.best, -1)
+        return words.to(torch.int32), scores, logits, vector, *(after[n] for n in self.names)
+
+    def _split(self, rest: tuple[Tensor, ...]) -> tuple[Sequence[Tensor], trunk.State]:
+        count = 2 if self.adapter else 0
+        return rest[:count], dict(zip(self.names, rest[count:], strict=True))
+
+
+class _PredictSequence(_Predict):
+    def forward(self, token: Tensor, mask: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
+        adapter, state = self._split(rest)
+        vector = mask.new_zeros(1, self.spec.output_dim)
+        for one in token.split(1):
+            now, after = self.step(one, state)
+            real = one != Tokenizer.pad_id
+            vector = torch.where(real, now, vector)
+            state = {name: torch.where(real, after[name], state[name]) for name in state}
+        return self.suggest(vector, mask, adapter, state)
+
+
+def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
+    layer.weight = weight if isinstance(weight, nn.Parameter) else nn.Parameter(weight, False)
+    if bias is not None:
+        layer.bias = nn.Parameter(bias, False)
+    return layer
+
+
+def _predict_inputs(
+    module: _Predict, adapter_rank: int
+) -> tuple[list[Port], dict[str, np.ndarray]]:
+    spec = module.spec
+    start: dict[str, np.ndarray] = {"mask": np.zeros((1, spec.vocabulary_size), np.float32)}
+    if adapter_rank:
+        start["down"] = np.zeros((adapter_rank, spec.output_dim), np.float32)
+        start["up"] = np.zeros((spec.output_dim, adapter_rank), np.float32)
+    start |= {name: value.numpy() for name, value in trunk.zero_state(spec).items()}
+    return [Port(name, str(value.dtype), value.shape) for name, value in start.items()], start
+
+
+def _graph(
+    name: str, module: _Predict, inputs: tuple[Port, ...], start: dict[str, np.ndarray]
+) -> Graph:
+    spec, by_name = module.spec, {port.name: port for port in inputs}
+    outputs = (
+        Port("words", "int32", (1, module.best)),
+        Port("scores", "float32", (1, module.best)),
+        Port("logits", "float32", (1, spec.vocabulary_size)),
+        Port("hidden", "float32", (1, spec.output_dim)),
+        *(Port(f"next_{n}", by_name[n].dtype, by_name[n].shape) for n in module.names),
+    )
+    state = {f"next_{n}": n for n in module.names}
+    return Graph(name, module.eval(), Interface(inputs, outputs, state), start)
