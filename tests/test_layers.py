@@ -13,11 +13,12 @@ PACKAGE = Path(__file__).resolve().parents[1] / "pfl_lm"
 
 # Lower number = lower layer. A module may import its own layer only inside its own part.
 LAYERS = (
-    ("streams", "files", "machine"),
+    ("streams", "files", "machine", "ranks"),
     ("language", "payload", "dp", "secagg"),
     ("devices", "server"),
     ("recipes", "runs"),
     ("scenario", "model_file", "protection", "evaluation"),
+    ("aggregation",),
     ("checkpoints", "central", "world"),
     ("manifest",),
     ("resume",),

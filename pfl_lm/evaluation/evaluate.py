@@ -24,7 +24,7 @@ Shapes: N predictions of a batch, T window, V vocabulary, U users.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -35,9 +35,11 @@ from pfl_lm.evaluation.measures import Evaluation, Tally, Vocabulary
 from pfl_lm.language import models
 from pfl_lm.language.population import windows as windows_of
 from pfl_lm.language.spec import ModelSpec, Parameters
+from pfl_lm.ranks import ALONE, Ranks
 from pfl_lm.streams import stream
 
 _BATCH = 32_768  # predictions whose states are held at once
+_USERS = 32  # measured in one go, by one rank; a user's text is never cut between two
 _WINDOWS = 256  # windows run through the model at once
 _ROWS, _TILE = 1024, 1024  # predictions × words scored at once: 4 MiB, in the cache
 
@@ -70,6 +72,7 @@ def evaluate(
     max_tokens_per_user: int | None = None,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
+    ranks: Ranks = ALONE,
 ) -> Evaluation:
     """Measure a model on held-out users.
 
@@ -82,6 +85,7 @@ def evaluate(
         max_users: measure on so many users, drawn from ``stream(seed, "held-out users", split)``.
         max_tokens_per_user: at most so many tokens of each user's stream, its first ones.
         progress: called with (users done, users in all).
+        ranks: the processes that share the users out; the figures are the same, to the bit.
 
     Raises:
         ValueError: the split has no users, or they typed nothing.
@@ -90,12 +94,18 @@ def evaluate(
     vocabulary = Vocabulary.of(tokenizer)
     completions = Completions.of(tokenizer.words, vocabulary.never_suggested)
     tally = Tally(len(users), vocabulary)
+    starts = range(0, len(users), _USERS)
     with torch.inference_mode():
-        for owners, tokens in _batches(population, split, users, window, max_tokens_per_user):
-            _measure(scorer, owners, tokens, vocabulary, completions, tally)
+        for turn in ranks.turns(len(starts)):
+            places = np.arange(starts[turn], min(starts[turn] + _USERS, len(users)))
+            some = zip(places.tolist(), users[places].tolist(), strict=True)
+            for owners, tokens in _batches(population, split, some, window, max_tokens_per_user):
+                _measure(scorer, owners, tokens, vocabulary, completions, tally)
             if progress:
-                progress(int(owners[-1]) + 1, len(users))
-    return tally.evaluation()
+                progress(int(places[-1]) + 1, len(users))
+    for other in ranks.hand_in(tally)[1:]:
+        tally.merge(other)
+    return ranks.first(tally.evaluation)
 
 
 def _measure(
@@ -203,12 +213,16 @@ def _choose_users(users: int, split: str, max_users: int | None, seed: int) -> n
 
 
 def _batches(
-    population: HeldOut, split: str, users: np.ndarray, length: int, limit: int | None
+    population: HeldOut,
+    split: str,
+    users: Iterable[tuple[int, int]],
+    length: int,
+    limit: int | None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield (place of the user in ``users`` int64[n], windows int64[n, T + 1])."""
+    """Yield (place int64[n], windows int64[n, T + 1]) of users given as (place, user)."""
     owners: list[np.ndarray] = []
     pieces: list[np.ndarray] = []
-    for place, user in enumerate(users.tolist()):
+    for place, user in users:
         piece = windows_of(population.tokens(split, user), length, limit)
         for start in range(0, len(piece), max(1, _BATCH // length)):
             pieces.append(piece[start : start + max(1, _BATCH // length)])

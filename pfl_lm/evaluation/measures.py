@@ -214,6 +214,11 @@ class Tally:
             )
             self._buckets[:, column] += counted
 
+    def merge(self, other: Tally) -> None:
+        """Add what another process measured, of other users: exact, whatever the order."""
+        self._users += other._users
+        self._buckets += other._buckets
+
     def evaluation(self) -> Evaluation:
         """Return the figures.
 

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from pfl_lm.ranks import Ranks
 from pfl_lm.secagg.errors import Refused, TooFewReports, WrongState
 from pfl_lm.secagg.ring import Ring
 
@@ -94,6 +95,29 @@ class IdealAggregator:
                 np.add(self._total[part], row[part], out=self._total[part])
         self.reports += len(summed)
         return len(summed)
+
+    def merge(self, ranks: Ranks) -> None:
+        """Bring the sums of all processes together on the first; the others' end unopened.
+
+        Sums modulo 2^32 or 2^64 are sums modulo 2^bits too, so half of the bytes travel where
+        the ring has at most 32 bits.
+
+        Raises:
+            Refused: together they hold more reports than the goal; which of them a single
+                process would have dropped depends on an order that several do not have.
+        """
+        width = np.int32 if self.ring.bits <= 32 else np.int64
+        unsigned = np.uint32 if self.ring.bits <= 32 else np.uint64
+        self.reports = sum(ranks.hand_in(self.reports))
+        own = self._total.astype(unsigned).view(width)
+        together = ranks.add_up(own).view(unsigned).astype(np.uint64)
+        self._total.fill(0)
+        if not ranks.is_first:
+            self._open = False
+            return
+        if self.goal is not None and self.reports > self.goal:
+            raise Refused(f"{self.reports} reports of several processes, the goal is {self.goal}")
+        self._total = together
 
     def close(self) -> OpenedSum:
         """End the round and open its sum.

@@ -1,0 +1,242 @@
+"""Several processes on one run: rank 0 keeps the books, every rank trains part of the cohort.
+
+torchrun starts the ranks, on one machine or on many, or ``launch`` does, on this one. What they
+say to each other fits into five methods of :class:`Ranks`; a run that is alone has the same
+object, and says it to itself.
+
+Everybody who may join is trusted: objects travel as pickles.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from types import FrameType
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+T = TypeVar("T")
+
+PATIENCE = timedelta(hours=1)  # for a rank that lives and says nothing; a dead one shows at once
+RESTARTS = 3  # of a run started by ``launch``, after a process was killed
+
+
+class StoppedByFirst(Exception):
+    """Rank 0 gave up; it has said why to the person who watches."""
+
+
+class Ranks:
+    """The processes of a run, as one of them sees them.
+
+    Every method that talks is called by all ranks, in the same order.
+
+    Args:
+        rank: whose view this is, from 0.
+        count: how many there are.
+        store: where turns are counted; None for a rank that is alone.
+    """
+
+    def __init__(self, rank: int = 0, count: int = 1, store: Any = None) -> None:
+        self.rank, self.count, self._store = rank, count, store
+        self._lists = 0
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def share(self, items: NDArray[Any]) -> NDArray[Any]:
+        """Return this rank's part of a list: every ``count``-th item."""
+        return items[self.rank :: self.count]
+
+    def turns(self, count: int) -> Iterator[int]:
+        """Yield the numbers below ``count`` that fall to this rank; together all of them, once.
+
+        Whoever is done takes the next one, so a slow machine takes fewer.
+        """
+        if self._store is None:
+            yield from range(count)
+            return
+        self._lists += 1
+        counter = f"turns/{self._lists}"
+        while (turn := self._store.add(counter, 1) - 1) < count:
+            yield turn
+
+    def first(self, action: Callable[[], T]) -> T:
+        """Let rank 0 act; return what came out, on every rank.
+
+        Raises:
+            StoppedByFirst: on the others, where ``action`` raised; rank 0 raises what it raised.
+        """
+        if self.count == 1:
+            return action()
+        if not self.is_first:
+            stopped, result = self._broadcast(None)
+            if stopped:
+                raise StoppedByFirst
+            return result  # type: ignore[no-any-return]
+        try:
+            result = action()
+        except Exception:
+            self._broadcast((True, None))
+            raise
+        self._broadcast((False, result))
+        return result
+
+    def exchange(self, own: T) -> list[T]:
+        """Return what every rank brought, in their order, on every rank."""
+        if self.count == 1:
+            return [own]
+        import torch.distributed as dist
+
+        found: list[Any] = [None] * self.count
+        dist.all_gather_object(found, own)
+        return found
+
+    def hand_in(self, own: T) -> list[T]:
+        """Return what every rank brought, in their order, on rank 0; nothing on the others."""
+        if self.count == 1:
+            return [own]
+        import torch.distributed as dist
+
+        found: list[Any] = [None] * self.count
+        dist.gather_object(own, found if self.is_first else None, dst=0)
+        return found if self.is_first else []
+
+    def add_up(self, own: NDArray[Any]) -> NDArray[Any]:
+        """Return the sum of int32[n] or int64[n] over all ranks, on rank 0; wraps at its width.
+
+        On the other ranks what comes back means nothing. ``own`` may be overwritten.
+        """
+        if self.count == 1:
+            return own
+        import torch
+        import torch.distributed as dist
+
+        device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
+        tensor = torch.from_numpy(own).to(device)
+        dist.reduce(tensor, dst=0)
+        return tensor.cpu().numpy()  # type: ignore[no-any-return]
+
+    def _broadcast(self, content: Any) -> Any:
+        import torch.distributed as dist
+
+        held = [content]
+        dist.broadcast_object_list(held, src=0)
+        return held[0]
+
+
+ALONE = Ranks()
+
+
+def restarted() -> bool:
+    """Whether torch's elastic agent started this process in place of one that was killed."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+@contextmanager
+def join() -> Iterator[Ranks]:
+    """Meet the other ranks, if torchrun or ``launch`` started this process; else be alone.
+
+    Sums travel by NCCL where there is CUDA, rank n of a machine on its n-th GPU; everything else
+    by gloo.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield ALONE
+        return
+    import torch
+    import torch.distributed as dist
+
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+    store, rank, count = next(dist.rendezvous("env://", timeout=PATIENCE))
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
+        store=dist.PrefixStore("group", store),
+        rank=rank,
+        world_size=count,
+        timeout=PATIENCE,
+    )
+    _end_in_order()
+    try:
+        yield Ranks(rank, count, dist.PrefixStore("turns", store))
+    finally:
+        dist.destroy_process_group()
+
+
+def launch(count: int, work: Callable[..., T], *arguments: Any) -> T:
+    """Run ``work`` in ``count`` processes of one thread each; return what rank 0 returned.
+
+    A process that is killed makes torch's elastic agent start all of them again.
+
+    Args:
+        work: a function that can be imported; it is called with ``arguments`` and joins.
+
+    Raises:
+        ValueError: what ``work`` raised as one on rank 0.
+        KeyboardInterrupt: Ctrl-C; the processes have ended.
+        RuntimeError: they were killed or failed again and again.
+    """
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=count,
+        run_id="pfl-lm",
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        local_addr="localhost",
+        max_restarts=RESTARTS,
+    )
+    try:
+        found = elastic_launch(config, _work)(work, *arguments)[0]
+    except SignalException as ended:
+        if ended.sigval == signal.SIGINT:
+            raise KeyboardInterrupt from None
+        raise SystemExit(128 + ended.sigval) from None
+    except ChildFailedError as failed:
+        rank, failure = failed.get_first_failure()
+        raise RuntimeError(
+            f"process {rank} of {count} ended with status {failure.exitcode}, after {RESTARTS} "
+            "restarts; --resume goes on where the run was"
+        ) from None
+    if isinstance(found, Exception):
+        raise found
+    return found  # type: ignore[no-any-return]
+
+
+def _work(work: Callable[..., Any], *arguments: Any) -> Any:
+    """Work as one of the processes; a person's mistake is an answer, not a reason to restart."""
+    try:
+        return work(*arguments)
+    except StoppedByFirst:
+        return None
+    except (ValueError, OSError) as mistake:
+        return ValueError(str(mistake))
+
+
+def _end_in_order() -> None:
+    """Let the agent's SIGTERM, and Ctrl-C, end this process as an exception does: files closed.
+
+    Either comes again while the first is obeyed (from the terminal and from the agent), so the
+    second is not heard.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return
+
+    def end(number: int, _: FrameType | None) -> None:
+        for name in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(name, signal.SIG_IGN)
+        raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+
+    for name in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(name, end)
