@@ -32,7 +32,7 @@ def manifest(world: World, name: str) -> dict[str, Any]:
             "source": "reproducible stream" if scenario.reproducible else "csprng",
             "simulated_sum_multiplier": protection.sum_multiplier,
         },
-        "secure_aggregation": scenario.secure_aggregation,
+        "secure_aggregation": world.aggregation.describe(protection.grid(payload.dim)),
         "tokenizer": {
             "digest": world.tokenizer.digest,
             "vocabulary_size": world.tokenizer.vocabulary_size,

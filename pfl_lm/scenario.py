@@ -82,6 +82,12 @@ class Scenario:
         reproducible: take rounding and noise from seeded streams, so that a run can be repeated
             bit for bit; protects nobody, and the manifest says so.
         checkpoint_every: rounds between checkpoints.
+        secure_aggregation: ``ideal`` computes what the protocol computes; ``protocol`` runs it,
+            message by message.
+        dropout: share of the invited devices that fall silent, each before one of its messages.
+        adversary: the server that rounds withstand: ``semi-honest`` or ``active``.
+        corrupt: share of a cohort that may collude with the server; at least what the policy's
+            ``honest_fraction`` leaves.
     """
 
     population: PopulationChoice
@@ -97,7 +103,10 @@ class Scenario:
     seed: int = 0
     reproducible: bool = False
     checkpoint_every: int = 10
-    secure_aggregation: Literal["ideal"] = "ideal"
+    secure_aggregation: Literal["ideal", "protocol"] = "ideal"
+    dropout: float = 0.0
+    adversary: Literal["semi-honest", "active"] = "semi-honest"
+    corrupt: float = 0.05
     payload: PayloadPlan = field(default_factory=PayloadPlan)
 
     server: ServerOptimizer = field(default_factory=ServerOptimizer)
@@ -113,5 +122,8 @@ class Scenario:
             )
         if not 0 < self.clip_norm < float("inf"):
             raise ValueError(f"clip_norm = {self.clip_norm} must be positive and finite")
+        for name in ("dropout", "corrupt"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)} must lie in [0, 1)")
         if self.population.kind == "store" and self.tokenizer is None:
             raise ValueError("tokenizer is missing: name the folder that `tokenizer build` wrote")

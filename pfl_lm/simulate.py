@@ -29,8 +29,8 @@ from pfl_lm.protection import Budget
 from pfl_lm.resume import begin_run, resume_run
 from pfl_lm.runs import RunFolder, RunLog, write_json
 from pfl_lm.scenario import Scenario
-from pfl_lm.secagg.errors import TooFewReports
-from pfl_lm.secagg.ideal import IdealAggregator
+from pfl_lm.secagg.errors import Refused, TooFewAnswers, TooFewReports
+from pfl_lm.secagg.traffic import Traffic
 from pfl_lm.server.state import Broadcast, ServerState, abandon_round, close_round, open_round
 from pfl_lm.world import World, choose_payload, final_evaluation, open_world, validate
 
@@ -49,6 +49,7 @@ class Watch(Protocol):
 class Group:
     """What K devices of a cohort send, and what only the simulation sees of them."""
 
+    places: np.ndarray  # int64[K]: which of the users that were asked
     vectors: np.ndarray  # int64[K, d]: clipped, encoded, noised
     clipped: np.ndarray  # bool[K]
     traces: list[Trace]
@@ -71,22 +72,24 @@ def run_round(
     broadcast = open_round(state, payload)
     protection, grid = world.protection, world.protection.grid(payload.dim)
     invited = cohort(protection.rule, world.scenario.seed, number)
-    aggregator = IdealAggregator(
-        payload.dim, grid.modulus_bits, protection.least_reports, protection.most_reports
-    )
     log = _RoundLog(number, len(invited), grid.modulus_bits)
-    for group in participate(world, state, broadcast, grid, invited):
-        log.reports += aggregator.submit(group.vectors)
-        log.add(group)
     try:
+        config = world.aggregation.config(broadcast, grid, len(invited))
+        aggregator = world.aggregation.open(config)
+        present = np.array(aggregator.waiting, dtype=np.int64)  # others vanish before they report
+        for group in participate(world, state, broadcast, grid, invited[present]):
+            log.reports += aggregator.submit(group.vectors, present[group.places].tolist())
+            log.add(group)
         opened = aggregator.close()
-    except TooFewReports as shortfall:
-        abandoned = {"kind": "abandoned", "round": number, "reports": shortfall.reports}
+    except (TooFewReports, TooFewAnswers, Refused) as failure:
+        log.reports = getattr(failure, "reports", log.reports)
+        abandoned = {"kind": "abandoned", "round": number, "reports": log.reports}
         if abandoned not in ledger.entries():  # a reproducible run repeats a lost round
             ledger.record(abandoned)
         return abandon_round(state), log.entry(time.monotonic() - started, payload.dim)
     mean = protection.mean(opened.vector, grid, opened.reports, number)
     ledger.record_round(number, debit(world, broadcast, grid, opened.reports, mean))
+    log.traffic = aggregator.traffic()
     log.norms(mean, protection.sum_multiplier * grid.clip_norm / protection.cohort)
     state = close_round(state, broadcast, mean, world.scenario.server)
     return state, log.entry(time.monotonic() - started, payload.dim)
@@ -116,7 +119,7 @@ def participate(
         )  # float32[K, d]
         bits = [protection.bits("device", broadcast.round, user) for user in users]
         vectors, clipped = protect(updates, grid, share, bits)
-        yield Group(vectors, clipped.clipped, traces)
+        yield Group(group, vectors, clipped.clipped, traces)
 
 
 def debit(
@@ -233,6 +236,7 @@ class _RoundLog:
 
     def __init__(self, number: int, invited: int, bits: int) -> None:
         self.number, self.invited, self.bits, self.reports = number, invited, bits, 0
+        self.traffic: Traffic | None = None  # of a round that was opened
         self._traces: list[Trace] = []
         self._clipped = 0
         self._mean_norm: float | None = None
@@ -248,21 +252,24 @@ class _RoundLog:
         self._noise_norm = float(noise_deviation * np.sqrt(len(mean)))
 
     def entry(self, seconds: float, dim: int) -> dict[str, Any]:
-        tokens = max(1, sum(trace.tokens for trace in self._traces))
-        devices = max(1, len(self._traces))
+        vector = (self.bits * dim + 7) // 8
+        traffic = self.traffic or Traffic(vector, 0, vector)
+        tokens, devices = sum(trace.tokens for trace in self._traces), len(self._traces)
+        loss = sum(trace.loss * trace.tokens for trace in self._traces)
+        norms = sum(trace.update_norm for trace in self._traces)
         return {
             "kind": "round",
             "round": self.number,
-            "loss": sum(trace.loss * trace.tokens for trace in self._traces) / tokens,
+            "loss": loss / tokens if tokens else None,
             "seconds": seconds,
             "invited": self.invited,
             "reports": self.reports,
             "tokens": tokens,
-            "update_norm": sum(trace.update_norm for trace in self._traces) / devices,
-            "clipped_share": self._clipped / devices,
+            "update_norm": norms / devices if devices else None,
+            "clipped_share": self._clipped / devices if devices else None,
             "mean_norm": self._mean_norm,
             "noise_norm": self._noise_norm,
             "payload_dim": dim,
-            "download_bytes": 4 * dim,
-            "upload_bytes": (self.bits * dim + 7) // 8,
+            "download_bytes": 4 * dim + traffic.download_bytes,
+            "upload_bytes": traffic.upload_bytes,
         }

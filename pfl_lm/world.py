@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pfl_lm.aggregation import Aggregation
 from pfl_lm.evaluation.baselines import KneserNeyBigram, UnigramScorer
 from pfl_lm.evaluation.evaluate import ModelScorer, Scorer, evaluate
 from pfl_lm.evaluation.measures import Evaluation
@@ -65,6 +66,10 @@ class World:
     def spec(self) -> ModelSpec:
         return self.scenario.model
 
+    @property
+    def aggregation(self) -> Aggregation:
+        return Aggregation.of(self.scenario, self.protection)
+
 
 def open_world(scenario: Scenario) -> World:
     """Open what a scenario names and check that the parts fit together.
@@ -99,6 +104,7 @@ def open_world(scenario: Scenario) -> World:
     start = _start(scenario, tokenizer, protects=policy is not None and policy.noise.at != "none")
     world = World(scenario, tokenizer, population, public, start, protection, roles(scenario.model))
     _check_payload(world)
+    Aggregation.of(scenario, protection)  # refuses cohorts that cannot be summed
     return world
 
 

@@ -72,7 +72,7 @@ class RunScreen(_Live):
         )
         self._task = self._progress.add_task("rounds", loss=float("nan"), epsilon="–", top3="–")
         self._started, self._first = time.monotonic(), 0
-        self._top3 = "–"
+        self._top3, self._loss = "–", float("nan")
 
     def __enter__(self) -> Self:
         self._console.print(f"[bold]{escape(self._title)}[/bold]")
@@ -88,13 +88,15 @@ class RunScreen(_Live):
         if not self._first:
             self._first = done
         epsilon = _epsilon(entry["epsilon"])
+        if entry["loss"] is not None:  # nobody trained in a round that was not begun
+            self._loss = entry["loss"]
         self._progress.update(
-            self._task, completed=done, total=rounds, loss=entry["loss"], epsilon=epsilon
+            self._task, completed=done, total=rounds, loss=self._loss, epsilon=epsilon
         )
         if not self._console.is_terminal and (done % max(1, rounds // LINES) == 0):
             per_round = (time.monotonic() - self._started) / (done - self._first + 1)
             self._console.print(
-                f"round {done} of {rounds}: loss {entry['loss']:.3f}, ε {epsilon}, "
+                f"round {done} of {rounds}: loss {self._loss:.3f}, ε {epsilon}, "
                 f"top-3 {self._top3}, {_duration(per_round * (rounds - done))} left"
             )
 

@@ -117,7 +117,9 @@ def _worst_user(counted: Counter[RoundEvent], listed: list[RoundEvent]) -> Count
     families: dict[RoundEvent, list[RoundEvent]] = defaultdict(list)
     for event in listed:
         if event.sampling == "rotation":
-            families[replace(event, noise_multiplier=0.0)].append(event)
+            # Reports of one rotation may vary: more shares of noise are less noisy ones
+            # post-processed, so the order by noise is the order by cost.
+            families[replace(event, noise_multiplier=0.0, reports=1)].append(event)
     for event, count in counted.items():
         if event.sampling == "rotation" and not listed:
             worst[replace(event, sampling="none")] += count

@@ -7,7 +7,7 @@ where ``IdealAggregator`` stands and opens the same bytes.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from enum import IntEnum
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ from pfl_lm.secagg.keys import Identity, certify, public_key
 from pfl_lm.secagg.opening import OpenedRound
 from pfl_lm.secagg.server import CollectingAnswers, CollectingConfirmations, CollectingKeys
 from pfl_lm.secagg.sharing import Entropy
+from pfl_lm.secagg.traffic import Traffic
 
 
 class Step(IntEnum):
@@ -32,6 +33,11 @@ class Step(IntEnum):
     INPUT = 3
     CONFIRMATION = 4
     ANSWER = 5
+
+
+def sends(silent: Mapping[int, Step], device: int, step: Step) -> bool:
+    """Does a device still send the message of ``step``?"""
+    return silent.get(device, Step.ANSWER + 1) > step
 
 
 class ProtocolAggregator:
@@ -84,15 +90,24 @@ class ProtocolAggregator:
         }
         self._deliver(dealing, shared)
         self._inputs, self._inboxes = dealing.close()
-        self._waiting = [shared[d] for d in sorted(shared) if self._sends(d, Step.INPUT)]
-        self._waiting.reverse()  # popped from the end
+        self._waiting = {d: shared[d] for d in sorted(shared) if self._sends(d, Step.INPUT)}
+        self._answered: list[int] = []
         self._masked: dict[int, phases.InputMasked] = {}
 
-    def submit(self, vectors: NDArray[Any]) -> int:
-        """Let the next K devices report, int64 (K, d); return how many reports were summed.
+    @property
+    def waiting(self) -> list[int]:
+        """The devices that have yet to report, and will if they are let."""
+        return list(self._waiting)
+
+    def submit(self, vectors: NDArray[Any], devices: Sequence[int] | None = None) -> int:
+        """Let K devices report, int64 (K, d); return how many reports were summed.
+
+        Args:
+            vectors: one for each device, noise included.
+            devices: by their place in the cohort; by default the next in order.
 
         Raises:
-            ValueError: another shape or dtype, or more vectors than devices that can report.
+            ValueError: another shape or dtype, or a vector without a device that can report.
             Refused: past the goal, where the aggregator refuses.
             WrongState: the round is closed.
         """
@@ -100,14 +115,14 @@ class ProtocolAggregator:
             raise WrongState("the round is closed: a late report is not summed")
         room = None if self._goal is None else self._goal - self.reports
         summed = within_goal(vectors, self.config.dim, room, self._past_goal).view(np.int64)
-        if len(summed) > len(self._waiting):
-            raise ValueError(f"{len(summed)} vectors for {len(self._waiting)} devices")
-        for vector in summed:
-            state = self._waiting.pop()
-            inbox = self._download(state.index, self._inboxes[state.index])
-            masked = state.mask_input(inbox, vector)
-            self._masked[state.index] = masked
-            self._inputs.receive(state.index, self._upload(state.index, masked.message))
+        chosen = self.waiting[: len(vectors)] if devices is None else list(devices)
+        check_devices(chosen[: len(summed)], self._waiting, len(summed))
+        for index, vector in zip(chosen, summed, strict=False):
+            state = self._waiting.pop(index)
+            masked = state.mask_input(self._download(index, self._inboxes[index]), vector)
+            self._masked[index] = masked
+            self._inputs.receive(index, self._upload(index, masked.message))
+            masked.message = b""  # delivered; a whole cohort's vectors would fill the memory
         self.reports += len(summed)
         return len(summed)
 
@@ -140,10 +155,21 @@ class ProtocolAggregator:
         }
         assert isinstance(phase, CollectingAnswers)
         self._deliver(phase, answers)
+        self._answered = list(answers)
         return phase.close()
 
+    def traffic(self) -> Traffic:
+        """What the devices that took part to the end sent and received, in the mean."""
+        if not self._answered:
+            return Traffic(0, 0, 0)
+        up, down = (
+            round(float(counted[self._answered].mean()))
+            for counted in (self.upload_bytes, self.download_bytes)
+        )
+        return Traffic(up, down, self.config.ring.packed_bytes(self.config.dim))
+
     def _sends(self, device: int, step: Step) -> bool:
-        return self._silent.get(device, Step.ANSWER + 1) > step
+        return sends(self._silent, device, step)
 
     def _deliver(self, phase: Any, states: Mapping[int, Any]) -> None:
         for device, state in states.items():
@@ -156,6 +182,18 @@ class ProtocolAggregator:
     def _download(self, device: int, message: bytes) -> bytes:
         self.download_bytes[device] += len(message)
         return message
+
+
+def check_devices(chosen: Sequence[int], waiting: Collection[int], vectors: int) -> None:
+    """Raise ``ValueError`` unless each vector has one device that has yet to report."""
+    if (
+        len(chosen) < vectors
+        or len(set(chosen)) < len(chosen)
+        or not all(map(waiting.__contains__, chosen))
+    ):
+        raise ValueError(
+            f"{vectors} vectors for {len(chosen)} of {len(waiting)} devices that have yet to report"
+        )
 
 
 def _identities(

@@ -124,6 +124,55 @@ def required(
     return chosen
 
 
+def at_best(cohort: int, corrupt: float, dropout: float, adversary: Adversary) -> GraphParameters:
+    """``required`` where that exists, else the complete graph, as secret but likelier to abort.
+
+    In a very small cohort no threshold that keeps the secrets survives the tolerated dropout.
+    Secrecy does not suffer from dropouts, so the round may run: it opens if enough devices stay.
+    """
+    try:
+        return required(cohort, corrupt, dropout, adversary)
+    except ValueError:
+        demand = _Demand(cohort, corrupt, dropout, adversary, 40, 30, majority=True)
+        threshold = demand.threshold(cohort, demand.corrupt)
+        return GraphParameters(cohort - 1, threshold, demand.corrupt, complete=True)
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What can go wrong in a round, as -log2 of its probability over all devices; inf: cannot.
+
+    Attributes:
+        connected: k/2 consecutive devices are all corrupt or gone (the sum falls into parts).
+        secret: some device's secret is in the hands of its corrupt neighbours.
+        correct: some secret cannot be recovered though no more devices dropped out than planned.
+    """
+
+    connected: float
+    secret: float
+    correct: float
+
+
+def bounds(graph: GraphParameters, cohort: int, dropout: float, adversary: Adversary) -> Bounds:
+    """State the exact tail bounds of a graph: what ``required`` held against σ and η."""
+    k, t, n = graph.neighbours, graph.threshold, cohort
+    lost = _count(dropout, n)
+    if graph.complete or k >= n - 1:
+        return Bounds(math.inf, math.inf, math.inf if n - lost >= t else 0.0)
+    gone = (graph.corrupt + lost) / n
+    harmful = t if adversary is Adversary.SEMI_HONEST else max(0, 2 * t - k)
+    return Bounds(
+        _bits(n, k / 2 * math.log(gone) if gone else -math.inf),
+        _bits(n, log_tail(n - 1, graph.corrupt, k, harmful)),
+        _bits(n, log_tail(n - 1, lost, k, k - t + 1)),
+    )
+
+
+def _bits(cohort: int, log_probability: float) -> float:
+    """Union bound over the devices, as -log2; never below 0."""
+    return max(0.0, -(math.log(cohort) + log_probability) / _LN2)
+
+
 @dataclass(frozen=True)
 class _Demand:
     cohort: int

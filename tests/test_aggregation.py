@@ -1,0 +1,119 @@
+"""The protocol in a simulation: the same model as the ideal functionality, whoever vanishes."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from pfl_lm.aggregation import Aggregation, absences
+from pfl_lm.dp.ledger import verify
+from pfl_lm.runs import RunFolder
+from pfl_lm.secagg.local import Step
+from pfl_lm.simulate import simulate
+from pfl_lm.world import open_world
+
+pytestmark = pytest.mark.usefixtures("quick")
+
+
+@pytest.fixture(scope="module")
+def vanishing(tiny_scenario, policy_file):
+    """Cohorts of twelve of which three vanish somewhere on the way."""
+    rotation = policy_file(
+        participation='{ kind = "rotation", min_separation = 3 }',
+        noise='{ at = "device", kind = "discrete_gaussian", tolerated_dropout = 0.3 }',
+    )
+    return tiny_scenario(policy=rotation, cohort=12, dropout=0.25, rounds=4, reproducible=True)
+
+
+@pytest.mark.parametrize("adversary", ["semi-honest", "active"])
+def test_protocol_and_ideal_train_the_same_model(vanishing, adversary, new_watcher, tmp_path):
+    runs = {}
+    for kind in ("ideal", "protocol"):
+        scenario = replace(vanishing, secure_aggregation=kind, adversary=adversary)
+        runs[kind] = simulate(scenario, tmp_path / kind, new_watcher())
+    ideal, protocol = runs["ideal"], runs["protocol"]
+    assert ideal.model_path.read_bytes() == protocol.model_path.read_bytes()
+    entries = [verify(run.ledger_path)[1:] for run in (ideal, protocol)]
+    assert entries[0] == entries[1]
+    assert any(entry["kind"] == "round" for entry in entries[0])
+    assert all(9 <= entry["reports"] <= 12 for entry in entries[0] if entry["kind"] == "round")
+    stated, sent = (run.metrics()[0] for run in (ideal, protocol))
+    assert stated["upload_bytes"] == pytest.approx(sent["upload_bytes"], rel=0.02)
+    assert stated["download_bytes"] == pytest.approx(sent["download_bytes"], rel=0.05)
+    assert protocol.manifest()["secure_aggregation"]["ran"] == "protocol"
+
+
+def test_without_dropout_the_stated_bytes_are_those_sent(vanishing, new_watcher, tmp_path):
+    rounds = []
+    for kind in ("ideal", "protocol"):
+        scenario = replace(vanishing, secure_aggregation=kind, dropout=0.0, rounds=1)
+        rounds.append(simulate(scenario, tmp_path / kind, new_watcher()).metrics()[0])
+    for name in ("upload_bytes", "download_bytes", "reports"):
+        assert rounds[0][name] == rounds[1][name]
+
+
+def test_beyond_the_threshold_both_abandon_the_same_rounds(
+    vanishing, policy_file, new_watcher, tmp_path
+):
+    noise = '{ at = "device", kind = "skellam", tolerated_dropout = 0.1 }'
+    policy = policy_file(participation='{ kind = "fixed" }', noise=noise)
+    entries = []
+    for kind in ("ideal", "protocol"):
+        scenario = replace(vanishing, secure_aggregation=kind, policy=policy, rounds=6)
+        run = simulate(scenario, tmp_path / kind, new_watcher())
+        entries.append(verify(run.ledger_path)[1:])
+    assert entries[0] == entries[1]
+    kinds = Counter(entry["kind"] for entry in entries[0])
+    assert min(kinds["abandoned"], kinds["round"]) >= 1
+    assert all(m["loss"] is None or m["loss"] > 0 for m in run.metrics())
+
+
+def test_a_cohort_that_cannot_survive_its_dropout_does_not_start(vanishing):
+    small = replace(vanishing, secure_aggregation="protocol", cohort=4, dropout=0.5)
+    with pytest.raises(ValueError, match="raise cohort"):
+        open_world(small)
+    open_world(replace(small, secure_aggregation="ideal"))
+
+
+def test_the_manifest_states_graph_and_bounds(vanishing, new_watcher, tmp_path):
+    scenario = replace(vanishing, rounds=1, corrupt=0.1)
+    stated = RunFolder(simulate(scenario, tmp_path / "run", new_watcher()).path).manifest()
+    said = stated["secure_aggregation"]
+    json.dumps(said, allow_nan=False)
+    assert said["dropout"] == {"simulated": 0.25, "planned": 0.3}
+    assert (said["simulated"]["cohort"], said["simulated"]["complete"]) == (12, True)
+    deployed = said["deployed"]
+    assert deployed["cohort"] == 5000
+    assert deployed["neighbours"] < 400
+    assert deployed["threshold"] > deployed["neighbours"] / 2
+    bits = deployed["failure_bits"]
+    assert bits["connected"] >= 40
+    assert bits["secret"] >= 40
+    assert bits["correct"] >= 30
+
+
+def test_the_share_of_dishonest_devices_counts_as_corrupt(vanishing, policy_file):
+    noise = '{ at = "device", kind = "skellam", honest_fraction = 0.8 }'
+    policy = policy_file(participation='{ kind = "fixed" }', noise=noise)
+    world = open_world(replace(vanishing, policy=policy, dropout=0.0))
+    assert world.aggregation.corrupt == pytest.approx(0.2)
+    assert Aggregation.of(replace(world.scenario, corrupt=0.3), world.protection).corrupt == 0.3
+
+
+def test_absences_are_the_stated_share_in_every_phase():
+    found: Counter[Step] = Counter()
+    places = np.zeros(50)
+    for number in range(400):
+        silent = absences(0.2, 7, number, 50)
+        assert len(silent) == 10
+        found.update(silent.values())
+        places[list(silent)] += 1
+    assert set(found) == set(Step)
+    assert min(found.values()) > 0.8 * 4000 / len(Step)
+    assert places.min() > 40
+    assert absences(0.2, 7, 3, 50) == absences(0.2, 7, 3, 50) != absences(0.2, 7, 4, 50)
+    assert absences(0.0, 7, 3, 50) == {}
