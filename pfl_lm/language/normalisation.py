@@ -97,7 +97,7 @@ def _finder(placeholders: tuple[str, ...], punctuation: str, ascii_only: bool) -
 @lru_cache(maxsize=64)
 def _pattern(placeholders: tuple[str, ...], punctuation: str, ascii_only: bool) -> str:
     """Join the alternatives; on ASCII text both forms find the same pieces, one of them faster."""
-    marks = "" if ascii_only else _combining_marks()
+    marks = "" if ascii_only else combining_marks()
     letters = r"[^\W_]+" if ascii_only else rf"(?:[^\W_]++[{marks}]*+)++"
     masks = "|".join(re.escape(name) for name in (*placeholders, UNKNOWN))
     alternatives = [masks, r"\d+(?:[.,:]\d+)+", rf"{letters}(?:'{letters})*"]
@@ -107,7 +107,7 @@ def _pattern(placeholders: tuple[str, ...], punctuation: str, ascii_only: bool) 
 
 
 @lru_cache(maxsize=1)
-def _combining_marks() -> str:
+def combining_marks() -> str:
     """Return the marks that belong to the letter before them, as the inside of a [class].
 
     Python's ``\\w`` leaves them out, which would cut Hindi or Thai words into pieces.

@@ -1,0 +1,237 @@
+// The page: puts the parts together. What is typed goes from the text field to the graph and back.
+
+import { Keys } from "./keys.js";
+import { Personal } from "./personal.js";
+import { Predictor } from "./predictor.js";
+import { openGraphs } from "./runtime.js";
+import { Sheets } from "./sheets.js";
+import { Tokenizer } from "./tokenizer.js";
+
+const $ = (id) => document.getElementById(id);
+const MARKS = ".,?!:;";
+const ENDS = /(^|[.!?]\s+|\n)$/;
+
+class App {
+  constructor(site, index, tokenizer, predictor, personal) {
+    Object.assign(this, { site, index, tokenizer, predictor, personal });
+    this.text = $("text");
+    this.buttons = [...$("bar").children];
+    this.suggestions = [];
+    this.turn = 0;
+    this.spaced = false; // the space before the caret came with a suggestion
+    this.keys = new Keys($("keys"), (key) => this.press(key), language(index.words.locale));
+    this.sheets = new Sheets(this);
+    this.listen();
+    this.changed();
+  }
+
+  listen() {
+    this.text.addEventListener("input", () => { this.spaced = false; this.changed(); });
+    document.addEventListener("selectionchange", () => {
+      if (document.activeElement === this.text) this.suggest();
+    });
+    this.text.addEventListener("keydown", (event) => this.physical(event, true));
+    this.text.addEventListener("keyup", (event) => this.physical(event, false));
+    $("compose").addEventListener("submit", (event) => { event.preventDefault(); this.send(); });
+    this.buttons.forEach((button, place) => {
+      button.addEventListener("pointerdown", (event) => event.preventDefault());
+      button.addEventListener("click", () => this.choose(place));
+    });
+    // Whoever types with nothing focused means the message.
+    document.addEventListener("keydown", (event) => {
+      const free = document.activeElement === document.body && !document.querySelector("dialog[open]");
+      if (free && event.key.length === 1 && !event.ctrlKey && !event.metaKey) this.text.focus();
+    });
+  }
+
+  physical(event, down) {
+    const name = { Backspace: "erase", Enter: "send" }[event.key] ?? event.key.toLowerCase();
+    this.keys.flash(name, down);
+    if (!down) return;
+    const place = event.altKey ? "123".indexOf(event.key) : event.key === "Tab" ? 1 : -1;
+    if (event.key === "Enter" && !event.shiftKey) {
+      event.preventDefault();
+      this.send();
+    } else if (place >= 0 && !event.shiftKey && this.suggestions[place]) {
+      event.preventDefault();
+      this.choose(place);
+    } else if (event.key.length === 1 && MARKS.includes(event.key) && this.spaced) {
+      event.preventDefault();
+      this.press(event.key);
+    }
+  }
+
+  press(key) {
+    if (key === "send") return this.send();
+    const { selectionStart: from, selectionEnd: to, value } = this.text;
+    if (key === "erase") {
+      const last = [...value.slice(0, from)].at(-1) ?? "";
+      this.replace(from === to ? from - last.length : from, to, "");
+      this.spaced = false;
+    } else if (MARKS.includes(key) && this.spaced && value[from - 1] === " ") {
+      this.replace(from - 1, to, `${key} `);
+    } else if (key === " " && / $/.test(value.slice(0, from)) && /\w $/.test(value.slice(0, from))) {
+      this.replace(from - 1, to, ". ");
+    } else {
+      this.replace(from, to, key);
+      this.spaced = false;
+    }
+    this.changed();
+  }
+
+  replace(from, to, text) {
+    this.text.setRangeText(text, from, to, "end");
+  }
+
+  changed() {
+    this.text.style.height = "auto";
+    this.text.style.height = `${this.text.scrollHeight + 2}px`;
+    if (this.keys.shift !== "locked")
+      this.keys.setShift(ENDS.test(this.text.value.slice(0, this.text.selectionEnd)) ? "once" : "off");
+    return this.suggest();
+  }
+
+  // Ask for suggestions; an answer that comes after the next key is thrown away.
+  async suggest() {
+    const turn = ++this.turn;
+    const { before, typed } = this.tokenizer.atCaret(this.text.value.slice(0, this.text.selectionEnd));
+    const context = this.predictor.context(before);
+    try {
+      const found = await this.predictor.suggest(context, typed);
+      if (turn === this.turn) this.show(before, typed, found);
+    } catch (error) {
+      this.failed(error);
+    }
+  }
+
+  show(before, typed, found) {
+    const words = found.map(({ id }) => ({ word: this.tokenizer.words[id] }));
+    const own = this.personal.own(typed, before).slice(0, 1).map((word) => ({ word, own: true }));
+    const wanted = typed ? this.tokenizer.normalise(typed) : "";
+    const known = !wanted || this.tokenizer.id(wanted) !== this.tokenizer.rules.unk_id;
+    const literal = wanted && !known ? [{ word: typed, literal: true }] : [];
+    const [best, second, third] = [...words.slice(0, 3 - own.length - literal.length), ...own,
+      ...words.slice(3 - own.length - literal.length)];
+    this.suggestions = literal.length ? [literal[0], best, second] : [second, best, third];
+    const shape = shapeOf(typed, before, this.keys.shift);
+    this.suggestions = this.suggestions.map((one) => one &&
+      { ...one, text: one.literal ? one.word : cased(one.word, shape, this.index.words) });
+    this.buttons.forEach((button, place) => {
+      const one = this.suggestions[place];
+      button.textContent = one ? (one.literal ? `“${one.text}”` : one.text) : "";
+      button.disabled = !one;
+      button.classList.toggle("own", Boolean(one?.own));
+      button.setAttribute("aria-label", one ? `Suggestion ${one.text}` : "No suggestion");
+    });
+    document.documentElement.dataset.suggested = `${before}|${typed}`;
+  }
+
+  choose(place) {
+    const one = this.suggestions[place];
+    if (!one) return;
+    const caret = this.text.selectionEnd;
+    const { before, typed } = this.tokenizer.atCaret(this.text.value.slice(0, caret));
+    this.replace(before.length, before.length + typed.length, `${one.text} `);
+    this.spaced = true;
+    $("announce").textContent = one.text;
+    this.changed();
+  }
+
+  async send() {
+    const text = this.text.value.trim();
+    if (!text) return;
+    this.text.value = "";
+    $("hint").hidden = true;
+    const bubble = document.createElement("p");
+    bubble.className = "bubble";
+    bubble.textContent = text;
+    $("thread").append(bubble);
+    bubble.scrollIntoView({ block: "end" });
+    this.changed();
+    if (this.personal.learning) await this.busy(this.personal.learn(text));
+  }
+
+  // Show that something is being learnt, then suggest with what was.
+  async busy(work) {
+    $("learned-open").classList.add("busy");
+    this.working = (this.working ?? 0) + 1;
+    try {
+      await work;
+    } catch (error) {
+      this.failed(error);
+    }
+    if (--this.working === 0) $("learned-open").classList.remove("busy");
+    this.count();
+    await this.suggest();
+  }
+
+  count() {
+    $("learned-count").textContent = this.personal.messages.length;
+    document.documentElement.dataset.learned = this.personal.messages.length;
+  }
+
+  failed(error) {
+    document.documentElement.classList.add("failed");
+    $("status").textContent = `Cannot run the model: ${error.message ?? error}`;
+    console.error(error);
+  }
+}
+
+// How a suggestion begins: as what was typed does, or as the beginning of a sentence.
+function shapeOf(typed, before, shift) {
+  const letters = typed.replace(/[^\p{L}]/gu, "");
+  if (letters.length > 1 && letters === letters.toUpperCase() || shift === "locked") return "upper";
+  if (letters) return letters[0] !== letters[0].toLowerCase() ? "title" : "lower";
+  return ENDS.test(before) ? "title" : "lower";
+}
+
+function cased(word, shape, words) {
+  if (shape === "upper") return word.toUpperCase();
+  if (words.locale.startsWith("en") && /^i('|$)/.test(word)) word = `I${word.slice(1)}`;
+  return shape === "title" ? word[0].toUpperCase() + word.slice(1) : word;
+}
+
+function language(locale) {
+  try {
+    const tag = locale.replace("_", "-");
+    return new Intl.DisplayNames([tag], { type: "language" }).of(tag.split("-")[0]);
+  } catch {
+    return "space";
+  }
+}
+
+async function get(path, kind = "json") {
+  const answer = await fetch(path);
+  if (!answer.ok) throw new Error(`${path}: ${answer.status}`);
+  return answer[kind]();
+}
+
+async function start() {
+  const site = await get("site.json");
+  const [index, table, blocked] = await Promise.all([
+    get("bundle/bundle.json"), get("bundle/tokenizer/vocabulary.tsv", "text"),
+    get("bundle/blocklist.txt", "text"),
+  ]);
+  const tokenizer = new Tokenizer(
+    { ...index.words.normalisation, ...index.words.special_ids }, table, blocked.split("\n"));
+  const open = await openGraphs(site);
+  const entry = index.graphs.find((graph) => graph.path === site.predict);
+  const lesson = index.graphs.find((graph) => graph.path === site.personal);
+  const personal = new Personal(index.digest, tokenizer, lesson, index.model.personal, site);
+  const predictor = new Predictor(open(entry.path), entry, tokenizer, personal, index.limits);
+  const app = new App(site, index, tokenizer, predictor, personal);
+  window.app = app;
+  await app.suggest();
+  if (document.documentElement.classList.contains("failed")) return;
+  document.documentElement.classList.add("ready");
+  $("title").textContent = index.title ?? "Notes";
+  $("status").textContent = site.runtime === "web" ? "Runs in this page" : "Runs on this computer";
+  app.keys.draw();
+  if (matchMedia("(pointer: fine)").matches) app.text.focus();
+  await app.busy(personal.restore());
+}
+
+start().catch((error) => {
+  document.documentElement.classList.add("failed");
+  $("status").textContent = `Cannot open the bundle: ${error.message}`;
+});
