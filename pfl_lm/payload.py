@@ -17,26 +17,33 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from pfl_lm.directions import Directions
+from pfl_lm.payload_plan import DENSE_KINDS, PayloadPlan
+from pfl_lm.row_draw import draw_rows
 from pfl_lm.streams import stream
+
+__all__ = [
+    "Cost",
+    "Payload",
+    "PayloadPlan",
+    "Role",
+    "Segment",
+    "choose",
+    "describe",
+    "expand",
+    "gather",
+    "scatter_add",
+]
 
 IDs = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
-
-# Which kinds of dense parameter travel under each choice of `PayloadPlan.dense`.
-DENSE_KINDS: dict[str, tuple[str, ...]] = {
-    "all": ("dense", "bias"),
-    "lora": ("lora_a", "lora_b"),
-    "ffa_lora": ("lora_b",),
-    "biases": ("bias",),
-    "none": (),
-}
 
 
 class Role(Protocol):
@@ -47,51 +54,6 @@ class Role(Protocol):
 
     @property
     def shape(self) -> tuple[int, ...]: ...
-
-
-@dataclass(frozen=True)
-class PayloadPlan:
-    """What may travel, as a scenario states it.
-
-    Args:
-        rows: word rows of the embedding, the output table and the output bias that travel:
-            ``"all"``, ``"none"``, or how many a round, specials included.
-        draw: how rows are drawn when ``rows`` is a number: ``"uniform"``, or ``"unigram"``,
-            without replacement with weights ``unigram ** temper``.
-        temper: exponent of the unigram draw; 0 is uniform, 1 the unigram itself.
-        dense: the other parameters: ``"all"``, ``"lora"`` (both factors), ``"ffa_lora"`` (only
-            the second factor), ``"biases"``, ``"none"``.
-        outside: a device's tokens that are not in the round's rows: ``"frozen"`` reads their
-            rows from the model on the device and does not train them, ``"unk"`` replaces the
-            tokens by ``<unk>``, ``"skip"`` leaves such targets out of the loss.
-
-    Raises:
-        ValueError: a choice that does not exist, or a plan under which nothing travels.
-    """
-
-    rows: int | Literal["all", "none"] = "all"
-    draw: Literal["uniform", "unigram"] = "uniform"
-    temper: float = 0.75
-    dense: Literal["all", "lora", "ffa_lora", "biases", "none"] = "all"
-    outside: Literal["frozen", "unk", "skip"] = "frozen"
-
-    def __post_init__(self) -> None:
-        _one_of("dense", self.dense, tuple(DENSE_KINDS))
-        _one_of("draw", self.draw, ("uniform", "unigram"))
-        _one_of("outside", self.outside, ("frozen", "unk", "skip"))
-        if isinstance(self.rows, bool) or not isinstance(self.rows, int):
-            _one_of("rows", self.rows, ("all", "none"))
-        elif self.rows < 1:
-            raise ValueError(f'rows = {self.rows}: state a number of rows, "all" or "none"')
-        if not 0.0 <= self.temper <= 1.0:
-            raise ValueError(f"temper = {self.temper}: must lie between 0 and 1")
-        if self.rows == "none" and self.dense == "none":
-            raise ValueError('rows = "none" and dense = "none": nothing would travel')
-        if self.rows == "none" and self.outside != "frozen":
-            raise ValueError(
-                f'outside = "{self.outside}" with rows = "none": every word is outside; '
-                'use outside = "frozen"'
-            )
 
 
 @dataclass(frozen=True)
@@ -120,6 +82,7 @@ class Payload:
             it, Σ f(w) / inclusion(w) over the round's rows is an unbiased estimate of Σ f(w)
             over the vocabulary, which is what the losses over rows need. None: rows is None.
         outside: see :class:`PayloadPlan`.
+        directions: of the segments' coordinates, where coefficients travel in their place.
     """
 
     round: int
@@ -127,11 +90,22 @@ class Payload:
     rows: IDs | None
     inclusion: Floats | None
     outside: str
+    directions: Directions | None = None
 
     @cached_property
     def dim(self) -> int:
         """How many coordinates travel: d."""
+        return self.whole_dim if self.directions is None else self.directions.count
+
+    @cached_property
+    def whole_dim(self) -> int:
+        """How many coordinates of the model the segments hold: d, unless directions travel."""
         return sum(segment.size for segment in self.segments)
+
+    @cached_property
+    def whole(self) -> Payload:
+        """The payload of the segments' own coordinates."""
+        return self if self.directions is None else replace(self, directions=None)
 
     @cached_property
     def digest(self) -> str:
@@ -141,6 +115,8 @@ class Payload:
             digest.update(f"{segment.name}|{segment.shape}|{segment.rows is None};".encode())
         rows = b"all" if self.rows is None else self.rows.astype("<i8").tobytes()
         digest.update(rows + self.outside.encode())
+        if self.directions is not None:
+            digest.update(repr(self.directions).encode())
         return digest.hexdigest()
 
     def views(self, values: Any) -> dict[str, Any]:
@@ -185,29 +161,37 @@ def choose(
         The result is a function of the arguments, none of which a device's text can touch.
     """
     _check(plan, roles, len(unigram), specials)
-    rows, inclusion = _draw(plan, unigram, specials, seed, round)
+    rows, inclusion = _rows(plan, unigram, specials, seed, round)
     kinds = DENSE_KINDS[plan.dense]
+    layers = _layers(plan, roles, seed, round)
     segments: list[Segment] = []
     offset = 0
     for name, role in roles.items():
         if role.kind == "rows" and plan.rows != "none":
             shape = role.shape if rows is None else (len(rows), *role.shape[1:])
             segment = Segment(name, shape, rows, offset, int(np.prod(shape)))
-        elif role.kind in kinds:
+        elif role.kind in kinds and _layer(name) in layers:
             segment = Segment(name, role.shape, None, offset, int(np.prod(role.shape)))
         else:
             continue
         segments.append(segment)
         offset += segment.size
-    return Payload(round, tuple(segments), rows, inclusion, plan.outside)
+    directions = None
+    if plan.directions is not None:
+        directions = Directions(plan.directions, offset, seed, round)
+    return Payload(round, tuple(segments), rows, inclusion, plan.outside, directions)
 
 
 def gather(parameters: Mapping[str, Any], payload: Payload) -> npt.NDArray[np.float32]:
     """Read the payload's coordinates from the model, as float32[d].
 
+    Coefficients of directions are counted from where the model stands: zeros.
+
     Args:
         parameters: numpy arrays or torch tensors in main memory, by name.
     """
+    if payload.directions is not None:
+        return np.zeros(payload.dim, np.float32)
     values = np.empty(payload.dim, np.float32)
     for segment in payload.segments:
         array = np.asarray(parameters[segment.name])
@@ -226,6 +210,7 @@ def scatter_add(
     """
     if values.shape != (payload.dim,):
         raise ValueError(f"values have shape {values.shape}; the payload's is ({payload.dim},)")
+    values = expand(payload, values)
     for segment in payload.segments:
         stretch = values[segment.offset : segment.offset + segment.size].reshape(segment.shape)
         array = np.asarray(parameters[segment.name])  # of a torch tensor: its own memory
@@ -235,41 +220,46 @@ def scatter_add(
             array[segment.rows] += stretch  # rows are distinct
 
 
+def expand(payload: Payload, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Return what values float32[d] mean on the segments' own coordinates, float32[whole_dim]."""
+    return values if payload.directions is None else payload.directions.combine(values)
+
+
 def describe(payload: Payload, total: int) -> Cost:
     """Say what the payload costs against a model of ``total`` coordinates."""
     return Cost(payload.dim, 4 * payload.dim, float(np.sqrt(payload.dim / total)))
 
 
-def _draw(
+def _rows(
     plan: PayloadPlan, unigram: Floats, specials: Sequence[int], seed: int, round: int
 ) -> tuple[IDs | None, Floats | None]:
-    """Return the round's rows int64[k] with their inclusion probabilities; None for all rows.
-
-    A word of weight w arrives at an Exp(w) time; the earliest words are taken (Gumbel top-k by
-    another name). Given the time τ at which the first word NOT taken arrives, each word was
-    taken with probability 1 − exp(−w τ): dividing by it gives unbiased sums.
-
-    Source: Cohen and Kaplan 2007, "Summarizing data using bottom-k sketches", section 4 (rank
-    conditioning).
-    """
+    """Return the round's rows int64[k] with their inclusion probabilities; None for all rows."""
     if plan.rows == "all":
         return None, None
     if plan.rows == "none":
         return np.empty(0, np.int64), np.empty(0)
-    always = np.unique(np.asarray(specials, np.int64))
-    others = np.setdiff1d(np.arange(len(unigram)), always)
-    count = plan.rows - len(always)
-    weight = unigram[others] ** (plan.temper if plan.draw == "unigram" else 0.0)
-    arrival = stream(seed, "rows", round).exponential(size=len(others)) / weight
-    order = np.argpartition(arrival, count)
-    taken, first_missed = order[:count], arrival[order[count]]
-    probability = -np.expm1(-weight[taken] * first_missed)
-    if plan.draw == "uniform":
-        probability = np.full(count, count / len(others))
-    rows = np.concatenate([always, others[taken]])
-    inclusion = np.concatenate([np.ones(len(always)), probability])
-    sort = np.argsort(rows)
-    return rows[sort], inclusion[sort]
+    weights = unigram ** (plan.temper if plan.draw == "unigram" else 0.0)
+    return draw_rows(plan.rows, weights, specials, seed, round)
+
+
+def _layers(plan: PayloadPlan, roles: Mapping[str, Role], seed: int, round: int) -> set[str]:
+    """Return the layers whose parameters may travel this round: all, or their turn's.
+
+    Layers take turns in an order drawn anew each time all have had theirs.
+    """
+    names = list(dict.fromkeys(_layer(n) for n, role in roles.items() if role.kind != "rows"))
+    if plan.layers is None or plan.layers >= len(names):
+        return set(names)
+    first = round * plan.layers
+    places = range(first, first + plan.layers)
+    turns = {place // len(names) for place in places}
+    order = {t: stream(seed, "layers", t).permutation(len(names)) for t in turns}
+    return {names[order[place // len(names)][place % len(names)]] for place in places}
+
+
+def _layer(name: str) -> str:
+    """The layer that a parameter belongs to: a matrix, its bias and its factors are one."""
+    return name.removesuffix(".lora_a").removesuffix(".lora_b").removesuffix("_bias")
 
 
 def _check(
@@ -291,8 +281,3 @@ def _check(
             f"rows = {plan.rows}: must be at least {least} (the specials and one word) and below "
             f'the vocabulary\'s {vocabulary_size}; for every row state "all"'
         )
-
-
-def _one_of(field: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{field} = {value!r}: must be one of {', '.join(choices)}")

@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "pfl_lm"
 # Lower number = lower layer. A module may import its own layer only inside its own part.
 LAYERS = (
     ("streams", "files", "machine", "ranks"),
+    ("directions", "row_draw", "payload_plan"),
     ("language", "payload", "dp", "secagg"),
     ("devices", "server"),
     ("recipes", "runs"),
@@ -22,6 +23,7 @@ LAYERS = (
     ("checkpoints", "central", "world"),
     ("manifest",),
     ("resume",),
+    ("books",),
     ("simulate", "report"),
     ("audit", "export", "interop", "demo"),
     ("cli",),

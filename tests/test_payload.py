@@ -180,3 +180,31 @@ def test_values_of_another_dimension_are_refused() -> None:
     payload = choose(PayloadPlan(rows=9), ROLES, UNIGRAM, SPECIALS, 0, 0)
     with pytest.raises(ValueError, match=r"payload's is \(52,\)"):
         scatter_add(model(ROLES), payload, np.zeros(51, np.float32))
+
+
+def test_layers_take_turns_on_a_public_schedule() -> None:
+    roles = {f"layer{n}.{part}": Role("dense", (3, 3)) for n in range(2) for part in "ab"}
+    roles |= {f"{name}_bias": Role("bias", (3,)) for name in list(roles)}
+    plan = PayloadPlan(rows="none", layers=1)
+    chosen = [choose(plan, roles, UNIGRAM, SPECIALS, 0, round) for round in range(8)]
+    names = [{segment.name for segment in payload.segments} for payload in chosen]
+    assert all(len(found) == 2 for found in names)  # a matrix and its bias
+    assert set().union(*names[:4]) == set(roles) == set().union(*names[4:])
+    again = choose(plan, roles, UNIGRAM, SPECIALS, 0, 5)
+    assert again.digest == chosen[5].digest
+    everything = choose(PayloadPlan(rows="none", layers=9), roles, UNIGRAM, SPECIALS, 0, 0)
+    assert everything.dim == 4 * (9 + 3)
+
+
+def test_directions_travel_as_coefficients() -> None:
+    roles = {"layer0.a": Role("dense", (30, 40))}
+    plan = PayloadPlan(rows="none", directions=5)
+    payload = choose(plan, roles, UNIGRAM, SPECIALS, 0, 2)
+    assert (payload.dim, payload.whole_dim, payload.whole.dim) == (5, 1200, 1200)
+    parameters = {"layer0.a": np.zeros((30, 40), np.float32)}
+    assert not gather(parameters, payload).any()
+    scatter_add(parameters, payload, np.asarray([3, 0, 0, 4, 0], np.float32))
+    assert np.linalg.norm(parameters["layer0.a"]) == pytest.approx(5, rel=0.1)
+    assert payload.digest != choose(plan, roles, UNIGRAM, SPECIALS, 0, 3).digest
+    with pytest.raises(ValueError, match="directions = 0"):
+        PayloadPlan(directions=0)

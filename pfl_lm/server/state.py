@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from pfl_lm.payload import Payload, gather, scatter_add
+from pfl_lm.payload import Payload, expand, gather, scatter_add
 from pfl_lm.server.optimizers import Floats, ServerOptimizer, step
 
 Tables = Mapping[str, torch.Tensor]
@@ -73,6 +73,8 @@ def close_round(
     payload = broadcast.payload
     if mean.shape != (payload.dim,):
         raise ValueError(f"mean has shape {mean.shape}; the payload's is ({payload.dim},)")
+    # The optimizer works on coordinates of the model, whatever it was that travelled.
+    mean, payload = expand(payload, mean), payload.whole
     tables = {name: _table(state, payload, optimizer, name) for name in optimizer.moments}
     before = {name: gather(table, payload) for name, table in tables.items()}
     change, after = step(optimizer, mean, before)
