@@ -18,17 +18,12 @@ from datetime import timedelta
 from types import FrameType
 from typing import Any, TypeVar
 
-import numpy as np
 from numpy.typing import NDArray
 
 T = TypeVar("T")
 
 PATIENCE = timedelta(hours=1)  # for a rank that lives and says nothing; a dead one shows at once
 RESTARTS = 3  # of a run started by ``launch``, after a process was killed
-
-
-class StoppedByFirst(Exception):
-    """Rank 0 gave up; it has said why to the person who watches."""
 
 
 class Ranks:
@@ -67,26 +62,25 @@ class Ranks:
         while (turn := self._store.add(counter, 1) - 1) < count:
             yield turn
 
-    def first(self, action: Callable[[], T]) -> T:
+    def first(self, action: Callable[..., T], *arguments: Any) -> T:
         """Let rank 0 act; return what came out, on every rank.
 
         Raises:
-            StoppedByFirst: on the others, where ``action`` raised; rank 0 raises what it raised.
+            Exception: what ``action`` raised, on every rank.
         """
         if self.count == 1:
-            return action()
-        if not self.is_first:
-            stopped, result = self._broadcast(None)
-            if stopped:
-                raise StoppedByFirst
-            return result  # type: ignore[no-any-return]
-        try:
-            result = action()
-        except Exception:
-            self._broadcast((True, None))
-            raise
-        self._broadcast((False, result))
-        return result
+            return action(*arguments)
+        error: Exception | None = None
+        result: Any = None
+        if self.is_first:
+            try:
+                result = action(*arguments)
+            except Exception as raised:
+                error = raised
+        error, result = self._broadcast((error, result))
+        if error is not None:
+            raise error
+        return result  # type: ignore[no-any-return]
 
     def exchange(self, own: T) -> list[T]:
         """Return what every rank brought, in their order, on every rank."""
@@ -218,8 +212,6 @@ def _work(work: Callable[..., Any], *arguments: Any) -> Any:
     """Work as one of the processes; a person's mistake is an answer, not a reason to restart."""
     try:
         return work(*arguments)
-    except StoppedByFirst:
-        return None
     except (ValueError, OSError) as mistake:
         return ValueError(str(mistake))
 

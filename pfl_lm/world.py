@@ -18,6 +18,7 @@ from pfl_lm.language.tokenizer import Tokenizer
 from pfl_lm.model_file import Model, load_model
 from pfl_lm.payload import choose
 from pfl_lm.protection import Protection, simulated_rule
+from pfl_lm.ranks import ALONE, Ranks
 from pfl_lm.recipes import load_policy
 from pfl_lm.scenario import Scenario
 
@@ -186,12 +187,12 @@ def choose_payload(world: World, round: int) -> Any:
     )
 
 
-def validate(world: World, parameters: Parameters) -> Evaluation:
+def validate(world: World, parameters: Parameters, ranks: Ranks = ALONE) -> Evaluation:
     """Measure a model on some validation users, as often as the scenario asks."""
-    return _measure(world, ModelScorer(world.spec, parameters), "validation")
+    return _measure(world, ModelScorer(world.spec, parameters), "validation", ranks)
 
 
-def final_evaluation(world: World, parameters: Parameters) -> dict[str, Any]:
+def final_evaluation(world: World, parameters: Parameters, ranks: Ranks = ALONE) -> dict[str, Any]:
     """Measure the trained model, what it started from, and public baselines, on test users."""
     scorers: dict[str, Scorer] = {"federated model": ModelScorer(world.spec, parameters)}
     if world.start.origin["kind"] != "random":
@@ -199,7 +200,7 @@ def final_evaluation(world: World, parameters: Parameters) -> dict[str, Any]:
         scorers[label] = ModelScorer(world.spec, world.start.parameters)
     scorers |= baselines(world)
     rows = [
-        {"name": name, **_measure(world, scorer, "test").as_dict()}
+        {"name": name, **_measure(world, scorer, "test", ranks).as_dict()}
         for name, scorer in scorers.items()
     ]
     floor = getattr(world.population, "entropy_floor", None)  # of invented users it is known
@@ -220,7 +221,7 @@ def baselines(world: World) -> dict[str, Scorer]:
     return {"public unigram": UnigramScorer(unigram), "public bigram": bigram}
 
 
-def _measure(world: World, scorer: Scorer, split: str) -> Evaluation:
+def _measure(world: World, scorer: Scorer, split: str, ranks: Ranks) -> Evaluation:
     choice = world.scenario.evaluation
     return evaluate(
         scorer,
@@ -231,4 +232,5 @@ def _measure(world: World, scorer: Scorer, split: str) -> Evaluation:
         max_users=choice.users if split == "validation" else choice.final_users,
         max_tokens_per_user=choice.tokens_per_user,
         seed=world.scenario.seed,
+        ranks=ranks,
     )

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 import pfl_lm.simulate as simulation
+from pfl_lm import books
 from pfl_lm.checkpoints import newest_checkpoint
 from pfl_lm.devices.training import LocalTraining
 from pfl_lm.dp.ledger import Ledger, verify
@@ -54,7 +55,7 @@ def kill_after_the_record_of(round: int, patch: pytest.MonkeyPatch, saving: bool
     def killed(state, *rest):
         if state.round == round:
             if not saving:
-                patch.setattr(simulation, "save_checkpoint", lambda *about: None)
+                patch.setattr(books, "save_checkpoint", lambda *about: None)
             raise Killed
         return close_round(state, *rest)
 

@@ -28,6 +28,9 @@ class TooFewReports(SecaggError):
             "invite a larger cohort or wait longer"
         )
 
+    def __reduce__(self) -> tuple[type, tuple[int, int]]:
+        return type(self), (self.reports, self.threshold)
+
 
 class TooFewAnswers(SecaggError):
     """Too few devices confirmed or answered for the masks to be removed: the sum stays closed."""

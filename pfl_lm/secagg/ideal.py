@@ -101,10 +101,6 @@ class IdealAggregator:
 
         Sums modulo 2^32 or 2^64 are sums modulo 2^bits too, so half of the bytes travel where
         the ring has at most 32 bits.
-
-        Raises:
-            Refused: together they hold more reports than the goal; which of them a single
-                process would have dropped depends on an order that several do not have.
         """
         width = np.int32 if self.ring.bits <= 32 else np.int64
         unsigned = np.uint32 if self.ring.bits <= 32 else np.uint64
@@ -115,8 +111,6 @@ class IdealAggregator:
         if not ranks.is_first:
             self._open = False
             return
-        if self.goal is not None and self.reports > self.goal:
-            raise Refused(f"{self.reports} reports of several processes, the goal is {self.goal}")
         self._total = together
 
     def close(self) -> OpenedSum:
@@ -124,6 +118,8 @@ class IdealAggregator:
 
         Raises:
             TooFewReports: below the threshold; the sum is erased unopened.
+            Refused: several processes merged more reports than the goal: which of them to drop
+                is a matter of their order, which several processes do not have.
             WrongState: closed before: a sum is opened once.
         """
         if not self._open:
@@ -133,6 +129,8 @@ class IdealAggregator:
         if self.reports < self.threshold:
             total.fill(0)
             raise TooFewReports(self.reports, self.threshold)
+        if self.goal is not None and self.reports > self.goal:
+            raise Refused(f"{self.reports} reports of several processes, the goal is {self.goal}")
         return OpenedSum(self.ring.centre(self.ring.reduce(total)), self.reports)
 
 

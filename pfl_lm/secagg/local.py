@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from pfl_lm.ranks import Ranks
 from pfl_lm.secagg import device as phases
 from pfl_lm.secagg.config import DevicePolicy, RoundConfig
 from pfl_lm.secagg.errors import WrongState
@@ -125,6 +126,10 @@ class ProtocolAggregator:
             masked.message = b""  # delivered; a whole cohort's vectors would fill the memory
         self.reports += len(summed)
         return len(summed)
+
+    def merge(self, ranks: Ranks) -> None:
+        """Do nothing: the protocol's messages are exchanged within one process."""
+        assert ranks.count == 1
 
     def close(self) -> OpenedRound:
         """Run the rest of the protocol and open the sum.

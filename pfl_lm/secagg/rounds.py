@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol
 
 from numpy.typing import NDArray
 
+from pfl_lm.ranks import Ranks
 from pfl_lm.secagg.config import RoundConfig
 from pfl_lm.secagg.errors import TooFewAnswers, TooFewReports
 from pfl_lm.secagg.ideal import IdealAggregator, OpenedSum
@@ -33,6 +34,8 @@ class Aggregator(Protocol):
         """The devices, by their place in the cohort, that will report if they are let."""
 
     def submit(self, vectors: NDArray[Any], devices: Sequence[int] | None = None) -> int: ...
+
+    def merge(self, ranks: Ranks) -> None: ...
 
     def close(self) -> OpenedSum: ...
 
@@ -101,6 +104,12 @@ class IdealRound:
         self._survivors += chosen[:summed]
         self._waiting -= set(chosen[:summed])
         return summed
+
+    def merge(self, ranks: Ranks) -> None:
+        """Bring the reports that went to several processes together on the first."""
+        self._sum.merge(ranks)
+        self._survivors = [device for part in ranks.hand_in(self._survivors) for device in part]
+        self._waiting -= set(self._survivors)
 
     def close(self) -> OpenedSum:
         """Open the sum, if as many devices answered as the protocol needs.
