@@ -25,7 +25,7 @@ LAYERS = (
     ("resume",),
     ("books",),
     ("simulate", "report"),
-    ("audit", "export", "interop", "demo"),
+    ("audit", "export", "interop", "demo", "network"),
     ("cli",),
 )
 

@@ -1,0 +1,90 @@
+"""The generated classes of ``aggregation.proto``, and how gRPC is set up on both sides.
+
+The one description of the service is the .proto file: ``grpcio-tools`` compiles it when this
+module is imported, so nothing generated lies about.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+try:
+    import grpc
+
+    messages, services = grpc.protos_and_services("pfl_lm/network/aggregation.proto")
+except (ImportError, NotImplementedError) as error:
+    raise ValueError(
+        "the network needs gRPC: install it with `pip install pfl-lm[network]`"
+    ) from error
+
+SESSION = "session-bin"  # metadata key; the suffix says that its value is bytes
+CHUNK_BYTES = 1 << 20
+_SLACK_BYTES = 1 << 16  # around a vector: headers, and any message that has none
+
+Message = Any  # of the generated classes, which exist at run time only
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a device may ask of the server, and how long the server waits.
+
+    Attributes:
+        phase_seconds: for a phase of the protocol, from its first to its last message.
+        training_seconds: from the invitation to the device's keys; it trains in between.
+        grace_seconds: how long the last tenth of the devices is waited for.
+        hold_seconds: how long an empty Fetch is held before it is answered.
+        burst, calls_per_second: of one session; more is refused, and costs a strike.
+        knocks_per_second: of all strangers together, with ten seconds' worth at once.
+        strikes: mistakes after which a device is shut out for ``shut_out_seconds``.
+    """
+
+    phase_seconds: float = 30.0
+    training_seconds: float = 120.0
+    grace_seconds: float = 10.0
+    hold_seconds: float = 20.0
+    burst: int = 60
+    calls_per_second: float = 10.0
+    knocks_per_second: float = 200.0
+    strikes: int = 3
+    shut_out_seconds: float = 600.0
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not value > 0:
+                raise ValueError(f"{name} = {value} must be above 0")
+
+
+def largest_message(vector_bytes: int, devices: int) -> int:
+    """Bytes beyond which a message is refused unread: a vector, or shares among all devices."""
+    return _SLACK_BYTES + max(vector_bytes, 1024 * devices)
+
+
+def server_options(message_bytes: int) -> list[tuple[str, int]]:
+    """gRPC's settings of the server: sizes, streams, and connections that say nothing."""
+    return [
+        ("grpc.max_receive_message_length", message_bytes),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.max_metadata_size", 8192),
+        ("grpc.max_concurrent_streams", 64),
+        ("grpc.max_connection_idle_ms", 600_000),
+        ("grpc.keepalive_time_ms", 60_000),
+        ("grpc.keepalive_timeout_ms", 20_000),
+        ("grpc.so_reuseport", 0),  # a second server on this port shall fail
+    ]
+
+
+def channel_to(address: str, certificate: Path) -> Any:
+    """Open a TLS channel to ``host:port``; the server must show a certificate of this root."""
+    credentials = grpc.ssl_channel_credentials(Path(certificate).read_bytes())
+    return grpc.secure_channel(
+        address,
+        credentials,
+        [
+            ("grpc.max_receive_message_length", 64 << 20),
+            ("grpc.initial_reconnect_backoff_ms", 200),
+            ("grpc.max_reconnect_backoff_ms", 5_000),
+            ("grpc.use_local_subchannel_pool", 1),
+        ],
+    )

@@ -1,0 +1,125 @@
+"""A server in a thread, devices in threads, and everything short."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("grpc_tools", reason="needs gRPC: pip install pfl-lm[network]")
+
+from pfl_lm.network.caller import Caller, Patience
+from pfl_lm.network.device import Device
+from pfl_lm.network.identity import DeviceKey, ServerKeys, enrol
+from pfl_lm.network.server import Serving, serve
+from pfl_lm.network.terms import Own
+from pfl_lm.network.transport import Limits, channel_to
+from pfl_lm.recipes import load_policy
+from pfl_lm.scenario import EvaluationChoice, PopulationChoice
+from pfl_lm.world import open_world
+
+DEVICES = 6
+QUICK = Limits(phase_seconds=2.0, training_seconds=10.0, grace_seconds=1.0, hold_seconds=1.0)
+RESTLESS = Patience(first_seconds=0.02, most_seconds=0.2, give_up_seconds=30.0, call_seconds=20.0)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@dataclass
+class Trial:
+    """One run over the network; threads play its server and devices."""
+
+    scenario: object
+    folder: Path
+    keys: ServerKeys
+    limits: Limits = QUICK
+    port: int = field(default_factory=free_port)
+
+    def __post_init__(self) -> None:
+        self.world = open_world(self.scenario)
+        self.errors: list[BaseException] = []
+        self.threads: list[threading.Thread] = []
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def serving(self, **changes) -> Serving:
+        return replace(Serving(self.keys, self.address, self.limits), **changes)
+
+    def key(self, number: int) -> DeviceKey:
+        return DeviceKey.read(self.keys.folder / "devices" / f"{number:05d}.json")
+
+    def own(self, number: int) -> Own:
+        policy = self.scenario.policy and load_policy(self.scenario.policy)
+        tokens = self.world.population.tokens("train", number)
+        return Own(self.world.tokenizer, policy, tokens, trial=True)
+
+    def caller(self, number: int) -> Caller:
+        return Caller(channel_to(self.address, self.keys.certificate), self.key(number), RESTLESS)
+
+    def device(self, number: int, sending=lambda round, kind: None) -> Device:
+        return Device(self.caller(number), self.key(number), self.own(number), sending)
+
+    def start(self, work, *arguments) -> threading.Thread:
+        def guarded() -> None:
+            try:
+                work(*arguments)
+            except BaseException as error:
+                self.errors.append(error)
+
+        thread = threading.Thread(target=guarded, daemon=True)
+        self.threads.append(thread)
+        thread.start()
+        return thread
+
+    def start_devices(self, numbers=range(DEVICES), sending=lambda round, kind: None) -> None:
+        for number in numbers:
+            self.start(lambda number=number: self.device(number, sending).run())
+
+    def serve(self, watch, **options):
+        """Run the server to its end, in this thread."""
+        changes = {name: options.pop(name) for name in ("reached", "present") if name in options}
+        return serve(self.scenario, self.folder, self.serving(**changes), watch, **options)
+
+    def join(self) -> None:
+        for thread in self.threads:
+            thread.join(30)
+            assert not thread.is_alive()
+        assert not self.errors, self.errors
+
+
+@pytest.fixture(scope="session")
+def keys(tmp_path_factory) -> ServerKeys:
+    folder = tmp_path_factory.mktemp("keys") / "keys"
+    enrol(folder, DEVICES)
+    return ServerKeys(folder)
+
+
+@pytest.fixture(scope="session")
+def small(tiny_scenario):
+    """Two rounds in which all six devices are invited; no privacy, repeatable."""
+    return tiny_scenario(
+        population=PopulationChoice("synthetic", users=DEVICES, tokens_per_user=40),
+        rounds=2,
+        cohort=DEVICES,
+        reproducible=True,
+        evaluation=EvaluationChoice(0, users=2, final_users=2, tokens_per_user=30),
+    )
+
+
+@pytest.fixture
+def trial(small, keys, tmp_path, quick):
+    """A function that returns a trial; its arguments replace fields of the scenario."""
+
+    def build(limits: Limits = QUICK, **changes) -> Trial:
+        return Trial(replace(small, **changes), tmp_path / "run", keys, limits)
+
+    return build
