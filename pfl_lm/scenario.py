@@ -127,3 +127,8 @@ class Scenario:
                 raise ValueError(f"{name} = {getattr(self, name)} must lie in [0, 1)")
         if self.population.kind == "store" and self.tokenizer is None:
             raise ValueError("tokenizer is missing: name the folder that `tokenizer build` wrote")
+        if (self.training.method == "zeroth_order") != (self.payload.directions is not None):
+            raise ValueError(
+                'training.method = "zeroth_order" and payload.directions go together: state both '
+                "or neither"
+            )

@@ -38,6 +38,9 @@ class LocalTraining:
         precision: ``"bfloat16"`` makes the products with matrices, and the exact softmax's, in
             bfloat16; weights, updates and everything between stay float32. Faster only where
             the processor has it (``machine.has_bfloat16``).
+        method: ``"backpropagation"``, or ``"zeroth_order"`` (``devices/zeroth_order``): two
+            losses a step along one of the payload's directions, at the memory of predicting.
+        perturbation: of a weight, in taking a slope; ``zeroth_order`` only.
 
     Raises:
         ValueError: naming the field and what would be right.
@@ -54,6 +57,8 @@ class LocalTraining:
     loss: Literal["softmax", "sampled", "nce"] = "softmax"
     negatives: int = 512
     precision: Literal["float32", "bfloat16"] = "float32"
+    method: Literal["backpropagation", "zeroth_order"] = "backpropagation"
+    perturbation: float = 1e-3
 
     def __post_init__(self) -> None:
         if not self.learning_rate > 0:
@@ -68,6 +73,8 @@ class LocalTraining:
             raise ValueError(f"decay = {self.decay}: must be above 0 and at most 1")
         if self.gradient_clip is not None and not self.gradient_clip > 0:
             raise ValueError(f"gradient_clip = {self.gradient_clip}: must be positive, or left out")
+        if not self.perturbation > 0:
+            raise ValueError(f"perturbation = {self.perturbation}: must be positive")
         if self.loss not in ("softmax", "sampled", "nce"):
             raise ValueError(f'loss = {self.loss!r}: must be "softmax", "sampled" or "nce"')
         if self.precision not in ("float32", "bfloat16"):

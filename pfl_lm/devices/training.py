@@ -20,6 +20,7 @@ from pfl_lm.devices import output
 from pfl_lm.devices.batches import Batch, LocalTraining, Schedule
 from pfl_lm.devices.report import Trace
 from pfl_lm.devices.tables import Table, slots_of
+from pfl_lm.devices.zeroth_order import train_zeroth_order
 from pfl_lm.language.lora import is_layer
 from pfl_lm.language.models import ModelSpec, Parameters, hidden, roles
 from pfl_lm.payload import Payload
@@ -55,6 +56,10 @@ def train(
         what a simulation may record of each device.
     """
     words = [_outside(own, payload) for own in windows]
+    if training.method == "zeroth_order":
+        return train_zeroth_order(
+            spec, parameters, payload, words, training, unigram, seed, round, users
+        )
     schedule = Schedule(words, training, seed, round, users)
     received = torch.as_tensor(values)
     now = received.expand(len(windows), -1)  # equal rows until the first step: products are shared

@@ -1,0 +1,141 @@
+"""Zeroth-order training: its slopes are those of the gradient, its coefficients are its update."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pfl_lm.devices.batches import LocalTraining
+from pfl_lm.devices.training import train
+from pfl_lm.language.models import LoraSpec, ModelSpec, initialise, roles
+from pfl_lm.payload import Payload, PayloadPlan, choose, expand, gather
+from pfl_lm.recipes import RecipeError, load
+from pfl_lm.scenario import Scenario
+
+V = 50
+UNIGRAM = np.arange(V, 0, -1) / (V * (V + 1) / 2)
+LSTM = ModelSpec("cifg_lstm", V, 6, hidden_dim=8, lora=LoraSpec(2))
+TRANSFORMER = ModelSpec("transformer", V, 8, heads=2, feedforward_dim=12, context=10)
+ONE_STEP = LocalTraining(0.3, batch_size=64, method="zeroth_order", perturbation=1e-3)
+
+
+def setting(
+    spec: ModelSpec, plan: PayloadPlan, training: LocalTraining, windows: int = 6
+) -> tuple[Payload, tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
+    """Train two devices; return the payload, their coefficients and SGD's updates."""
+    parameters = initialise(spec, 1, UNIGRAM)
+    payload = choose(plan, roles(spec), UNIGRAM, (0, 1, 2, 3), 5, 0)
+    draw = np.random.default_rng(0)
+    own = [draw.integers(4, V, (windows, 8)) for _ in range(2)]
+    common = (own, training, UNIGRAM, 5, 0, [3, 4])
+    found, _ = train(spec, parameters, payload, gather(parameters, payload), *common)
+    first_order = replace(training, method="backpropagation")
+    common = (own, first_order, UNIGRAM, 5, 0, [3, 4])
+    whole = payload.whole
+    expected, _ = train(spec, parameters, whole, gather(parameters, whole), *common)
+    return payload, found, expected
+
+
+@pytest.mark.parametrize(
+    ("spec", "plan"),
+    [
+        (LSTM, PayloadPlan(rows=20, dense="lora", directions=3)),
+        (replace(LSTM, lora=None), PayloadPlan(directions=3)),
+        (TRANSFORMER, PayloadPlan(directions=3)),
+        (TRANSFORMER, PayloadPlan(rows="none", dense="biases", directions=3)),
+    ],
+)
+@pytest.mark.parametrize("loss", ["softmax", "sampled", "nce"])
+def test_one_step_is_the_gradients_shadow_on_its_direction(
+    spec: ModelSpec, plan: PayloadPlan, loss: str
+) -> None:
+    training = replace(ONE_STEP, loss=loss, negatives=10)
+    payload, found, expected = setting(spec, plan, training)
+    for coefficients, update in zip(found, expected, strict=True):
+        (number,) = np.flatnonzero(coefficients)
+        one = np.zeros(3, np.float32)
+        one[number] = 1
+        assert coefficients[number] == pytest.approx(expand(payload, one) @ update, abs=2e-4)
+
+
+def test_steps_add_up_to_the_coefficients() -> None:
+    """Training goes on from where the coefficients say that it is."""
+    training = replace(ONE_STEP, batch_size=2, epochs=3, learning_rate=1.0)
+    plan = PayloadPlan(directions=4)
+    payload, found, _ = setting(replace(LSTM, lora=None), plan, training)
+    assert payload.dim == 4
+    assert all(np.count_nonzero(coefficients) == 4 for coefficients in found)
+
+
+def test_it_learns() -> None:
+    spec = replace(LSTM, lora=None)
+    parameters = initialise(spec, 1, UNIGRAM)
+    payload = choose(PayloadPlan(directions=64), roles(spec), UNIGRAM, (0, 1, 2, 3), 5, 0)
+    always = np.tile(np.asarray([5, 9, 5, 9, 5, 9]), (4, 1))
+    training = replace(ONE_STEP, epochs=None, steps=400, learning_rate=2.0)
+    found, traces = train(
+        spec,
+        parameters,
+        payload,
+        gather(parameters, payload),
+        [always],
+        training,
+        UNIGRAM,
+        5,
+        0,
+        [1],
+    )
+    values = torch.from_numpy(gather(parameters, payload.whole) + expand(payload, found[0]))
+    after = payload.whole.views(values)
+    common = ([always], replace(ONE_STEP, epochs=None, steps=1), UNIGRAM, 5, 0, [1])
+    moved = {name: after[name] for name in parameters}
+    _, later = train(spec, moved, payload, gather(parameters, payload), *common)
+    assert later[0].loss < 0.75 * np.log(V)
+    assert later[0].loss < traces[0].loss
+
+
+def test_a_bounded_slope_bounds_the_step() -> None:
+    training = replace(ONE_STEP, gradient_clip=1e-4)
+    _, found, _ = setting(LSTM, PayloadPlan(rows=20, dense="lora", directions=3), training)
+    assert max(np.abs(c).max() for c in found) == pytest.approx(0.3e-4, rel=1e-3)
+
+
+def test_without_text_nothing_moves() -> None:
+    payload = choose(PayloadPlan(directions=2), roles(TRANSFORMER), UNIGRAM, (0,), 5, 0)
+    parameters = initialise(TRANSFORMER, 1, UNIGRAM)
+    empty = np.zeros((0, 8), np.int64)
+    found, traces = train(
+        TRANSFORMER,
+        parameters,
+        payload,
+        np.zeros(2, np.float32),
+        [empty],
+        ONE_STEP,
+        UNIGRAM,
+        5,
+        0,
+        [1],
+    )
+    assert not found.any()
+    assert traces[0].steps == 0
+
+
+def test_directions_and_method_go_together(tmp_path: Path) -> None:
+    recipe = tmp_path / "scenario.toml"
+    text = """
+        rounds = 1
+        cohort = 2
+        clip_norm = 1.0
+        population = { kind = "synthetic" }
+        model = { kind = "cifg_lstm", vocabulary_size = 100, embedding_dim = 4, hidden_dim = 4 }
+    """
+    recipe.write_text(text + 'training = { learning_rate = 1.0, method = "zeroth_order" }')
+    with pytest.raises(RecipeError, match="go together"):
+        load(Scenario, recipe)
+    recipe.write_text(text + "training = { learning_rate = 1.0 }\npayload = { directions = 3 }")
+    with pytest.raises(RecipeError, match="go together"):
+        load(Scenario, recipe)
