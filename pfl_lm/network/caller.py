@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 
 from pfl_lm.network.identity import DeviceKey
-from pfl_lm.network.transport import SESSION, Message, messages, services
+from pfl_lm.network.transport import SESSION, Message, messages, stub
 
 log = logging.getLogger("pfl_lm.network")
 
@@ -58,7 +58,7 @@ class Caller:
     """
 
     def __init__(self, channel: Any, key: DeviceKey, patience: Patience | None = None) -> None:
-        self._stub = services.AggregationStub(channel)
+        self._stub = stub(channel)
         self._key, self._patience = key, patience or Patience()
         self._token = b""
         self._terms: str | None = None

@@ -23,7 +23,7 @@ from pfl_lm.network.rounds import Office, abandon, charge, run_round
 from pfl_lm.network.service import Service
 from pfl_lm.network.store import OVER, RoundRow, Store
 from pfl_lm.network.terms import Terms, deployed
-from pfl_lm.network.transport import Limits, largest_message, server_options, services
+from pfl_lm.network.transport import Limits, handler, largest_message, server_options
 from pfl_lm.protection import Budget
 from pfl_lm.resume import begin_run, resume_run
 from pfl_lm.runs import RunFolder, RunLog, write_json
@@ -191,7 +191,7 @@ async def _listen(service: Service, world: World, serving: Serving, devices: int
         options=server_options(largest_message(vector_bytes, devices)),
         maximum_concurrent_rpcs=4 * devices + 64,
     )
-    services.add_AggregationServicer_to_server(service, server)
+    server.add_generic_rpc_handlers((handler(service),))
     credentials = grpc.ssl_server_credentials([serving.keys.tls()])
     try:
         port = server.add_secure_port(serving.address, credentials)

@@ -13,14 +13,14 @@ from pfl_lm.network.broadcast import Shelf
 from pfl_lm.network.desk import Desk, NotNow
 from pfl_lm.network.door import Door, ShutOut, TooOften
 from pfl_lm.network.terms import Terms
-from pfl_lm.network.transport import CHUNK_BYTES, SESSION, Limits, Message, messages, services
+from pfl_lm.network.transport import CHUNK_BYTES, SESSION, Limits, Message, messages
 
 log = logging.getLogger("pfl_lm.network")
 
 _MODEL_COST = 10  # calls that a download counts for
 
 
-class Service(services.AggregationServicer):  # type: ignore[misc]
+class Service:
     """The service of ``aggregation.proto``; see there for what each call means."""
 
     def __init__(self, door: Door, desk: Desk, shelf: Shelf, terms: Terms, limits: Limits) -> None:

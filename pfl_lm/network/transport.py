@@ -1,4 +1,4 @@
-"""The generated classes of ``aggregation.proto``, and how gRPC is set up on both sides.
+"""The messages and the service of ``aggregation.proto``, and how gRPC is set up on both sides.
 
 The one description of the service is the .proto file: ``grpcio-tools`` compiles it when this
 module is imported, so nothing generated lies about.
@@ -6,19 +6,23 @@ module is imported, so nothing generated lies about.
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 try:
     import grpc
-
-    messages, services = grpc.protos_and_services("pfl_lm/network/aggregation.proto")
-except (ImportError, NotImplementedError) as error:
+    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+    from grpc_tools import protoc
+except ImportError as error:
     raise ValueError(
         "the network needs gRPC: install it with `pip install pfl-lm[network]`"
     ) from error
 
+_PROTO = Path(__file__).parent / "aggregation.proto"
 SESSION = "session-bin"  # metadata key; the suffix says that its value is bytes
 CHUNK_BYTES = 1 << 20
 _SLACK_BYTES = 1 << 16  # around a vector: headers, and any message that has none
@@ -54,6 +58,70 @@ class Limits:
         for name, value in vars(self).items():
             if not value > 0:
                 raise ValueError(f"{name} = {value} must be above 0")
+
+
+def _compile() -> descriptor_pb2.FileDescriptorProto:
+    """Compile the .proto file, as ``protoc`` does."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "set"
+        arguments = ["protoc", f"-I{_PROTO.parent}", f"--descriptor_set_out={out}", _PROTO.name]
+        if protoc.main(arguments) != 0:
+            raise RuntimeError(f"{_PROTO} does not compile")
+        compiled = descriptor_pb2.FileDescriptorSet.FromString(out.read_bytes())
+    return compiled.file[0]
+
+
+_file = _compile()
+_pool = descriptor_pool.DescriptorPool()
+_pool.Add(_file)
+_service = _file.service[0]
+messages = SimpleNamespace(
+    **{
+        message.name: message_factory.GetMessageClass(
+            _pool.FindMessageTypeByName(f"{_file.package}.{message.name}")
+        )
+        for message in _file.message_type
+    }
+)
+
+
+def stub(channel: Any) -> SimpleNamespace:
+    """Return the service's methods as functions of a request, over a channel."""
+
+    def function(method: Any) -> Callable[..., Any]:
+        open_call = channel.unary_stream if method.server_streaming else channel.unary_unary
+        return open_call(
+            f"/{_file.package}.{_service.name}/{method.name}",
+            request_serializer=_class(method.input_type).SerializeToString,
+            response_deserializer=_class(method.output_type).FromString,
+        )
+
+    return SimpleNamespace(**{method.name: function(method) for method in _service.method})
+
+
+def handler(servicer: Any) -> Any:
+    """Return what lets a gRPC server answer the service by the methods of an object."""
+
+    def answer(method: Any) -> Any:
+        kind = (
+            grpc.unary_stream_rpc_method_handler
+            if method.server_streaming
+            else grpc.unary_unary_rpc_method_handler
+        )
+        return kind(
+            getattr(servicer, method.name),
+            request_deserializer=_class(method.input_type).FromString,
+            response_serializer=_class(method.output_type).SerializeToString,
+        )
+
+    return grpc.method_handlers_generic_handler(
+        f"{_file.package}.{_service.name}",
+        {method.name: answer(method) for method in _service.method},
+    )
+
+
+def _class(type_name: str) -> Any:
+    return getattr(messages, type_name.rpartition(".")[2])
 
 
 def largest_message(vector_bytes: int, devices: int) -> int:

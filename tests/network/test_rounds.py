@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
 from pfl_lm.model_file import load_model
 
 
