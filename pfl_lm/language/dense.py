@@ -13,7 +13,7 @@ Source: LoRA, Hu et al. 2021 (arXiv:2106.09685), equation 3.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +22,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from pfl_lm.language.spec import LoraSpec
+
+Linear = Callable[[str, Tensor], Tensor]
 
 
 class Dense(NamedTuple):
@@ -93,6 +95,11 @@ def layer(weights: Mapping[str, Tensor], name: str, lora: LoraSpec | None) -> De
     if lora is None or a is None or b is None:
         return Dense(weight, bias)
     return Dense(weight, bias, a, b.mT.contiguous().mT, lora.scale)
+
+
+def by_name(weights: Mapping[str, Tensor], lora: LoraSpec | None) -> Linear:
+    """Return how a model applies its dense layers: name and x (K, N, I) → (K, N, O)."""
+    return lambda name, x: apply(x, layer(weights, name, lora))
 
 
 def apply(x: Tensor, dense: Dense) -> Tensor:

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from pfl_lm.language import dense
-from pfl_lm.language.dense import Dense
+from pfl_lm.language.dense import Dense, Linear
 from pfl_lm.language.spec import ModelSpec, Role
 
 State = tuple[Tensor, ...]  # of one layer: (K, B, P or H), (K, B, H)
@@ -77,21 +77,24 @@ def step(
     weights: Mapping[str, Tensor],
     embedded: Tensor,
     state: Sequence[State],
+    linear: Linear | None = None,
 ) -> tuple[Tensor, list[State]]:
-    """Advance one word, as a keyboard does: (K, B, D) and the state → (K, B, P) and the next."""
+    """Advance one word, as a keyboard does: (K, B, D) and the state → (K, B, P) and the next.
+
+    Args:
+        linear: how a dense layer is applied, for whoever wants to watch it.
+    """
+    linear = linear or dense.by_name(weights, spec.lora)
     x = embedded
     after: list[State] = []
     for number, (r, c) in enumerate(state):
         name = f"layer{number}"
-        z = dense.apply(x, dense.layer(weights, f"{name}.input", spec.lora))
-        z = z + dense.apply(r, dense.layer(weights, f"{name}.recurrent", spec.lora))
+        z = linear(f"{name}.input", x) + linear(f"{name}.recurrent", r)
         c, _, m = _cell_forward(z, c)
-        x = m
-        if spec.kind == "cifg_lstm":
-            x = dense.apply(m, dense.layer(weights, f"{name}.projection", spec.lora))
+        x = linear(f"{name}.projection", m) if spec.kind == "cifg_lstm" else m
         after.append((x, c))
     if spec.kind == "lstm":
-        x = dense.apply(x, dense.layer(weights, "projection", spec.lora))
+        x = linear("projection", x)
     return x, after
 
 

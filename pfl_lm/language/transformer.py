@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pfl_lm.language import dense
+from pfl_lm.language.dense import Linear
 from pfl_lm.language.spec import ModelSpec, Role
 
 
@@ -36,8 +37,16 @@ def roles(spec: ModelSpec) -> dict[str, Role]:
     return found | _norm("final_norm", width)
 
 
-def hidden(spec: ModelSpec, weights: Mapping[str, Tensor], embedded: Tensor) -> Tensor:
+def hidden(
+    spec: ModelSpec,
+    weights: Mapping[str, Tensor],
+    embedded: Tensor,
+    linear: Linear | None = None,
+) -> Tensor:
     """Run the blocks over windows: (K, B, T, D) → (K, B, T, D).
+
+    Args:
+        linear: how a dense layer is applied, for whoever wants to watch it.
 
     Raises:
         ValueError: the windows are longer than the model's context.
@@ -49,26 +58,28 @@ def hidden(spec: ModelSpec, weights: Mapping[str, Tensor], embedded: Tensor) -> 
     if spec.positions == "learned":
         positions = weights["positions"]  # (context, D) or (K, context, D)
         x = x + positions[..., :length, :].reshape(-1, 1, length, width)
+    linear = linear or dense.by_name(weights, spec.lora)
     x = x.reshape(devices, windows * length, width)  # (K, N, D)
     for number in range(spec.layers):
-        x = _block(spec, weights, f"block{number}", x, (windows, length))
+        x = _block(spec, weights, f"block{number}", x, (windows, length), linear)
     x = _normalise(weights, "final_norm", x)
     return x.view(devices, windows, length, width)
 
 
 def _block(
-    spec: ModelSpec, weights: Mapping[str, Tensor], name: str, x: Tensor, shape: tuple[int, int]
+    spec: ModelSpec,
+    weights: Mapping[str, Tensor],
+    name: str,
+    x: Tensor,
+    shape: tuple[int, int],
+    linear: Linear,
 ) -> Tensor:
-    def linear(part: str, rows: Tensor) -> Tensor:
-        return dense.apply(rows, dense.layer(weights, f"{name}.{part}", spec.lora))
-
-    mixed = _attend(
-        spec, linear("attention", _normalise(weights, f"{name}.attention_norm", x)), shape
-    )
-    x = x + linear("attention_out", mixed)
-    inner = linear("feedforward_in", _normalise(weights, f"{name}.feedforward_norm", x))
+    normal = _normalise(weights, f"{name}.attention_norm", x)
+    mixed = _attend(spec, linear(f"{name}.attention", normal), shape)
+    x = x + linear(f"{name}.attention_out", mixed)
+    inner = linear(f"{name}.feedforward_in", _normalise(weights, f"{name}.feedforward_norm", x))
     inner = F.gelu(inner) if spec.activation == "gelu" else F.relu(inner)
-    return x + linear("feedforward_out", inner)
+    return x + linear(f"{name}.feedforward_out", inner)
 
 
 def _attend(spec: ModelSpec, projected: Tensor, shape: tuple[int, int]) -> Tensor:
