@@ -5,27 +5,24 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 
 from pfl_lm.audit import canaries as placing
 from pfl_lm.audit import secrets
-from pfl_lm.audit.estimators import one_run_bound, one_run_bound_fdp
 from pfl_lm.audit.evidence import Evidence
 from pfl_lm.audit.findings import Finding, Part, Plot, Table, figure
-from pfl_lm.audit.gaussians import GAUSSIAN_DIM, gaussian_epsilon, one_shot_estimate
-from pfl_lm.audit.methods import quick_epsilon
+from pfl_lm.audit.one_shot import OneShot, one_shot
+from pfl_lm.audit.probe import everybody_reports
 from pfl_lm.audit.promise import Promise
-from pfl_lm.audit.scores import Scores, bound_at_counts, gaussian_bound
+from pfl_lm.audit.views import View, view_all
 from pfl_lm.world import World
 
 CANARIES = 400
 MOST_ROUNDS = 200
-SIGNIFICANCE = 0.05
 _SEED = 20230508  # of coins, directions and invitations; the noise comes from the run's own source
-_DEVIATIONS = 5.0  # how far a fitted distance is pulled back before it may accuse
 _POWER = 3.0  # with the noise off, less than this says that the attack was blind
 
 NOT_CHECKED = (
@@ -33,32 +30,6 @@ NOT_CHECKED = (
     "The full number of rounds, where the audit ran fewer than the policy allows.",
     "Devices that collude with the server, or with each other.",
 )
-
-
-@dataclass(frozen=True)
-class View:
-    """One attacker's result.
-
-    Attributes:
-        who: in words; ``promised``: the ε that must not be exceeded in the audited rounds.
-        bound, sharpened: one-run lower bounds, the second against a Gaussian trade-off.
-        assuming_gaussian: a lower bound if scores are Gaussian.
-        fitted: ε of the fitted distance of scores: an estimate; ``least``: pulled back by 5σ.
-    """
-
-    who: str
-    scores: Scores
-    promised: float
-    bound: float
-    sharpened: float
-    assuming_gaussian: float
-    fitted: float
-    least: float
-
-    @property
-    def holds(self) -> bool:
-        proven = max(self.bound, self.sharpened, self.least)
-        return proven <= self.promised * (1 + 1e-9)
 
 
 def audit_attack(
@@ -73,7 +44,7 @@ def audit_attack(
         rounds: to send canaries through; as many as the run has, at most 200, by default.
         phrase_rounds: to train on invented phrases, twice; 0 leaves them out.
     """
-    started = time.monotonic()
+    started, world = time.monotonic(), summed_at_once(everybody_reports(world))
     promise = Promise.of(evidence)
     rounds = min(rounds or world.scenario.rounds, MOST_ROUNDS)
     placed = placing.place_canaries(world, CANARIES, rounds, _SEED)
@@ -82,12 +53,10 @@ def audit_attack(
     loud = placing.run_canaries(placing.without_noise(world), placed, clip)
     seen = placing.run_canaries(world, placed, length)
     delta = 1e-6 if promise is None else promise.delta
-    blind = _views(world, promise, placed, loud, delta)
-    views = _views(world, promise, placed, seen, delta)
+    blind = view_all(world, promise, placed, loud, delta)
+    views = view_all(world, promise, placed, seen, delta)
     dim = placed.directions.shape[1]
-    estimate = math.nan
-    if dim >= GAUSSIAN_DIM and np.any(seen.final):
-        estimate = one_shot_estimate(seen.final[placed.coins & placed.scheduled], dim, delta)
+    estimate = one_shot(placed, seen, delta)
     phrase_rounds = min(rounds, phrase_rounds)
     told = secrets.tell(world, phrase_rounds, _SEED) if phrase_rounds else []
     findings = [_power(blind), *(_judge(view, promise) for view in views)]
@@ -105,17 +74,32 @@ def audit_attack(
         findings,
         (*NOT_CHECKED, *_left_out(world, evidence, told)),
         [_table(views, blind, estimate), secrets.table_of(told, clip / length)],
-        [_axis(views[0], estimate), _histogram(views[0])],
+        [_axis(views[0]), _axis(views[1], estimate), _histogram(views[0])],
         {
             "rounds": rounds,
             "canaries": len(placed.coins),
-            "one_shot_estimate": estimate,
+            "one_shot": asdict(estimate),
             "delta": delta,
             "views": {view.who: _numbers(view) for view in views},
             "without_noise": {view.who: _numbers(view) for view in blind},
             "secrets": [asdict(one) for one in told],
         },
         time.monotonic() - started,
+        _headline(views, blind),
+    )
+
+
+def summed_at_once(world: World) -> World:
+    """Return the world with ideal sums: what the protocol opens is the same to the byte."""
+    return replace(world, scenario=replace(world.scenario, secure_aggregation="ideal"))
+
+
+def _headline(views: Sequence[View], blind: Sequence[View]) -> str:
+    server = views[0]
+    proven, off = (max(view.bound, view.sharpened) for view in (server, blind[0]))
+    return (
+        f"The strongest attack proves a leak of ε ≥ {proven:.2f}; {figure(server.promised)} is "
+        f"allowed there. With the noise switched off it proves {off:.2f}."
     )
 
 
@@ -123,76 +107,6 @@ def _left_out(world: World, evidence: Evidence, told: Sequence[secrets.Told]) ->
     started = evidence.manifest.get("model", {}).get("start", {}).get("kind")
     other = "The model it started from: this audit starts from random weights (see --start)."
     return [other] * (started != world.start.origin["kind"]) + ["Invented phrases."] * (not told)
-
-
-def _views(
-    world: World,
-    promise: Promise | None,
-    placed: placing.Canaries,
-    seen: placing.Seen,
-    delta: float,
-) -> list[View]:
-    rounds = placed.invited.shape[0]
-    rate = _rate(world, promise)
-    noise = 0.0 if promise is None else promise.noise_multiplier
-    server, released = math.inf, math.inf
-    if promise is not None:
-        server = quick_epsilon(promise.phase(1).seen_by_server(), delta)
-        sampled = placed.invited[:, ~placed.scheduled].sum(axis=0)
-        touched = rounds if promise.participation != "rotation" else int(sampled.max())
-        released = quick_epsilon(promise.phase(touched), delta)
-    return [
-        _view(
-            "whoever knows who took part",
-            placing.server_scores(placed, seen),
-            server,
-            delta,
-        ),
-        _view(
-            "whoever sees every model",
-            placing.released_scores(placed, seen, rate, noise),
-            released,
-            delta,
-        ),
-        _view("whoever sees the last model", placing.final_scores(placed, seen), released, delta),
-    ]
-
-
-def _rate(world: World, promise: Promise | None) -> float:
-    """Return how likely a user is to be in a round, for one who does not know who is."""
-    if promise is None:
-        return min(1.0, world.protection.rule.size_or_rate)
-    return 1 / promise.min_separation if promise.participation == "rotation" else promise.rate
-
-
-def _view(who: str, scores: Scores, promised: float, delta: float) -> View:
-    """Bound ε by these scores; how many guesses the attacker makes is fixed beforehand."""
-    counts = [max(1, int(scores.canaries * share)) for share in (0.025, 0.1, 0.25, 0.45)]
-    bound, sharpened = (
-        bound_at_counts(scores, counts, delta, SIGNIFICANCE, method)
-        for method in (one_run_bound, one_run_bound_fdp)
-    )
-    distance, error = _distance(scores)
-    return View(
-        who,
-        scores,
-        promised,
-        bound,
-        sharpened,
-        gaussian_bound(scores, delta, SIGNIFICANCE),
-        gaussian_epsilon(max(0.0, distance), delta),
-        gaussian_epsilon(max(0.0, distance - _DEVIATIONS * error), delta),
-    )
-
-
-def _distance(scores: Scores) -> tuple[float, float]:
-    """Return how far apart the scores lie, in deviations of the excluded, and its error."""
-    spread = float(np.std(scores.excluded)) or 1e-12
-    # Beyond 100 deviations ε is in the thousands and says what it says.
-    distance = min(100.0, float(scores.included.mean() - scores.excluded.mean()) / spread)
-    wide = float(np.std(scores.included)) / spread
-    n1, n0 = len(scores.included), len(scores.excluded)
-    return distance, min(100.0, math.sqrt(wide**2 / n1 + (1 + distance**2 / 2) / n0))
 
 
 def _power(blind: Sequence[View]) -> Finding:
@@ -222,7 +136,7 @@ def _judge(view: View, promise: Promise | None) -> Finding:
     return Finding(name, view.holds, text)
 
 
-def _table(views: Sequence[View], blind: Sequence[View], estimate: float) -> Table:
+def _table(views: Sequence[View], blind: Sequence[View], estimate: OneShot) -> Table:
     return Table(
         "What canaries prove, at 95% confidence",
         (
@@ -246,8 +160,7 @@ def _table(views: Sequence[View], blind: Sequence[View], estimate: float) -> Tab
             )
             for view, off in zip(views, blind, strict=True)
         ],
-        "One-shot estimate by cosines with the last model (Andrew et al. 2023; an estimate, not a "
-        f"bound): {'not available' if math.isnan(estimate) else figure(estimate)}.",
+        estimate.in_words(),
     )
 
 
@@ -255,19 +168,23 @@ def _numbers(view: View) -> dict[str, Any]:
     return {k: v for k, v in vars(view).items() if k not in ("scores", "who")}
 
 
-def _axis(view: View, estimate: float) -> Plot:
+def _axis(view: View, estimate: OneShot | None = None) -> Plot:
+    """Put lower bounds, estimates and the guarantee on one axis."""
     points = {
-        "proven (one run)": [view.bound],
-        "proven (against a Gaussian)": [view.sharpened],
-        "estimate (distance of scores)": [view.fitted],
-        "guaranteed": [view.promised],
+        "proven (one run)": view.bound,
+        "proven (against a Gaussian)": view.sharpened,
+        "estimate (distance of scores)": view.fitted,
     }
+    if estimate is not None:
+        points["estimate (one shot, last model)"] = estimate.final
+        points["estimate (one shot, every model)"] = estimate.iterates
+    points["guaranteed"] = view.promised
     return Plot(
         f"ε against {view.who}",
         "axis",
-        {name: value for name, value in points.items() if math.isfinite(value[0])},
+        {name: [value] for name, value in points.items() if math.isfinite(value)},
         "ε",
-        "Proven figures must lie left of the guaranteed one.",
+        "Proven figures must lie left of the guaranteed one; estimates prove nothing.",
     )
 
 

@@ -54,11 +54,18 @@ class Seen:
     Attributes:
         responses: float64[R, m], each round's sum along each canary's direction: 1 plus noise
             where it took part, noise alone where it did not.
+        norms: float64[R], length of each round's sum on the canaries' coordinates.
         final: float64[m], cosine between a canary's direction and what moved in the final model.
     """
 
     responses: np.ndarray
+    norms: np.ndarray
     final: np.ndarray
+
+    @property
+    def cosines(self) -> np.ndarray:
+        """Between every round's sum and every direction, float64[R, m]; 0 of an empty sum."""
+        return self.responses / np.where(self.norms > 0, self.norms, np.inf)[:, None]
 
 
 def place_canaries(world: World, count: int, rounds: int, seed: int) -> Canaries:
@@ -133,17 +140,19 @@ def run_canaries(world: World, canaries: Canaries, length: float) -> Seen:
                 updates[row, canaries.coordinates[place]] = canaries.directions[user] * length
         return updates
 
-    responses = np.zeros((rounds, count))
+    responses, norms = np.zeros((rounds, count)), np.zeros(rounds)
     with_state = rounds_of(world, _FIRST_ROUND, rounds, users_of, updates_of)
     state = None
     for place, (opened, after) in enumerate(with_state):
         seen = opened.total[canaries.coordinates[place]]
         responses[place] = canaries.directions @ seen / length
+        norms[place] = np.linalg.norm(seen) / length
         state = after
     assert state is not None
     moved = _moved(world, dict(state.parameters), canaries)
     norm = float(np.linalg.norm(moved))
-    return Seen(responses, canaries.directions @ moved / norm if norm else np.zeros(count))
+    final = canaries.directions @ moved / norm if norm else np.zeros(count)
+    return Seen(responses, norms, final)
 
 
 def _moved(world: World, parameters: dict[str, object], canaries: Canaries) -> np.ndarray:

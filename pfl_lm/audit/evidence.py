@@ -10,9 +10,29 @@ import zipfile
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+from pfl_lm.audit.chain import read_chain
 from pfl_lm.runs import RunFolder
+
+
+class Claim(Protocol):
+    """What an accounting is checked of: a run, or a policy that nothing was run under."""
+
+    @property
+    def title(self) -> str: ...
+
+    @property
+    def where(self) -> Path: ...
+
+    @property
+    def policy(self) -> dict[str, Any] | None: ...
+
+    @property
+    def guarantee(self) -> dict[str, Any]: ...
+
+    @property
+    def statements(self) -> dict[str, str]: ...
 
 
 @dataclass(frozen=True)
@@ -36,13 +56,37 @@ class Evidence:
         return cls(folder, manifest)
 
     @property
+    def title(self) -> str:
+        return f"run {self.manifest['run']}"
+
+    @property
+    def where(self) -> Path:
+        return self.folder.manifest_path
+
+    @property
     def policy(self) -> dict[str, Any] | None:
         return self.manifest.get("policy")
+
+    @property
+    def guarantee(self) -> dict[str, Any]:
+        """What the run derived from its policy, and published."""
+        return self.manifest.get("guarantee") or {}
+
+    @property
+    def statements(self) -> dict[str, str]:
+        """What the run says is guaranteed of its model, and what it only simulates."""
+        return self.manifest["statements"]
 
     @cached_property
     def rounds(self) -> list[dict[str, Any]]:
         """The rounds as the metrics tell of them."""
         return [line for line in self.folder.metrics() if line.get("kind") == "round"]
+
+    @cached_property
+    def first_round(self) -> dict[str, Any] | None:
+        """The first opened round that the ledger's sound beginning records."""
+        entries = read_chain(self.folder.ledger_path).entries
+        return next((entry for entry in entries if entry.get("kind") == "round"), None)
 
     @cached_property
     def ledger_heads(self) -> dict[str, str]:

@@ -52,6 +52,7 @@ class Part:
         name: ``accounting`` | ``ledger`` | ``mechanism`` | ``attack``.
         question: what the part answers, in one sentence.
         checked, not_checked: what was looked at, and what was not.
+        headline: the part's one figure, in words that need no explanation.
         figures: the part's numbers for the JSON file.
     """
 
@@ -64,6 +65,7 @@ class Part:
     plots: Sequence[Plot] = ()
     figures: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
+    headline: str = ""
 
     @property
     def holds(self) -> bool:

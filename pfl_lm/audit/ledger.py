@@ -39,6 +39,7 @@ def audit_ledger(evidence: Evidence) -> Part:
     findings = integrity(evidence, chain)
     tables: list[Table] = []
     plots: list[Plot] = []
+    headline = f"{len(rounds):,} rounds are on record."
     figures: dict[str, Any] = {"rounds": len(rounds), "head": (chain.hashes or ("",))[-1]}
     if promise is None:
         findings.append(Finding("budget", None, "The run has no policy: nothing was promised."))
@@ -49,6 +50,7 @@ def audit_ledger(evidence: Evidence) -> Part:
             findings += _separation(evidence, promise)
             spent, table, plot = _spent(promise, evidence, rounds)
             findings.append(spent)
+            headline = f"{spent.text.split(';')[0].rstrip('.')}."
             tables.append(table)
             plots.append(plot)
     return Part(
@@ -65,6 +67,7 @@ def audit_ledger(evidence: Evidence) -> Part:
         plots,
         figures,
         time.monotonic() - started,
+        headline,
     )
 
 

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -39,20 +40,27 @@ def _joint_mu(phases: Sequence[Phase]) -> float:
 
 def pld(phases: Sequence[Phase], delta: float) -> float:
     """dp-accounting's privacy loss distributions, rounded pessimistically."""
+    # Memory grows with ε ÷ interval: at a huge ε the fourth digit is enough.
+    rough = dp_accounting_rdp(phases, delta / 1000) if _add_remove_events(phases) else 0.0
+    if not rough < 1e5:
+        raise DoesNotApply("ε is beyond 100,000; there is no privacy to compute")
+    coarser = math.ceil(math.log2(max(1.0, rough / 20)))
+    return float(_composed(tuple(phases), 1e-4 * 2**coarser).get_epsilon(delta))
+
+
+@lru_cache(maxsize=16)
+def _composed(phases: tuple[Phase, ...], interval: float) -> Any:
+    """Compose once for all δ at which a table asks."""
     import dp_accounting
     from dp_accounting import pld as library
 
-    relation = dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
-    events = _add_remove_events(phases)
-    # Memory grows with ε ÷ interval: at a huge ε the fourth digit is enough.
-    rough = dp_accounting_rdp(phases, delta / 1000) if events else 0.0
-    if not rough < 1e5:
-        raise DoesNotApply("ε is beyond 100,000; there is no privacy to compute")
-    interval = 1e-4 * max(1.0, rough / 20)
-    accountant = library.PLDAccountant(relation, value_discretization_interval=interval)
-    for event in events:
+    accountant = library.PLDAccountant(
+        dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE,
+        value_discretization_interval=interval,
+    )
+    for event in _add_remove_events(phases):
         accountant.compose(event)
-    return float(accountant.get_epsilon(delta))
+    return accountant
 
 
 def dp_accounting_rdp(phases: Sequence[Phase], delta: float) -> float:

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import json
+import math
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pfl_lm import __version__
+from pfl_lm.audit.dangers import dangers
 from pfl_lm.audit.drawing import draw
-from pfl_lm.audit.evidence import Evidence
+from pfl_lm.audit.evidence import Claim
 from pfl_lm.audit.findings import Finding, Part
+from pfl_lm.audit.promise import Promise
 from pfl_lm.files import write_atomically
 
 _MARKS = {True: ("✓", "good"), False: ("✗", "bad"), None: ("!", "care")}
+_STATES = {
+    "averted": ("✓", "good"),
+    "present": ("✗", "bad"),
+    "to judge": ("!", "care"),
+    "not looked for": ("–", "quiet"),
+}
 _WIDTH = 96
 
 
@@ -46,18 +55,19 @@ def _alarms(parts: Sequence[Part]) -> list[Finding]:
     return [finding for part in parts for finding in part.findings if finding.holds is False]
 
 
-def write_audit(evidence: Evidence, parts: Sequence[Part], page: Path) -> tuple[Path, Path]:
+def write_audit(claim: Claim, parts: Sequence[Part], page: Path) -> tuple[Path, Path]:
     """Write the HTML page and, beside it, the JSON file; return both paths."""
     data = page.with_suffix(".json")
     content = {
-        "run": evidence.manifest["run"],
+        "audited": claim.title,
         "holds": all(part.holds for part in parts),
         "verdict": verdict(parts),
         "version": __version__,
+        "dangers": {danger.text: danger.state for danger in dangers(parts)},
         "parts": {part.name: part.as_json() for part in parts},
     }
     for path, text in (
-        (page, render(evidence, parts)),
+        (page, render(claim, parts)),
         (data, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"),
     ):
         with write_atomically(path) as temporary:
@@ -65,7 +75,7 @@ def write_audit(evidence: Evidence, parts: Sequence[Part], page: Path) -> tuple[
     return page, data
 
 
-def render(evidence: Evidence, parts: Sequence[Part]) -> str:
+def render(claim: Claim, parts: Sequence[Part]) -> str:
     """Return the audit as one self-contained HTML text."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -77,13 +87,29 @@ def render(evidence: Evidence, parts: Sequence[Part]) -> str:
         undefined=StrictUndefined,
     )
     return environment.get_template("page.html").render(
-        run=evidence.manifest["run"],
+        title=claim.title,
         version=__version__,
         verdict=verdict(parts),
-        guaranteed=evidence.manifest["statements"]["guaranteed"],
-        simulated=evidence.manifest["statements"]["simulated"],
+        meaning=meaning(Promise.of(claim)),
+        statements=claim.statements,
         alarms=_alarms(parts),
+        dangers=[(*_STATES[danger.state], danger) for danger in dangers(parts)],
         parts=[_shown(part) for part in parts],
+    )
+
+
+def meaning(promise: Promise | None) -> str:
+    """Say in a sentence for everybody what ε promises: how well a guess can get."""
+    if promise is None:
+        return "Nothing was promised: whoever sees the model may find out who took part."
+    odds = 1 / (1 + math.exp(-min(promise.epsilon, 700.0)))
+    # A chance is printed rounded up, and never as certain unless it is.
+    shown = f"{min(math.ceil(odds * 1000) / 10, 99.9):g}%"
+    return (
+        f"ε = {promise.epsilon:g} means: somebody who sees every released model, knows everything "
+        f"else there is to know, and must tell whether one person's text was used, can be right in "
+        f"at most {shown} of cases, where a coin is right in 50%. The smaller ε, the closer to the "
+        f"coin; δ = {promise.delta:g} is the chance that this fails for somebody."
     )
 
 
@@ -98,6 +124,7 @@ def _shown(part: Part) -> dict[str, Any]:
         "name": part.name,
         "question": part.question,
         "holds": part.holds,
+        "headline": part.headline,
         "summary": summary + (f", {judged} for you to judge" if judged else ""),
         "seconds": part.seconds,
         "checked": part.checked,

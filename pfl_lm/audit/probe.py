@@ -7,9 +7,10 @@ under audit: clip, rounding, noise, secure sum, decoding, the ledger's entry.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ from pfl_lm.devices.report import Trace
 from pfl_lm.payload import Payload
 from pfl_lm.server.state import ServerState
 from pfl_lm.world import World, choose_payload
+
+FIRST_ROUND = 1_000_000  # far from every round of a run: a probe repeats none of its streams
 
 Updates = Callable[[Sequence[int], int], np.ndarray]
 """(users, d) → float32[K, d]: what each device's training would have returned."""
@@ -45,12 +48,20 @@ class _Ledger:
     def __init__(self) -> None:
         self.debits: list[dict[str, Any]] = []
 
+    def entries(self) -> list[dict[str, Any]]:
+        return []
+
     def record(self, entry: dict[str, Any]) -> str:
         raise ValueError(f"a probed round was not opened: {entry}")
 
     def record_round(self, round: int, entry: dict[str, Any], **_: Any) -> str:
         self.debits.append({**entry, "round": round})
         return ""
+
+
+def everybody_reports(world: World) -> World:
+    """Return the world without simulated dropout: every device that is asked sends its report."""
+    return replace(world, scenario=replace(world.scenario, dropout=0.0))
 
 
 def probe_round(world: World, number: int, users: Sequence[int], updates: Updates) -> Opened:
@@ -130,12 +141,19 @@ def _replaced(invited: np.ndarray, updates: Updates, **others: Any) -> Iterator[
     def trained(_: Any, __: Any, payload: Payload, *rest: Any) -> tuple[np.ndarray, list[Trace]]:
         users = rest[-1]
         values = np.ascontiguousarray(updates(users, payload.dim), dtype=np.float32)
-        return values, [Trace(user, 0.0, 1, 1, 0.0) for user in users]
+        return values, [Trace(user, 0.0, _text_of(user), 1, 0.0) for user in users]
 
-    window = np.zeros((1, 2), dtype=np.int64)
-    ends = {"cohort": lambda *_: invited, "train": trained, "_windows": lambda *_: window}
+    def text(_: Any, user: int) -> np.ndarray:
+        return np.zeros((_text_of(user), 2), dtype=np.int64)
+
+    ends = {"cohort": lambda *_: invited, "train": trained, "_windows": text}
     with replaced(**ends, **others):
         yield
+
+
+def _text_of(user: int) -> int:
+    """Return how much a probed device has typed, in words: not all alike, lest weights hide."""
+    return 1 + user % 3
 
 
 @contextmanager
@@ -154,3 +172,23 @@ def replaced(**parts: Any) -> Iterator[None]:
 def quiet_ledger() -> Any:
     """Return what takes the place of a ledger where rounds are no rounds of a run."""
     return _Ledger()
+
+
+def places(world: World, count: int | None = None) -> range:
+    """Return the users of a probed round: a cohort, or ``count`` of them."""
+    return range(count or world.protection.cohort)
+
+
+def zeros(users: Sequence[int], dim: int) -> np.ndarray:
+    """Return updates of devices that learnt nothing."""
+    return np.zeros((len(users), dim), np.float32)
+
+
+def dim_of(world: World) -> int:
+    """Return how many coordinates travel in a probed round."""
+    return int(choose_payload(world, FIRST_ROUND).dim)
+
+
+def fewest(world: World) -> int:
+    """Return the fewest reports that are opened, of a small cohort no less than half."""
+    return max(world.protection.least_reports, math.ceil(world.protection.cohort / 2))

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pfl_lm.audit.evidence import Evidence
+from pfl_lm.audit.evidence import Claim
 from pfl_lm.audit.phases import Phase
 
 
@@ -16,6 +16,7 @@ class Promise:
 
     Attributes:
         noise_multiplier: stddev of the noise of ``honest_reports`` shares on the sum ÷ clip_norm.
+        share_multiplier: of one device's share; None where it is not stated.
         stated_epsilon, stated_server_epsilon: as published; ∞ where the manifest holds none.
         Others: see ``pfl_lm.dp.policy.Policy``; the numbers are those of the deployment.
     """
@@ -36,23 +37,24 @@ class Promise:
     grid_steps: float
     min_dim: int
     noise_multiplier: float
+    share_multiplier: float | None
     stated_epsilon: float
     stated_server_epsilon: float
 
     @classmethod
-    def of(cls, evidence: Evidence) -> Promise | None:
-        """Read the promise of a run; None if it had no policy, or one without noise.
+    def of(cls, claim: Claim) -> Promise | None:
+        """Read what a run or a policy promises; None without a policy, or without noise.
 
         Raises:
-            ValueError: the manifest's policy or guarantee lacks a number.
+            ValueError: the policy or the guarantee lacks a number.
         """
-        policy, guarantee = evidence.policy, evidence.manifest.get("guarantee")
+        policy = claim.policy
         if policy is None or policy["noise"]["at"] == "none":
             return None
         try:
-            return _promise(policy, guarantee or {})
+            return _promise(policy, claim.guarantee)
         except (KeyError, TypeError) as error:
-            where = evidence.folder.manifest_path
+            where = claim.where
             raise ValueError(f"{where}: policy or guarantee is incomplete: {error}") from error
 
     @property
@@ -116,6 +118,7 @@ def _promise(policy: dict[str, Any], guarantee: dict[str, Any]) -> Promise:
         grid_steps=noise["grid_steps"],
         min_dim=noise["min_dim"],
         noise_multiplier=guarantee["noise_multiplier"],
+        share_multiplier=guarantee.get("share_multiplier"),
         stated_epsilon=infinite.get(guarantee["epsilon"], guarantee["epsilon"]),
         stated_server_epsilon=infinite.get(
             guarantee["epsilon_server"], guarantee["epsilon_server"]

@@ -11,6 +11,7 @@ from pfl_lm.audit.phases import Phase
 from pfl_lm.audit.promise import Promise
 from pfl_lm.audit.renyi import rounded_norm
 
+_DEVIATIONS = 8
 TOLERANCE = 1e-6  # relative, between figures that went through JSON
 
 Entry = dict[str, Any]
@@ -41,9 +42,31 @@ def deviation(promise: Promise, evidence: Evidence, entry: Entry) -> str:
         )
     if noise < promise.noise_multiplier * (1 - TOLERANCE):
         return f"its noise was {noise:.4g} clip norms, {promise.noise_multiplier:.4g} were promised"
+    if entry["reports"] < (least := fewest_reports(promise, entry["divisor"])):
+        return (
+            f"it opened {entry['reports']} reports; with fewer than {least} it must not be opened"
+        )
     if promise.at == "device" and dim < promise.min_dim:
         return f"{dim} coordinates travelled, the promise covers {promise.min_dim} or more"
-    return _event_deviation(promise, event, dim) or _grid_deviation(promise, grid, dim, clip)
+    return (
+        _event_deviation(promise, event, dim)
+        or _grid_deviation(promise, grid, dim, clip)
+        or _ring_deviation(promise, entry)
+    )
+
+
+def fewest_reports(promise: Promise, divisor: int) -> int:
+    """Return the public least count at the scale of a simulation of ``divisor`` reports a round.
+
+    A small Poisson cohort varies by more than dropout tolerates: eight standard deviations of it
+    are no dropout.
+    """
+    if promise.at != "device":
+        return 0
+    least = divisor * promise.least_reports / promise.report_goal
+    if promise.participation == "poisson" and divisor < promise.report_goal:
+        least -= _DEVIATIONS * math.sqrt(divisor)
+    return max(2, math.ceil(least - 1e-9))
 
 
 def _event_deviation(promise: Promise, event: Entry, dim: int) -> str:
@@ -71,6 +94,19 @@ def _grid_deviation(promise: Promise, grid: Entry, dim: int, clip: float) -> str
     if grid["norm_bound"] > rounded_norm(steps, dim) * (1 + TOLERANCE):
         return "rounding was allowed to lengthen updates beyond what is accounted for"
     return ""
+
+
+def _ring_deviation(promise: Promise, entry: Entry) -> str:
+    """Return whether the sum of the round's reports, with its noise, could be misread."""
+    grid = entry["grid"]
+    sigma = 0.0
+    if promise.at == "device":
+        sigma = entry["sum_multiplier"] * entry["clip_norm"] * grid["scale"]
+    reports = max(1.0, entry["reports"] / entry["divisor"])
+    largest = entry["reports"] * grid["norm_bound"] + _DEVIATIONS * sigma * math.sqrt(reports)
+    if largest < 2 ** (grid["bits"] - 1):
+        return ""
+    return f"its ring of {grid['bits']} bits may wrap at {entry['reports']} reports"
 
 
 def noise_multiplier(promise: Promise, entry: Entry) -> float:

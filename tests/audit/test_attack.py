@@ -12,6 +12,8 @@ from pfl_lm.audit.evidence import Evidence
 from pfl_lm.audit.ledger import audit_ledger
 from pfl_lm.audit.mechanism import audit_mechanism
 from pfl_lm.audit.reopen import reopen
+from pfl_lm.audit.scores import Scores
+from pfl_lm.audit.views import view_of
 from pfl_lm.devices.training import LocalTraining
 from pfl_lm.payload import PayloadPlan
 from pfl_lm.server.optimizers import ServerOptimizer
@@ -102,8 +104,8 @@ def test_canaries_answer_in_units_of_their_length(honest_run):
 
 def test_an_attack_without_power_says_so(honest_run):
     generator = np.random.default_rng(0)
-    scores = attack.Scores(generator.normal(size=200), generator.normal(size=200))
-    view = attack._view("whoever", scores, 1.0, 1e-6)
+    scores = Scores(generator.normal(size=200), generator.normal(size=200))
+    view = view_of("whoever", scores, 1.0, 1e-6)
     finding = attack._power([view])
     assert finding.holds is None
     assert "no power" in finding.text

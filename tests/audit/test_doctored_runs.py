@@ -13,6 +13,7 @@ from pfl_lm.audit.ledger import audit_ledger
 from pfl_lm.audit.mechanism import audit_mechanism
 from pfl_lm.audit.reopen import reopen
 from pfl_lm.dp.bits import reproducible_bits
+from pfl_lm.secagg import rounds
 from pfl_lm.secagg.ideal import IdealAggregator
 from pfl_lm.streams import key
 
@@ -90,7 +91,7 @@ def test_dropout_shortfall_unrecorded(tiny_run, tmp_path, monkeypatch):
             return len(vectors)
 
     genuine = protection.cohort_noise
-    monkeypatch.setattr(simulate, "IdealAggregator", Forgetful)
+    monkeypatch.setattr(rounds, "IdealAggregator", Forgetful)
     monkeypatch.setattr(
         protection,
         "cohort_noise",
@@ -144,5 +145,5 @@ def test_a_report_counted_twice(honest_run, monkeypatch):
             self.reports -= 1
             return summed
 
-    monkeypatch.setattr(simulate, "IdealAggregator", Generous)
+    monkeypatch.setattr(rounds, "IdealAggregator", Generous)
     assert "each report counts once" in failures(honest_run, "mechanism")

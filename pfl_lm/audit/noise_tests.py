@@ -1,0 +1,170 @@
+"""Statistical tests of the noise: how much of it, how little after dropout, and always new."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+from scipy import stats
+
+from pfl_lm.audit.findings import Finding
+from pfl_lm.audit.probe import (
+    FIRST_ROUND,
+    Opened,
+    dim_of,
+    encoded,
+    fewest,
+    places,
+    probe_round,
+    zeros,
+)
+from pfl_lm.world import World
+
+DEVIATIONS = 5.0  # two-sided chance 6e-7
+UNLIKELY = 1e-6
+
+
+def noise(world: World, quiet: Sequence[Opened]) -> Finding:
+    """Hold the noise on the sum against its stated standard deviation."""
+    name = "noise on the sum"
+    values = np.concatenate([opened.total for opened in quiet])
+    stated = world.protection.sum_multiplier * world.protection.clip_norm
+    if stated == 0:
+        return Finding(name, None, "The run promises no noise; none was looked for.")
+    found = _spread(values)
+    text = (
+        f"{found.stddev / stated:.4f} of what is stated, ± {found.error:.4f} "
+        f"({values.size:,} draws; 10% more or less would be {0.1 / found.error:.0f} standard "
+        f"errors away)."
+    )
+    right = abs(found.stddev / stated - 1) <= DEVIATIONS * found.error
+    centred = abs(values.mean()) <= DEVIATIONS * stated / math.sqrt(values.size)
+    if not centred:
+        text += f" It is not centred: {values.mean() / stated:.3f} standard deviations off."
+    return Finding(name, bool(right and centred), f"Its standard deviation is {text}")
+
+
+@dataclass(frozen=True)
+class _Spread:
+    stddev: float
+    error: float  # of the standard deviation, relative
+
+
+def _spread(values: np.ndarray) -> _Spread:
+    """Estimate a standard deviation about zero, with an error that knows the kurtosis."""
+    squares = values**2
+    variance = float(squares.mean())
+    kurtosis = float((squares**2).mean() / variance**2) if variance else 3.0
+    return _Spread(math.sqrt(variance), math.sqrt(max(kurtosis - 1, 0.1) / values.size) / 2)
+
+
+def fewer_reports(world: World) -> Finding:
+    """Check that what a smaller cohort's noise lacks is exactly the missing shares."""
+    name = "noise after dropout"
+    protection = world.protection
+    if protection.policy is None or protection.policy.noise.at != "device":
+        return Finding(name, None, "Devices add no noise; dropout costs none.")
+    reports = fewest(world)
+    values = probe_round(world, FIRST_ROUND + 50, places(world, reports), zeros).total
+    share = math.sqrt(reports / protection.cohort)
+    stated = protection.sum_multiplier * protection.clip_norm * share
+    found = _spread(values)
+    right = abs(found.stddev / stated - 1) <= DEVIATIONS * found.error
+    text = (
+        f"With {reports} reports it is {found.stddev / stated:.4f} of "
+        f"{reports} shares, ± {found.error:.4f} ({values.size:,} draws)."
+    )
+    return Finding(name, bool(right), text)
+
+
+def reuse(quiet: Sequence[Opened]) -> Finding:
+    """Look for rounds whose noise is the same, or correlated."""
+    name = "fresh noise every round"
+    if not np.any(quiet[0].total):
+        return Finding(name, None, "There is no noise to compare.")
+    size = min(opened.total.size for opened in quiet)
+    for (i, first), (j, second) in combinations(enumerate(quiet), 2):
+        match = _correlation(first.total[:size], second.total[:size])
+        if abs(match) > DEVIATIONS / math.sqrt(size):
+            text = (
+                f"The noise of rounds {i} and {j} of the probe correlates at {match:.3f}: reused."
+            )
+            return Finding(name, False, text)
+    pairs = len(quiet) * (len(quiet) - 1) // 2
+    text = f"No two of {len(quiet)} rounds in a row share noise ({pairs} pairs, {size:,} draws)."
+    return Finding(name, True, text)
+
+
+def _correlation(first: np.ndarray, second: np.ndarray) -> float:
+    norms = float(np.linalg.norm(first) * np.linalg.norm(second))
+    return float(first @ second) / norms if norms else 0.0
+
+
+def devices(world: World) -> Finding:
+    """Give some devices one and the same update; what rounding and noise add must differ."""
+    name = "fresh randomness on every device"
+    grid = world.protection.grid(dim_of(world))
+    value = np.float32(0.5 / grid.scale)  # half a grid step everywhere: every coin is fair
+
+    def same(users: Sequence[int], dim: int) -> np.ndarray:
+        return np.full((len(users), dim), value, np.float32)
+
+    vectors = np.concatenate(list(encoded(world, FIRST_ROUND + 60, range(8), same)))
+    centred = vectors - vectors.mean(axis=1, keepdims=True)
+    worst = max(abs(_correlation(centred[i], centred[j])) for i, j in combinations(range(8), 2))
+    right = worst <= DEVIATIONS / math.sqrt(vectors.shape[1])
+    text = (
+        f"The rounding and noise of 8 devices with the same update correlate at most at "
+        f"{worst:.4f} ({vectors.shape[1]:,} coordinates)."
+    )
+    return Finding(name, bool(right), text)
+
+
+def least_bits(world: World, quiet: Opened) -> Finding:
+    """Compare the least bits of the released sum with and without an update (Mironov 2012)."""
+    name = "least bits tell nothing"
+    if not np.any(quiet.total):
+        return Finding(name, None, "There is no noise; every bit tells.")
+    scale = world.protection.grid(dim_of(world)).scale
+
+    def odd(users: Sequence[int], dim: int) -> np.ndarray:
+        updates = np.zeros((len(users), dim), np.float32)
+        if 0 in users:
+            updates[list(users).index(0)] = np.float32(1.0 / scale)  # one grid step everywhere
+        return updates
+
+    loud = probe_round(world, FIRST_ROUND + 90, places(world), odd)
+    bits = _covered_bits(world, scale)
+    if bits < 1:
+        text = "In this small simulation the noise is narrower than a grid step; not tested."
+        return Finding(name, None, text)
+    tables = np.stack([np.bincount(_bits(world, o.total, bits)) for o in (quiet, loud)])
+    chance = float(stats.chi2_contingency(tables).pvalue)
+    text = (
+        f"The {bits} least bits of {quiet.total.size:,} released sums look alike with and without "
+        f"an update of one step (p = {chance:.2g})."
+    )
+    return Finding(name, chance > UNLIKELY, text)
+
+
+def _covered_bits(world: World, scale: float) -> int:
+    """Return how many least bits of the sum the noise makes uniform to within 1e-6, at most 3.
+
+    Noise of σ grid steps is uniform modulo 2^b up to exp(−2π²σ²/4^b).
+    """
+    if world.protection.kind == "gaussian":
+        return 3
+    sigma = world.protection.sum_multiplier * world.protection.clip_norm * scale
+    return min(3, int(math.log2(max(1.0, sigma * math.pi * math.sqrt(2 / math.log(1e6))))))
+
+
+def _bits(world: World, total: np.ndarray, count: int) -> np.ndarray:
+    """Return the least bits of each released number, as integers below 2^count."""
+    if world.protection.kind == "gaussian":
+        found = total.astype(np.float32).view(np.uint32).astype(np.int64)
+    else:
+        found = np.rint(total * world.protection.grid(len(total)).scale).astype(np.int64)
+    return found & (2**count - 1)
