@@ -128,6 +128,11 @@ class Ranks:
 ALONE = Ranks()
 
 
+def launched() -> bool:
+    """Whether torchrun (or ``launch``) started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
 def restarted() -> bool:
     """Whether torch's elastic agent started this process in place of one that was killed."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import typer
@@ -43,8 +44,9 @@ def main() -> None:
     try:
         app()
     except (ValueError, OSError) as error:
-        red, plain = ("\033[31m", "\033[0m") if sys.stderr.isatty() else ("", "")
-        print(f"{red}pfl-lm: {' '.join(str(error).split())}{plain}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # the other processes of a run stay silent
+            red, plain = ("\033[31m", "\033[0m") if sys.stderr.isatty() else ("", "")
+            print(f"{red}pfl-lm: {' '.join(str(error).split())}{plain}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("pfl-lm: interrupted", file=sys.stderr)

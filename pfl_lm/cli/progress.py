@@ -105,15 +105,15 @@ class RunScreen(_Live):
         self._top3 = f"{entry['top3']:.1%}"
         self._progress.update(self._task, top3=self._top3)
 
-    def summary(self, folder: RunFolder, page: Path) -> None:
-        """Print what came out, what is promised, and where the page is."""
-        console = Console()
-        evaluation = read_json(folder.evaluation_path)
-        console.print(_comparison(evaluation))
-        statements = folder.manifest()["statements"]
-        console.print(f"[bold]Guaranteed[/bold]  {escape(statements['guaranteed'])}")
-        console.print(f"[bold]Simulated[/bold]   {escape(statements['simulated'])}")
-        console.print(f"[bold]Report[/bold]      {escape(str(page))}", soft_wrap=True)
+
+def summarise(folder: RunFolder, page: Path) -> None:
+    """Print what came out of a run, what is promised, and where the page is."""
+    console = Console()
+    console.print(_comparison(read_json(folder.evaluation_path)))
+    statements = folder.manifest()["statements"]
+    console.print(f"[bold]Guaranteed[/bold]  {escape(statements['guaranteed'])}")
+    console.print(f"[bold]Simulated[/bold]   {escape(statements['simulated'])}")
+    console.print(f"[bold]Report[/bold]      {escape(str(page))}", soft_wrap=True)
 
 
 def _comparison(evaluation: dict[str, Any]) -> Table:
