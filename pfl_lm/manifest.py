@@ -37,6 +37,10 @@ def manifest(world: World, name: str) -> dict[str, Any]:
             "digest": world.tokenizer.digest,
             "vocabulary_size": world.tokenizer.vocabulary_size,
         },
+        "vocabulary": {
+            "kind": world.tokenizer.manifest.get("source", {}).get("kind", "unknown"),
+            "provenance": world.tokenizer.manifest.get("provenance", "not stated"),
+        },
         "population": {
             "name": world.population.name,
             "users": {s: world.population.users(s) for s in ("train", "validation", "test")},

@@ -168,7 +168,7 @@ def _start(evidence: Evidence) -> Finding:
 
 def _vocabulary(evidence: Evidence) -> Finding:
     name, source = "where the words come from", evidence.manifest.get("vocabulary")
-    if source is None:
+    if source is None or source["kind"] == "unknown":
         return Finding(name, None, "The manifest does not say: ask for the tokenizer's recipe.")
     if source["kind"] == "private_text":
         text = "The vocabulary was learnt from private text: it tells, without noise, who typed it."
