@@ -8,7 +8,17 @@ import sys
 import typer
 
 from pfl_lm import __version__
-from pfl_lm.cli import audit, evaluate, population, privacy, report, simulate, tokenizer, training
+from pfl_lm.cli import (
+    audit,
+    evaluate,
+    export,
+    population,
+    privacy,
+    report,
+    simulate,
+    tokenizer,
+    training,
+)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -27,6 +37,8 @@ app.command()(report.report)
 app.add_typer(privacy.app, name="privacy")
 app.command()(privacy.check)
 app.command()(audit.audit)
+app.add_typer(export.app, name="export")
+app.command()(export.keyboard)
 
 
 @app.callback(invoke_without_command=True)

@@ -87,7 +87,7 @@ def _open(
     from pfl_lm.language.tokenizer import Tokenizer
 
     if population is None and tokenizer is None:
-        return _invented(model, manifest)
+        return invented_users(model, manifest)
     if population is None or tokenizer is None:
         raise ValueError("--population and --tokenizer are needed together")
     words, people = Tokenizer.open(tokenizer), PopulationStore.open(population)
@@ -102,7 +102,7 @@ def _check_vocabulary(model: Model, words: Tokenizer, name: str) -> None:
         raise ValueError(f"the model was trained with another vocabulary than {name}")
 
 
-def _invented(model: Model, manifest: dict[str, Any]) -> tuple[Tokenizer, HeldOut]:
+def invented_users(model: Model, manifest: dict[str, Any]) -> tuple[Tokenizer, HeldOut]:
     """Invent the users of a run again."""
     from pfl_lm.language.synthetic import SyntheticPopulation, synthetic_tokenizer
 

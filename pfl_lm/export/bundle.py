@@ -33,6 +33,7 @@ SCHEMA = 1
 INDEX, PRIVACY, CARD, VECTORS = "bundle.json", "privacy.json", "MODEL_CARD.md", "testvectors.json"
 BLOCKLIST, WEIGHTS, TOKENIZER, GRAPHS = "blocklist.txt", "weights.f32", "tokenizer", "graphs"
 MANIFEST, LEDGER = "provenance/manifest.json", "provenance/ledger.jsonl"
+VECTOR_FILES, PERSONAL = "testvectors", "personal.f32"
 
 
 class BundleError(ValueError):
@@ -142,7 +143,7 @@ def _misshapen(content: dict[str, Any]) -> str:
             return f"{name!r} is of another type"
     if unknown := set(content) - set(names):
         return f"{min(unknown)!r} is not a key of it"
-    needed = ("path", "graph", "format", "precision", "inputs", "outputs")
+    needed = ("path", "name", "graph", "format", "precision", "interface", "bytes")
     for place, entry in enumerate(content["graphs"]):
         if not isinstance(entry, dict) or any(name not in entry for name in needed):
             return f"'graphs' number {place} lacks one of {', '.join(needed)}"

@@ -37,7 +37,7 @@ class PersonalPlan:
     """How a keyboard learns from a message: some steps of gradient descent, and no more.
 
     Args:
-        rank: R, at most P − 1.
+        rank: R; P − 1 where the model has no room for as many.
         window: T; a longer message is learnt in pieces.
         steps: steps for each message.
         adapter_rate, bias_rate: learning rates.
@@ -46,12 +46,12 @@ class PersonalPlan:
         messages: how many messages are remembered.
     """
 
-    rank: int = 64
+    rank: int = 128
     window: int = 12
     steps: int = 5
-    adapter_rate: float = 2.0
+    adapter_rate: float = 3.0
     bias_rate: float = 0.3
-    clip: float = 2.0
+    clip: float = 10.0
     most_bias: float = 1.0
     messages: int = 50
 

@@ -1,7 +1,7 @@
 """ONNX Runtime Web, fetched once from its npm package, so that the page needs no network.
 
 ``make keyboard-web`` (or ``python -m pfl_lm.keyboard.runtime``) writes the few files that a page
-needs into ``pfl_lm/keyboard/runtime/``, which git ignores and a wheel built afterwards carries.
+needs into ``pfl_lm/keyboard/web/``, which git ignores and a wheel built afterwards carries.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pfl_lm.files import folder_atomically, sha256_of
 
 PACKAGE, VERSION = "onnxruntime-web", "1.30.0"
 SHA256 = "d2228df7e4616bc3348bf504ee888f3bec43789a273f0a63f3e68d203ce3bf71"  # of the tarball
-FOLDER = Path(__file__).parent / "runtime"
+FOLDER = Path(__file__).parent / "web"
 # WebAssembly only, one thread: no GPU, no shared memory, so no special headers are asked of a host.
 FILES = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
 

@@ -217,7 +217,8 @@ async function start() {
   const open = await openGraphs(site);
   const entry = index.graphs.find((graph) => graph.path === site.predict);
   const lesson = index.graphs.find((graph) => graph.path === site.personal);
-  const personal = new Personal(index.digest, tokenizer, lesson, index.model.personal, site);
+  const down = lesson && new Float32Array(await get("bundle/personal.f32", "arrayBuffer"));
+  const personal = new Personal(index.digest, tokenizer, lesson, index.model.personal, down, site);
   const predictor = new Predictor(open(entry.path), entry, tokenizer, personal, index.limits);
   const app = new App(site, index, tokenizer, predictor, personal);
   window.app = app;

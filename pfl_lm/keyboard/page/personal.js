@@ -7,9 +7,10 @@
 const STORE = "pfl-lm keyboard";
 
 export class Personal {
-  // plan: bundle.json's `personal`: how wide the adapter is, and how to learn. May be absent.
-  constructor(name, tokenizer, entry, plan, site) {
-    Object.assign(this, { tokenizer, entry, plan });
+  // entry, plan: of the graph to learn with, and how; absent in a bundle that cannot learn.
+  // down: the adapter's fixed half.
+  constructor(name, tokenizer, entry, plan, down, site) {
+    Object.assign(this, { tokenizer, entry, plan, down });
     this.key = `${STORE} ${name}`;
     this.messages = [];
     this.learning = true;
@@ -24,23 +25,16 @@ export class Personal {
     }
   }
 
-  // Values before anything was learnt: `down` as the bundle's seed draws it, all else zero.
+  // Nothing learnt: every value is zero.
   reset() {
-    this.values = null;
-    this.down = this.up = this.bias = null;
-    if (!this.entry) return;
-    const values = new Float32Array(this.entry.inputs[0][2][0]);
-    const draw = generator(this.plan.seed), bound = Math.sqrt(3 / this.plan.width);
-    for (let i = 0; i < this.plan.rank * this.plan.width; i++) values[i] = (2 * draw() - 1) * bound;
-    this.use(values);
+    this.values = this.up = this.bias = null;
+    if (this.entry) this.use(new Float32Array(this.entry.interface.inputs[0][2][0]));
   }
 
   use(values) {
-    const size = this.plan.rank * this.plan.width;
     this.values = values;
-    this.down = values.subarray(0, size);
-    this.up = values.subarray(size, 2 * size);
-    this.bias = values.subarray(2 * size);
+    this.up = values.subarray(0, this.plan.adapter);
+    this.bias = values.subarray(this.plan.adapter);
   }
 
   async learn(text) {
@@ -149,14 +143,4 @@ export class Personal {
     this.keeping = stored !== null;
     if (stored) await this.relearn(JSON.parse(stored));
   }
-}
-
-// Numbers between 0 and 1, the same for the same seed (mulberry32).
-function generator(seed) {
-  return () => {
-    seed = (seed + 0x6d2b79f5) | 0;
-    let t = Math.imul(seed ^ (seed >>> 15), 1 | seed);
-    t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t;
-    return ((t ^ (t >>> 14)) >>> 0) / 2 ** 32;
-  };
 }

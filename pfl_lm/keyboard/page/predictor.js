@@ -7,9 +7,9 @@ export class Predictor {
   // graph: what runs; entry: its lines in bundle.json; personal: what was learnt here.
   constructor(graph, entry, tokenizer, personal, limits) {
     Object.assign(this, { graph, entry, tokenizer, personal, limits });
-    this.ports = new Map(entry.inputs.map(([name, type, dims]) => [name, { type, dims }]));
+    this.ports = new Map(entry.interface.inputs.map(([name, type, dims]) => [name, { type, dims }]));
     this.start = {};
-    for (const name of Object.values(entry.state)) this.start[name] = this.zeros(name);
+    for (const name of Object.values(entry.interface.state)) this.start[name] = this.zeros(name);
     this.noAdapter = this.ports.has("down")
       ? { down: this.zeros("down"), up: this.zeros("up") } : {};
     this.states = new Map();
@@ -76,7 +76,7 @@ export class Predictor {
     const before = await this.after(context.slice(0, -1));
     const found = await this.call(context.at(-1), before, this.mask("", false), false);
     const next = {};
-    for (const [output, input] of Object.entries(this.entry.state))
+    for (const [output, input] of Object.entries(this.entry.interface.state))
       next[input] = this.tensor(input, found[output].data);
     if (this.states.size > KEPT) this.states.clear();
     this.states.set(key, next);
@@ -84,7 +84,7 @@ export class Predictor {
   }
 
   call(token, state, mask, personal) {
-    const adapter = personal && this.personal.down && this.ports.has("down")
+    const adapter = personal && this.personal.up && this.ports.has("down")
       ? { down: this.tensor("down", this.personal.down), up: this.tensor("up", this.personal.up) }
       : this.noAdapter;
     const inputs = {

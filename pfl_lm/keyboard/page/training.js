@@ -21,7 +21,7 @@ onmessage = async ({ data }) => {
 
 // Each message in turn, a few steps each, so that learning all of them again gives the same.
 async function train(values, messages) {
-  const [[, , [length]], [, , [rows, width]]] = entry.inputs;
+  const [[, , [length]], [, , [rows, width]]] = entry.interface.inputs;
   for (const ids of messages)
     for (const window of windowsOf(ids, rows, width))
       for (let step = 0; step < plan.steps; step++) {

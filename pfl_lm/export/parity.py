@@ -1,0 +1,160 @@
+"""Is a file still the model? Both read the same held-out text, word by word, as a keyboard does.
+
+Every position is run through the file and through torch: how often do they suggest the same first
+word, and the same three words, and what does the file lose in perplexity and keystrokes saved.
+
+Legend: n windows, T tokens of a window, V words, N positions read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from pfl_lm.evaluation.evaluate import evaluate
+from pfl_lm.evaluation.interfaces import HeldOut, TokenizerLike
+from pfl_lm.evaluation.keystrokes import SUGGESTIONS
+from pfl_lm.evaluation.measures import Evaluation
+from pfl_lm.export.ports import Arrays, Interface
+
+Run = Callable[..., Arrays]
+BYTES = 400 << 20  # of the scores kept for one evaluation
+
+
+@dataclass(frozen=True)
+class HeldOutText:
+    """Held-out users and how much of their text to read.
+
+    Attributes:
+        name: how the figures call it.
+        positions: about how many words are read in all.
+    """
+
+    name: str
+    population: HeldOut
+    tokenizer: TokenizerLike
+    split: str
+    window: int
+    positions: int = 3000
+    tokens_per_user: int = 60
+    seed: int = 0
+
+    def fitting(self) -> HeldOutText:
+        """Return this with as many positions as memory allows for the vocabulary."""
+        most = BYTES // (4 * len(self.tokenizer.words))
+        return replace(self, positions=max(200, min(self.positions, most)))
+
+
+@dataclass(frozen=True)
+class Parity:
+    """A file beside the torch model, on the same positions.
+
+    Attributes:
+        positions: words read.
+        top1_agreement, top3_agreement: share of positions with the same first suggestion, and
+            with the same set of three.
+        perplexity, reference_perplexity: of the file and of torch.
+        keystrokes_saved, reference_keystrokes_saved: likewise.
+        most_difference: largest difference of any word's score, anywhere.
+    """
+
+    positions: int
+    top1_agreement: float
+    top3_agreement: float
+    perplexity: float
+    reference_perplexity: float
+    keystrokes_saved: float
+    reference_keystrokes_saved: float
+    most_difference: float
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class StepScorer:
+    """A ``predict`` graph, in torch or in a runtime, as the evaluation's ``Scorer``.
+
+    Scores are kept as they are read, one row of V for each position; states are row numbers.
+    """
+
+    def __init__(self, run: Run, interface: Interface, start: Arrays, positions: int) -> None:
+        self._run, self._interface, self._start = run, interface, start
+        words = next(port.shape[-1] for port in interface.outputs if port.name == "logits")
+        self.scores_read = np.zeros((positions + 1, words), np.float32)  # (N, V)
+        self.suggested = np.full((positions + 1, SUGGESTIONS), -1, np.int64)
+        self.read = 0
+
+    def states(self, inputs: np.ndarray) -> torch.Tensor:
+        """Read windows, int64[n, T] → row numbers, int64[n, T, 1]; padding has row 0."""
+        rows = np.zeros((*inputs.shape, 1), np.int64)
+        for number, window in enumerate(inputs):
+            given = dict(self._start)
+            for place in range(int(np.flatnonzero(window).max(initial=-1)) + 1):
+                found = self._run(**given | {"token": window[place : place + 1].astype(np.int32)})
+                given |= {i: found[o] for o, i in self._interface.state.items()}
+                rows[number, place] = self._keep(found)
+        return torch.from_numpy(rows)
+
+    def scores(self, states: torch.Tensor, words: slice | torch.Tensor) -> torch.Tensor:
+        """Return the scores of some words, (m, k)."""
+        columns = words if isinstance(words, slice) else words.numpy()
+        return torch.from_numpy(self.scores_read[states[:, 0].numpy()][:, columns])
+
+    def _keep(self, found: Arrays) -> int:
+        self.read += 1
+        if self.read == len(self.scores_read):
+            self.scores_read = np.resize(self.scores_read, (2 * self.read, found["logits"].size))
+            self.suggested = np.resize(self.suggested, (2 * self.read, SUGGESTIONS))
+        self.scores_read[self.read] = found["logits"][0]
+        self.suggested[self.read] = found["words"][0, :SUGGESTIONS]
+        return self.read
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one scorer made of the held-out text."""
+
+    scores: np.ndarray  # float32 (N, V)
+    suggested: np.ndarray  # int64 (N, 3)
+    evaluation: Evaluation
+
+
+def read(run: Run, interface: Interface, start: Arrays, text: HeldOutText) -> Reading:
+    """Read held-out text with a graph, in torch or in a runtime."""
+    scorer = StepScorer(run, interface, start, text.positions)
+    users = max(1, text.positions // text.tokens_per_user)
+    found = evaluate(
+        scorer,
+        text.population,
+        text.split,
+        text.tokenizer,
+        text.window,
+        max_users=min(users, text.population.users(text.split)),
+        max_tokens_per_user=text.tokens_per_user,
+        seed=text.seed,
+    )
+    rows = slice(1, scorer.read + 1)
+    return Reading(scorer.scores_read[rows], scorer.suggested[rows], found)
+
+
+def compare(found: Reading, reference: Reading) -> Parity:
+    """Set a file's reading beside torch's."""
+    same = found.suggested == reference.suggested
+    alike = np.sort(found.suggested, 1) == np.sort(reference.suggested, 1)
+    difference = max(
+        float(np.abs(a - b).max()) for a, b in zip(found.scores, reference.scores, strict=True)
+    )
+    return Parity(
+        positions=len(same),
+        top1_agreement=float(same[:, 0].mean()),
+        top3_agreement=float(alike.all(1).mean()),
+        perplexity=found.evaluation.perplexity,
+        reference_perplexity=reference.evaluation.perplexity,
+        keystrokes_saved=found.evaluation.keystrokes_saved,
+        reference_keystrokes_saved=reference.evaluation.keystrokes_saved,
+        most_difference=difference,
+    )
