@@ -26,7 +26,9 @@ from torch import Tensor
 
 BLOCK_BYTES = 1 << 20  # of scores at a time: a block stays in the cache between its passes
 LEAST_BLOCK = 256  # words, however many rows
-KEEP_BYTES = 512 << 20  # of scores kept between the two passes; beyond it they are made twice
+KEEP_BYTES = 512 << 20  # of powers kept between the two passes; beyond it they are made twice
+SAFE_SUM = (1e-30, 1e30)  # of powers: no addend that counts has been lost, none has overflowed
+LOG2_E = 1.4426950408889634
 
 
 @dataclass(frozen=True)
@@ -171,9 +173,11 @@ def full_softmax(
 ) -> tuple[Tensor, Tensor]:
     """Exact softmax cross-entropy over all words for one device.
 
-    Blocks of words pass through the cache once: scores, running maximum and partition function
-    (as in online softmax), and the product with the table that the vectors' gradient needs. A
-    second pass over the kept exponentials, scaled on the narrow side, gives the table's.
+    Blocks of words pass through the cache once: scores, powers, their sum, and the product with
+    the table that the vectors' gradient needs. A second pass over the kept powers, scaled on the
+    narrow side, gives the table's gradient. Powers are of two, which processors make twice as
+    fast as those of e; the factor log2 e goes into the vectors. They are taken as they are, and
+    only where a sum leaves float32's safe range once more relative to each row's largest score.
 
     Args:
         vectors: (N, P) hidden vectors.
@@ -187,41 +191,32 @@ def full_softmax(
 
     Returns:
         Loss (N,), unweighted; gradient of the weighted sum by the vectors (N, P).
-
-    Source: online normaliser, Milakov and Gimelshein 2018 (arXiv:1805.02867), algorithm 3.
     """
     held = _Blocks(vectors, table, bias, scratch, precision)
-    top = vectors.new_full((len(vectors),), -torch.inf)
-    total, mixed = torch.zeros_like(top), torch.zeros_like(vectors)
-    tops: list[Tensor] = []  # the maximum that each block's exponentials are relative to
-    for block in held.slices:
-        scores = held.scores(block)
-        before, top = top, torch.maximum(top, scores.amax(0))
-        scores.sub_(top).exp_()
-        shrink = torch.exp(before - top)
-        total = total.mul_(shrink).add_(scores.sum(0))
-        held.mix(mixed.mul_(shrink.unsqueeze(1)), block)
-        tops.append(top)
+    total, mixed = held.sums()
+    if not bool(((total > SAFE_SUM[0]) & (total < SAFE_SUM[1])).all()):
+        held.shift = held.largest_scores()
+        total, mixed = held.sums()
     rows = table[targets]
     own = (vectors * rows).sum(1)
     own = own if bias is None else own + bias[targets]
+    loss = total.log() - own if held.shift is None else total.log() + held.shift / LOG2_E - own
     share = weight.unsqueeze(1)
-    gradient = mixed.mul_(share / total.unsqueeze(1)).addcmul_(share, rows, value=-1)
+    per_power = share / total.unsqueeze(1)  # (N, 1)
+    gradient = mixed.mul_(per_power).addcmul_(share, rows, value=-1)
     if into[0] is not None or into[1] is not None:
-        for block, seen in zip(held.slices, tops, strict=True):
-            held.again(block, seen)
-            held.add_gradient(into, block, weight / total * torch.exp(seen - top), rate)
+        held.add_gradients(into, vectors * per_power, per_power, rate)
         _add_targets(into, targets, vectors, weight, rate)
-    return total.log_().add_(top).sub_(own), gradient
+    return loss, gradient
 
 
 def scratch_for(rows: int, words: int, like: Tensor) -> Tensor:
-    """Make the buffer that :func:`full_softmax` keeps exponentials in, (V or w, N)."""
+    """Make the buffer that :func:`full_softmax` keeps powers in, (V or w, N)."""
     return like.new_empty(words if _keeps(rows, words) else _block_width(rows), rows)
 
 
 class _Blocks:
-    """Scores and exponentials (w, N) of blocks of words: words first, as the table lies."""
+    """Powers 2^(score · log2 e) of blocks of words, (w, N): words first, as the table lies."""
 
     def __init__(
         self,
@@ -233,46 +228,58 @@ class _Blocks:
     ) -> None:
         rows, words = len(vectors), len(table)
         self.low = precision == torch.bfloat16
-        self.vectors, self.bias = vectors, bias
         self.table = table.bfloat16() if self.low else table
-        self.columns = vectors.mT.bfloat16() if self.low else vectors.mT  # (P, N)
+        columns = (vectors * LOG2_E).mT  # (P, N)
+        self.columns = columns.bfloat16() if self.low else columns
+        self.bias = None if bias is None else (bias * LOG2_E).unsqueeze(1)
+        self.shift: Tensor | None = None  # (N,), taken off the scaled scores
         self.keeps, width = _keeps(rows, words), _block_width(rows)
         self.scratch = scratch_for(rows, words, vectors) if scratch is None else scratch
         self.slices = [slice(start, min(start + width, words)) for start in range(0, words, width)]
 
-    def scores(self, block: slice) -> Tensor:
-        """Scores of a block, to be turned into exponentials in place."""
+    def sums(self) -> tuple[Tensor, Tensor]:
+        """Return the powers' sum over all words (N,), and powersᵀ · table (N, P)."""
+        mixed = torch.zeros_like(self.columns.mT, dtype=self.scratch.dtype)
+        total = mixed.new_zeros(len(mixed))
+        for block in self.slices:
+            powers = self._powers(block)
+            total.add_(powers.sum(0))
+            if self.low:
+                mixed.add_(powers.mT.bfloat16() @ self.table[block])
+            else:
+                mixed.addmm_(powers.mT, self.table[block])
+        return total, mixed
+
+    def largest_scores(self) -> Tensor:
+        """Return each row's largest scaled score (N,)."""
+        return torch.stack([self._scores(block).amax(0) for block in self.slices]).amax(0)
+
+    def add_gradients(
+        self, into: tuple[Tensor | None, Tensor | None], scaled: Tensor, share: Tensor, rate: float
+    ) -> None:
+        """Add ``rate`` · powers · ``scaled`` (N, P) to the table, powers · ``share`` to the bias."""
+        for block in self.slices:
+            powers = self._where(block) if self.keeps else self._powers(block)
+            if into[0] is not None and self.low:
+                into[0][block].add_(powers.bfloat16() @ scaled.bfloat16(), alpha=rate)
+            elif into[0] is not None:
+                into[0][block].addmm_(powers, scaled, alpha=rate)
+            if into[1] is not None:
+                into[1][block].addmv_(powers, share.squeeze(1), alpha=rate)
+
+    def _powers(self, block: slice) -> Tensor:
+        scores = self._scores(block)
+        return (scores if self.shift is None else scores.sub_(self.shift)).exp2_()
+
+    def _scores(self, block: slice) -> Tensor:
+        """Scores · log2 e of a block, to be turned into powers in place."""
         where = self._where(block)
         if self.low:
             where.copy_(self.table[block] @ self.columns)
-        else:
-            torch.mm(self.table[block], self.columns, out=where)
-        return where if self.bias is None else where.add_(self.bias[block].unsqueeze(1))
-
-    def again(self, block: slice, top: Tensor) -> None:
-        """Make a block's exponentials once more, unless the first pass kept them."""
-        if not self.keeps:
-            self.scores(block).sub_(top).exp_()
-
-    def mix(self, mixed: Tensor, block: slice) -> None:
-        """Add exponentialsᵀ · table to ``mixed`` (N, P)."""
-        if self.low:
-            mixed.add_(self._where(block).mT.bfloat16() @ self.table[block])
-        else:
-            mixed.addmm_(self._where(block).mT, self.table[block])
-
-    def add_gradient(
-        self, into: tuple[Tensor | None, Tensor | None], block: slice, share: Tensor, rate: float
-    ) -> None:
-        """Add ``rate`` times the block's gradients: d_scores are exponentials · share (N,)."""
-        exponentials = self._where(block)
-        scaled = self.vectors * share.unsqueeze(1)
-        if into[0] is not None and self.low:
-            into[0][block].add_(exponentials.bfloat16() @ scaled.bfloat16(), alpha=rate)
-        elif into[0] is not None:
-            into[0][block].addmm_(exponentials, scaled, alpha=rate)
-        if into[1] is not None:
-            into[1][block].addmv_(exponentials, share, alpha=rate)
+            return where if self.bias is None else where.add_(self.bias[block])
+        if self.bias is None:
+            return torch.mm(self.table[block], self.columns, out=where)
+        return torch.addmm(self.bias[block], self.table[block], self.columns, out=where)
 
     def _where(self, block: slice) -> Tensor:
         return self.scratch[block] if self.keeps else self.scratch[: block.stop - block.start]
