@@ -15,6 +15,8 @@ _TABLES: dict[str, dict[str, Any]] = {  # with what holds where a policy is sile
         "at": None,
         "kind": None,
         "tolerated_dropout": 0.0,
+        "excess": "kept",
+        "levels": 16,
         "honest_fraction": 1.0,
         "grid_steps": 8.0,
         "min_dim": 1024,
