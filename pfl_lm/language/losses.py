@@ -257,7 +257,7 @@ class _Blocks:
     def add_gradients(
         self, into: tuple[Tensor | None, Tensor | None], scaled: Tensor, share: Tensor, rate: float
     ) -> None:
-        """Add ``rate`` · powers · ``scaled`` (N, P) to the table, powers · ``share`` to the bias."""
+        """Add ``rate`` · powers · ``scaled`` (N, P), or ``share`` (N, 1) for the bias."""
         for block in self.slices:
             powers = self._where(block) if self.keeps else self._powers(block)
             if into[0] is not None and self.low:
