@@ -12,6 +12,7 @@ from pfl_lm.cli import (
     audit,
     evaluate,
     export,
+    interop,
     population,
     privacy,
     report,
@@ -29,6 +30,8 @@ app = typer.Typer(
 )
 app.add_typer(tokenizer.app, name="tokenizer")
 app.add_typer(population.app, name="population")
+population.app.command("import")(interop.import_population)
+population.app.command("export")(interop.export_population)
 app.command()(training.pretrain)
 app.command()(simulate.simulate)
 app.command()(simulate.demo)

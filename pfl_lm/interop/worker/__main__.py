@@ -39,7 +39,7 @@ def main() -> None:
                 reason = f"{type(error).__name__}: {error}"
                 frames.send(answers, {"more": False, "error": reason})
     finally:
-        _end_executors()
+        _end()
 
 
 def _answer(head: dict[str, Any], arrays: dict[str, Any]) -> Iterator[Answer]:
@@ -66,13 +66,11 @@ def _answer(head: dict[str, Any], arrays: dict[str, Any]) -> Iterator[Answer]:
         raise ValueError(f"no such task: {task!r}")
 
 
-def _end_executors() -> None:
-    """End the processes that TFF started; they would outlive this one."""
-    import psutil
-
-    for child in psutil.Process().children(recursive=True):
-        child.kill()
-    os._exit(0)  # TFF's threads wait for those processes and would keep this one
+def _end() -> None:
+    """End TFF's executors and leave at once: its threads wait for them and would stay."""
+    if "runtime" in sys.modules:
+        sys.modules["runtime"].end_executors()
+    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -59,7 +59,9 @@ def _messages(
         yield from _of(train, "train", "tokens")
         yield from _of(held_out, "heldout", "tokens")
     elif source == "shakespeare":
-        for name, data in zip(("train", "test"), datasets.shakespeare.load_data(cache)):
+        for name, data in zip(
+            ("train", "test"), datasets.shakespeare.load_data(cache), strict=True
+        ):
             yield from _of(data, name, "snippets")
     elif source == "sqlite":
         spec = {text_field: tf.TensorSpec((), tf.string)}

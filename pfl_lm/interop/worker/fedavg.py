@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import runtime  # type: ignore[import-not-found]
 import tensorflow as tf
 import tensorflow_federated as tff
 
@@ -37,7 +38,7 @@ def one_round(
         arrays: the variables by name, and for each client k ``windows<k>`` int[n, T + 1], in the
             order in which it takes them.
     """
-    tff.backends.native.set_sync_local_cpp_execution_context()
+    runtime.use("native")
     start = [arrays[name] for name in VARIABLES]
     length = arrays["windows0"].shape[1] - 1
     spec = (tf.TensorSpec((None, length), tf.int32), tf.TensorSpec((None, length), tf.int32))
@@ -59,7 +60,7 @@ def one_round(
     data = [_dataset(arrays[f"windows{k}"], batch_size) for k in range(clients)]
     state = process.next(state, data).state
     trained = process.get_model_weights(state).trainable
-    return {name: np.asarray(value) for name, value in zip(VARIABLES, trained)}
+    return {name: np.asarray(value) for name, value in zip(VARIABLES, trained, strict=True)}
 
 
 def _keras_model(variables: list[np.ndarray], length: int) -> Any:

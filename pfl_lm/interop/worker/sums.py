@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable
 
 import numpy as np
+import runtime  # type: ignore[import-not-found]
 import tensorflow_federated as tff
 
 # ddp_secure_aggregator starts from this clip and adapts it afterwards; a policy's clip is fixed,
@@ -63,20 +64,11 @@ def _distributed(
 
 
 @functools.lru_cache(maxsize=1)
-def _use_runtime(kind: str) -> None:
-    """Start TFF's executor, once: a second start in one process can wait for ever."""
-    if kind == "gaussian":
-        tff.backends.native.set_sync_local_cpp_execution_context()
-    else:  # the runtime that plays secure aggregation is TFF's test runtime; there is no other
-        tff.backends.test.set_sync_test_cpp_execution_context()
-
-
-@functools.lru_cache(maxsize=8)
 def _process(
     kind: str, dim: int, clip_norm: float, noise_multiplier: float, clients: int, bits: int
 ) -> Callable[[np.ndarray], np.ndarray]:
     """Build TFF's aggregation process (seconds) and return it as a function of the vectors."""
-    _use_runtime(kind)
+    runtime.use("native" if kind == "gaussian" else "test")
     if kind == "gaussian":
         factory = tff.aggregators.DifferentiallyPrivateFactory.gaussian_fixed(
             noise_multiplier, float(clients), clip_norm

@@ -1,0 +1,86 @@
+"""``pfl-lm population import`` and ``export``: other libraries' text in, ours out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import typer
+
+
+def import_population(
+    tokenizer: Annotated[Path, typer.Option(help="Folder that `tokenizer build` wrote.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")],
+    source: Annotated[
+        str,
+        typer.Option(
+            "--from",
+            help="tff-stackoverflow, tff-shakespeare (downloaded), tff-sqlite, tff-hdf5, leaf "
+            "(a file or folder), hf (a folder of save_to_disk, or a name).",
+        ),
+    ],
+    path: Annotated[str | None, typer.Argument(help="File, folder or data set.")] = None,
+    part: Annotated[
+        str | None, typer.Option(help="One split of an SQLite file or Hugging Face data set.")
+    ] = None,
+    cache: Annotated[Path | None, typer.Option(help="Folder where downloads are kept.")] = None,
+    mirror: Annotated[str | None, typer.Option(help="Host to download from instead.")] = None,
+    split: Annotated[
+        str, typer.Option(help="Shares of users in train, validation, test.")
+    ] = "0.8,0.1,0.1",
+    split_key: Annotated[
+        str, typer.Option(help="Keys the digest of user ids: same key, same split.")
+    ] = "pfl_lm",
+    name: Annotated[str | None, typer.Option(help="Name of the population.")] = None,
+    user_field: Annotated[str, typer.Option(help="Column of the user id (hf).")] = "user",
+    text_field: Annotated[
+        str | None,
+        typer.Option(help="Feature or column of the text: tokens in TFF's files, x in LEAF's."),
+    ] = None,
+    keep_user_ids: Annotated[
+        bool, typer.Option("--keep-user-ids", help="Also store ids as they are.")
+    ] = False,
+) -> None:
+    """Build a population from another library's data.
+
+    The sources of tensorflow-federated are read by its own code, in the environment that
+    `make tff` builds.
+    """
+    from pfl_lm.cli.population import _fractions, _print_profile, _progress_bar
+    from pfl_lm.interop.imports import Source, import_population
+    from pfl_lm.language.population_build import BuildOptions
+    from pfl_lm.language.tokenizer import Tokenizer
+
+    default = {"leaf": "x", "hf": "text"}.get(source, "tokens")
+    options = BuildOptions(
+        name=name or output.name,
+        fractions=_fractions(split),
+        split_key=split_key,
+        keep_user_ids=keep_user_ids,
+        user_field=user_field,
+        text_field=text_field or default,
+    )
+    opened = Tokenizer.open(tokenizer)
+    with _progress_bar() as progress:
+        profile = import_population(
+            cast(Source, source), path, opened, output, options, part, cache, mirror, progress
+        )
+    _print_profile(profile, output)
+
+
+def export_population(
+    store: Annotated[Path, typer.Argument(help="A folder that `population build` wrote.")],
+    tokenizer: Annotated[Path, typer.Option(help="The tokenizer it was built with.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="File or folder to write.")],
+    target: Annotated[str, typer.Option("--to", help="tff-sqlite (a file), leaf (a folder).")],
+) -> None:
+    """Write a population as another library's data: the users' text, in readable form."""
+    from pfl_lm.interop.exports import export_leaf, export_sqlite
+    from pfl_lm.language.population import PopulationStore
+    from pfl_lm.language.tokenizer import Tokenizer
+
+    writers: dict[str, Any] = {"tff-sqlite": export_sqlite, "leaf": export_leaf}
+    if target not in writers:
+        raise ValueError(f"--to {target}: expected one of {', '.join(writers)}")
+    written = writers[target](PopulationStore.open(store), Tokenizer.open(tokenizer), output)
+    typer.echo(f"{output}: {written:,} messages")
