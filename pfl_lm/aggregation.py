@@ -13,12 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from pfl_lm.dp.grid import Grid
+from pfl_lm.dp.grid import WRAP_BITS, Grid
+from pfl_lm.dp.noise import skellam_from_seed
 from pfl_lm.protection import Protection
 from pfl_lm.scenario import Scenario
 from pfl_lm.secagg.config import RoundConfig
 from pfl_lm.secagg.errors import TooFewReports
 from pfl_lm.secagg.local import Step
+from pfl_lm.secagg.noise import RemovableNoise
 from pfl_lm.secagg.parameters import Adversary, GraphParameters, at_best, bounds, required
 from pfl_lm.secagg.ring import MIN_BITS
 from pfl_lm.secagg.rounds import Aggregator, Kind, open_aggregator
@@ -93,6 +95,7 @@ class Aggregation:
         least = self.protection.least_reports
         if cohort < max(least, _LEAST_COHORT):
             raise TooFewReports(cohort, max(least, _LEAST_COHORT))
+        levels, step = self.protection.noise_levels(cohort)
         return RoundConfig(
             round=broadcast.round,
             model=hashlib.sha256(broadcast.values.tobytes()).digest(),
@@ -103,9 +106,11 @@ class Aggregation:
             min_reports=least,
             graph=self.graph(cohort),
             adversary=self.adversary,
+            noise_levels=levels,
+            noise_step=step,
         )
 
-    def open(self, config: RoundConfig) -> Aggregator:
+    def open(self, config: RoundConfig, grid: Grid) -> Aggregator:
         """Begin a round of the simulation: its devices advertise and share keys.
 
         Raises:
@@ -120,7 +125,10 @@ class Aggregation:
             bits.fill(drawn)
             return drawn.tobytes()
 
-        return open_aggregator(self.kind, config, protection.most_reports, silent, entropy)
+        plan = protection.noise_plan(grid, config.cohort)
+        noise = None if plan is None else RemovableNoise(plan, skellam_from_seed)
+        goal = protection.most_reports
+        return open_aggregator(self.kind, config, goal, silent, entropy, noise)
 
     def describe(self, grid: Grid) -> dict[str, Any]:
         """Say for the manifest what runs, and how unlikely it is to fail."""
@@ -131,7 +139,11 @@ class Aggregation:
             "adversary": self.adversary.value,
             "corrupt": self.corrupt,
             "dropout": {"simulated": self.dropout, "planned": self.planned_dropout},
-            "ring_bits": grid.modulus_bits,
+            "ring": {
+                "bits": grid.modulus_bits,
+                "rotated": self.protection.rotate,
+                "wrap_probability": 2.0**-WRAP_BITS,
+            },
             "simulated": self._graph_of(self.protection.cohort),
             "deployed": self._graph_of(deployed),
         }

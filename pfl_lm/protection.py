@@ -23,7 +23,9 @@ from pfl_lm.dp.ledger import Ledger
 from pfl_lm.dp.mechanisms import decode
 from pfl_lm.dp.noise import NoiseShare, add_central_gaussian, cohort_noise
 from pfl_lm.dp.policy import Policy
+from pfl_lm.dp.rotation import Rotation
 from pfl_lm.dp.sampling import CohortRule
+from pfl_lm.secagg.noise import NoisePlan
 from pfl_lm.streams import key
 
 _DEVIATIONS = 8  # a Poisson cohort beyond its mean by more of these is not expected, ever
@@ -39,6 +41,10 @@ class Protection:
         clip_norm: ℓ2 bound on an update.
         rule: who is invited in the simulation.
         reproducible: rounding and noise come from named streams, not from the operating system.
+        separate_noise: every simulated device draws its own share, as the protocol needs it;
+            otherwise Skellam shares, whose sum is Skellam noise again, are drawn at once.
+        rotate: updates are rotated at random before they are rounded: a narrower ring.
+        modulus_bits: width of the ring, if it was fixed.
     """
 
     policy: Policy | None
@@ -47,6 +53,9 @@ class Protection:
     rule: CohortRule
     seed: int
     reproducible: bool
+    separate_noise: bool = False
+    rotate: bool = False
+    modulus_bits: int | None = None
 
     @property
     def guarantee(self) -> Guarantee | None:
@@ -117,10 +126,46 @@ class Protection:
             self.clip_norm,
             reports_max=self.cohort + (spread if self.rule.kind == "poisson" else 0),
             noise_multiplier=self.sum_multiplier if at_device else 0.0,
-            noise_reports=self.cohort,
+            noise_reports=self._noise_reports,
             kind=self.kind if at_device and self.kind != "none" else "skellam",  # type: ignore[arg-type]
             grid_steps=8.0 if noise is None else noise.grid_steps,
+            rotated=self.rotate,
+            modulus_bits=self.modulus_bits,
         )
+
+    @property
+    def _noise_reports(self) -> int:
+        """Reports that carry the whole noise: with removable components on top, fewer do."""
+        if self.policy is None or not self.policy.excess_removed:
+            return self.cohort
+        levels, step = self.noise_levels(self.cohort)
+        return self.cohort - levels * step
+
+    def rotation(self, dim: int, round: int) -> Rotation | None:
+        """Open the public rotation of a round; None where updates are not rotated."""
+        return Rotation(dim, key(self.seed, "rotation", round)) if self.rotate else None
+
+    def noise_levels(self, cohort: int) -> tuple[int, int]:
+        """Return how many removable components a cohort's devices add, and dropouts for each.
+
+        Together they cover every dropout at which a round still opens.
+        """
+        if self.policy is None or not self.policy.excess_removed:
+            return 0, 1
+        gone = cohort - self.least_reports
+        if gone < 1:
+            return 0, 1
+        step = math.ceil(gone / self.policy.noise.levels)
+        while math.ceil(gone / step) * step >= cohort:
+            step -= 1
+        return math.ceil(gone / step), step
+
+    def noise_plan(self, grid: Grid, cohort: int) -> NoisePlan | None:
+        """Return which noise the sum of a cohort keeps at any dropout; None: all of it."""
+        if self.policy is None or not self.policy.excess_removed:
+            return None
+        variance = grid.noise_variance(self.sum_multiplier)
+        return NoisePlan(variance, cohort, *self.noise_levels(cohort))
 
     @property
     def kind(self) -> Literal["skellam", "discrete_gaussian", "gaussian", "none"]:
@@ -129,24 +174,35 @@ class Protection:
     @property
     def drawn(self) -> str:
         """How the noise is drawn, in the words of the manifest."""
+        separate = "by every device, its own share"
+        if self.policy is not None and self.policy.excess_removed:
+            separate += " and removable components"
         return {
-            "skellam": "once per cohort, as the sum of all shares",
+            "skellam": separate if self.separate_noise else "once per cohort, as the sum of all",
             "discrete_gaussian": "by every device, its own share",
             "gaussian": "by the server, on the sum",
             "none": "not at all",
         }[self.kind]
 
-    def share(self, grid: Grid) -> NoiseShare | None:
-        """Return the noise that each simulated device adds; None where none does.
+    def share(self, grid: Grid, cohort: int | None = None) -> NoiseShare | None:
+        """Return the noise that each device adds and that is never removed; None where none does.
 
-        Skellam noise is closed under addition, so a simulation adds all shares at once.
+        Args:
+            cohort: devices invited, among whom the noise is divided where the excess is removed.
         """
         if self.kind not in ("skellam", "discrete_gaussian"):
             return None
+        plan = self.noise_plan(grid, cohort or self.cohort)
+        shares = self.cohort if plan is None else plan.cohort
         return NoiseShare(
             self.kind,  # type: ignore[arg-type]
-            grid.noise_variance(self.sum_multiplier) / self.cohort,
+            grid.noise_variance(self.sum_multiplier) / shares,
         )
+
+    def own_share(self, grid: Grid, cohort: int) -> NoiseShare | None:
+        """Return the noise that each simulated device draws itself; None where none does."""
+        at_once = self.kind == "skellam" and not self.separate_noise
+        return None if at_once else self.share(grid, cohort)
 
     def bits(self, purpose: str, round: int, user: int = 0) -> Bits:
         """Open the source of rounding or noise for one device (or the cohort) in one round."""
@@ -154,26 +210,41 @@ class Protection:
             return reproducible_bits(key(self.seed, purpose, round, user))
         return secure_bits()
 
-    def mean(self, total: np.ndarray, grid: Grid, reports: int, round: int) -> np.ndarray:
+    def mean(
+        self, total: np.ndarray, grid: Grid, reports: int, round: int, plan: NoisePlan | None = None
+    ) -> np.ndarray:
         """Decode an opened sum into the mean update, float32[d], with what noise is missing.
 
         Args:
             total: int64[d], the opened sum.
             reports: how many reports it holds; each carries one share of the noise.
+            plan: of the round's cohort, where the excess is removed.
         """
-        if self.kind == "skellam":
-            share = self.share(grid)
-            assert share is not None
-            noise = cohort_noise(share, reports, grid.dim, self.bits("noise", round))
-            total = total + noise
         if self.kind == "gaussian":
             # Rounding to the grid lengthens an update: the noise covers what may really be summed.
             sensitivity = grid.norm_bound / grid.scale
             noisy = add_central_gaussian(
                 total / grid.scale, sensitivity, self.sum_multiplier, self.bits("noise", round)
             )
-            return (noisy / self.cohort).astype(np.float32)
-        return decode(total, grid, self.cohort)
+            mean = (noisy / self.cohort).astype(np.float32)
+        else:
+            if self.kind == "skellam" and not self.separate_noise:
+                total = total + self._shares_at_once(grid, reports, round, plan)
+            mean = decode(total, grid, self.cohort)
+        rotation = self.rotation(grid.dim, round)
+        if rotation is not None:
+            rotation.inverse(mean[None])
+        return mean
+
+    def _shares_at_once(
+        self, grid: Grid, reports: int, round: int, plan: NoisePlan | None
+    ) -> np.ndarray:
+        """Draw what the devices' Skellam noise adds up to, once the excess is removed: int64[d]."""
+        share = self.share(grid, None if plan is None else plan.cohort)
+        assert share is not None
+        if plan is not None:
+            share = NoiseShare(share.kind, plan.achieved(reports) / reports)
+        return cohort_noise(share, reports, grid.dim, self.bits("noise", round))
 
     def event(self, reports: int, dim: int, round: int) -> RoundEvent | None:
         """Return what an opened round costs in the deployment it stands for; None without one.
@@ -189,6 +260,24 @@ class Protection:
             deployed = deployed * min(reports, self.cohort) // self.cohort
         planned = self.guarantee.noise_multiplier
         return self.policy.event(planned, reports=deployed, dim=dim, round=round)
+
+    def noise_record(self, reports: int, plan: NoisePlan | None) -> dict[str, float] | None:
+        """Return the noise planned for a round and that in its sum, at the deployment's scale.
+
+        Stddev of the noise on the sum ÷ clip_norm, of honest devices, before any caution about
+        counts that are random: the event states what is accounted for. None without noise.
+        """
+        if self.policy is None or self.guarantee is None or self.policy.noise.at == "none":
+            return None
+        planned = achieved = self.guarantee.noise_multiplier
+        if plan is not None:
+            achieved *= math.sqrt(plan.achieved(reports) / plan.variance)
+        elif self.policy.noise.at == "device":
+            came = (
+                reports / self.cohort * self.policy.report_goal * self.policy.noise.honest_fraction
+            )
+            achieved *= math.sqrt(came / self.policy.honest_reports)
+        return {"planned": planned, "achieved": achieved}
 
     def spent(self, events: Events) -> Spent | None:
         """Return what a deployment has spent after these rounds; None without a policy."""

@@ -88,6 +88,12 @@ class Scenario:
         adversary: the server that rounds withstand: ``semi-honest`` or ``active``.
         corrupt: share of a cohort that may collude with the server; at least what the policy's
             ``honest_fraction`` leaves.
+        separate_noise: let every device draw its own share of Skellam noise also where one draw
+            has the distribution of their sum; the protocol always does.
+        rotate: rotate updates at random before they are rounded, which makes the ring narrower
+            and costs a transform per update; changes no ε, so it is no policy's business.
+        modulus_bits: width of the ring; absent means the narrowest that is safe, and what is too
+            narrow is refused.
     """
 
     population: PopulationChoice
@@ -107,6 +113,9 @@ class Scenario:
     dropout: float = 0.0
     adversary: Literal["semi-honest", "active"] = "semi-honest"
     corrupt: float = 0.05
+    separate_noise: bool = False
+    rotate: bool = False
+    modulus_bits: int | None = None
     payload: PayloadPlan = field(default_factory=PayloadPlan)
 
     server: ServerOptimizer = field(default_factory=ServerOptimizer)

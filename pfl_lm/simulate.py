@@ -29,6 +29,7 @@ from pfl_lm.ranks import ALONE, Ranks
 from pfl_lm.runs import RunFolder, write_json
 from pfl_lm.scenario import Scenario
 from pfl_lm.secagg.errors import Refused, TooFewAnswers, TooFewReports
+from pfl_lm.secagg.noise import NoisePlan
 from pfl_lm.secagg.rounds import Aggregator
 from pfl_lm.server.state import Broadcast, ServerState, abandon_round, close_round, open_round
 from pfl_lm.world import World, choose_payload, final_evaluation, open_world, validate
@@ -68,9 +69,10 @@ def run_round(
     log = RoundFigures(number, len(invited), grid.modulus_bits)
     try:
         config = world.aggregation.config(broadcast, grid, len(invited))
-        aggregator = world.aggregation.open(config)
+        aggregator = world.aggregation.open(config, grid)
         present = np.array(aggregator.waiting, dtype=np.int64)  # others vanish before they report
-        for group in participate(world, state, broadcast, grid, invited[present], ranks):
+        asked = invited[present]
+        for group in participate(world, state, broadcast, grid, asked, ranks, len(invited)):
             log.reports += aggregator.submit(group.vectors, present[group.places].tolist())
             log.add(group.traces, group.clipped)
         aggregator.merge(ranks)
@@ -93,14 +95,18 @@ def participate(
     grid: Grid,
     invited: np.ndarray,
     ranks: Ranks = ALONE,
+    cohort: int | None = None,
 ) -> Iterator[Group]:
     """Let the invited devices train on their own text and protect what they send, K at a time.
+
+    ``cohort`` counts those who vanish, too: all divide the noise among themselves.
 
     Who is trained beside whom follows from the cohort alone and a rank takes whole groups, so no
     device's arithmetic depends on how many ranks there are.
     """
     scenario, protection = world.scenario, world.protection
-    share = None if protection.kind == "skellam" else protection.share(grid)
+    share = protection.own_share(grid, cohort or len(invited))
+    rotation = protection.rotation(grid.dim, broadcast.round)
     own = {user: _windows(world, user) for user in ranks.share(invited).tolist()}
     at_once = devices_at_once(world.spec, broadcast.payload, scenario.training)
     sizes = np.empty(len(invited), dtype=np.int64)
@@ -123,6 +129,8 @@ def participate(
             broadcast.round,
             users,
         )  # float32[K, d]
+        if rotation is not None:
+            rotation.forward(updates)  # keeps norms, so it may come before the clip
         bits = [protection.bits("device", broadcast.round, user) for user in users]
         vectors, clipped = protect(updates, grid, share, bits)
         yield Group(group, vectors, clipped.clipped, traces)
@@ -137,8 +145,10 @@ def release(
     """
     assert ledger is not None
     opened = aggregator.close()
-    mean = world.protection.mean(opened.vector, grid, opened.reports, broadcast.round)
-    ledger.record_round(broadcast.round, debit(world, broadcast, grid, opened.reports, mean))
+    protection, cohort = world.protection, aggregator.config.cohort
+    plan = protection.noise_plan(grid, cohort)
+    mean = protection.mean(opened.vector, grid, opened.reports, broadcast.round, plan)
+    ledger.record_round(broadcast.round, debit(world, broadcast, grid, opened.reports, mean, plan))
     return mean
 
 
@@ -151,7 +161,12 @@ def abandon(number: int, reports: int, ledger: Ledger | None) -> None:
 
 
 def debit(
-    world: World, broadcast: Broadcast, grid: Grid, reports: int, mean: np.ndarray
+    world: World,
+    broadcast: Broadcast,
+    grid: Grid,
+    reports: int,
+    mean: np.ndarray,
+    plan: NoisePlan | None = None,
 ) -> dict[str, Any]:
     """Return what the ledger records of an opened round: enough to recompute what it cost."""
     event = world.protection.event(reports, broadcast.payload.dim, broadcast.round)
@@ -161,6 +176,7 @@ def debit(
         "reports": reports,
         "divisor": world.protection.cohort,
         "sum_multiplier": world.protection.sum_multiplier,
+        "noise": world.protection.noise_record(reports, plan),
         "clip_norm": grid.clip_norm,
         "grid": {"scale": grid.scale, "norm_bound": grid.norm_bound, "bits": grid.modulus_bits},
         "payload": {"dim": broadcast.payload.dim, "digest": broadcast.payload.digest},

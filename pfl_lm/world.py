@@ -101,11 +101,14 @@ def open_world(scenario: Scenario) -> World:
         simulated_rule(policy, population.users("train"), scenario.cohort),
         scenario.seed,
         scenario.reproducible,
+        scenario.separate_noise or scenario.secure_aggregation == "protocol",
+        scenario.rotate,
+        scenario.modulus_bits,
     )
     start = _start(scenario, tokenizer, protects=policy is not None and policy.noise.at != "none")
     world = World(scenario, tokenizer, population, public, start, protection, roles(scenario.model))
     _check_payload(world)
-    Aggregation.of(scenario, protection)  # refuses cohorts that cannot be summed
+    _check_sum(world)
     return world
 
 
@@ -173,6 +176,12 @@ def _check_payload(world: World) -> None:
             f"the payload has {payload.dim} coordinates, the policy covers {policy.noise.min_dim} "
             "or more; lower the policy's noise.min_dim or send more"
         )
+
+
+def _check_sum(world: World) -> None:
+    """Refuse cohorts that cannot be summed, and a ring that is too narrow for their sum."""
+    assert world.aggregation is not None
+    world.protection.grid(choose_payload(world, 0).dim)
 
 
 def choose_payload(world: World, round: int) -> Any:

@@ -24,9 +24,10 @@ def vanishing(tiny_scenario, policy_file):
     """Cohorts of twelve of which three vanish somewhere on the way."""
     rotation = policy_file(
         participation='{ kind = "rotation", min_separation = 3 }',
-        noise='{ at = "device", kind = "discrete_gaussian", tolerated_dropout = 0.3 }',
+        noise='{ at = "device", kind = "skellam", tolerated_dropout = 0.3 }',
     )
-    return tiny_scenario(policy=rotation, cohort=12, dropout=0.25, rounds=4, reproducible=True)
+    changes = {"cohort": 12, "dropout": 0.25, "rounds": 4, "separate_noise": True}
+    return tiny_scenario(policy=rotation, reproducible=True, **changes)
 
 
 @pytest.mark.parametrize("adversary", ["semi-honest", "active"])

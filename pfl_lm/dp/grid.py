@@ -6,9 +6,10 @@ import math
 from dataclasses import dataclass
 
 from pfl_lm.dp.discrete import grid_norm, rounded_norm
-from pfl_lm.dp.pmf import Kind, tail_radius
+from pfl_lm.dp.pmf import Kind, joint_radius, tail_radius
+from pfl_lm.dp.rotation import block_of
 
-_WRAP_BITS = 40  # the sum of a round wraps with probability at most 2^-40
+WRAP_BITS = 40  # the sum of a round wraps with probability at most 2^-40
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,8 @@ class Grid:
         noise_reports: int | None = None,
         kind: Kind = "skellam",
         grid_steps: float = 8.0,
+        rotated: bool = False,
+        modulus_bits: int | None = None,
     ) -> Grid:
         """Choose the narrowest ring in which the sum of a round cannot be misread.
 
@@ -79,16 +82,21 @@ class Grid:
             reports_max: the most reports that one sum may hold.
             noise_multiplier: of the noise that devices add; 0 where the server adds it.
             noise_reports: how many reports carry the whole noise (default: reports_max).
+            rotated: updates are rotated at random before they are rounded (``dp.rotation``).
+            modulus_bits: a width that was fixed; wider than needed wastes bytes, narrower is
+                refused.
 
         Guarantees:
-            The sum of encoded vectors alone never wraps: each coordinate is ≤ the norm bound, so
-            the sum is ≤ reports_max·norm_bound < 2^(modulus_bits − 1). With the noise, the
-            probability that any of ``dim`` coordinates of one round wraps is ≤ 2^-40: a union
-            bound over Chernoff tails of all ``reports_max`` shares together. A wrap costs utility
-            only; it is applied after the noise and reveals nothing.
+            The probability that any of ``dim`` coordinates of one round wraps is ≤ 2^-40: a union
+            bound over Chernoff tails of all ``reports_max`` shares of noise together. Without
+            noise it is 0: each coordinate is ≤ the norm bound, so the sum is ≤
+            reports_max·norm_bound < 2^(modulus_bits − 1). With rotation the tail is that of noise
+            and rotated sum together, provided that no update depends on the rotation's signs.
+            A wrap costs utility only; it is applied after the noise and reveals nothing.
 
         Raises:
-            ValueError: nothing fits into 63 bits, or an argument is out of range.
+            ValueError: nothing fits into 63 bits or into the fixed width (the message says how
+                many bits are needed), or an argument is out of range.
         """
         carriers = reports_max if noise_reports is None else noise_reports
         if not 1 <= carriers <= reports_max:
@@ -96,14 +104,35 @@ class Grid:
                 f"need 1 ≤ noise_reports ≤ reports_max, got {carriers} and {reports_max}"
             )
         widest = cls(dim, clip_norm, grid_steps, 63)
-        largest = reports_max * math.floor(widest.norm_bound)
         variance = widest.noise_variance(noise_multiplier) * reports_max / carriers
-        if variance > 0:
-            largest += tail_radius(kind, variance, _WRAP_BITS + 1 + math.log2(dim))
-        modulus_bits = largest.bit_length() + 1
-        if modulus_bits > 63:
+        largest = _largest_sum(widest, reports_max, variance, kind, rotated)
+        needed = largest.bit_length() + 1
+        if needed > 63:
             raise ValueError(
-                f"the sum needs {modulus_bits} bits, the ring has at most 63; lower grid_steps, "
+                f"the sum needs {needed} bits, the ring has at most 63; lower grid_steps, "
                 "the noise multiplier or the number of reports"
             )
-        return cls(dim, clip_norm, grid_steps, modulus_bits)
+        if modulus_bits is not None and modulus_bits < needed:
+            remedy = "raise it" if rotated else "raise it, or rotate"
+            raise ValueError(
+                f"modulus_bits = {modulus_bits} is too few: the sum of {reports_max:,} reports of "
+                f"{dim:,} coordinates needs {needed} bits to wrap with probability below "
+                f"2^-{WRAP_BITS}; {remedy}, or leave it out"
+            )
+        return cls(dim, clip_norm, grid_steps, modulus_bits or needed)
+
+
+def _largest_sum(grid: Grid, reports: int, variance: float, kind: Kind, rotated: bool) -> int:
+    """Bound every coordinate of a round's noisy sum, but for probability 2^-WRAP_BITS.
+
+    The rotation's signs make a coordinate of the rotated sum, of norm at most reports·g·√dim,
+    subgaussian with that norm squared ÷ block as its variance proxy; rounding moves each report's
+    coordinate by less than one step.
+    """
+    surely = reports * math.floor(grid.norm_bound)
+    tail_bits = WRAP_BITS + 1 + math.log2(grid.dim)
+    plain = surely + (tail_radius(kind, variance, tail_bits) if variance > 0 else 0)
+    if not rotated:
+        return plain
+    proxy = (reports * grid_norm(grid.grid_steps, grid.dim)) ** 2 / block_of(grid.dim)
+    return min(plain, reports + joint_radius(kind, proxy, variance, tail_bits))

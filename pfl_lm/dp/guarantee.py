@@ -19,7 +19,9 @@ class Guarantee:
     """What follows from a policy."""
 
     noise_multiplier: float  # stddev of the noise on the sum of honest_reports shares ÷ clip_norm
-    share_multiplier: float  # stddev of one device's share ÷ clip_norm; 0 unless at the device
+    # Stddev ÷ clip_norm of what one device adds, less what is removed at full attendance; 0 unless
+    # at the device.
+    share_multiplier: float
     least_reports: int
     most_reports: int | None
     honest_reports: int
@@ -57,7 +59,7 @@ def guarantee(policy: Policy) -> Guarantee:
     server = cost.epsilon_unamplified if on_device else math.inf
     return Guarantee(
         noise_multiplier=z,
-        share_multiplier=z / math.sqrt(policy.honest_reports) if on_device else 0.0,
+        share_multiplier=z / math.sqrt(_carriers(policy)) if on_device else 0.0,
         least_reports=policy.least_reports,
         most_reports=policy.most_reports,
         honest_reports=policy.honest_reports,
@@ -71,6 +73,13 @@ def guarantee(policy: Policy) -> Guarantee:
         assumptions=(*cost.assumptions, *_deployment(policy)),
         statement=_statement(policy, z, cost),
     )
+
+
+def _carriers(policy: Policy) -> float:
+    """Return by how many shares, at full attendance, the planned noise is carried."""
+    if policy.excess_removed:
+        return policy.report_goal * policy.honest_share
+    return policy.honest_reports
 
 
 def _check_shares(policy: Policy, z: float) -> None:
@@ -106,6 +115,13 @@ def _deployment(policy: Policy) -> list[str]:
             f"of every {policy.least_reports:,} reports summed, {policy.honest_reports:,} carry "
             "an honest share of noise; secure aggregation opens no smaller sum and no part of one"
         )
+        if policy.excess_removed:
+            found.append(
+                "noise beyond the plan is drawn from 256-bit seeds that secure aggregation shares, "
+                "and is removed when they are opened; the noise that stays is drawn likewise "
+                "(computational privacy), and devices without honest noise, opened or not, take "
+                "none of it away"
+            )
         found.append(f"no payload has fewer than {policy.noise.min_dim:,} coordinates")
     if policy.noise.at == "server":
         found.append("the server is trusted with each sum until it has added the noise")

@@ -59,6 +59,34 @@ def tail_radius(kind: TableKind, variance: float, bits: float) -> int:
     return high
 
 
+def joint_radius(kind: Kind, proxy: float, variance: float, bits: float) -> int:
+    """Return t with P(|S + N| ≥ t) ≤ 2^(1 − bits), S subgaussian and N independent noise.
+
+    The Chernoff exponent at λ is λt − λ²·proxy/2 − K(λ), K the noise's cumulant function; it is
+    largest where t = λ·proxy + K'(λ), and grows with λ there.
+
+    Args:
+        proxy: variance proxy of S, > 0.
+        variance: of the noise N; 0 for none.
+    """
+
+    def at(rate: float) -> tuple[float, float]:
+        if kind != "skellam":
+            total = proxy + variance
+            return rate * total, rate * rate * total / 2
+        drift = variance * math.sinh(rate)
+        rise = rate * drift - 2 * variance * math.sinh(rate / 2) ** 2
+        return rate * proxy + drift, rate * rate * proxy / 2 + rise
+
+    target, low, high = bits * _LOG_2, 0.0, 1.0
+    while at(high)[1] < target:
+        high *= 2
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if at(middle)[1] < target else (low, middle)
+    return math.ceil(at(high)[0])
+
+
 def survival(kind: TableKind, variance: float) -> Iterator[tuple[int, int]]:
     """Yield (k, 2^256·P(X > k)) for k from the radius − 1 down to 0, rounded down.
 

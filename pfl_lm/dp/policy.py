@@ -34,11 +34,19 @@ class Participation:
 
 @dataclass(frozen=True)
 class Noise:
-    """Who adds which noise, and how many shares may go missing before it is too little."""
+    """Who adds which noise, and how many shares may go missing before it is too little.
+
+    Each share is widened so that the least count of reports carries the whole noise. What the
+    reports of a round carry beyond it is ``kept``: ε was planned for the least count, and more
+    reports are noisier than they need be. Or it is ``removed`` after the round (XNoise): devices
+    add removable components, and the sum carries the planned noise at every tolerated dropout.
+    """
 
     at: Literal["device", "server", "none"]
     kind: Literal["skellam", "discrete_gaussian", "gaussian", "none"]
     tolerated_dropout: float = 0.0  # a round opens with (1 − this)·report_goal reports or more
+    excess: Literal["kept", "removed"] = "kept"
+    levels: int = 16  # removable components of a device, at most: what is removed is so fine
     honest_fraction: float = 1.0  # of the reports that open a round: their noise is counted
     grid_steps: float = 8.0  # the clip is grid_steps·√dim grid units long
     min_dim: int = 1024  # coordinates of the smallest payload that the policy covers
@@ -61,10 +69,24 @@ class Noise:
                 "tolerated_dropout and honest_fraction concern shares of noise; leave them out "
                 f"where noise is at {self.at!r}"
             )
+        self._check_excess()
         if not 0 < self.grid_steps < math.inf:
             raise ValueError(f"grid_steps must be positive and finite, got {self.grid_steps}")
         if self.min_dim < 1:
             raise ValueError(f"min_dim must be at least 1, got {self.min_dim}")
+
+    def _check_excess(self) -> None:
+        if not 1 <= self.levels < 1 << 16:
+            raise ValueError(f"levels must lie in 1..65535, got {self.levels}")
+        if self.excess == "kept":
+            return
+        if self.kind != "skellam":
+            raise ValueError(
+                'excess = "removed" needs kind = "skellam": what stays is a sum of components, and '
+                "only Skellam noise is closed under sums"
+            )
+        if not self.tolerated_dropout > 0:
+            raise ValueError('excess = "removed" needs a tolerated_dropout: there is no excess')
 
 
 @dataclass(frozen=True)
@@ -116,7 +138,7 @@ class Policy:
                 "bound is proven; use zero_out"
             )
         self._check_rotation()
-        if self.honest_reports < 1:
+        if self.honest_reports < 1 or not self.honest_share > 0:
             raise ValueError("noise.honest_fraction leaves no honest report in a round")
         self._check_boundary()
 
@@ -186,6 +208,21 @@ class Policy:
         return math.floor(self.least_reports * self.noise.honest_fraction)
 
     @property
+    def excess_removed(self) -> bool:
+        """Does the sum carry the planned noise whatever the dropout (XNoise)?"""
+        return self.noise.excess == "removed"
+
+    @property
+    def honest_share(self) -> float:
+        """The least share of a sum's noise that is honest, where the excess is removed.
+
+        Of r ≥ least_reports reports ⌊r·honest_fraction⌋ are honest, which is more than
+        r·honest_fraction − 1; all carry the same noise.
+        """
+        fraction = self.noise.honest_fraction
+        return 1.0 if fraction == 1 else fraction - 1 / max(1, self.least_reports)
+
+    @property
     def boundary_probability(self) -> float:
         """Chance, per round, that one report decides whether the round is opened."""
         if self.participation.kind != "poisson" or self.noise.at != "device":
@@ -203,14 +240,18 @@ class Policy:
         """Return what one round of this policy releases.
 
         Args:
-            noise_multiplier: planned, on the sum of ``honest_reports`` shares.
+            noise_multiplier: planned, on the sum of ``honest_reports`` shares; where the excess
+                is removed, the honest noise on every opened sum.
             reports: reports summed; None plans for the least count. Fewer carry less noise.
-                More carry more, which is counted only where their number is fixed beforehand.
+                More carry more, which is counted only where their number is fixed beforehand
+                and the excess is not removed.
             dim: coordinates on the grid; None plans for ``noise.min_dim``.
             round: number of the round.
         """
         honest = self.honest_reports
-        if reports is not None and self.noise.at == "device":
+        if reports is not None and self.excess_removed:
+            noise_multiplier *= math.sqrt(min(1.0, reports / self.least_reports))
+        elif reports is not None and self.noise.at == "device":
             honest = math.floor(reports * self.noise.honest_fraction)
             if self.participation.kind == "poisson":
                 honest = min(honest, self.honest_reports)

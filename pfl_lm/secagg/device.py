@@ -67,6 +67,11 @@ class _State:
         """The device's place in the cohort."""
         return self._me.index
 
+    @property
+    def noise(self) -> NoiseChain | None:
+        """The seeds of the removable noise that belongs into the device's vector."""
+        return self._me.noise
+
     @contextmanager
     def _leave(self) -> Iterator[Secrets]:
         if self._left:
@@ -111,11 +116,6 @@ class KeysAdvertised(_State):
             raise ValueError("identity is needed: the round has signed keys")
         me = Secrets.draw(config, index, policy, identity if config.signed else None, entropy)
         return cls(me, me.advertise().encode(config, index))
-
-    @property
-    def noise(self) -> NoiseChain | None:
-        """The seeds of the removable noise that belongs into the device's vector."""
-        return self._me.noise
 
     def share_keys(self, roster: bytes) -> KeysShared:
         """Deal shares of the device's secrets to their holders."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from enum import IntEnum
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ from pfl_lm.secagg.config import DevicePolicy, RoundConfig
 from pfl_lm.secagg.errors import WrongState
 from pfl_lm.secagg.ideal import PAST_GOAL, within_goal
 from pfl_lm.secagg.keys import Identity, certify, public_key
+from pfl_lm.secagg.noise import RemovableNoise
 from pfl_lm.secagg.opening import OpenedRound
 from pfl_lm.secagg.server import CollectingAnswers, CollectingConfirmations, CollectingKeys
 from pfl_lm.secagg.sharing import Entropy
@@ -51,6 +53,8 @@ class ProtocolAggregator:
         silent: from which step on a device is silent; who is not named takes part to the end.
             Devices that were never given a vector by ``close`` drop out at ``Step.INPUT``.
         entropy: ``n -> n`` unpredictable bytes; anything but the default is for tests.
+        noise: the removable components that devices add and that come off the opened sum; None
+            where there are none, or where who calls adds them.
 
     Raises:
         TooFewReports: fewer devices advertised or shared keys than the round needs.
@@ -63,6 +67,7 @@ class ProtocolAggregator:
         past_goal: Literal["drop", "refuse"] = "drop",
         silent: Mapping[int, Step] | None = None,
         entropy: Entropy = os.urandom,
+        noise: RemovableNoise | None = None,
     ) -> None:
         if past_goal not in PAST_GOAL:
             raise ValueError(f'past_goal must be "drop" or "refuse": {past_goal!r}')
@@ -73,6 +78,7 @@ class ProtocolAggregator:
         self._goal = goal
         self._past_goal = past_goal
         self._silent = dict(silent or {})
+        self._noise = noise
         self._open = True
         authority, identities = _identities(config, entropy)
         policy = DevicePolicy(config.min_reports, 3, 2, config.adversary, authority)
@@ -120,6 +126,8 @@ class ProtocolAggregator:
         check_devices(chosen[: len(summed)], self._waiting, len(summed))
         for index, vector in zip(chosen, summed, strict=False):
             state = self._waiting.pop(index)
+            if self._noise is not None and state.noise is not None:
+                vector = self._noise.add(state.noise, vector)
             masked = state.mask_input(self._download(index, self._inboxes[index]), vector)
             self._masked[index] = masked
             self._inputs.receive(index, self._upload(index, masked.message))
@@ -161,7 +169,12 @@ class ProtocolAggregator:
         assert isinstance(phase, CollectingAnswers)
         self._deliver(phase, answers)
         self._answered = list(answers)
-        return phase.close()
+        opened = phase.close()
+        if self._noise is None:
+            return opened
+        secrets, reports = opened.noise_secrets, opened.reports
+        clean = self._noise.remove(self.config, opened.vector, secrets, reports)
+        return replace(opened, vector=clean)
 
     def traffic(self) -> Traffic:
         """What the devices that took part to the end sent and received, in the mean."""

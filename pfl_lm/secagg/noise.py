@@ -105,6 +105,28 @@ class NoisePlan:
 
 
 @dataclass(frozen=True)
+class RemovableNoise:
+    """A round's components and how they are drawn: what adds them and what removes them."""
+
+    plan: NoisePlan
+    draw: Draw
+
+    def add(self, chain: NoiseChain, vector: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return a device's vector with its components."""
+        return vector + add_components(self.plan, chain, len(vector), self.draw)
+
+    def remove(
+        self,
+        config: RoundConfig,
+        vector: NDArray[np.int64],
+        opened: Mapping[int, bytes],
+        reports: int,
+    ) -> NDArray[np.int64]:
+        """Return an opened sum without what proved superfluous."""
+        return vector - superfluous(self.plan, config, opened, reports, self.draw)
+
+
+@dataclass(frozen=True)
 class NoiseChain:
     """The secrets of one device's components, from ``first``, that of level ``start``, upwards."""
 

@@ -20,6 +20,7 @@ from pfl_lm.secagg.config import RoundConfig
 from pfl_lm.secagg.errors import TooFewAnswers, TooFewReports
 from pfl_lm.secagg.ideal import IdealAggregator, OpenedSum
 from pfl_lm.secagg.local import ProtocolAggregator, Step, check_devices, sends
+from pfl_lm.secagg.noise import RemovableNoise
 from pfl_lm.secagg.sharing import Entropy
 from pfl_lm.secagg.traffic import Traffic, device_traffic
 
@@ -28,6 +29,8 @@ Kind = Literal["ideal", "protocol"]
 
 class Aggregator(Protocol):
     """What a simulation needs of either."""
+
+    config: RoundConfig
 
     @property
     def waiting(self) -> list[int]:
@@ -49,6 +52,7 @@ def open_aggregator(
     goal: int | None,
     silent: Mapping[int, Step],
     entropy: Entropy,
+    noise: RemovableNoise | None = None,
 ) -> Aggregator:
     """Begin a round, up to the point where devices report.
 
@@ -58,12 +62,14 @@ def open_aggregator(
         goal: the most reports that are summed, or None.
         silent: from which step on a device is silent.
         entropy: where the protocol's secrets come from.
+        noise: removable components, which the protocol's devices add; the ideal functionality
+            sums what it is given.
 
     Raises:
         TooFewReports: fewer devices advertised or shared keys than the round needs.
     """
     if kind == "protocol":
-        return ProtocolAggregator(config, goal, silent=silent, entropy=entropy)
+        return ProtocolAggregator(config, goal, silent=silent, entropy=entropy, noise=noise)
     return IdealRound(config, goal, silent)
 
 
