@@ -40,7 +40,9 @@ class LocalTraining:
             the processor has it (``machine.has_bfloat16``).
         method: ``"backpropagation"``, or ``"zeroth_order"`` (``devices/zeroth_order``): two
             losses a step along one of the payload's directions, at the memory of predicting.
+            ``"forward_only"`` (``devices/forward_only``): the error goes in again at the front.
         perturbation: of a weight, in taking a slope; ``zeroth_order`` only.
+        modulation: how strongly the error is added to the words; ``forward_only`` only.
 
     Raises:
         ValueError: naming the field and what would be right.
@@ -57,8 +59,9 @@ class LocalTraining:
     loss: Literal["softmax", "sampled", "nce"] = "softmax"
     negatives: int = 512
     precision: Literal["float32", "bfloat16"] = "float32"
-    method: Literal["backpropagation", "zeroth_order"] = "backpropagation"
+    method: Literal["backpropagation", "zeroth_order", "forward_only"] = "backpropagation"
     perturbation: float = 1e-3
+    modulation: float = 1.0
 
     def __post_init__(self) -> None:
         if not self.learning_rate > 0:
@@ -73,8 +76,9 @@ class LocalTraining:
             raise ValueError(f"decay = {self.decay}: must be above 0 and at most 1")
         if self.gradient_clip is not None and not self.gradient_clip > 0:
             raise ValueError(f"gradient_clip = {self.gradient_clip}: must be positive, or left out")
-        if not self.perturbation > 0:
-            raise ValueError(f"perturbation = {self.perturbation}: must be positive")
+        for field in ("perturbation", "modulation"):
+            if not getattr(self, field) > 0:
+                raise ValueError(f"{field} = {getattr(self, field)}: must be positive")
         if self.loss not in ("softmax", "sampled", "nce"):
             raise ValueError(f'loss = {self.loss!r}: must be "softmax", "sampled" or "nce"')
         if self.precision not in ("float32", "bfloat16"):

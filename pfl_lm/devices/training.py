@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pfl_lm.devices import output
 from pfl_lm.devices.batches import Batch, LocalTraining, Schedule
+from pfl_lm.devices.forward_only import train_forward_only
 from pfl_lm.devices.report import Trace
 from pfl_lm.devices.tables import Table, slots_of
 from pfl_lm.devices.zeroth_order import train_zeroth_order
@@ -59,6 +60,10 @@ def train(
     if training.method == "zeroth_order":
         return train_zeroth_order(
             spec, parameters, payload, words, training, unigram, seed, round, users
+        )
+    if training.method == "forward_only":
+        return train_forward_only(
+            spec, parameters, payload, values, words, training, unigram, seed, round, users
         )
     schedule = Schedule(words, training, seed, round, users)
     received = torch.as_tensor(values)

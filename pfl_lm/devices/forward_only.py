@@ -1,0 +1,197 @@
+"""Training by forward passes alone: the error goes in again at the front, never backwards.
+
+    1. a clean pass gives the error e of the output and its projection on the width of a word;
+    2. a second pass reads the words with that projection of the error added; each dense layer
+       moves by (its clean output − its modulated output) ⊗ its modulated input;
+    3. the output rows move by their exact gradient, which needs no backward pass.
+
+The clean outputs of step 2 are made again beside the modulated ones, so that of every layer only
+the present inputs and outputs exist (MEMPEPITA: three forward passes, no activation kept). A
+recurrent model is stepped word by word and keeps one state.
+
+It is not the gradient, and need not lead where SGD leads; ``benchmarks/RESULTS.md`` says how far
+it came. Each movement is local to a layer, so a payload that lacks a layer costs nothing there.
+
+Legend: K devices, B windows of a batch, T target tokens of a window, P width of hidden vectors, D
+width of a word's row, N rows of a device at a time, d payload coordinates.
+
+Source: PEPITA, Dellaferrera and Kreiman 2022 (arXiv:2201.11665), algorithm 1; on language models
+and with the outputs made again, Pau and Aymone 2024, "Forward learning of large language models by
+consumer devices" (Electronics 13(2):402), section 3. There the error of all words is projected by
+one random matrix; here by the output rows and then a random matrix, so that no (V, D) matrix of
+random numbers lies on a phone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pfl_lm.devices import output
+from pfl_lm.devices.batches import Batch, LocalTraining, Schedule
+from pfl_lm.devices.report import Trace
+from pfl_lm.devices.tables import Table, slots_of
+from pfl_lm.language import dense, recurrent, transformer
+from pfl_lm.language.models import ModelSpec, Parameters, roles
+from pfl_lm.payload import Payload
+from pfl_lm.streams import stream
+
+Weights = dict[str, Tensor]
+
+
+def train_forward_only(
+    spec: ModelSpec,
+    parameters: Parameters,
+    payload: Payload,
+    values: np.ndarray,
+    windows: Sequence[np.ndarray],
+    training: LocalTraining,
+    unigram: np.ndarray,
+    seed: int,
+    round: int,
+    users: Sequence[int],
+) -> tuple[np.ndarray, list[Trace]]:
+    """Train each device by forward passes; arguments and results are those of ``train``."""
+    step = _Step(spec, parameters, payload, training, unigram, seed)
+    updates, traces = [], []
+    for own, user in zip(windows, users, strict=True):
+        trained = torch.from_numpy(values.copy()).unsqueeze(0)  # (1, d)
+        loss, tokens, steps = 0.0, 0, 0
+        for batch in Schedule([own], training, seed, round, [user]):
+            candidates = step.objective.draw(seed, round, steps)
+            loss += step(trained, batch, training.learning_rate * training.decay**steps, candidates)
+            tokens, steps = tokens + int(batch.weight.count_nonzero()), steps + 1
+        update = trained[0].numpy() - values
+        norm = float(np.linalg.norm(update))
+        updates.append(update)
+        traces.append(Trace(user, loss / max(tokens, 1), tokens, steps, norm))
+    return np.stack(updates), traces
+
+
+class _Step:
+    """One local step of one device."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        parameters: Parameters,
+        payload: Payload,
+        training: LocalTraining,
+        unigram: np.ndarray,
+        seed: int,
+    ) -> None:
+        self.spec, self.parameters, self.payload = spec, parameters, payload
+        self.objective = output.Objective(spec, payload, training, unigram)
+        self.gradient_clip = training.gradient_clip
+        rows = None if payload.rows is None else torch.from_numpy(payload.rows)
+        self._slots = slots_of(rows, spec.vocabulary_size)
+        named = roles(spec)
+        self._frozen = {n: parameters[n] for n, role in named.items() if role.kind != "rows"}
+        shape = (spec.output_dim, spec.embedding_dim)
+        draw = torch.from_numpy(stream(seed, "error projection").standard_normal(shape, np.float32))
+        self._projection = draw * (training.modulation / spec.output_dim**0.5)  # (P, D)
+
+    @torch.no_grad()
+    def __call__(
+        self, trained: Tensor, batch: Batch, rate: float, candidates: output.Candidates | None
+    ) -> float:
+        """Move ``trained`` (1, d) in place; return the batch's losses, summed over tokens."""
+        moves = torch.zeros_like(trained)
+        held, sums = self.payload.views(trained), self.payload.views(moves)
+        embedding = Table(self.parameters, held, {}, "embedding", self._slots)
+        weights = self._frozen | {n: v for n, v in held.items() if n in self._frozen}
+        words = embedding.read(batch.inputs)  # (1, B, T, D)
+        loss, error = 0.0, []
+        for vectors, (targets, weight) in self._passes(weights, words, batch):
+            part, gradient = self._output(vectors, targets, weight, held, sums, candidates)
+            loss += float(part.sum())
+            error.append(gradient @ self._projection)
+        self._modulated(weights, words, self._joined(error, batch), sums)
+        if self.gradient_clip is not None:
+            norm = torch.linalg.vector_norm(moves)
+            moves.mul_((self.gradient_clip / norm).clamp_max(1.0))
+        trained.sub_(moves, alpha=rate)
+        return loss
+
+    def _output(
+        self,
+        vectors: Tensor,
+        targets: Tensor,
+        weight: Tensor,
+        held: Weights,
+        sums: Weights,
+        candidates: output.Candidates | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Losses (1, N) and their gradient by the vectors; the output rows' joins ``sums``."""
+        table = Table(self.parameters, held, sums, self.spec.output_table, self._slots)
+        bias = None
+        if self.spec.output_bias:
+            bias = Table(self.parameters, held, sums, "output_bias", self._slots)
+        return self.objective(vectors, targets, weight, table, bias, 1.0, candidates)
+
+    def _passes(
+        self, weights: Weights, embedded: Tensor, batch: Batch
+    ) -> Iterator[tuple[Tensor, tuple[Tensor, Tensor]]]:
+        """Yield hidden vectors (1, N, P) with targets and weights (1, N), a stretch at a time."""
+        if self.spec.kind == "transformer":
+            vectors = transformer.hidden(self.spec, weights, embedded)
+            yield vectors.flatten(1, 2), (batch.targets.flatten(1), batch.weight.flatten(1))
+            return
+        for t, vectors in enumerate(_words(self.spec, weights, embedded)):
+            yield vectors, (batch.targets[:, :, t].contiguous(), batch.weight[:, :, t])
+
+    def _joined(self, error: list[Tensor], batch: Batch) -> Tensor:
+        """Lay the projected errors out as the words lie: (1, B, T, D)."""
+        if self.spec.kind == "transformer":
+            return error[0].view(*batch.inputs.shape, -1)
+        return torch.stack(error, 2)
+
+    def _modulated(self, weights: Weights, embedded: Tensor, error: Tensor, sums: Weights) -> None:
+        """Run clean and modulated words side by side; add what each dense layer moves by."""
+        both = torch.cat([embedded, embedded + error], 1)  # (1, 2B, T, D)
+        apply = dense.by_name(weights, self.spec.lora)
+
+        def watched(name: str, x: Tensor) -> Tensor:
+            y = apply(name, x)
+            layer = dense.layer(weights, name, self.spec.lora)
+            half = x.shape[1] // 2
+            _add_moves(layer, name, y[:, :half] - y[:, half:], x[:, half:], sums)
+            return y
+
+        if self.spec.kind == "transformer":
+            transformer.hidden(self.spec, weights, both, watched)
+        else:
+            for _ in _words(self.spec, weights, both, watched):
+                pass
+
+
+def _words(
+    spec: ModelSpec,
+    weights: Weights,
+    embedded: Tensor,
+    linear: Callable[[str, Tensor], Tensor] | None = None,
+) -> Iterator[Tensor]:
+    """Step a recurrent model over windows (1, B, T, D), yielding vectors (1, B, P)."""
+    state = recurrent.zero_state(spec, 1, embedded.shape[1])
+    for t in range(embedded.shape[2]):
+        vectors, state = recurrent.step(spec, weights, embedded[:, :, t], state, linear)
+        yield vectors
+
+
+def _add_moves(layer: dense.Dense, name: str, difference: Tensor, x: Tensor, sums: Weights) -> None:
+    """Add difference ⊗ input to those of a layer's tensors that travel.
+
+    LoRA's factors move as the chain rule has it within the layer, which is local too.
+    """
+    names = (name, f"{name}_bias", f"{name}.lora_a", f"{name}.lora_b")
+    needs = [travels in sums for travels in names]
+    if not any(needs):
+        return
+    inner = None if layer.a is None else dense.times(x, layer.a).mul_(layer.scale)
+    found = layer.gradients(difference, layer.inner_gradient(difference), x, inner, needs)
+    for travels, move in zip(names, found, strict=True):
+        if move is not None and travels in sums:
+            sums[travels].add_(move)
