@@ -146,9 +146,7 @@ def convert(graph: Graph, format: str, precision: str, folder: Path) -> Exported
     """
     known = format_of(format)
     if precision not in known.precisions:
-        raise ValueError(
-            f"precision {precision!r}: {format} has {', '.join(known.precisions)}"
-        )
+        raise ValueError(f"precision {precision!r}: {format} has {', '.join(known.precisions)}")
     if precision != "fp32" and not graph.name.startswith("predict"):
         raise ValueError(f"{graph.name} computes gradients: it is exported in fp32 only")
     if remedy := known.missing():

@@ -83,9 +83,7 @@ def _ready(model: Model) -> Model:
 class _Predict(nn.Module):
     """The model as modules that quantisers know: one embedding, linears by name."""
 
-    def __init__(
-        self, model: Model, best: int, blocked: Sequence[int], adapter_rank: int
-    ) -> None:
+    def __init__(self, model: Model, best: int, blocked: Sequence[int], adapter_rank: int) -> None:
         super().__init__()
         spec, parameters = model.spec, model.parameters
         if not 1 <= best <= spec.vocabulary_size:
@@ -108,8 +106,8 @@ class _Predict(nn.Module):
         self.others = list(others | trunk.turns(spec))
         for name, value in (others | trunk.turns(spec)).items():
             self.register_buffer(name.replace(".", "_"), value)
-        never = torch.zeros(1, spec.vocabulary_size, dtype=torch.bool)
-        never[0, list(blocked)] = True
+        never = torch.zeros(1, spec.vocabulary_size)
+        never[0, list(blocked)] = AWAY
         self.register_buffer("never", never)
 
     def forward(self, token: Tensor, mask: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
@@ -119,7 +117,11 @@ class _Predict(nn.Module):
 
     def step(self, token: Tensor, state: trunk.State) -> tuple[Tensor, trunk.State]:
         weights = {name: getattr(self, name.replace(".", "_")) for name in self.others}
-        return trunk.step(self.spec, self.linear, weights, self.embedding(token), state)
+        return trunk.step(self.spec, self.linear, weights, self._read(token), state)
+
+    def _read(self, token: Tensor) -> Tensor:
+        row: Tensor = self.embedding(token.to(torch.int64))  # ExecuTorch reads no other type
+        return row
 
     def linear(self, name: str, x: Tensor) -> Tensor:
         y: Tensor = self.linears[name.replace(".", "_")](x)
@@ -133,7 +135,7 @@ class _Predict(nn.Module):
             down, up = adapter
             adapted = vector + (vector @ down.mT) @ up.mT
         logits = self.output(adapted)  # (1, V)
-        allowed = torch.where(self.get_buffer("never"), AWAY, logits + mask)
+        allowed = logits + (mask + self.get_buffer("never"))  # an addition is the fastest way
         scores, words = torch.topk(allowed, self.best, -1)
         return words.to(torch.int32), scores, logits, vector, *(after[n] for n in self.names)
 

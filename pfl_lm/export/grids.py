@@ -1,5 +1,9 @@
 """Integer grids for weights: which codes and scales stand for a matrix.
 
+One rule for all formats, so that a matrix which lies on a grid is stored exactly by every
+toolchain's own quantiser: symmetric codes, the peak of a group is the grid's last code, scales of
+4-bit groups are bfloat16 numbers (XNNPACK and LiteRT store them so).
+
 Legend: O rows of a matrix, I columns, G groups of a row.
 """
 
@@ -47,9 +51,7 @@ def grid_of(precision: str, is_table: bool) -> Grid:
 
 
 def quantise(matrix: np.ndarray, grid: Grid) -> Quantised:
-    """Round a matrix to a grid, each group with the scale that loses least (squared error).
-
-    A group that already lies on such a grid comes back exactly; a group of zeros stays 0.
+    """Round a matrix to a grid; one that lies on it comes back exactly, zeros stay zeros.
 
     Raises:
         ValueError: the columns are no multiple of the group.
@@ -61,25 +63,21 @@ def quantise(matrix: np.ndarray, grid: Grid) -> Quantised:
             "choose widths that are multiples of 32"
         )
     groups = matrix.reshape(rows, -1, grid.group).astype(np.float32)  # (O, G, group)
-    scales = best_scales(groups, grid)
-    codes = np.rint(groups / scales[..., None]).clip(-grid.most, grid.most).astype(np.int8)
+    scales = scales_of(np.abs(groups).max(-1), grid)
+    codes = codes_of(groups, scales[..., None], grid)
     return Quantised(grid, codes.reshape(rows, columns), scales)
 
 
-def best_scales(groups: np.ndarray, grid: Grid) -> np.ndarray:
-    """Return the scale of each group (…, group) that loses least, float32 (…)."""
-    peak = np.abs(groups).max(-1)
-    peak = np.where(peak > 0, peak, 1.0).astype(np.float32)
+def scales_of(peaks: np.ndarray, grid: Grid) -> np.ndarray:
+    """Return the scales float32 of groups with these peaks; 1 for a group of zeros."""
+    scales = np.where(peaks > 0, peaks / np.float32(grid.most), 1).astype(np.float32)
     if grid.bits == 8:
-        return peak / np.float32(grid.most)
-    # From a peak far beyond the grid's end to one that uses half of it; whole steps first, so
-    # that a group which lies on a grid is found exactly.
-    steps = [7.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0, 7.25, 7.5, 7.75, 8.0, 8.25, 8.5, 9.0, 9.5]
-    best, least = peak / np.float32(grid.most), np.full(peak.shape, np.inf, np.float32)
-    for step in steps:
-        scale = peak / np.float32(step)
-        codes = np.rint(groups / scale[..., None]).clip(-grid.most, grid.most)
-        loss = np.square(codes * scale[..., None] - groups).sum(-1)
-        better = loss < least * (1 - 1e-5)
-        best, least = np.where(better, scale, best), np.where(better, loss, least)
-    return best
+        return scales
+    bits = scales.view(np.uint32)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) & np.uint32(0xFFFF0000)  # to bfloat16, to even
+    return rounded.view(np.float32)
+
+
+def codes_of(values: np.ndarray, scales: np.ndarray, grid: Grid) -> np.ndarray:
+    """Round values to codes int8."""
+    return np.rint(values / scales).clip(-grid.most, grid.most).astype(np.int8)

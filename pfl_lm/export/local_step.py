@@ -144,7 +144,9 @@ class _Step:
         self.exact = training.loss == "softmax" and not self.some
         held = {segment.name for segment in payload.segments if segment.rows is None}
         self.frozen = [name for name in roles(spec) if name not in held]
-        words = len(payload.rows) if self.some and payload.rows is not None else spec.vocabulary_size
+        words = (
+            len(payload.rows) if self.some and payload.rows is not None else spec.vocabulary_size
+        )
         self.candidates = words if training.loss == "softmax" else min(training.negatives, words)
 
     def ports(self, windows: int) -> tuple[Port, ...]:

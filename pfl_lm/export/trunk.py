@@ -76,9 +76,7 @@ def over_windows(
     """Run whole windows from an empty state: (B, T, D) → (B, T, P)."""
     if spec.kind == "transformer":
         return _transformer_windows(spec, linear, weights, embedded)
-    state = {
-        name: zeros.expand(len(embedded), -1) for name, zeros in zero_state(spec).items()
-    }
+    state = {name: zeros.expand(len(embedded), -1) for name, zeros in zero_state(spec).items()}
     vectors = []
     for t in range(embedded.shape[1]):
         x, state = _recurrent_step(spec, linear, embedded[:, t], state)

@@ -1,0 +1,124 @@
+"""Core ML, for Apple systems.
+
+Converting works anywhere; Core ML's runtime exists on Apple systems only and was not run. What is
+checked here: the written package is parsed again from its specification and weights, and its
+program is interpreted in numpy, operation by operation, rounded to fp16 where the program says so
+(see ``mil.py``). Speed and the Neural Engine's own rounding stay to be seen on a device.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pfl_lm.export.grids import INT4
+from pfl_lm.export.ports import Arrays, Graph, Interface, Port
+
+NOT_RUN = "Core ML's runtime was not run: it exists on Apple systems only; interpreted in numpy"
+
+
+def convert(graph: Graph, precision: str, path: Path) -> list[str]:
+    """Write ``graph`` to the folder ``path``; returns notes. See ``formats.convert``."""
+    import coremltools as ct
+    import torch
+
+    _register_alias()
+    program = torch.export.export(graph.module, graph.examples()).run_decompositions({})
+    exact = precision == "fp32"
+    package = ct.convert(
+        program,
+        inputs=[_tensor(port) for port in graph.inputs],
+        outputs=[ct.TensorType(name=port.name) for port in graph.outputs],
+        minimum_deployment_target=ct.target.iOS18 if precision == "int4" else ct.target.iOS17,
+        compute_precision=ct.precision.FLOAT32 if exact else ct.precision.FLOAT16,
+        convert_to="mlprogram",
+        skip_model_load=True,
+    )
+    notes = [NOT_RUN]
+    if precision in ("int8", "int4"):
+        package = _quantised(package, precision)
+        notes.append(
+            "weights: 4 bits in groups of 32 for the word tables, 8 bits per row for the rest"
+            if precision == "int4"
+            else "weights: 8 bits per row; arithmetic fp16"
+        )
+    package.short_description = f"pfl_lm {graph.name}"
+    package.save(str(path))
+    return notes
+
+
+class Interpreted:
+    """A package's program, parsed from what was written and interpreted."""
+
+    def __init__(self, path: Path, interface: Interface) -> None:
+        from pfl_lm.export.mil import Program
+
+        self.interface, self.program = interface, Program(path)
+
+    def __call__(self, **given: np.ndarray) -> Arrays:
+        pairs = zip(self.interface.inputs, self.interface.ordered(given), strict=True)
+        found = self.program({port.name: value for port, value in pairs})
+        return self.interface.named([found[port.name] for port in self.interface.outputs])
+
+
+def open(path: Path, interface: Interface, threads: int = 1) -> Interpreted:
+    """Open a package for the interpreter; see ``formats.open_file``."""
+    return Interpreted(path, interface)
+
+
+def _tensor(port: Port) -> Any:
+    import coremltools as ct
+
+    dtype = np.int32 if port.dtype == "int32" else np.float32
+    return ct.TensorType(name=port.name, shape=port.shape, dtype=dtype)
+
+
+def _quantised(package: Any, precision: str) -> Any:
+    """Quantise weights by coremltools' own optimiser."""
+    import coremltools.optimize.coreml as cto
+
+    def linear(**more: Any) -> Any:
+        return cto.OpLinearQuantizerConfig(
+            mode="linear_symmetric", weight_threshold=1 << 12, **more
+        )
+
+    by_row = linear(dtype="int8", granularity="per_channel")
+    if precision == "int8":
+        return cto.linear_quantize_weights(package, cto.OptimizationConfig(by_row))
+    in_groups = linear(dtype="int4", granularity="per_block", block_size=INT4.group)
+    names = _tables(package)
+    chosen = cto.OptimizationConfig(by_row, op_name_configs=dict.fromkeys(names, in_groups))
+    return cto.linear_quantize_weights(package, chosen)
+
+
+def _tables(package: Any) -> list[str]:
+    """Names of the constants that hold word tables: matrices with the most rows."""
+    import coremltools.optimize.coreml as cto
+
+    found = {
+        name: meta.val.shape
+        for name, meta in cto.get_weights_metadata(package, weight_threshold=1 << 12).items()
+        if meta.val.ndim == 2
+    }
+    most = max(shape[0] for shape in found.values())
+    return [name for name, shape in found.items() if shape[0] == most]
+
+
+def _register_alias() -> None:
+    """Teach the converter ``alias``, which torch's export leaves behind: an identity."""
+    from coremltools.converters.mil import Builder
+    from coremltools.converters.mil.frontend.torch.ops import _get_inputs
+    from coremltools.converters.mil.frontend.torch.torch_op_registry import (
+        _TORCH_OPS_REGISTRY,
+        register_torch_op,
+    )
+
+    if "alias" in _TORCH_OPS_REGISTRY:
+        return
+
+    @register_torch_op
+    def alias(context: Any, node: Any) -> None:
+        x = _get_inputs(context, node)[0]
+        context.add(Builder.identity(x=x, name=node.name))

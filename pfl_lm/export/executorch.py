@@ -1,0 +1,131 @@
+"""ExecuTorch with the XNNPACK delegate.
+
+The delegate keeps its own copy of a linear's weights, so a tied table is stored twice. Portable
+kernels are tens of times slower and stand in only for what the delegate does not take.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pfl_lm.export.grids import Grid, grid_of, scales_of
+from pfl_lm.export.ports import Arrays, Graph, Interface
+
+METHOD = "forward"
+
+
+def convert(graph: Graph, precision: str, path: Path) -> list[str]:
+    """Write ``graph`` to ``path``; returns notes. See ``formats.convert``."""
+    import torch
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import (
+        XnnpackDynamicallyQuantizedPartitioner,
+        XnnpackPartitioner,
+    )
+    from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
+
+    module, notes = graph.module, ["the word table is stored twice: once for reading words, once "
+                                   "in the delegate's layout"]  # fmt: skip
+    partitioners = [XnnpackPartitioner()]
+    if precision in ("int8", "int4"):
+        module = _quantised(graph, precision)
+        partitioners.insert(0, XnnpackDynamicallyQuantizedPartitioner())
+        notes.append("torchao: weight-only embedding, linears with dynamic int8 activations")
+    program = torch.export.export(module, graph.examples())
+    edge = to_edge_transform_and_lower(
+        program,
+        partitioner=partitioners,
+        compile_config=EdgeCompileConfig(_check_ir_validity=False, _skip_dim_order=True),
+    )
+    with path.open("wb") as file:
+        edge.to_executorch(_backend(precision)).write_to_file(file)
+    return notes if graph.name.startswith("predict") else []
+
+
+class Method:
+    """A method of a program, run by ExecuTorch's own runtime."""
+
+    def __init__(self, path: Path, interface: Interface, threads: int) -> None:
+        import executorch.kernels.quantized  # noqa: F401  # registers the quantized kernels
+        import torch
+        from executorch.extension.pybindings import portable_lib
+        from executorch.runtime import Runtime, Verification
+
+        portable_lib._unsafe_reset_threadpool(threads)
+        self.interface, self._tensor = interface, torch.from_numpy
+        try:
+            self.program = Runtime.get().load_program(
+                path, verification=Verification.InternalConsistency
+            )
+            self.method = self.program.load_method(METHOD)
+        except RuntimeError as error:
+            raise ValueError(f"{path.name}: ExecuTorch refuses the file: {error}") from error
+        if self.method is None:
+            raise ValueError(f"{path.name}: the program has no method {METHOD!r}")
+
+    def __call__(self, **given: np.ndarray) -> Arrays:
+        tensors = [self._tensor(value) for value in self.interface.ordered(given)]
+        outputs = self.method.execute(tensors)
+        return self.interface.named([value.numpy().copy() for value in outputs])
+
+
+def open(path: Path, interface: Interface, threads: int = 1) -> Method:
+    """Open a file for running; see ``formats.open_file``."""
+    return Method(path, interface, threads)
+
+
+def _quantised(graph: Graph, precision: str) -> Any:
+    """Quantise a copy of the module by torchao: embedding by weight, linears dynamically."""
+    import torch
+    from torch import nn
+    from torchao.utils import unwrap_tensor_subclass
+
+    module: Any = copy.deepcopy(graph.module)
+    table = module.output.weight.detach().clone()
+    module.output.weight = nn.Parameter(table, False)  # a layer's weight is replaced, not shared
+    for layer in module.modules():
+        if isinstance(layer, nn.Embedding | nn.Linear):
+            is_table = layer is module.output or isinstance(layer, nn.Embedding)
+            grid = grid_of(precision, is_table)
+            weight = _integers(layer.weight, grid, isinstance(layer, nn.Linear))
+            layer.weight = nn.Parameter(weight, requires_grad=False)
+    with torch.no_grad():
+        return unwrap_tensor_subclass(module)
+
+
+def _integers(weight: Any, grid: Grid, dynamic: bool) -> Any:
+    """A weight as torchao's integers on our grid; 8 bits take one scale for each row."""
+    import torch
+    from torchao.quantization import IntxUnpackedToInt8Tensor
+
+    group = grid.group if grid.bits == 4 else weight.shape[1]
+    scales = torch.from_numpy(
+        scales_of(weight.detach().unflatten(1, (-1, group)).abs().amax(-1).numpy(), grid)
+    )
+    return IntxUnpackedToInt8Tensor.from_hp(
+        weight.detach(),
+        (1, group),
+        torch.int4 if grid.bits == 4 else torch.int8,
+        activation_quantization="int8_asym_per_token" if dynamic else None,
+        intx_choose_qparams_algorithm=None,
+        custom_scale=scales,
+        custom_zero_point=torch.zeros_like(scales, dtype=torch.int8),
+    )
+
+
+def _backend(precision: str) -> Any:
+    from executorch.exir import ExecutorchBackendConfig
+
+    if precision == "fp32":
+        return ExecutorchBackendConfig()
+    from executorch.exir.passes import MemoryPlanningPass
+    from executorch.exir.passes.quant_fusion_pass import QuantFusionPass
+
+    return ExecutorchBackendConfig(
+        passes=[QuantFusionPass()],
+        memory_planning_pass=MemoryPlanningPass(),
+        do_quant_fusion_and_const_prop=True,
+    )
