@@ -38,6 +38,8 @@ class LocalTraining:
         precision: ``"bfloat16"`` makes the products with matrices, and the exact softmax's, in
             bfloat16; weights, updates and everything between stay float32. Faster only where
             the processor has it (``machine.has_bfloat16``).
+        weight_bits: 8, 4 or 1: the device holds matrices and word tables in so many bits; what
+            travels stays float32 (``language/low_bit``). None: everything is float32.
         method: ``"backpropagation"``, or ``"zeroth_order"`` (``devices/zeroth_order``): two
             losses a step along one of the payload's directions, at the memory of predicting.
             ``"forward_only"`` (``devices/forward_only``): the error goes in again at the front.
@@ -59,6 +61,7 @@ class LocalTraining:
     loss: Literal["softmax", "sampled", "nce"] = "softmax"
     negatives: int = 512
     precision: Literal["float32", "bfloat16"] = "float32"
+    weight_bits: Literal[1, 4, 8] | None = None
     method: Literal["backpropagation", "zeroth_order", "forward_only"] = "backpropagation"
     perturbation: float = 1e-3
     modulation: float = 1.0

@@ -22,6 +22,7 @@ from pfl_lm.devices.forward_only import train_forward_only
 from pfl_lm.devices.report import Trace
 from pfl_lm.devices.tables import Table, slots_of
 from pfl_lm.devices.zeroth_order import train_zeroth_order
+from pfl_lm.language import low_bit
 from pfl_lm.language.lora import is_layer
 from pfl_lm.language.models import ModelSpec, Parameters, hidden, roles
 from pfl_lm.payload import Payload
@@ -57,6 +58,8 @@ def train(
         what a simulation may record of each device.
     """
     words = [_outside(own, payload) for own in windows]
+    if training.weight_bits is not None:
+        parameters = low_bit.round_model(parameters, roles(spec), training.weight_bits)
     if training.method == "zeroth_order":
         return train_zeroth_order(
             spec, parameters, payload, words, training, unigram, seed, round, users
@@ -112,6 +115,13 @@ class _Step:
             layers = [name for name, role in shapes.items() if is_layer(name, role)]
             self.precision |= dict.fromkeys(layers, torch.bfloat16)
         self.frozen = {name: parameters[name].to(self.precision[name]) for name in shapes}
+        self.bits = training.weight_bits
+        self.in_bits = {name for name, role in shapes.items() if low_bit.rounds(name, role)}
+
+    def used(self, name: str, held: Tensor) -> Tensor:
+        """Return a travelling parameter as the products use it: in few bits, if so held."""
+        few = self.bits is not None and name in self.in_bits
+        return low_bit.rounded(held, self.bits) if few else held  # type: ignore[arg-type]
 
     def __call__(
         self,
@@ -156,7 +166,7 @@ class _Step:
         embedded = embedding.read(batch.inputs).requires_grad_(embedding.into is not None)
         # `.data`: the views share memory with `into`, which autograd would take for an error.
         leaves = {
-            name: held[name].data.to(precision).requires_grad_()
+            name: self.used(name, held[name].data).to(precision).requires_grad_()
             for name, precision in self.precision.items()
             if name in held
         }
