@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pfl_lm.language import lora, recurrent, transformer
+from pfl_lm.language import lora, modules, recurrent, transformer
 from pfl_lm.language.spec import LoraSpec, ModelSpec, Parameters, Role
 from pfl_lm.streams import stream
 
@@ -43,7 +43,10 @@ def roles(spec: ModelSpec) -> dict[str, Role]:
         found["output"] = Role("rows", (spec.vocabulary_size, spec.output_dim))
     if spec.output_bias:
         found["output_bias"] = Role("rows", (spec.vocabulary_size,))
-    body = transformer.roles(spec) if spec.kind == "transformer" else recurrent.roles(spec)
+    if spec.kind == "module":
+        body = modules.body_of(spec).roles(spec)
+    else:
+        body = transformer.roles(spec) if spec.kind == "transformer" else recurrent.roles(spec)
     found |= body
     if spec.lora is not None:
         found |= lora.factors(spec.lora, body)
@@ -62,7 +65,11 @@ def initialise(spec: ModelSpec, seed: int, unigram: np.ndarray | None = None) ->
         unigram: float64[V] public word probabilities. With them the output bias starts at
             log p, so that an untrained model already predicts the public unigram and its scores
             start out normalised, which noise-contrastive estimation relies on.
+
+    A model of the user's own starts from the values that it came with.
     """
+    if spec.kind == "module":
+        return modules.body_of(spec).start(spec)
     parameters: Parameters = {}
     for name, role in roles(spec).items():
         values = _start(spec, name, role, stream(seed, "initialise", name))
@@ -79,6 +86,8 @@ def hidden(spec: ModelSpec, weights: Mapping[str, Tensor], embedded: Tensor) -> 
         weights: every dense parameter, bias and LoRA factor by name, each shared by the K
             devices or per device (K leading). Word tables may be among them; they are not read.
     """
+    if spec.kind == "module":
+        return modules.body_of(spec).hidden(spec, weights, embedded)
     if spec.kind == "transformer":
         return transformer.hidden(spec, weights, embedded)
     return recurrent.hidden(spec, weights, embedded)

@@ -55,7 +55,7 @@ class ModelSpec:
     Args:
         kind: ``"cifg_lstm"`` (coupled input and forget gate, recurrence through a projection),
             ``"lstm"`` (four gates, recurrence on the cells' output, projected once at the end),
-            ``"transformer"`` (causal, pre-norm).
+            ``"transformer"`` (causal, pre-norm), ``"module"`` (one of the user's own).
         vocabulary_size: V.
         embedding_dim: D, width of a word's row.
         layers: recurrent layers, or transformer blocks.
@@ -68,12 +68,13 @@ class ModelSpec:
         tied: output rows are the embedding's; the model's output must be embedding_dim wide.
         output_bias: a bias for each word's score.
         lora: low-rank factors, or none.
+        module: name of a model of the user's own, see ``modules``.
 
     Raises:
         ValueError: naming the field and what would be right.
     """
 
-    kind: Literal["cifg_lstm", "lstm", "transformer"]
+    kind: Literal["cifg_lstm", "lstm", "transformer", "module"]
     vocabulary_size: int
     embedding_dim: int
     layers: int = 1
@@ -87,18 +88,24 @@ class ModelSpec:
     tied: bool = True
     output_bias: bool = True
     lora: LoraSpec | None = None
+    module: str = ""
 
     def __post_init__(self) -> None:
-        if self.kind not in ("cifg_lstm", "lstm", "transformer"):
+        if self.kind not in ("cifg_lstm", "lstm", "transformer", "module"):
             raise ValueError(
-                f'model kind = {self.kind!r}: must be "cifg_lstm", "lstm" or "transformer"'
+                f'model kind = {self.kind!r}: must be "cifg_lstm", "lstm", "transformer" or '
+                '"module"'
             )
         for field in ("vocabulary_size", "embedding_dim", "layers", "context"):
             _positive(self, field)
         if self.kind == "transformer":
             self._check_transformer()
-        else:
+        elif self.kind != "module":
             _positive(self, "hidden_dim")
+        if (self.kind == "module") is not bool(self.module):
+            raise ValueError(f'model module = {self.module!r}: name one where kind = "module"')
+        if self.kind == "module" and self.lora is not None:
+            raise ValueError('model lora: a model of kind = "module" brings its own factors')
         if self.tied and self.output_dim != self.embedding_dim:
             raise ValueError(
                 f"tied embeddings need projection_dim = embedding_dim; they are "

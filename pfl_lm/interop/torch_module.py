@@ -1,0 +1,151 @@
+"""A `torch.nn.Module` of the user's own as a model of pfl_lm.
+
+    spec = adopt(my_model, "my_gru", embedding="words", output="head")
+    simulate(Scenario(model=spec, …), …)
+
+The module maps words int64 (B, T) to scores (B, T, V); inside it, an `nn.Embedding` reads words
+and an `nn.Linear` scores them. These two become the word tables, so that partial payloads,
+sampled losses and evaluation work on them; everything between is called as it is.
+
+Legend: K devices, B windows, T words of a window, V words in all, D width of an embedding row, P
+of a hidden vector.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from pfl_lm.language.models import hidden, scores
+from pfl_lm.language.modules import register
+from pfl_lm.language.spec import ModelSpec, Parameters, Role
+
+_PREFIX = "module."
+_PROBE = (2, 5)  # windows and words on which an adopted module is compared with itself
+_AGREEMENT = 1e-4
+
+Layer = TypeVar("Layer", bound=nn.Module)
+
+
+def adopt(module: nn.Module, name: str, embedding: str, output: str) -> ModelSpec:
+    """Make a module known under ``name`` and return the spec that selects it.
+
+    The module itself is copied and left as it is. Its copy runs in evaluation mode: dropout is
+    off, since its coins would not come from the run's streams.
+
+    Args:
+        embedding: name, as in `named_modules`, of the `nn.Embedding` that reads the words.
+        output: of the `nn.Linear` that scores them; it may share the embedding's weight.
+
+    Raises:
+        ValueError: these are not such layers, a parameter is not float32, or the module does
+            more with the words than look them up and more with the hidden vectors than score
+            them, so that its scores are not those of the adopted model.
+    """
+    reads, writes = _layer(module, embedding, nn.Embedding), _layer(module, output, nn.Linear)
+    if reads.max_norm is not None or reads.scale_grad_by_freq:
+        raise ValueError(f"{embedding}: max_norm and scale_grad_by_freq must be off")
+    adopted = _Adopted(module, embedding, output, reads, writes)
+    spec = ModelSpec(
+        kind="module",
+        vocabulary_size=reads.num_embeddings,
+        embedding_dim=reads.embedding_dim,
+        projection_dim=writes.in_features,
+        tied=writes.weight is reads.weight,
+        output_bias=writes.bias is not None,
+        module=name,
+    )
+    register(name, adopted)
+    _compare(module, spec, adopted)
+    return spec
+
+
+class _Adopted:
+    """A module without its word tables: `pfl_lm.language.modules.Body`."""
+
+    def __init__(
+        self, module: nn.Module, embedding: str, output: str, reads: nn.Embedding, writes: nn.Linear
+    ) -> None:
+        self._tables = {"embedding": reads.weight, "output": writes.weight}
+        if writes.bias is not None:
+            self._tables["output_bias"] = writes.bias
+        self._body = copy.deepcopy(module).eval()
+        self._body.set_submodule(embedding, nn.Identity())  # takes rows where it took words
+        self._body.set_submodule(output, nn.Identity())
+        self._own = dict(self._body.named_parameters())
+        for name, tensor in {**self._own, **self._tables}.items():
+            if tensor.dtype != torch.float32:
+                raise ValueError(f"{name} is {tensor.dtype}; call .float() on the module first")
+
+    def roles(self, spec: ModelSpec) -> dict[str, Role]:
+        return {
+            _PREFIX + name: Role("dense" if tensor.dim() > 1 else "bias", tuple(tensor.shape))
+            for name, tensor in self._own.items()
+        }
+
+    def start(self, spec: ModelSpec) -> Parameters:
+        tables = {n: t for n, t in self._tables.items() if n != "output" or not spec.tied}
+        own = {_PREFIX + name: tensor for name, tensor in self._own.items()}
+        return {name: tensor.detach().clone() for name, tensor in {**tables, **own}.items()}
+
+    def hidden(self, spec: ModelSpec, weights: Mapping[str, Tensor], embedded: Tensor) -> Tensor:
+        """Call the module once where all devices hold the same weights, else once for each.
+
+        A batched call over devices (`torch.vmap`) is no faster on a processor, and recurrent
+        layers refuse it.
+        """
+        held = {name: weights[_PREFIX + name].to(embedded.dtype) for name in self._own}
+        apart = {name for name, tensor in self._own.items() if held[name].dim() > tensor.dim()}
+        if not apart:
+            return self._call(held, embedded.flatten(0, 1)).unflatten(0, embedded.shape[:2])
+        rows = []
+        for device, own in enumerate(embedded):
+            mine = {n: held[n][device] if n in apart else held[n] for n in held}
+            rows.append(self._call(mine, own))
+        return torch.stack(rows)  # (K, B, T, P)
+
+    def _call(self, weights: Parameters, embedded: Tensor) -> Tensor:
+        found: Tensor = functional_call(self._body, weights, (embedded,))
+        return found
+
+
+def _layer(module: nn.Module, name: str, kind: type[Layer]) -> Layer:
+    try:
+        found = module.get_submodule(name)
+    except AttributeError as error:
+        known = ", ".join(n for n, part in module.named_modules() if type(part) is kind)
+        raise ValueError(f"the module has no {name!r}; its {kind.__name__}: {known}") from error
+    if type(found) is not kind:
+        raise ValueError(f"{name} is a {type(found).__name__}; expected a {kind.__name__}")
+    return found
+
+
+@torch.no_grad()
+def _compare(module: nn.Module, spec: ModelSpec, adopted: _Adopted) -> None:
+    """Refuse a module whose scores, on words drawn at random, are not those of its parts."""
+    words = torch.randint(
+        spec.vocabulary_size, _PROBE, generator=torch.Generator().manual_seed(0)
+    )  # (B, T)
+    weights, expected = adopted.start(spec), copy.deepcopy(module).eval()(words)
+    needed = (*_PROBE, spec.vocabulary_size)
+    if not isinstance(expected, Tensor) or expected.shape != needed:
+        raise ValueError(f"the module must map words {_PROBE} to scores {needed} and nothing else")
+    try:
+        vectors = hidden(spec, weights, weights["embedding"][words].unsqueeze(0))[0]
+        found = scores(spec, weights, vectors.flatten(0, 1)).view(needed)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(
+            "the module uses words for more than reading their rows, or hidden vectors for more "
+            f"than scoring: {error}"
+        ) from error
+    difference = float((found - expected).abs().max())
+    if not difference <= _AGREEMENT * max(1.0, float(expected.abs().max())):
+        raise ValueError(
+            f"scores of the parts and of the module differ by {difference:.2g}: it does more "
+            "between words and rows, or between hidden vectors and scores, than its two layers do"
+        )
