@@ -10,8 +10,9 @@ Everybody who may join is trusted: objects travel as pickles.
 from __future__ import annotations
 
 import os
+import secrets
 import signal
-import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -35,11 +36,17 @@ class Ranks:
         rank: whose view this is, from 0.
         count: how many there are.
         store: where turns are counted; None for a rank that is alone.
+
+    Attributes:
+        restarted: whether the run had begun before and a process of it was killed.
     """
 
     def __init__(self, rank: int = 0, count: int = 1, store: Any = None) -> None:
         self.rank, self.count, self._store = rank, count, store
         self._lists = 0
+        # Of several machines only the one that lost a process counts a restart.
+        again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+        self.restarted = store is not None and any(self.exchange(again))
 
     @property
     def is_first(self) -> bool:
@@ -133,11 +140,6 @@ def launched() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
-def restarted() -> bool:
-    """Whether torch's elastic agent started this process in place of one that was killed."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-
-
 @contextmanager
 def join() -> Iterator[Ranks]:
     """Meet the other ranks, if torchrun or ``launch`` started this process; else be alone.
@@ -145,7 +147,7 @@ def join() -> Iterator[Ranks]:
     Sums travel by NCCL where there is CUDA, rank n of a machine on its n-th GPU; everything else
     by gloo.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if not launched():
         yield ALONE
         return
     import torch
@@ -154,18 +156,41 @@ def join() -> Iterator[Ranks]:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
     store, rank, count = next(dist.rendezvous("env://", timeout=PATIENCE))
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
-        store=dist.PrefixStore("group", store),
-        rank=rank,
-        world_size=count,
-        timeout=PATIENCE,
-    )
-    _end_in_order()
-    try:
-        yield Ranks(rank, count, dist.PrefixStore("turns", store))
-    finally:
-        dist.destroy_process_group()
+    with _ending_in_order():
+        store = dist.PrefixStore(_meet(store, rank, count), store)
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=PATIENCE)
+        try:
+            yield Ranks(rank, count, dist.PrefixStore("turns", store))
+        finally:
+            dist.destroy_process_group()
+
+
+def _meet(store: Any, rank: int, count: int) -> str:
+    """Agree on a name for this start of the run.
+
+    torch's agent keeps one store for all starts, and addresses of dead processes lie in it. So
+    everybody leaves a word that is new; rank 0 reads out the words it finds; whoever hears their
+    own says that they did; and once all have heard the same words, these are the name.
+    """
+    own, heard = secrets.token_hex(8), ""
+    store.set(f"word/{rank}", own)
+    while True:
+        if rank == 0:
+            words = " ".join(store.get(f"word/{other}").decode() for other in range(count))
+            store.set("words", words)
+            answers = [f"heard/{other}" for other in range(count)]
+            if store.check(answers) and all(store.get(a).decode() == words for a in answers):
+                store.set("agreed", words)
+        words = store.get("words").decode()
+        if words != heard and words.split()[rank : rank + 1] == [own]:
+            heard = words
+            store.set(f"heard/{rank}", heard)
+        if store.check(["agreed"]):
+            agreed = str(store.get("agreed").decode())
+            if agreed.split()[rank : rank + 1] == [own]:
+                return agreed
+        time.sleep(0.01)
 
 
 def launch(count: int, work: Callable[..., T], *arguments: Any) -> T:
@@ -221,19 +246,23 @@ def _work(work: Callable[..., Any], *arguments: Any) -> Any:
         return ValueError(str(mistake))
 
 
-def _end_in_order() -> None:
+@contextmanager
+def _ending_in_order() -> Iterator[None]:
     """Let the agent's SIGTERM, and Ctrl-C, end this process as an exception does: files closed.
 
     Either comes again while the first is obeyed (from the terminal and from the agent), so the
     second is not heard.
     """
-    if threading.current_thread() is not threading.main_thread():
-        return
+    names = (signal.SIGTERM, signal.SIGINT)
 
     def end(number: int, _: FrameType | None) -> None:
-        for name in (signal.SIGTERM, signal.SIGINT):
+        for name in names:
             signal.signal(name, signal.SIG_IGN)
         raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
 
-    for name in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(name, end)
+    before = [signal.signal(name, end) for name in names]
+    try:
+        yield
+    finally:
+        for name, handler in zip(names, before, strict=True):
+            signal.signal(name, handler)

@@ -94,16 +94,16 @@ def _work(scenario: Scenario, output: Path, resume: bool, overwrite: bool) -> bo
     """Simulate as one of the processes, or alone; return whether this is the first one."""
     from pfl_lm.cli.progress import RunScreen
     from pfl_lm.machine import tune
-    from pfl_lm.ranks import join, restarted
+    from pfl_lm.ranks import join
     from pfl_lm.runs import RunFolder
     from pfl_lm.simulate import simulate
 
     # One thread, whatever the number of processes: threads split sums, and so change their bits.
     tune(None if "OMP_NUM_THREADS" in os.environ else 1)
-    if restarted() and RunFolder(output).manifest_path.exists():
-        resume, overwrite = True, False
     screen = RunScreen(scenario.description or output.name)
     with join() as ranks, screen if ranks.is_first else nullcontext():
+        if ranks.restarted and RunFolder(output).manifest_path.exists():
+            resume, overwrite = True, False
         simulate(scenario, output, screen, resume, overwrite, ranks)
         return ranks.is_first
 
