@@ -65,6 +65,7 @@ class Desk:
         self._round: _Round | None = None
         self._phase: Any = None
         self._progress = asyncio.Event()
+        self._told: set[int] = set()  # who has heard that the run is over
 
     async def fetch(self, device: int, round: int, step: int) -> Message:
         """Return the device's newest item once it is newer than that; an empty one after a while.
@@ -173,15 +174,15 @@ class Desk:
         self._round = None
 
     async def finish(self, text: str) -> None:
-        """Tell everybody that the run is over; return when those present have heard it."""
-        present = {device for device in self._seen if self._here(device)}
+        """Tell everybody that the run is over; return when those who were here have heard it."""
+        now = time.monotonic()
+        here = {device for device in self._seen if self._here(device)}
         for device in self._seen:
             self._items[device] = messages.Item(round=AFTER_ALL, step=OVER, finished=text)
             if bell := self._bells.get(device):
                 bell.set()
-        until = time.monotonic() + 2.0
-        while present & self._bells.keys() and time.monotonic() < until:
-            await asyncio.sleep(0.05)
+        while here - self._told and time.monotonic() < now + self._limits.hold_seconds:
+            await self._wait(0.1)
 
     def _post(self, device: int, step: int, **content: Any) -> None:
         assert self._round is not None
@@ -192,7 +193,11 @@ class Desk:
 
     def _newer(self, device: int, round: int, step: int) -> Message | None:
         item = self._items.get(device)
-        return item if item is not None and (item.round, item.step) > (round, step) else None
+        if item is None or (item.round, item.step) <= (round, step):
+            return None
+        if item.round == AFTER_ALL:
+            self._told.add(device)
+        return item
 
     def _drop(self, device: int, text: str, strike: bool = True) -> NotNow:
         now = self._round
@@ -240,7 +245,8 @@ class Desk:
         return sum(self._here(device) for device in self._seen)
 
     def _here(self, device: int) -> bool:
-        return device in self._bells or time.monotonic() < self._seen[device] + 2.0
+        since = time.monotonic() - self._seen[device]
+        return device in self._bells or since < self._limits.hold_seconds
 
 
 def _listed(devices: Sequence[int]) -> str:

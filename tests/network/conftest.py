@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,8 @@ from pfl_lm.scenario import EvaluationChoice, PopulationChoice
 from pfl_lm.world import open_world
 
 DEVICES = 6
-QUICK = Limits(phase_seconds=2.0, training_seconds=10.0, grace_seconds=1.0, hold_seconds=1.0)
+# Where nobody is silent nothing waits; where a tenth is, only for the grace.
+PATIENT = Limits(phase_seconds=60.0, training_seconds=60.0, grace_seconds=0.5, hold_seconds=2.0)
 RESTLESS = Patience(first_seconds=0.02, most_seconds=0.2, give_up_seconds=30.0, call_seconds=20.0)
 
 
@@ -39,7 +41,7 @@ class Trial:
     scenario: object
     folder: Path
     keys: ServerKeys
-    limits: Limits = QUICK
+    limits: Limits = PATIENT
     port: int = field(default_factory=free_port)
 
     def __post_init__(self) -> None:
@@ -89,37 +91,50 @@ class Trial:
         changes = {name: options.pop(name) for name in ("reached", "present") if name in options}
         return serve(self.scenario, self.folder, self.serving(**changes), watch, **options)
 
-    def join(self) -> None:
+    def join(self, *expected: type[BaseException]) -> None:
+        """Wait for the devices; they end well, or in an expected way."""
         for thread in self.threads:
-            thread.join(30)
+            thread.join(60)
             assert not thread.is_alive()
-        assert not self.errors, self.errors
+        assert all(isinstance(error, expected) for error in self.errors), self.errors
 
 
 @pytest.fixture(scope="session")
-def keys(tmp_path_factory) -> ServerKeys:
-    folder = tmp_path_factory.mktemp("keys") / "keys"
-    enrol(folder, DEVICES)
-    return ServerKeys(folder)
+def keys_of(tmp_path_factory):
+    """A function that returns the keys of so many devices."""
+
+    @cache
+    def keys(devices: int) -> ServerKeys:
+        folder = tmp_path_factory.mktemp("keys") / "keys"
+        enrol(folder, devices)
+        return ServerKeys(folder)
+
+    return keys
 
 
 @pytest.fixture(scope="session")
 def small(tiny_scenario):
-    """Two rounds in which all six devices are invited; no privacy, repeatable."""
-    return tiny_scenario(
-        population=PopulationChoice("synthetic", users=DEVICES, tokens_per_user=40),
-        rounds=2,
-        cohort=DEVICES,
-        reproducible=True,
-        evaluation=EvaluationChoice(0, users=2, final_users=2, tokens_per_user=30),
-    )
+    """A function that returns two rounds to which all devices are invited; repeatable."""
+
+    def scenario(devices: int = DEVICES, **changes):
+        fields = {
+            "population": PopulationChoice("synthetic", users=devices, tokens_per_user=40),
+            "rounds": 2,
+            "cohort": devices,
+            "reproducible": True,
+            "evaluation": EvaluationChoice(0, users=2, final_users=2, tokens_per_user=30),
+        }
+        return tiny_scenario(**{**fields, **changes})
+
+    return scenario
 
 
-@pytest.fixture
-def trial(small, keys, tmp_path, quick):
+@pytest.fixture(scope="module")
+def trial(small, keys_of, tmp_path_factory, quick):
     """A function that returns a trial; its arguments replace fields of the scenario."""
 
-    def build(limits: Limits = QUICK, **changes) -> Trial:
-        return Trial(replace(small, **changes), tmp_path / "run", keys, limits)
+    def build(devices: int = DEVICES, limits: Limits = PATIENT, **changes) -> Trial:
+        folder = tmp_path_factory.mktemp("served") / "run"
+        return Trial(small(devices, **changes), folder, keys_of(devices), limits)
 
     return build

@@ -2,15 +2,140 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import pfl_lm.simulate as simulation
+from pfl_lm.devices.training import train
+from pfl_lm.dp.ledger import verify
+from pfl_lm.dp.mechanisms import decode, protect
+from pfl_lm.language.population import windows
 from pfl_lm.model_file import load_model
+from pfl_lm.network.transport import Limits
+from pfl_lm.payload import PayloadPlan
+from pfl_lm.server.state import ServerState, close_round, open_round
+from pfl_lm.world import choose_payload
+
+KINDS = {1: "keys", 3: "shares", 5: "report", 7: "confirmation", 9: "answer"}
 
 
-def test_a_run(trial, new_watcher):
-    run = trial()
+class Died(BaseException):
+    """A device that is switched off."""
+
+
+def dies_before(kind: int):
+    def sending(round: int, sent: int) -> None:
+        if (round, sent) == (1, kind):
+            raise Died
+
+    return sending
+
+
+def reference(world, survivors: list[list[int]]) -> dict[str, torch.Tensor]:
+    """The model after rounds in which these devices' reports were summed."""
+    state, scenario = ServerState(0, world.start.parameters), world.scenario
+    for number, users in enumerate(survivors):
+        broadcast = open_round(state, choose_payload(world, number))
+        grid = world.protection.grid(broadcast.payload.dim)
+        total = np.zeros(grid.dim, np.int64)
+        for user in users:
+            text = windows(world.population.tokens("train", user), scenario.training.window, 65)
+            updates, _ = train(
+                world.spec,
+                dict(state.parameters),
+                broadcast.payload,
+                broadcast.values,
+                [text],
+                scenario.training,
+                world.tokenizer.unigram,
+                scenario.seed,
+                number,
+                [user],
+            )
+            bits = world.protection.bits("device", number, user)
+            total += protect(updates, grid, None, bits)[0][0]
+        mean = decode(total, grid, scenario.cohort)
+        state = close_round(state, broadcast, mean, scenario.server)
+    return dict(state.parameters)
+
+
+def same(left, right) -> bool:
+    return left.keys() == right.keys() and all(torch.equal(left[n], right[n]) for n in left)
+
+
+@pytest.mark.parametrize("adversary", ["semi-honest", "active"])
+def test_the_model_is_the_simulations_to_the_byte(
+    trial, new_watcher, tmp_path, monkeypatch, adversary
+):
+    """Partial payloads, so that devices must catch up on what moved while it did not travel."""
+    run = trial(rounds=3, adversary=adversary, payload=PayloadPlan(rows=100))
     run.start_devices()
     watcher = new_watcher()
     folder = run.serve(watcher)
     run.join()
-    assert [entry["reports"] for entry in watcher.rounds] == [6, 6]
-    print(watcher.rounds)
-    load_model(folder.model_path)
+    assert [entry["reports"] for entry in watcher.rounds] == [6, 6, 6]
+    monkeypatch.setattr(simulation, "devices_at_once", lambda *arguments: 1)
+    simulated = simulation.simulate(run.scenario, tmp_path / "simulated", new_watcher())
+    found, expected = (load_model(f.model_path).parameters for f in (folder, simulated))
+    assert same(found, expected)
+    released = [
+        [e["released"] for e in verify(f.ledger_path) if e["kind"] == "round"]
+        for f in (folder, simulated)
+    ]
+    assert released[0] == released[1]
+
+
+def test_devices_that_die_take_nothing_with_them(trial, new_watcher, caplog):
+    """One is gone before each message of round 1; the sum of the others is exact."""
+    dying = {13: 1, 12: 3, 11: 5, 10: 9}  # device: the message that it never sends
+    run = trial(devices=14)
+    run.start_devices(range(10))
+    for device, kind in dying.items():
+        run.start_devices([device], sending=dies_before(kind))
+    folder = run.serve(new_watcher())
+    run.join(Died)
+    assert len(run.errors) == 4
+    survivors = [list(range(14)), list(range(11))]
+    assert same(load_model(folder.model_path).parameters, reference(run.world, survivors))
+    for invited, (device, kind) in zip((14, 13, 12, 11), dying.items(), strict=True):
+        assert f"round 1: no {KINDS[kind]} from 1 of {invited} devices: {device}" in caplog.text
+
+
+def test_too_few_devices_and_the_round_is_abandoned(trial, new_watcher, caplog):
+    run = trial(limits=Limits(phase_seconds=3.0, training_seconds=60.0, hold_seconds=2.0))
+    run.start_devices(range(1))
+    run.start_devices(range(1, 6), dies_before(5))
+    folder = run.serve(new_watcher())
+    run.join(Died)
+    kinds = [entry["kind"] for entry in verify(folder.ledger_path)]
+    assert kinds == ["genesis", "round", "abandoned"]
+    assert same(load_model(folder.model_path).parameters, reference(run.world, [list(range(6))]))
+    assert "round 1 is abandoned: 1 reports arrived and the threshold is 2" in caplog.text
+
+
+def test_under_a_policy_every_device_adds_its_own_noise(trial, new_watcher, policy_file):
+    """Nobody learns at a rate of zero, so what is opened is rounding and the devices' noise."""
+    noise = '{ at = "device", kind = "skellam", tolerated_dropout = 0.4 }'
+    policy = policy_file(
+        population="6",
+        report_goal="6",
+        delta="0.1",
+        noise=noise,
+        participation='{ kind = "rotation", min_separation = 1 }',
+        rounds="2",
+    )
+    run = trial(policy=policy, reproducible=False)
+    quiet = replace(run.scenario.training, learning_rate=1e-9)
+    run.scenario = replace(run.scenario, training=quiet)
+    run.start_devices()
+    watcher = new_watcher()
+    folder = run.serve(watcher)
+    run.join()
+    for entry in watcher.rounds:
+        # The norm of d independent values concentrates: 5 deviations of a chi with d = 3172.
+        assert entry["mean_norm"] == pytest.approx(entry["noise_norm"], rel=5 / np.sqrt(2 * 3172))
+    assert watcher.rounds[-1]["epsilon"] > 0
+    assert folder.manifest()["noise"]["drawn"] == "by every device, its own"
