@@ -41,7 +41,8 @@ def _joint_mu(phases: Sequence[Phase]) -> float:
 def pld(phases: Sequence[Phase], delta: float) -> float:
     """dp-accounting's privacy loss distributions, rounded pessimistically."""
     # Memory grows with ε ÷ interval: at a huge ε the fourth digit is enough.
-    rough = dp_accounting_rdp(phases, delta / 1000) if _add_remove_events(phases) else 0.0
+    uncut = [replace(phase, most_reports=0) for phase in phases]
+    rough = dp_accounting_rdp(uncut, delta / 1000) if uncut else 0.0
     if not rough < 1e5:
         raise DoesNotApply("ε is beyond 100,000; there is no privacy to compute")
     coarser = math.ceil(math.log2(max(1.0, rough / 20)))
@@ -58,7 +59,7 @@ def _composed(phases: tuple[Phase, ...], interval: float) -> Any:
         dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE,
         value_discretization_interval=interval,
     )
-    for event in _add_remove_events(phases):
+    for event in _add_remove_events(phases, may_cut=True):
         accountant.compose(event)
     return accountant
 
@@ -89,20 +90,52 @@ def _quiet(logger: str) -> Iterator[None]:
         talker.disabled = before
 
 
-def _add_remove_events(phases: Sequence[Phase]) -> list[Any]:
+def _add_remove_events(phases: Sequence[Phase], may_cut: bool = False) -> list[Any]:
     """Build the library's events; all unsampled rounds are one Gaussian release, exactly."""
     import dp_accounting as library
 
     _only_gaussian(phases)
-    _only_poisson(phases)
+    _only_poisson(phases, may_cut)
     events = []
     for phase in coarsened(p for p in phases if p.is_sampled):
-        noise = library.GaussianDpEvent(phase.noise_multiplier)
-        drawn = library.PoissonSampledDpEvent(phase.rate, noise)
+        drawn = _drawn(phase)
         events.append(library.SelfComposedDpEvent(drawn, phase.rounds))
     if always := [p for p in phases if not p.is_sampled]:
         events.append(library.GaussianDpEvent(1 / _joint_mu(always)))
     return events
+
+
+def _drawn(phase: Phase) -> Any:
+    import dp_accounting as library
+
+    if phase.most_reports:
+        return library.TruncatedSubsampledGaussianDpEvent(
+            phase.population, phase.rate, phase.most_reports, phase.noise_multiplier
+        )
+    noise = library.GaussianDpEvent(phase.noise_multiplier)
+    return library.PoissonSampledDpEvent(phase.rate, noise)
+
+
+def repeat_and_select(phases: Sequence[Phase], delta: float, mean: float, shape: float) -> float:
+    """Return ε of the best of a random number of trainings, the number planned beforehand.
+
+    Args:
+        mean: of that number.
+        shape: 1 geometric, 0 logarithmic, inf Poisson.
+
+    Source: Papernot & Steinke 2022, arXiv 2110.03620, as dp-accounting's Rényi accountant has it.
+    """
+    import dp_accounting as library
+    from dp_accounting import rdp
+    from dp_accounting.dp_event import RepeatAndSelectDpEvent
+
+    once = library.ComposedDpEvent(_add_remove_events(phases))
+    accountant = rdp.RdpAccountant(
+        neighboring_relation=library.NeighboringRelation.ADD_OR_REMOVE_ONE
+    )
+    with _quiet("absl"):
+        accountant.compose(RepeatAndSelectDpEvent(once, mean, shape))
+    return float(accountant.get_epsilon(delta))
 
 
 def _fixed_size_events(phases: Sequence[Phase]) -> list[Any]:
@@ -160,6 +193,8 @@ def _schedule(phases: Sequence[Phase]) -> list[tuple[float, float, int]]:
 
 def published_renyi(phases: Sequence[Phase], delta: float) -> float:
     """The published Rényi bounds of discrete noise and of general amplification."""
+    if any(phase.most_reports for phase in phases):
+        raise DoesNotApply("assumes that no cohort is cut to a largest size")
     epsilon = renyi.epsilon(coarsened(phases) if len(phases) > 12 else phases, delta)
     if math.isinf(epsilon):
         raise DoesNotApply("there is no noise to account for")
@@ -184,8 +219,10 @@ def _only_gaussian(phases: Sequence[Phase]) -> None:
         raise DoesNotApply("there is no noise to account for")
 
 
-def _only_poisson(phases: Sequence[Phase]) -> None:
+def _only_poisson(phases: Sequence[Phase], may_cut: bool = False) -> None:
     for phase in phases:
+        if phase.most_reports and not may_cut:
+            raise DoesNotApply("assumes that no cohort is cut to a largest size")
         if phase.sampling == "fixed" and phase.is_sampled:
             raise DoesNotApply("assumes Poisson sampling; the cohorts have a fixed size")
         if phase.is_sampled and phase.neighboring == "replace_one":

@@ -31,6 +31,7 @@ class Phase:
         rate: chance to be in a round (Poisson), or cohort ÷ population (fixed).
         population: users who may take part.
         least_reports: a round with fewer is not opened; 0 where every round is.
+        most_reports: a Poisson cohort is cut to so many; 0 where it is not, as it should be.
         dim: coordinates on the integer grid (discrete noise).
         grid_steps: the clip is grid_steps·√dim grid units long (discrete noise).
         shares: honest shares in the sum (discrete Gaussian).
@@ -44,6 +45,7 @@ class Phase:
     rate: float = 1.0
     population: int = 0
     least_reports: int = 0
+    most_reports: int = 0
     dim: int = 1
     grid_steps: float = 8.0
     shares: int = 1

@@ -22,12 +22,15 @@ Divergence = Callable[[np.ndarray], np.ndarray]
 
 
 def epsilon(phases: Sequence[Phase], delta: float) -> float:
-    """Compose the phases' divergences and convert: Canonne, Kamath & Steinke 2020, prop. 12."""
+    """Compose the phases' divergences and convert to ε(δ)."""
     total = sum((phase.rounds * curve(phase) for phase in phases), np.zeros(len(ORDERS)))
-    if not total.any():
-        return 0.0
-    converted = total + np.log1p(-1 / ORDERS) - (math.log(delta) + np.log(ORDERS)) / (ORDERS - 1)
-    return float(max(0.0, converted.min()))
+    return converted(total, delta) if total.any() else 0.0
+
+
+def converted(divergences: np.ndarray, delta: float) -> float:
+    """Return ε(δ) of what has these divergences at ``ORDERS``: Canonne et al. 2020, prop. 12."""
+    values = divergences + np.log1p(-1 / ORDERS) - (math.log(delta) + np.log(ORDERS)) / (ORDERS - 1)
+    return float(max(0.0, values.min()))
 
 
 def curve(phase: Phase) -> np.ndarray:
@@ -44,7 +47,7 @@ def _curve(phase: Phase) -> np.ndarray:
     if not phase.is_sampled or phase.noise_multiplier == 0:
         return plain
     if phase.sampling == "poisson" and phase.neighboring != "replace_one":
-        return np.fmin(plain, _poisson(once, phase.rate))
+        return np.fmin(plain, amplified(once, phase.rate))
     return np.fmin(plain, _fixed_size(divergence(phase, 2), phase.rate))
 
 
@@ -57,8 +60,7 @@ def divergence(phase: Phase, sensitivity: int) -> Divergence:
         return lambda orders: orders * (sensitivity / z) ** 2 / 2
     clip = phase.grid_steps * math.sqrt(phase.dim)
     longest = rounded_norm(clip, phase.dim)
-    l2 = sensitivity * longest
-    l1 = l2 * min(math.sqrt(phase.dim), longest)
+    l2, l1 = sensitivity * longest, sensitivity * l1_norm(longest, phase.dim)
     variance = (z * clip) ** 2
     if phase.mechanism == "skellam":
         return lambda orders: skellam(orders, l1, l2, variance)
@@ -74,6 +76,11 @@ def rounded_norm(norm: float, dim: int) -> float:
     return min(norm + math.sqrt(dim), careful)
 
 
+def l1_norm(l2: float, dim: int) -> float:
+    """Return the largest ℓ1 norm of an integer vector of this ℓ2 norm."""
+    return l2 * min(math.sqrt(dim), l2)
+
+
 def skellam(orders: np.ndarray, l1: float, l2: float, variance: float) -> np.ndarray:
     """Agarwal, Kairouz & Liu 2021, arXiv 2110.04995v3, theorem 3.5."""
     gaussian = orders * l2**2 / (2 * variance)
@@ -85,14 +92,19 @@ def discrete_gaussian(
     orders: np.ndarray, l1: float, l2: float, variance: float, shares: int, dim: int
 ) -> np.ndarray:
     """Kairouz, Liu & Steinke 2021, arXiv 2102.06387v4, proposition 14."""
-    k = np.arange(1, shares)
-    tau = 10 * float(np.sum(np.exp(-2 * math.pi**2 * variance / shares * k / (k + 1))))
+    tau = closure_gap(variance / shares, shares)
     x1, x2 = l1 / math.sqrt(variance), l2 / math.sqrt(variance)
     slopes = (x2**2 + 2 * x1 * tau + tau**2 * dim, (x2 + math.sqrt(dim) * tau) ** 2)
     return np.minimum(orders * x2**2 / 2 + tau * dim, orders * min(slopes) / 2)
 
 
-def _poisson(once: Divergence, rate: float) -> np.ndarray:
+def closure_gap(variance: float, shares: int) -> float:
+    """Return τ: how far a sum of discrete Gaussian shares is from one of the same variance."""
+    k = np.arange(1, shares)
+    return 10 * float(np.sum(np.exp(-2 * math.pi**2 * variance * k / (k + 1))))
+
+
+def amplified(once: Divergence, rate: float) -> np.ndarray:
     """Zhu & Wang 2019, theorem 5: the general bound, with its factor of 3."""
 
     def log_terms(order: int, powers: np.ndarray, logs: np.ndarray) -> np.ndarray:
@@ -104,7 +116,7 @@ def _poisson(once: Divergence, rate: float) -> np.ndarray:
         terms[1] = -math.inf
         return terms
 
-    return _amplified(log_terms)
+    return _summed(log_terms)
 
 
 def _fixed_size(twice: Divergence, rate: float) -> np.ndarray:
@@ -120,10 +132,10 @@ def _fixed_size(twice: Divergence, rate: float) -> np.ndarray:
         terms[0], terms[1] = 0.0, -math.inf
         return terms
 
-    return _amplified(log_terms)
+    return _summed(log_terms)
 
 
-def _amplified(log_terms: Callable[[int, np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray:
+def _summed(log_terms: Callable[[int, np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray:
     """Sum the theorem's terms at each order; orders beyond the largest get no amplification."""
     values = np.full(len(ORDERS), np.inf)
     for i, order in enumerate(ORDERS.astype(int)):

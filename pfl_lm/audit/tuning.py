@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from pfl_lm.audit.evidence import Claim, Evidence
 from pfl_lm.audit.findings import Finding, figure
+from pfl_lm.audit.libraries import DoesNotApply, repeat_and_select
 from pfl_lm.audit.methods import quick_epsilon
 from pfl_lm.audit.phases import Phase
 from pfl_lm.audit.promise import Promise
@@ -18,8 +19,8 @@ _NAME = "hyperparameter tuning"
 def tuning(promise: Promise, claim: Claim, trials: int | None) -> Finding:
     """Hold the stated ε against all trainings on these users, as far as they are known.
 
-    All of them are composed: whoever chose among them saw every one. (Choosing at random how
-    often to try, Papernot & Steinke 2022, arXiv 2110.03620, can cost less; it must be planned.)
+    All of them are composed: whoever chose among them saw every one. Drawing their number at
+    random costs less, and has to be planned (Papernot & Steinke 2022, arXiv 2110.03620).
 
     Args:
         trials: trainings among which this one was chosen, as a person states; None: not stated.
@@ -47,7 +48,20 @@ def _stated(promise: Promise, trials: int) -> Finding:
     )
     if total <= promise.stated_epsilon * (1 + 1e-3):
         return Finding(_NAME, True, f"{text}, which the stated ε covers.")
-    return Finding(_NAME, False, f"{text}, and the stated ε leaves them unpaid.")
+    text += ", and the stated ε leaves them unpaid."
+    return Finding(_NAME, False, text + _if_random(promise, trials))
+
+
+def _if_random(promise: Promise, trials: int) -> str:
+    """Say what it would have cost to draw the number of trainings at random beforehand."""
+    try:
+        random = repeat_and_select([promise.phase()], promise.delta, trials, math.inf)
+    except DoesNotApply:
+        return ""
+    return (
+        f" Had their number been drawn at random beforehand (Poisson of mean {trials}) and only "
+        f"the best been kept, it would be {figure(random)}."
+    )
 
 
 def _found(promise: Promise, others: list[Evidence]) -> Finding:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from pfl_lm import protection, simulate
-from pfl_lm.audit.evidence import Evidence
-from pfl_lm.audit.ledger import audit_ledger
-from pfl_lm.audit.mechanism import audit_mechanism
-from pfl_lm.audit.reopen import reopen
+from pfl_lm.cli import app
 from pfl_lm.dp.bits import reproducible_bits
 from pfl_lm.secagg import rounds
 from pfl_lm.secagg.ideal import IdealAggregator
@@ -19,19 +18,22 @@ from pfl_lm.streams import key
 
 
 def failures(run, *parts: str) -> set[str]:
-    """Audit the named parts of a run and return the names of the findings that fail."""
-    from pfl_lm.audit.attack import audit_attack
+    """Audit the named parts of a run by the verb; return the names of the findings that fail.
 
-    evidence = Evidence.open(run)
-    found = set()
-    for name in parts:
-        if name == "ledger":
-            part = audit_ledger(evidence)
-        elif name == "mechanism":
-            part = audit_mechanism(reopen(evidence))
-        else:
-            part = audit_attack(reopen(evidence), evidence, phrase_rounds=0)
-        found |= {finding.name for finding in part.findings if finding.holds is False}
+    The exit status is 0 where none does, and else 1.
+    """
+    chosen = [argument for name in parts for argument in ("--part", name)]
+    done = CliRunner().invoke(app, ["audit", str(run), "--phrase-rounds", "0", *chosen])
+    told = json.loads((run / "audit.json").read_text())
+    found = {
+        finding["name"]
+        for part in told["parts"].values()
+        for finding in part["findings"]
+        if finding["holds"] is False
+    }
+    assert done.exit_code == (1 if found else 0), done.output
+    assert all(name in done.output for name in found)
+    assert told["holds"] is not bool(found)
     return found
 
 
@@ -146,4 +148,27 @@ def test_a_report_counted_twice(honest_run, monkeypatch):
             return summed
 
     monkeypatch.setattr(rounds, "IdealAggregator", Generous)
+    assert "each report counts once" in failures(honest_run, "mechanism")
+
+
+def test_a_mean_that_divides_by_how_many_came(honest_run, monkeypatch):
+    genuine = protection.Protection.mean
+
+    def by_reports(self, total, grid, reports, round):
+        return genuine(self, total, grid, reports, round) * np.float32(self.cohort / reports)
+
+    monkeypatch.setattr(protection.Protection, "mean", by_reports)
+    found = failures(honest_run, "mechanism")
+    assert "division by a public constant" in found
+
+
+def test_reports_weighted_by_how_much_was_typed(honest_run, monkeypatch):
+    genuine = simulate.participate
+
+    def weighted(*about):
+        for group in genuine(*about):
+            words = np.array([trace.tokens for trace in group.traces])[:, None]
+            yield replace(group, vectors=group.vectors * words)
+
+    monkeypatch.setattr(simulate, "participate", weighted)
     assert "each report counts once" in failures(honest_run, "mechanism")

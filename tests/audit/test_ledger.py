@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from pfl_lm.audit.chain import read_chain
 from pfl_lm.audit.evidence import Evidence
 from pfl_lm.audit.ledger import audit_ledger, integrity
+from pfl_lm.runs import RunFolder
 
 
 @pytest.fixture
@@ -125,6 +126,7 @@ def test_a_manifest_that_does_not_belong(run):
         ("reports", 18, "the ledger of 18"),
         ("grid", {"scale": 1.0, "norm_bound": 1.0, "bits": 20}, "steps to the clip"),
         ("event", None, "records no event"),
+        ("payload", {"dim": 900, "digest": ""}, "900 coordinates travelled"),
     ],
 )
 def test_a_round_that_deviates_is_pointed_to_even_if_the_chain_fits(run, name, value, says):
@@ -143,6 +145,51 @@ def test_an_event_that_claims_more_noise_than_there_was(run):
     changed["entry"]["event"]["noise_multiplier"] *= 2
     write(run, rechained([*lines[:7], json.dumps(changed), *lines[8:]]))
     assert "Round 6 is the first that deviates" in found(run)["every round as promised"]
+
+
+def test_a_ring_in_which_the_sum_may_wrap(run):
+    lines = lines_of(run)
+    changed = json.loads(lines[5])
+    changed["entry"]["grid"]["bits"] -= 8
+    write(run, rechained([*lines[:5], json.dumps(changed), *lines[6:]]))
+    assert "may wrap" in found(run)["every round as promised"]
+
+
+def test_a_round_opened_with_fewer_reports_than_carry_the_noise(tiny_run, policy_text, tmp_path):
+    rotation = policy_text.replace('"poisson"', '"rotation", min_separation = 6')
+    run = tiny_run(tmp_path, rotation)
+    lines = lines_of(run)
+    changed = json.loads(lines[5])
+    changed["entry"]["reports"] = 12
+    write(run, rechained([*lines[:5], json.dumps(changed), *lines[6:]]))
+    assert "Round 4 is the first that deviates" in found(run)["every round as promised"]
+
+
+def manifest_values(value, path=()):
+    """Yield the way to every value of a manifest."""
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, item in items:
+        if isinstance(item, dict | list) and item:
+            yield from manifest_values(item, (*path, key))
+        else:
+            yield (*path, key)
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.data())
+def test_a_manifest_edited_anywhere_does_not_belong(run, data):
+    whole = (run / "ledger.jsonl").parent / "manifest.json"
+    manifest = json.loads(whole.read_text())
+    *way, last = data.draw(st.sampled_from(list(manifest_values(manifest))))
+    table = manifest
+    for key in way:
+        table = table[key]
+    table[last] = f"{table[last]} but edited"
+    evidence = Evidence(RunFolder(run), manifest)
+    failing = {f.name for f in integrity(evidence, read_chain(run / "ledger.jsonl")) if not f.holds}
+    assert "ledger of this run" in failing
 
 
 @settings(
