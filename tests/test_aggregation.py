@@ -14,7 +14,7 @@ from pfl_lm.dp.ledger import verify
 from pfl_lm.runs import RunFolder
 from pfl_lm.secagg.local import Step
 from pfl_lm.simulate import simulate
-from pfl_lm.world import open_world
+from pfl_lm.world import choose_payload, open_world
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -95,6 +95,33 @@ def test_the_manifest_states_graph_and_bounds(vanishing, new_watcher, tmp_path):
     assert bits["connected"] >= 40
     assert bits["secret"] >= 40
     assert bits["correct"] >= 30
+
+
+def test_a_ring_that_is_too_narrow_does_not_start(vanishing):
+    for rotate in (False, True):
+        wide = open_world(replace(vanishing, rotate=rotate))
+        dim = choose_payload(wide, 0).dim
+        need = wide.protection.grid(dim).modulus_bits
+        fixed = replace(vanishing, rotate=rotate, modulus_bits=need)
+        assert open_world(fixed).protection.grid(dim).modulus_bits == need
+        with pytest.raises(ValueError, match=f"needs {need} bits"):
+            open_world(replace(fixed, modulus_bits=need - 1))
+
+
+def test_rotated_rounds_train_as_well_and_send_less(vanishing, new_watcher, tmp_path):
+    """Without a policy only rounding differs: after a few rounds the models are all but alike."""
+    plain = replace(vanishing, policy=None, separate_noise=False, dropout=0.0, clip_norm=5.0)
+    runs = [
+        simulate(replace(plain, rotate=rotate), tmp_path / str(rotate), new_watcher())
+        for rotate in (False, True)
+    ]
+    losses = [[m["loss"] for m in run.metrics() if m["loss"] is not None] for run in runs]
+    assert losses[0] == pytest.approx(losses[1], rel=2e-3)
+    assert losses[0] != losses[1]
+    rings = [run.manifest()["secure_aggregation"]["ring"] for run in runs]
+    assert [ring["rotated"] for ring in rings] == [False, True]
+    assert rings[1]["bits"] <= rings[0]["bits"] - 2
+    assert runs[1].metrics()[0]["upload_bytes"] < runs[0].metrics()[0]["upload_bytes"]
 
 
 def test_the_share_of_dishonest_devices_counts_as_corrupt(vanishing, policy_file):
