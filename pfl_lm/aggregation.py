@@ -15,6 +15,7 @@ import numpy as np
 
 from pfl_lm.dp.grid import WRAP_BITS, Grid
 from pfl_lm.dp.noise import skellam_from_seed
+from pfl_lm.interop.tff_sum import TffMean, TffRound
 from pfl_lm.protection import Protection
 from pfl_lm.scenario import Scenario
 from pfl_lm.secagg.config import RoundConfig
@@ -128,7 +129,12 @@ class Aggregation:
         plan = protection.noise_plan(grid, config.cohort)
         noise = None if plan is None else RemovableNoise(plan, skellam_from_seed)
         goal = protection.most_reports
-        return open_aggregator(self.kind, config, goal, silent, entropy, noise)
+        opened = open_aggregator(self.kind, config, goal, silent, entropy, noise)
+        if not protection.foreign_noise:
+            return opened
+        multiplier, divisor = protection.sum_multiplier, protection.cohort
+        asked = TffMean(protection.kind, protection.clip_norm, multiplier, divisor)
+        return TffRound(opened, grid, asked)
 
     def describe(self, grid: Grid) -> dict[str, Any]:
         """Say for the manifest what runs, and how unlikely it is to fail."""

@@ -76,6 +76,7 @@ def statements(world: World) -> dict[str, str]:
         * (protection.rule.population < policy.population),
         "noise comes from a seeded stream" * protection.reproducible,
         "cohorts follow from the scenario's seed, which is no secret" * protection.coins_are_known,
+        "tensorflow-federated draws the noise, in floating point" * protection.foreign_noise,
     ]
     return {
         "guaranteed": "Nothing for this very model: " + "; ".join(filter(None, reasons)) + ".",

@@ -45,6 +45,11 @@ class Protection:
             otherwise Skellam shares, whose sum is Skellam noise again, are drawn at once.
         rotate: updates are rotated at random before they are rounded: a narrower ring.
         modulus_bits: width of the ring, if it was fixed.
+        foreign_noise: another library's runtime sums and adds the noise; what it releases has no
+            proven guarantee.
+
+    Raises:
+        ValueError: foreign noise, where that library has no such noise.
     """
 
     policy: Policy | None
@@ -56,6 +61,18 @@ class Protection:
     separate_noise: bool = False
     rotate: bool = False
     modulus_bits: int | None = None
+    foreign_noise: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.foreign_noise or self.policy is None:
+            return
+        if self.kind == "discrete_gaussian" or self.policy.excess_removed:
+            raise ValueError(
+                'aggregator = "tff" adds Gaussian noise at the server or Skellam noise at the '
+                "device, and removes none of it; the policy states other noise"
+            )
+        if self.reproducible and self.kind != "none":
+            raise ValueError('reproducible: noise of aggregator = "tff" comes from no seed of ours')
 
     @property
     def guarantee(self) -> Guarantee | None:
@@ -71,6 +88,7 @@ class Protection:
             or self.rule.population < policy.population
             or self.reproducible
             or self.coins_are_known
+            or self.foreign_noise
         )
 
     @property
@@ -174,6 +192,8 @@ class Protection:
     @property
     def drawn(self) -> str:
         """How the noise is drawn, in the words of the manifest."""
+        if self.foreign_noise and self.kind != "none":
+            return "by tensorflow-federated"
         separate = "by every device, its own share"
         if self.policy is not None and self.policy.excess_removed:
             separate += " and removable components"

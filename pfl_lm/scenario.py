@@ -94,6 +94,8 @@ class Scenario:
             and costs a transform per update; changes no ε, so it is no policy's business.
         modulus_bits: width of the ring; absent means the narrowest that is safe, and what is too
             narrow is refused.
+        aggregator: ``exact`` sums integers here; ``tff`` lets tensorflow-federated sum, add the
+            noise and divide (``interop/tff_sum``), which makes of every run a simulation.
     """
 
     population: PopulationChoice
@@ -116,6 +118,7 @@ class Scenario:
     separate_noise: bool = False
     rotate: bool = False
     modulus_bits: int | None = None
+    aggregator: Literal["exact", "tff"] = "exact"
     payload: PayloadPlan = field(default_factory=PayloadPlan)
 
     server: ServerOptimizer = field(default_factory=ServerOptimizer)
@@ -134,6 +137,12 @@ class Scenario:
         for name in ("dropout", "corrupt"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)} must lie in [0, 1)")
+        ours = self.separate_noise or self.rotate or self.modulus_bits is not None
+        if self.aggregator == "tff" and (ours or self.secure_aggregation != "ideal"):
+            raise ValueError(
+                'aggregator = "tff" brings its own noise, rotation and ring; leave out '
+                "secure_aggregation, separate_noise, rotate and modulus_bits"
+            )
         if self.population.kind == "store" and self.tokenizer is None:
             raise ValueError("tokenizer is missing: name the folder that `tokenizer build` wrote")
         if (self.training.method == "zeroth_order") != (self.payload.directions is not None):

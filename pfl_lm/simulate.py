@@ -23,6 +23,7 @@ from pfl_lm.dp.grid import Grid
 from pfl_lm.dp.ledger import Ledger
 from pfl_lm.dp.mechanisms import protect
 from pfl_lm.dp.sampling import cohort
+from pfl_lm.interop.tff_sum import TffRound
 from pfl_lm.language.population import windows
 from pfl_lm.model_file import Model, save_model
 from pfl_lm.ranks import ALONE, Ranks
@@ -147,7 +148,10 @@ def release(
     opened = aggregator.close()
     protection, cohort = world.protection, aggregator.config.cohort
     plan = protection.noise_plan(grid, cohort)
-    mean = protection.mean(opened.vector, grid, opened.reports, broadcast.round, plan)
+    if isinstance(aggregator, TffRound):  # it has added the noise and divided
+        mean = aggregator.mean
+    else:
+        mean = protection.mean(opened.vector, grid, opened.reports, broadcast.round, plan)
     ledger.record_round(broadcast.round, debit(world, broadcast, grid, opened.reports, mean, plan))
     return mean
 
@@ -173,12 +177,18 @@ def debit(
     return {
         "event": None if event is None else asdict(event),
         "simulated": world.protection.simulated,
+        "aggregator": world.scenario.aggregator,
         "reports": reports,
         "divisor": world.protection.cohort,
         "sum_multiplier": world.protection.sum_multiplier,
         "noise": world.protection.noise_record(reports, plan),
         "clip_norm": grid.clip_norm,
-        "grid": {"scale": grid.scale, "norm_bound": grid.norm_bound, "bits": grid.modulus_bits},
+        "grid": {
+            "scale": grid.scale,
+            "norm_bound": grid.norm_bound,
+            "bits": grid.modulus_bits,
+            "rotated": world.protection.rotate,
+        },
         "payload": {"dim": broadcast.payload.dim, "digest": broadcast.payload.digest},
         "released": hashlib.sha256(mean.tobytes()).hexdigest(),
     }

@@ -12,6 +12,7 @@ from pfl_lm.aggregation import Aggregation
 from pfl_lm.evaluation.baselines import KneserNeyBigram, UnigramScorer
 from pfl_lm.evaluation.evaluate import ModelScorer, Scorer, evaluate
 from pfl_lm.evaluation.measures import Evaluation
+from pfl_lm.interop.tff import find_python
 from pfl_lm.language.models import ModelSpec, Parameters, Role, initialise, roles
 from pfl_lm.language.population import Population, PopulationStore
 from pfl_lm.language.tokenizer import Tokenizer
@@ -104,6 +105,7 @@ def open_world(scenario: Scenario) -> World:
         scenario.separate_noise or scenario.secure_aggregation == "protocol",
         scenario.rotate,
         scenario.modulus_bits,
+        scenario.aggregator == "tff",
     )
     start = _start(scenario, tokenizer, protects=policy is not None and policy.noise.at != "none")
     world = World(scenario, tokenizer, population, public, start, protection, roles(scenario.model))
@@ -179,9 +181,11 @@ def _check_payload(world: World) -> None:
 
 
 def _check_sum(world: World) -> None:
-    """Refuse cohorts that cannot be summed, and a ring that is too narrow for their sum."""
+    """Refuse cohorts that cannot be summed, a ring too narrow for their sum, a TFF not there."""
     assert world.aggregation is not None
     world.protection.grid(choose_payload(world, 0).dim)
+    if world.protection.foreign_noise:
+        find_python()
 
 
 def choose_payload(world: World, round: int) -> Any:

@@ -17,7 +17,7 @@ LAYERS = (
     ("directions", "row_draw", "payload_plan"),
     ("language", "payload", "dp", "secagg"),
     ("devices", "server"),
-    ("recipes", "runs"),
+    ("recipes", "runs", "interop"),
     ("scenario", "model_file", "protection", "evaluation"),
     ("aggregation",),
     ("checkpoints", "central", "world"),
@@ -25,7 +25,7 @@ LAYERS = (
     ("resume",),
     ("books",),
     ("simulate", "report"),
-    ("audit", "export", "interop", "demo", "network"),
+    ("audit", "export", "demo", "network"),
     ("cli",),
 )
 

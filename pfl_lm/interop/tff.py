@@ -7,6 +7,8 @@ and agrees with no other part of pfl_lm about numpy). A ``Worker`` is that Pytho
 
 from __future__ import annotations
 
+import atexit
+import functools
 import json
 import os
 import signal
@@ -87,6 +89,14 @@ def _check(python: Path) -> None:
     if found != VERSION:
         what = f"has tensorflow-federated {found}" if found else "has no tensorflow-federated"
         raise TffMissing(f"{python} {what}; {_remedy()}")
+
+
+@functools.cache
+def shared_worker() -> Worker:
+    """Return this process's one worker, started when it is first needed, ended at exit."""
+    worker = Worker()
+    atexit.register(worker.close)
+    return worker
 
 
 class Worker:
