@@ -25,7 +25,7 @@ def convert(graph: Graph, precision: str, path: Path) -> list[str]:
     import torch
 
     _register_alias()
-    program = torch.export.export(graph.module, graph.examples()).run_decompositions({})
+    program = torch.export.export(_apart(graph), graph.examples()).run_decompositions({})
     exact = precision == "fp32"
     package = ct.convert(
         program,
@@ -66,6 +66,26 @@ class Interpreted:
 def open(path: Path, interface: Interface, threads: int = 1) -> Interpreted:
     """Open a package for the interpreter; see ``formats.open_file``."""
     return Interpreted(path, interface)
+
+
+def _apart(graph: Graph) -> Any:
+    """Give every output a value of its own: the converter writes one name for a value that is
+    returned twice, and no runtime takes such a program. The bounds are fp16's."""
+    from torch import nn
+
+    class Apart(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = graph.module
+
+        def forward(self, *given: Any) -> tuple[Any, ...]:
+            found: list[Any] = []
+            for value in self.inner(*given):
+                again = any(value is earlier for earlier in found)
+                found.append(value.clamp(-65504.0, 65504.0) if again else value)
+            return tuple(found)
+
+    return Apart().eval()
 
 
 def _tensor(port: Port) -> Any:

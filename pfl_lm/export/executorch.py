@@ -16,6 +16,7 @@ from pfl_lm.export.grids import Grid, grid_of, scales_of
 from pfl_lm.export.ports import Arrays, Graph, Interface
 
 METHOD = "forward"
+TWICE = "the word table is stored twice: to read words, and in the delegate's own layout"
 
 
 def convert(graph: Graph, precision: str, path: Path) -> list[str]:
@@ -27,8 +28,7 @@ def convert(graph: Graph, precision: str, path: Path) -> list[str]:
     )
     from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
 
-    module, notes = graph.module, ["the word table is stored twice: once for reading words, once "
-                                   "in the delegate's layout"]  # fmt: skip
+    module, notes = graph.module, [TWICE]
     partitioners = [XnnpackPartitioner()]
     if precision in ("int8", "int4"):
         module = _quantised(graph, precision)

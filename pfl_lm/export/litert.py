@@ -23,7 +23,7 @@ def convert(graph: Graph, precision: str, path: Path) -> list[str]:
 
     names = [port.name for port in graph.inputs]
     arguments = dict(zip(names, graph.examples(), strict=True))
-    edge = litert_torch.signature(graph.name, _Named(graph), sample_kwargs=arguments).convert()
+    edge = litert_torch.signature(graph.name, _named(graph), sample_kwargs=arguments).convert()
     if precision == "fp32":
         edge.export(str(path))
         return []
@@ -60,7 +60,7 @@ def open(path: Path, interface: Interface, threads: int = 1) -> Signature:
     return Signature(path, interface, threads)
 
 
-def _Named(graph: Graph) -> Any:  # noqa: N802  # a class made where torch is at hand
+def _named(graph: Graph) -> Any:
     """Wrap the module so that inputs come, and outputs go, by name."""
     from torch import nn
 
@@ -87,7 +87,7 @@ def _quantise(plain: Path, precision: str, path: Path) -> list[str]:
         blocks = qtyping.QuantGranularity.BLOCKWISE_32
         for scope, op in ((".*", ops.EMBEDDING_LOOKUP), (TABLE, ops.FULLY_CONNECTED)):
             found.add_dynamic_config(scope, op, num_bits=4, granularity=blocks)
-        notes = ["weights: tables 4 bits in groups of 32, the rest 8 bits per row; "
-                 "activations int8, dynamic"]  # fmt: skip
+        tables = "tables 4 bits in groups of 32, the rest 8 bits per row"
+        notes = [f"weights: {tables}; activations int8, dynamic"]
     found.quantize().export_model(str(path), overwrite=True)
     return notes
