@@ -47,7 +47,7 @@ Floats = npt.NDArray[np.float64]
 
 
 class Role(Protocol):
-    """What a parameter is: ``rows`` (first axis is the word), dense, bias, lora_a or lora_b."""
+    """What a parameter is: ``rows`` (its first axis is the word), or a kind of dense parameter."""
 
     @property
     def kind(self) -> str: ...
@@ -268,6 +268,10 @@ def _check(
     kinds = {role.kind for role in roles.values()}
     if plan.dense in ("lora", "ffa_lora") and "lora_b" not in kinds:
         raise ValueError(f'dense = "{plan.dense}" needs a model with LoRA factors: state its rank')
+    if "residual" in plan.dense and "residual" not in kinds:
+        raise ValueError(
+            f'dense = "{plan.dense}" needs a model with a light path: state model.residual'
+        )
     if plan.dense == "all" and "lora_b" in kinds:
         raise ValueError(
             'dense = "all" trains the matrices themselves, so the LoRA factors would be paid for '

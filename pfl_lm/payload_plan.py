@@ -5,12 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+Dense = Literal["all", "lora", "ffa_lora", "biases", "residual", "biases_residual", "none"]
+
 # Which kinds of dense parameter travel under each choice of `PayloadPlan.dense`.
 DENSE_KINDS: dict[str, tuple[str, ...]] = {
-    "all": ("dense", "bias"),
+    "all": ("dense", "bias", "residual"),
     "lora": ("lora_a", "lora_b"),
     "ffa_lora": ("lora_b",),
     "biases": ("bias",),
+    "residual": ("residual",),
+    "biases_residual": ("bias", "residual"),
     "none": (),
 }
 
@@ -26,7 +30,8 @@ class PayloadPlan:
             without replacement with weights ``unigram ** temper``.
         temper: exponent of the unigram draw; 0 is uniform, 1 the unigram itself.
         dense: the other parameters: ``"all"``, ``"lora"`` (both factors), ``"ffa_lora"`` (only
-            the second factor), ``"biases"``, ``"none"``.
+            the second factor), ``"biases"``, ``"residual"`` (the light path past the model),
+            ``"biases_residual"`` (both), ``"none"``.
         outside: a device's tokens that are not in the round's rows: ``"frozen"`` reads their
             rows from the model on the device and does not train them, ``"unk"`` replaces the
             tokens by ``<unk>``, ``"skip"`` leaves such targets out of the loss.
@@ -42,7 +47,7 @@ class PayloadPlan:
     rows: int | Literal["all", "none"] = "all"
     draw: Literal["uniform", "unigram"] = "uniform"
     temper: float = 0.75
-    dense: Literal["all", "lora", "ffa_lora", "biases", "none"] = "all"
+    dense: Dense = "all"
     outside: Literal["frozen", "unk", "skip"] = "frozen"
     layers: int | None = None
     directions: int | None = None

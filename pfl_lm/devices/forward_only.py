@@ -34,8 +34,8 @@ from pfl_lm.devices import output
 from pfl_lm.devices.batches import Batch, LocalTraining, Schedule
 from pfl_lm.devices.report import Trace
 from pfl_lm.devices.tables import Table, slots_of
-from pfl_lm.language import dense, recurrent, transformer
-from pfl_lm.language.models import ModelSpec, Parameters, roles
+from pfl_lm.language import dense, recurrent, residual, transformer
+from pfl_lm.language.models import ModelSpec, Parameters, hidden, roles
 from pfl_lm.payload import Payload
 from pfl_lm.streams import stream
 
@@ -55,6 +55,8 @@ def train_forward_only(
     users: Sequence[int],
 ) -> tuple[np.ndarray, list[Trace]]:
     """Train each device by forward passes; arguments and results are those of ``train``."""
+    if spec.kind == "module":
+        raise ValueError('method = "forward_only" watches dense layers, which a module hides')
     step = _Step(spec, parameters, payload, training, unigram, seed)
     updates, traces = [], []
     for own, user in zip(windows, users, strict=True):
@@ -137,7 +139,7 @@ class _Step:
     ) -> Iterator[tuple[Tensor, tuple[Tensor, Tensor]]]:
         """Yield hidden vectors (1, N, P) with targets and weights (1, N), a stretch at a time."""
         if self.spec.kind == "transformer":
-            vectors = transformer.hidden(self.spec, weights, embedded)
+            vectors = hidden(self.spec, weights, embedded)
             yield vectors.flatten(1, 2), (batch.targets.flatten(1), batch.weight.flatten(1))
             return
         for t, vectors in enumerate(_words(self.spec, weights, embedded)):
@@ -177,8 +179,9 @@ def _words(
     """Step a recurrent model over windows (1, B, T, D), yielding vectors (1, B, P)."""
     state = recurrent.zero_state(spec, 1, embedded.shape[1])
     for t in range(embedded.shape[2]):
-        vectors, state = recurrent.step(spec, weights, embedded[:, :, t], state, linear)
-        yield vectors
+        word = embedded[:, :, t]
+        vectors, state = recurrent.step(spec, weights, word, state, linear)
+        yield residual.add(spec, weights, vectors, word)
 
 
 def _add_moves(layer: dense.Dense, name: str, difference: Tensor, x: Tensor, sums: Weights) -> None:

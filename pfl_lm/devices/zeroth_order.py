@@ -34,7 +34,7 @@ from pfl_lm.devices import output
 from pfl_lm.devices.batches import Batch, LocalTraining, Schedule
 from pfl_lm.devices.report import Trace
 from pfl_lm.devices.tables import Table, slots_of
-from pfl_lm.language import recurrent
+from pfl_lm.language import recurrent, residual
 from pfl_lm.language.models import ModelSpec, Parameters, hidden, roles
 from pfl_lm.payload import Payload, gather
 from pfl_lm.streams import stream
@@ -153,7 +153,7 @@ class _Forward:
 
         A recurrent model is stepped word by word, so that one state is all it holds.
         """
-        if self.spec.kind == "transformer":
+        if self.spec.kind in ("transformer", "module"):
             vectors = hidden(self.spec, weights, embedding.read(batch.inputs))
             yield vectors.flatten(1, 2), batch.targets.flatten(1), batch.weight.flatten(1)
             return
@@ -161,4 +161,5 @@ class _Forward:
         for t in range(batch.inputs.shape[2]):
             embedded = embedding.read(batch.inputs[:, :, t])  # (1, B, D)
             vectors, state = recurrent.step(self.spec, weights, embedded, state)
+            vectors = residual.add(self.spec, weights, vectors, embedded)
             yield vectors, batch.targets[:, :, t].contiguous(), batch.weight[:, :, t]

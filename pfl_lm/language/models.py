@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pfl_lm.language import lora, modules, recurrent, transformer
+from pfl_lm.language import lora, modules, recurrent, residual, transformer
 from pfl_lm.language.spec import LoraSpec, ModelSpec, Parameters, Role
 from pfl_lm.streams import stream
 
@@ -47,7 +47,7 @@ def roles(spec: ModelSpec) -> dict[str, Role]:
         body = modules.body_of(spec).roles(spec)
     else:
         body = transformer.roles(spec) if spec.kind == "transformer" else recurrent.roles(spec)
-    found |= body
+    found |= body | residual.roles(spec)
     if spec.lora is not None:
         found |= lora.factors(spec.lora, body)
     return found
@@ -87,10 +87,12 @@ def hidden(spec: ModelSpec, weights: Mapping[str, Tensor], embedded: Tensor) -> 
             devices or per device (K leading). Word tables may be among them; they are not read.
     """
     if spec.kind == "module":
-        return modules.body_of(spec).hidden(spec, weights, embedded)
-    if spec.kind == "transformer":
-        return transformer.hidden(spec, weights, embedded)
-    return recurrent.hidden(spec, weights, embedded)
+        vectors = modules.body_of(spec).hidden(spec, weights, embedded)
+    elif spec.kind == "transformer":
+        vectors = transformer.hidden(spec, weights, embedded)
+    else:
+        vectors = recurrent.hidden(spec, weights, embedded)
+    return residual.add(spec, weights, vectors, embedded)
 
 
 @torch.no_grad()
@@ -128,7 +130,7 @@ def merge(spec: ModelSpec, parameters: Parameters) -> tuple[ModelSpec, Parameter
 
 def _start(spec: ModelSpec, name: str, role: Role, draw: np.random.Generator) -> np.ndarray:
     """Initial values: tables narrow uniform, matrices Glorot uniform, gains 1, biases 0."""
-    if role.kind == "lora_b" or name == "output_bias":
+    if role.kind == "lora_b" or name in ("output_bias", "residual.up"):
         return np.zeros(role.shape)
     if role.kind == "bias":
         return _start_bias(spec, name, role.shape)

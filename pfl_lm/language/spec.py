@@ -16,9 +16,10 @@ class Role:
 
     ``rows``: its first axis is the word (a table (V, D) or the output bias (V,)). ``dense``: a
     matrix, a gain or a table of positions. ``bias``. ``lora_a``, ``lora_b``: a factor of LoRA.
+    ``residual``: a matrix of the light path past the model.
     """
 
-    kind: Literal["rows", "dense", "bias", "lora_a", "lora_b"]
+    kind: Literal["rows", "dense", "bias", "lora_a", "lora_b", "residual"]
     shape: tuple[int, ...]
 
 
@@ -68,6 +69,7 @@ class ModelSpec:
         tied: output rows are the embedding's; the model's output must be embedding_dim wide.
         output_bias: a bias for each word's score.
         lora: low-rank factors, or none.
+        residual: inner width of a light path past the model (``language/residual``); 0: none.
         module: name of a model of the user's own, see ``modules``.
 
     Raises:
@@ -88,6 +90,7 @@ class ModelSpec:
     tied: bool = True
     output_bias: bool = True
     lora: LoraSpec | None = None
+    residual: int = 0
     module: str = ""
 
     def __post_init__(self) -> None:
@@ -106,6 +109,8 @@ class ModelSpec:
             raise ValueError(f'model module = {self.module!r}: name one where kind = "module"')
         if self.kind == "module" and self.lora is not None:
             raise ValueError('model lora: a model of kind = "module" brings its own factors')
+        if self.residual < 0:
+            raise ValueError(f"model residual = {self.residual}: must be a width, or 0 for none")
         if self.tied and self.output_dim != self.embedding_dim:
             raise ValueError(
                 f"tied embeddings need projection_dim = embedding_dim; they are "

@@ -61,6 +61,8 @@ PLANS = {
     "rows": ({}, PayloadPlan(rows=15, dense="all", draw="unigram")),
     "rows + lora": ({"lora": LoraSpec(2)}, PayloadPlan(rows=15, dense="lora", outside="skip")),
     "rows + ffa": ({"lora": LoraSpec(2)}, PayloadPlan(rows=15, dense="ffa_lora", outside="unk")),
+    "light path": ({"residual": 3}, PayloadPlan(rows="none", dense="residual")),
+    "biases + light path": ({"residual": 3}, PayloadPlan(rows=15, dense="biases_residual")),
     "untied rows": ({"tied": False}, PayloadPlan(rows=15, dense="none")),
     "no output bias": ({"output_bias": False}, PayloadPlan(rows=15)),
 }

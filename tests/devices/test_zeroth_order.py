@@ -45,6 +45,7 @@ def setting(
     [
         (LSTM, PayloadPlan(rows=20, dense="lora", directions=3)),
         (replace(LSTM, lora=None), PayloadPlan(directions=3)),
+        (replace(LSTM, residual=3), PayloadPlan(rows="none", dense="residual", directions=3)),
         (TRANSFORMER, PayloadPlan(directions=3)),
         (TRANSFORMER, PayloadPlan(rows="none", dense="biases", directions=3)),
     ],
