@@ -144,8 +144,7 @@ def _is_short(promise: Promise, shares: int) -> bool:
     """Tell whether so many shares carry less noise than is accounted for."""
     if promise.share_multiplier is None:
         return False
-    carried = promise.share_multiplier * math.sqrt(shares)
-    return carried < promise.noise_multiplier * (1 - _TOLERANCE)
+    return promise.carried(shares) < promise.noise_multiplier * (1 - _TOLERANCE)
 
 
 def _with_noise(promise: Promise, share: float) -> float:

@@ -33,6 +33,7 @@ class Promise:
     mechanism: str
     at: str
     tolerated_dropout: float
+    excess: str
     honest_fraction: float
     grid_steps: float
     min_dim: int
@@ -79,6 +80,22 @@ class Promise:
             return 1
         return math.floor(self.least_reports * self.honest_fraction)
 
+    @property
+    def honest_share(self) -> float:
+        """The least honest share of a sum's noise, at any count of reports that may be opened."""
+        whole = self.honest_fraction == 1
+        return 1.0 if whole else self.honest_fraction - 1 / self.least_reports
+
+    def carried(self, shares: float) -> float:
+        """Return the noise of so many shares in a sum of the least count, as a multiplier.
+
+        Where the excess is removed, the least count carries what the report goal does.
+        """
+        assert self.share_multiplier is not None
+        if self.excess == "removed":
+            shares = shares / self.least_reports * self.report_goal
+        return self.share_multiplier * math.sqrt(shares)
+
     def phase(self, rounds: int | None = None, **changes: Any) -> Phase:
         """Return the planned rounds as they touch one user; ``changes`` replace fields."""
         sampled = self.participation in ("poisson", "fixed")
@@ -114,6 +131,7 @@ def _promise(policy: dict[str, Any], guarantee: dict[str, Any]) -> Promise:
         mechanism=noise["kind"],
         at=noise["at"],
         tolerated_dropout=noise["tolerated_dropout"],
+        excess=noise.get("excess", "kept"),
         honest_fraction=noise["honest_fraction"],
         grid_steps=noise["grid_steps"],
         min_dim=noise["min_dim"],

@@ -103,7 +103,14 @@ def _ring_deviation(promise: Promise, entry: Entry) -> str:
     if promise.at == "device":
         sigma = entry["sum_multiplier"] * entry["clip_norm"] * grid["scale"]
     reports = max(1.0, entry["reports"] / entry["divisor"])
-    largest = entry["reports"] * grid["norm_bound"] + _DEVIATIONS * sigma * math.sqrt(reports)
+    signal, sigma = entry["reports"] * grid["norm_bound"], sigma * math.sqrt(reports)
+    if grid.get("rotated"):
+        # A random rotation spreads the sum over a power of two of coordinates.
+        sigma = math.hypot(
+            sigma, signal / 2 ** (math.floor(math.log2(entry["payload"]["dim"])) / 2)
+        )
+        signal = entry["reports"]  # of rounding, which comes after it
+    largest = signal + _DEVIATIONS * sigma
     if largest < 2 ** (grid["bits"] - 1):
         return ""
     return f"its ring of {grid['bits']} bits may wrap at {entry['reports']} reports"
@@ -114,11 +121,16 @@ def noise_multiplier(promise: Promise, entry: Entry) -> float:
 
     ``sum_multiplier`` is what ``divisor`` simulated reports carry together. In the deployment a
     sum of report_goal reports has report_goal ÷ divisor times that; only the shares of the least
-    honest count are relied on.
+    honest count are relied on. Where the excess is removed, any sum of the least count or more
+    carries the whole, of which a share is honest.
     """
     deployed = entry["sum_multiplier"] * promise.report_goal / entry["divisor"]
     if promise.at != "device":
         return deployed
+    if promise.excess == "removed":
+        came = entry["reports"] / entry["divisor"] * promise.report_goal
+        short = 1.0 if promise.participation == "poisson" else came / promise.least_reports
+        return deployed * math.sqrt(promise.honest_share * min(1.0, short))
     share = deployed / math.sqrt(promise.report_goal)
     honest = promise.honest_reports
     if promise.participation != "poisson":
