@@ -27,6 +27,7 @@ LAYERS = (
     ("simulate", "report"),
     ("audit", "export", "demo", "network"),
     ("cli",),
+    ("__main__",),
 )
 
 
