@@ -29,7 +29,7 @@ def manifest(world: World, name: str) -> dict[str, Any]:
         "statements": statements(world),
         "noise": {
             "drawn": protection.drawn,
-            "source": "reproducible stream" if scenario.reproducible else "csprng",
+            "source": _source(world),
             "simulated_sum_multiplier": protection.sum_multiplier,
         },
         "secure_aggregation": world.aggregation.describe(protection.grid(payload.dim)),
@@ -82,6 +82,13 @@ def statements(world: World) -> dict[str, str]:
         "guaranteed": "Nothing for this very model: " + "; ".join(filter(None, reasons)) + ".",
         "simulated": "A deployment under the policy, of which this holds: " + found.statement,
     }
+
+
+def _source(world: World) -> str:
+    """Say where rounding and noise come from."""
+    if world.scenario.reproducible:
+        return "reproducible stream"
+    return "tensorflow" if world.protection.foreign_noise else "csprng"
 
 
 def _plain(value: Any) -> Any:
