@@ -23,7 +23,12 @@ _DANGERS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("More devices are trusted with noise than are honest", ("honest devices",)),
     (
         "Noise is missing when devices drop out",
-        ("noise planned for dropout", "every round as promised", "noise after dropout"),
+        (
+            "noise planned for dropout",
+            "every round as promised",
+            "noise after dropout",
+            "noise when devices vanish",
+        ),
     ),
     ("Trainings that were tried and thrown away were not counted", ("hyperparameter tuning",)),
     (

@@ -52,7 +52,7 @@ def audit_ledger(evidence: Evidence) -> Part:
             findings.append(spent)
             headline = f"{spent.text.split(';')[0].rstrip('.')}."
             tables.append(table)
-            plots.append(plot)
+            plots += [plot, *_achieved(rounds)]
     return Part(
         "ledger",
         "Was the promise kept, round by round?",
@@ -248,3 +248,24 @@ def _over_rounds(promise: Promise, evidence: Evidence) -> Plot:
         },
         "rounds",
     )
+
+
+def _achieved(rounds: Sequence[Entry]) -> list[Plot]:
+    """Plot the noise that each round's sum carried against the planned one, where recorded."""
+    told = [(entry["round"] + 1, entry.get("noise")) for entry in rounds]
+    points = [(number, n["achieved"] / n["planned"]) for number, n in told if n and n["planned"]]
+    if not points:
+        return []
+    return [
+        Plot(
+            "Noise on each round's sum, as a share of the planned",
+            "lines",
+            {
+                "carried by the reports": points,
+                "planned": [(points[0][0], 1.0), (points[-1][0], 1.0)],
+            },
+            "rounds",
+            "The planned noise is that of the fewest reports that open a round in the deployment; "
+            "a small simulated cohort varies more than the deployment's.",
+        )
+    ]

@@ -32,6 +32,7 @@ def audit_mechanism(world: World) -> Part:
     findings = [
         noise_tests.noise(world, quiet),
         noise_tests.fewer_reports(world),
+        noise_tests.vanished(world),
         noise_tests.reuse(quiet),
         noise_tests.devices(world),
         sum_tests.sum_of_all(world),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
@@ -69,13 +69,37 @@ def fewer_reports(world: World) -> Finding:
         return Finding(name, None, "Devices add no noise; dropout costs none.")
     reports = fewest(world)
     values = probe_round(world, FIRST_ROUND + 50, places(world, reports), zeros).total
-    share = math.sqrt(reports / protection.cohort)
+    removed = protection.policy.noise.excess == "removed"
+    share = 1.0 if removed else math.sqrt(reports / protection.cohort)
     stated = protection.sum_multiplier * protection.clip_norm * share
     found = _spread(values)
     right = abs(found.stddev / stated - 1) <= DEVIATIONS * found.error
     text = (
         f"With {reports} reports it is {found.stddev / stated:.4f} of "
         f"{reports} shares, ± {found.error:.4f} ({values.size:,} draws)."
+    )
+    return Finding(name, bool(right), text)
+
+
+def vanished(world: World) -> Finding:
+    """Let as many devices vanish as the policy tolerates; the noise must be what is recorded."""
+    name, protection = "noise when devices vanish", world.protection
+    noise = None if protection.policy is None else protection.policy.noise
+    if noise is None or noise.at != "device" or noise.tolerated_dropout * protection.cohort < 1:
+        return Finding(name, None, "No dropout is tolerated in so small a cohort; not tested.")
+    thinned = replace(world, scenario=replace(world.scenario, dropout=noise.tolerated_dropout))
+    opened = probe_round(thinned, FIRST_ROUND + 55, places(world), zeros)
+    reports, told = opened.debit["reports"], opened.debit["noise"]
+    share = math.sqrt(reports / protection.cohort)
+    if noise.excess == "removed":
+        share = told["achieved"] / told["planned"]
+    stated = protection.sum_multiplier * protection.clip_norm * share
+    found = _spread(opened.total)
+    right = abs(found.stddev / stated - 1) <= DEVIATIONS * found.error
+    text = (
+        f"{reports} of {protection.cohort} devices reported. The noise is "
+        f"{found.stddev / stated:.4f} of what their round accounts for, ± {found.error:.4f}; "
+        f"its excess is {noise.excess}."
     )
     return Finding(name, bool(right), text)
 

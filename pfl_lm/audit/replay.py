@@ -52,6 +52,7 @@ def deviation(promise: Promise, evidence: Evidence, entry: Entry) -> str:
         _event_deviation(promise, event, dim)
         or _grid_deviation(promise, grid, dim, clip)
         or _ring_deviation(promise, entry)
+        or _noise_deviation(promise, entry)
     )
 
 
@@ -137,6 +138,29 @@ def noise_multiplier(promise: Promise, entry: Entry) -> float:
         came = promise.report_goal * min(entry["reports"], entry["divisor"]) // entry["divisor"]
         honest = math.floor(came * promise.honest_fraction)
     return share * math.sqrt(honest)
+
+
+def _noise_deviation(promise: Promise, entry: Entry) -> str:
+    """Return how the noise that a round says it had differs from that of its reports, or ""."""
+    told = entry.get("noise")
+    if told is None:  # of a run that did not record it yet; what follows from its reports counts
+        return ""
+    planned = promise.noise_multiplier
+    if not math.isclose(told["planned"], planned, rel_tol=TOLERANCE):
+        return f"it planned noise of {told['planned']:.4g}, not {planned:.4g}"
+    if promise.excess == "removed":
+        short = told["achieved"] < planned * (1 - TOLERANCE)
+        return f"its noise fell short, at {told['achieved']:.4g}" if short else ""
+    found = planned
+    if promise.at == "device":
+        came = entry["reports"] / entry["divisor"] * promise.report_goal * promise.honest_fraction
+        found *= math.sqrt(came / promise.honest_reports)
+    if math.isclose(told["achieved"], found, rel_tol=TOLERANCE):
+        return ""
+    return (
+        f"it says that its sum carries noise of {told['achieved']:.4g}, but that of its "
+        f"{entry['reports']} reports is {found:.4g}"
+    )
 
 
 def phases_of(promise: Promise, rounds: Sequence[Entry]) -> list[Phase]:
