@@ -165,6 +165,22 @@ def test_a_round_opened_with_fewer_reports_than_carry_the_noise(tiny_run, policy
     assert "Round 4 is the first that deviates" in found(run)["every round as promised"]
 
 
+def test_a_run_with_removed_excess_rotation_and_dropout_is_as_promised(
+    tiny_run, policy_text, tmp_path
+):
+    removed = 'tolerated_dropout = 0.4, excess = "removed", honest_fraction = 0.9'
+    policy = policy_text.replace("tolerated_dropout = 0.1", removed)
+    run = tiny_run(tmp_path, policy.replace('"poisson"', '"fixed"'), dropout=0.2, rotate=True)
+    assert found(run) == {}
+    lines = lines_of(run)
+    for field, value, says in (("sum_multiplier", 0.9, "promised"), ("reports", 0.5, "opened")):
+        changed = json.loads(lines[5])
+        number = changed["entry"][field] * value
+        changed["entry"][field] = int(number) if field == "reports" else number
+        write(run, rechained([*lines[:5], json.dumps(changed), *lines[6:]]))
+        assert "Round 4 is the first that deviates" in found(run)["every round as promised"], says
+
+
 def manifest_values(value, path=()):
     """Yield the way to every value of a manifest."""
     items = value.items() if isinstance(value, dict) else enumerate(value)
