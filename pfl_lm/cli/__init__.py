@@ -13,6 +13,7 @@ from pfl_lm.cli import (
     evaluate,
     export,
     interop,
+    network,
     population,
     privacy,
     report,
@@ -35,6 +36,9 @@ population.app.command("export")(interop.export_population)
 app.command()(training.pretrain)
 app.command()(simulate.simulate)
 app.command()(simulate.demo)
+app.command()(network.enrol)
+app.command()(network.serve)
+app.command()(network.device)
 app.command()(evaluate.evaluate)
 app.command()(report.report)
 app.add_typer(privacy.app, name="privacy")

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import numpy as np
 
 from pfl_lm.devices.training import train
+from pfl_lm.dp.grid import Grid
 from pfl_lm.dp.mechanisms import protect
 from pfl_lm.dp.sampling import cohort
 from pfl_lm.language.models import Parameters
@@ -19,7 +20,7 @@ from pfl_lm.language.population import windows
 from pfl_lm.network.broadcast import apply, model_digest
 from pfl_lm.network.caller import Caller, LeftOut
 from pfl_lm.network.identity import DeviceKey
-from pfl_lm.network.terms import Own, Terms, round_config, stated
+from pfl_lm.network.terms import Own, Terms, removable_noise, round_config, stated
 from pfl_lm.network.transport import Message
 from pfl_lm.payload import Payload
 from pfl_lm.secagg.config import DevicePolicy, RoundConfig
@@ -98,7 +99,12 @@ class Device:
         config, place = self._config(broadcast, invitation)
         update = self._train(broadcast)  # first: whoever is switched off meanwhile costs nobody
         keys = KeysAdvertised.join(config, place, self._policy(config), self._key.identity)
-        vector = self._protect(update, broadcast)
+        vector = self._protect(update, broadcast, config.cohort)
+        if (
+            noise := removable_noise(self._world, self._grid(broadcast), config.cohort)
+        ) is not None:
+            assert keys.noise is not None
+            vector = noise.add(keys.noise, vector)
         shared = keys.share_keys(self._exchange(round, keys.message))
         masked = shared.mask_input(self._exchange(round, shared.message), vector)
         holder: InputMasked | SurvivorsConfirmed = masked
@@ -170,13 +176,17 @@ class Device:
         )
         return updates
 
-    def _protect(self, update: np.ndarray, broadcast: Broadcast) -> np.ndarray:
-        """Clip, encode and add the device's share of the noise: int64[d]."""
-        protection = self._world.protection
-        grid = protection.grid(broadcast.payload.dim)
-        bits = protection.bits("device", broadcast.round, self._key.number)
-        vectors, _ = protect(update, grid, protection.share(grid), bits)
+    def _protect(self, update: np.ndarray, broadcast: Broadcast, invited: int) -> np.ndarray:
+        """Rotate, clip, encode and add the device's own share of the noise: int64[d]."""
+        protection, grid, round = self._world.protection, self._grid(broadcast), broadcast.round
+        if (rotation := protection.rotation(grid.dim, round)) is not None:
+            rotation.forward(update)
+        bits = protection.bits("device", round, self._key.number)
+        vectors, _ = protect(update, grid, protection.own_share(grid, invited), bits)
         return vectors[0]
+
+    def _grid(self, broadcast: Broadcast) -> Grid:
+        return self._world.protection.grid(broadcast.payload.dim)
 
     def _exchange(self, round: int, frame: bytes) -> bytes:
         """Send a message and return the server's next.

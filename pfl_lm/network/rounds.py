@@ -19,7 +19,7 @@ from pfl_lm.dp.sampling import cohort
 from pfl_lm.network.broadcast import model_digest
 from pfl_lm.network.desk import Desk
 from pfl_lm.network.store import Store
-from pfl_lm.network.terms import Terms, round_config
+from pfl_lm.network.terms import Terms, removable_noise, round_config
 from pfl_lm.network.transport import Limits
 from pfl_lm.secagg.config import RoundConfig
 from pfl_lm.secagg.errors import SecaggError, TooFewReports
@@ -27,7 +27,7 @@ from pfl_lm.secagg.opening import OpenedRound
 from pfl_lm.secagg.server import CollectingKeys
 from pfl_lm.secagg.traffic import device_traffic
 from pfl_lm.server.state import Broadcast, ServerState, abandon_round, close_round, open_round
-from pfl_lm.simulate import debit
+from pfl_lm.simulate import abandon, debit
 from pfl_lm.world import World, choose_payload
 
 log = logging.getLogger("pfl_lm.network")
@@ -76,7 +76,7 @@ async def run_round(office: Office, state: ServerState) -> tuple[ServerState, di
     except SecaggError as failure:
         _abandon(office, number, failure)
         return abandon_round(state), entry.finish(time.monotonic() - started)
-    mean = release(office, broadcast, opened.vector, opened.reports)
+    mean = release(office, broadcast, config, opened)
     state = close_round(state, broadcast, mean, world.scenario.server)
     store.closed(number)
     office.reached("closed", number)
@@ -101,38 +101,43 @@ async def _sum(office: Office, config: RoundConfig) -> OpenedRound:
     return opened
 
 
-def release(office: Office, broadcast: Broadcast, total: np.ndarray, reports: int) -> np.ndarray:
-    """Decode an opened sum, keep its noisy mean, and debit the round: float32[d]."""
-    protection, number = office.world.protection, broadcast.round
-    mean = protection.mean(total, protection.grid(broadcast.payload.dim), reports, number)
+def release(
+    office: Office, broadcast: Broadcast, config: RoundConfig, opened: OpenedRound
+) -> np.ndarray:
+    """Take the excess noise off, decode, keep the noisy mean, and debit the round: float32[d]."""
+    world, number, total = office.world, broadcast.round, opened.vector
+    protection, grid = world.protection, world.protection.grid(broadcast.payload.dim)
+    if (noise := removable_noise(world, grid, config.cohort)) is not None:
+        total = noise.remove(config, total, opened.noise_secrets, opened.reports)
+    plan = protection.noise_plan(grid, config.cohort)
+    mean = protection.mean(total, grid, opened.reports, number, plan)
     office.store.opened(number, mean)
     office.reached("opened", number)
-    charge(office.world, office.ledger, broadcast, reports, mean)
+    charge(world, office.ledger, broadcast, config.cohort, opened.reports, mean)
     office.reached("debited", number)
     return mean
 
 
 def charge(
-    world: World, ledger: Ledger, broadcast: Broadcast, reports: int, mean: np.ndarray | None
+    world: World,
+    ledger: Ledger,
+    broadcast: Broadcast,
+    invited: int,
+    reports: int,
+    mean: np.ndarray | None,
 ) -> None:
     """Debit a round, once; without a mean it is paid for and its sum was lost."""
     grid = world.protection.grid(broadcast.payload.dim)
     released = np.empty(0, np.float32) if mean is None else mean
-    entry = debit(world, broadcast, grid, reports, released)
+    plan = world.protection.noise_plan(grid, invited)
+    entry = debit(world, broadcast, grid, reports, released, plan)
     ledger.record_round(broadcast.round, entry if mean is not None else {**entry, "released": None})
-
-
-def abandon(ledger: Ledger, number: int, reports: int) -> None:
-    """Note in the ledger that a round opened no sum, once."""
-    abandoned = {"kind": "abandoned", "round": number, "reports": reports}
-    if abandoned not in ledger.entries():
-        ledger.record(abandoned)
 
 
 def _abandon(office: Office, number: int, failure: SecaggError) -> None:
     log.warning("round %d is abandoned: %s", number, failure)
     reports = failure.reports if isinstance(failure, TooFewReports) else 0
-    abandon(office.ledger, number, reports)
+    abandon(number, reports, office.ledger)
     office.reached("abandoned", number)
     if office.desk.under_way == number:  # else it was too small to be opened
         office.store.abandoned(number)
@@ -148,6 +153,7 @@ class _Entry:
             "round": number,
             "invited": invited,
             "reports": 0,
+            "loss": None,  # the devices keep it to themselves
             "mean_norm": None,
             "noise_norm": None,
             "payload_dim": dim,

@@ -14,21 +14,23 @@ import numpy as np
 
 from pfl_lm.checkpoints import newest_checkpoint, save_checkpoint
 from pfl_lm.dp.ledger import Ledger
+from pfl_lm.dp.sampling import cohort
 from pfl_lm.model_file import Model, save_model
 from pfl_lm.network.broadcast import Shelf
 from pfl_lm.network.desk import Desk
 from pfl_lm.network.door import Door
 from pfl_lm.network.identity import ServerKeys
-from pfl_lm.network.rounds import Office, abandon, charge, run_round
+from pfl_lm.network.rounds import Office, charge, run_round
 from pfl_lm.network.service import Service
 from pfl_lm.network.store import OVER, RoundRow, Store
-from pfl_lm.network.terms import Terms, deployed
+from pfl_lm.network.terms import Terms, served
 from pfl_lm.network.transport import Limits, handler, largest_message, server_options
 from pfl_lm.protection import Budget
 from pfl_lm.resume import begin_run, resume_run
 from pfl_lm.runs import RunFolder, RunLog, write_json
 from pfl_lm.scenario import Scenario
 from pfl_lm.server.state import Broadcast, ServerState, close_round, open_round
+from pfl_lm.simulate import abandon
 from pfl_lm.world import World, choose_payload, final_evaluation, open_world, validate
 
 log = logging.getLogger("pfl_lm.network")
@@ -83,7 +85,7 @@ def serve(
     """
     identities = serving.keys.enrolled()
     world = open_world(replace(scenario, secure_aggregation="protocol"))
-    world = replace(world, protection=deployed(world.protection, len(identities)))
+    world = served(world, len(identities))
     folder = RunFolder(Path(path))
     if resume:
         _, ledger = resume_run(world, folder, _Nobody())
@@ -121,19 +123,21 @@ def recover(world: World, folder: RunFolder, ledger: Ledger, store: Store) -> Se
 
 def _end(world: World, ledger: Ledger, store: Store, row: RoundRow) -> None:
     broadcast = Broadcast(row.round, choose_payload(world, row.round), np.empty(0, np.float32))
+    invited = len(cohort(world.protection.rule, world.scenario.seed, row.round))
     given_up = any(e["kind"] == "abandoned" and e["round"] == row.round for e in ledger.entries())
     if row.state == "opened":
         assert row.reports is not None
-        charge(world, ledger, broadcast, row.reports, row.mean)
+        charge(world, ledger, broadcast, invited, row.reports, row.mean)
         store.closed(row.round)
         log.warning("round %d was opened when the server stopped: its sum counts", row.round)
     elif row.state == "asking" and not given_up:
         assert row.reports is not None
-        charge(world, ledger, broadcast, row.reports, None)
+        charge(world, ledger, broadcast, invited, row.reports, None)
         store.lost(row.round)
         log.warning("round %d may have been answered and is lost: it stays spent", row.round)
     else:
-        abandon(ledger, row.round, 0) if not given_up else None
+        if not given_up:
+            abandon(row.round, 0, ledger)
         store.abandoned(row.round)
         log.warning("round %d was under way when the server stopped: abandoned", row.round)
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from pfl_lm.dp.grid import Grid
-from pfl_lm.dp.mechanisms import decode
+from pfl_lm.dp.noise import skellam_from_seed
 from pfl_lm.dp.policy import Policy
 from pfl_lm.language.models import roles
 from pfl_lm.language.tokenizer import Tokenizer
@@ -25,40 +25,29 @@ from pfl_lm.protection import Protection, simulated_rule
 from pfl_lm.runs import digest_of
 from pfl_lm.scenario import PopulationChoice, Scenario
 from pfl_lm.secagg.config import RoundConfig
+from pfl_lm.secagg.noise import RemovableNoise
 from pfl_lm.secagg.parameters import Adversary
 from pfl_lm.server.state import Broadcast
 from pfl_lm.world import World
 
 _TOLD = (  # of a scenario; the rest is the server's alone
     *("model", "payload", "training", "clip_norm", "cohort", "rounds", "seed", "reproducible"),
-    *("secure_aggregation", "adversary", "corrupt", "dropout"),
+    *("secure_aggregation", "adversary", "corrupt", "dropout", "rotate", "modulus_bits"),
 )
 
 
-@dataclass(frozen=True)
-class Deployed(Protection):
-    """A policy over the network: every device adds its own share of the noise."""
-
-    @property
-    def drawn(self) -> str:
-        return super().drawn if self.kind in ("gaussian", "none") else "by every device, its own"
-
-    def mean(self, total: np.ndarray, grid: Grid, reports: int, round: int) -> np.ndarray:
-        """Decode an opened sum: the devices' noise is in it, a trusted server's is added."""
-        if self.kind == "gaussian":
-            return super().mean(total, grid, reports, round)
-        return decode(total, grid, self.cohort)
-
-
-def deployed(protection: Protection, enrolled: int) -> Deployed:
-    """Let a policy hold for the devices that are enrolled.
+def served(world: World, enrolled: int) -> World:
+    """Let a scenario's policy hold for the devices that are enrolled.
 
     Raises:
-        ValueError: fewer devices than a cohort.
+        ValueError: fewer devices than a cohort, or training that needs the server's simulation.
     """
-    rule = simulated_rule(protection.policy, enrolled, protection.cohort)
-    same = {field.name: getattr(protection, field.name) for field in fields(Protection)}
-    return Deployed(**{**same, "rule": rule})
+    if world.scenario.payload.directions is not None:
+        raise ValueError(
+            "payload.directions: devices are not told of directions yet; train by gradients"
+        )
+    rule = simulated_rule(world.protection.policy, enrolled, world.protection.cohort)
+    return replace(world, protection=replace(world.protection, rule=rule))
 
 
 @dataclass(frozen=True)
@@ -128,6 +117,9 @@ class Terms:
             simulated_rule(policy, self.enrolled, scenario.cohort),
             scenario.seed,
             scenario.reproducible,
+            separate_noise=True,
+            rotate=scenario.rotate,
+            modulus_bits=scenario.modulus_bits,
         )
         start = Model(scenario.model, {}, {"kind": "received"})
         return World(
@@ -136,7 +128,7 @@ class Terms:
             OwnText(own.tokens, own.tokenizer),
             None,
             start,
-            deployed(protection, self.enrolled),
+            protection,
             roles(scenario.model),
         )
 
@@ -218,6 +210,12 @@ def round_config(world: World, broadcast: Broadcast, invited: int, model: bytes)
     """
     grid = world.protection.grid(broadcast.payload.dim)
     return replace(world.aggregation.config(broadcast, grid, invited), model=model)
+
+
+def removable_noise(world: World, grid: Grid, invited: int) -> RemovableNoise | None:
+    """Return the noise that devices add and that comes off with the excess; None without."""
+    plan = world.protection.noise_plan(grid, invited)
+    return None if plan is None else RemovableNoise(plan, skellam_from_seed)
 
 
 def stated(config: RoundConfig) -> dict[str, int | bytes]:

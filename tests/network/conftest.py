@@ -25,7 +25,7 @@ from pfl_lm.world import open_world
 DEVICES = 6
 # Where nobody is silent nothing waits; where a tenth is, only for the grace.
 PATIENT = Limits(phase_seconds=60.0, training_seconds=60.0, grace_seconds=0.5, hold_seconds=2.0)
-RESTLESS = Patience(first_seconds=0.02, most_seconds=0.2, give_up_seconds=30.0, call_seconds=20.0)
+RESTLESS = Patience(first_seconds=0.02, most_seconds=0.2, give_up_seconds=300.0, call_seconds=60.0)
 
 
 def free_port() -> int:

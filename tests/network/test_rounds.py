@@ -138,4 +138,4 @@ def test_under_a_policy_every_device_adds_its_own_noise(trial, new_watcher, poli
         # The norm of d independent values concentrates: 5 deviations of a chi with d = 3172.
         assert entry["mean_norm"] == pytest.approx(entry["noise_norm"], rel=5 / np.sqrt(2 * 3172))
     assert watcher.rounds[-1]["epsilon"] > 0
-    assert folder.manifest()["noise"]["drawn"] == "by every device, its own"
+    assert folder.manifest()["noise"]["drawn"] == "by every device, its own share"

@@ -1,0 +1,177 @@
+"""A server that is killed: no spent budget is lost, no round is opened twice."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pfl_lm.checkpoints import newest_checkpoint
+from pfl_lm.dp.ledger import Ledger, verify
+from pfl_lm.network.rounds import charge
+from pfl_lm.network.server import recover, serve
+from pfl_lm.network.store import Store
+from pfl_lm.network.terms import served
+from pfl_lm.resume import begin_run
+from pfl_lm.runs import RunFolder
+from pfl_lm.server.state import close_round, open_round
+from pfl_lm.simulate import abandon
+from pfl_lm.world import choose_payload, open_world
+
+PRELOADED = ["tests.network.warm", "pytest"]
+POINTS = ("invited", "asking", "opened", "debited", "closed")
+
+
+@dataclass
+class Desk:
+    """What a server has on the disk, and what it would do in a round, without devices."""
+
+    world: object
+    folder: RunFolder
+    ledger: Ledger
+    store: Store
+
+    def broadcast(self, number: int):
+        state, _ = newest_checkpoint(self.folder)
+        return open_round(replace(state, round=number), choose_payload(self.world, number))
+
+    def mean(self, number: int) -> np.ndarray:
+        dim = choose_payload(self.world, number).dim
+        return np.random.default_rng(number).normal(0, 0.01, dim).astype(np.float32)
+
+    def write(self, number: int, *steps: str) -> None:
+        """Make the durable writes of a round up to where the server is killed."""
+        for step in steps:
+            match step:
+                case "invited":
+                    self.store.invited(number, bytes(32))
+                case "asking":
+                    self.store.asking(number, 5)
+                case "opened":
+                    self.store.opened(number, self.mean(number))
+                case "debited":
+                    charge(self.world, self.ledger, self.broadcast(number), 6, 5, self.mean(number))
+                case "closed":
+                    self.store.closed(number)
+                case "abandoned":
+                    abandon(number, 0, self.ledger)
+                case "charged":
+                    charge(self.world, self.ledger, self.broadcast(number), 6, 5, None)
+
+    def recover(self):
+        return recover(self.world, self.folder, self.ledger, self.store)
+
+    def debits(self) -> list[int]:
+        return [e["round"] for e in self.ledger.entries() if e["kind"] == "round"]
+
+
+@pytest.fixture
+def desk(small, keys_of, policy_file, tmp_path, quick):
+    world = open_world(small(policy=policy_file(), rounds=4, reproducible=False))
+    world = served(world, 6)
+    folder = RunFolder(tmp_path / "run")
+    _, ledger = begin_run(world, folder)
+    with ledger:
+        store = Store.create(folder.path / "rounds.sqlite", keys_of(6).enrolled())
+        yield Desk(world, folder, ledger, store)
+        store.close()
+
+
+@pytest.mark.parametrize(
+    ("steps", "state", "debits", "moved"),
+    [
+        ((), None, 0, False),
+        (("invited",), "abandoned", 0, False),
+        (("invited", "abandoned"), "abandoned", 0, False),
+        (("invited", "asking"), "lost", 1, False),
+        (("invited", "asking", "charged"), "lost", 1, False),
+        (("invited", "asking", "abandoned"), "abandoned", 0, False),
+        (("invited", "asking", "opened"), "closed", 1, True),
+        (("invited", "asking", "opened", "debited"), "closed", 1, True),
+        (("invited", "asking", "opened", "debited", "closed"), "closed", 1, True),
+    ],
+    ids=lambda value: " ".join(value) or "nothing" if isinstance(value, tuple) else str(value),
+)
+def test_every_line_of_the_table(desk, steps, state, debits, moved):
+    """Twice: what recovery wrote, it does not write again."""
+    desk.write(0, *POINTS)
+    desk.write(1, *steps)
+    for _ in range(2):
+        found = desk.recover()
+        assert found.round == (1 if state is None else 2)
+        assert desk.debits() == [0] + [1] * debits
+        assert [row.state for row in desk.store.rounds()][1:] == ([] if state is None else [state])
+        expected, _ = newest_checkpoint(desk.folder)
+        for number in (0, 1) if moved else (0,):
+            optimizer = desk.world.scenario.server
+            expected = close_round(
+                replace(expected, round=number),
+                desk.broadcast(number),
+                desk.mean(number),
+                optimizer,
+            )
+        assert all(torch.equal(found.parameters[n], v) for n, v in expected.parameters.items())
+    with pytest.raises(ValueError, match="round 1 cannot be opened" if steps else "round 0"):
+        desk.store.invited(1 if steps else 0, bytes(32))
+
+
+def test_a_lost_round_says_that_nothing_was_released(desk):
+    desk.write(0, "invited", "asking")
+    desk.recover()
+    (entry,) = (e for e in desk.ledger.entries() if e["kind"] == "round")
+    assert entry["released"] is None
+    assert entry["reports"] == 5
+
+
+class Killing:
+    """Ends the process, as kill -9 does, at the given points of the given rounds."""
+
+    def __init__(self, points: dict[int, str]) -> None:
+        self.points = points
+
+    def __call__(self, point: str, round: int) -> None:
+        if self.points.get(round) == point:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def run_server(scenario, path: Path, serving, resume: bool, watcher) -> None:
+    import pfl_lm.world
+
+    pfl_lm.world.PUBLIC_USERS = 20
+    serve(scenario, path, serving, watcher, resume)
+
+
+def test_servers_killed_at_every_point_while_devices_wait(trial, new_watcher):
+    """Five rounds, each with another point at which the server dies, and the same six devices."""
+    run = trial(rounds=6)
+    run.start_devices()
+    points = dict(enumerate(POINTS))
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    ends = []
+    for attempt in range(len(POINTS) + 1):
+        serving = run.serving(reached=Killing(dict(list(points.items())[attempt:])))
+        arguments = (run.scenario, run.folder, serving, attempt > 0, new_watcher())
+        server = context.Process(target=run_server, args=arguments, daemon=True)
+        server.start()
+        server.join(300)
+        ends.append(server.exitcode)
+    run.join()
+    assert ends == [-signal.SIGKILL] * len(POINTS) + [0]
+    entries = verify(run.folder / "ledger.jsonl")
+    assert [(e["kind"], e["round"]) for e in entries[1:]] == [
+        ("abandoned", 0),
+        ("round", 1),
+        ("round", 2),
+        ("round", 3),
+        ("round", 4),
+        ("round", 5),
+    ]
+    states = [row.state for row in Store.open(run.folder / "rounds.sqlite").rounds()]
+    assert states == ["abandoned", "lost", "closed", "closed", "closed", "closed"]

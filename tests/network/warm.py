@@ -1,0 +1,12 @@
+"""What server processes of the tests find loaded: they are forked from a process that has this."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+from pfl_lm.language.synthetic import synthetic_tokenizer
+
+synthetic_tokenizer(300)  # kept; it takes a second
