@@ -16,15 +16,16 @@ import numpy as np
 from pfl_lm import __version__
 from pfl_lm.export import bundle as names
 from pfl_lm.export import card, vectors
-from pfl_lm.export.bundle import pack, write_index
+from pfl_lm.export.bundle import Bundle, pack, write_index
 from pfl_lm.export.cost import Cost, measure
 from pfl_lm.export.formats import FORMATS, ExportedFile, convert, format_of, open_file
 from pfl_lm.export.graphs import predict
 from pfl_lm.export.lessons import Lessons, train_graph, write_weights
 from pfl_lm.export.parity import HeldOutText, Parity, Reading, compare, read
-from pfl_lm.export.personal import PersonalPlan, personal_step, whitening
+from pfl_lm.export.personal import PersonalPlan, personal_step, plain, whitening
 from pfl_lm.export.ports import Graph
 from pfl_lm.export.source import Source
+from pfl_lm.export.verify import verify_bundle
 from pfl_lm.export.words import BlockList, write_words
 from pfl_lm.files import folder_atomically
 from pfl_lm.runs import write_json
@@ -186,7 +187,12 @@ def _write(
         "limits": card.limits(source, blocked),
     }
     card.write_card(folder, source, stated, text)
-    write_index(folder, stated)
+    index = write_index(folder, stated)
+    watch.say("verifying what was written")
+    failed = [f for f in verify_bundle(Bundle(folder, index)) if f.holds is False]
+    if failed:
+        listed = "; ".join(f"{finding.name}: {finding.says}" for finding in failed)
+        raise ValueError(f"nothing was kept; what was written does not hold: {listed}")
     return work.rows
 
 
@@ -260,7 +266,7 @@ def _training(work: _Work) -> dict[str, Any]:
 def _personal(work: _Work) -> tuple[dict[str, Any], dict[str, Any]]:
     """Export what a keyboard learns with; return its plan and its test vectors."""
     work.watch.say("onnx personal_step")
-    model, plan = work.source.model, work.plan
+    model, plan = plain(work.source.model), work.plan
     down = whitening(model, plan.rank)
     (work.folder / names.PERSONAL).write_bytes(down.astype("<f4").tobytes())
     graph = personal_step(model, plan, down)

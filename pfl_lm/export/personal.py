@@ -65,14 +65,23 @@ class PersonalPlan:
         return PersonalPlan(**(asdict(self) | {"rank": rank}))
 
 
+def plain(model: Model) -> Model:
+    """Return the model as ``predict`` holds it: factors merged, widths padded."""
+    return trunk.padded(Model(*merge(model.spec, model.parameters), model.origin))
+
+
 def personal_step(model: Model, plan: PersonalPlan, down: np.ndarray) -> Graph:
     """Trace the loss of a message and its gradient by what the keyboard learns.
 
     Inputs: ``values`` float32[P·R + V]: ``up`` (P, R) and ``bias`` (V,); ``windows``
     int32[1, T + 1], padded at the end with 0. The model and ``down`` are constants of the graph.
     Outputs: ``loss`` float32[1], ``gradient`` as ``values``.
+
+    Args:
+        model: as :func:`plain` returns it.
+        down: float32[R, P], see :func:`whitening`.
     """
-    spec, parameters = merge(model.spec, model.parameters)
+    spec, parameters = model.spec, model.parameters
     weights = {name: value.detach().float() for name, value in parameters.items()}
     others = {n: v for n, v in weights.items() if v.dim() == 1 or n == "positions"}
     others |= trunk.turns(spec)
@@ -119,7 +128,7 @@ def whitening(model: Model, rank: int) -> np.ndarray:
 
 def _invented_vectors(model: Model) -> np.ndarray:
     """Sample texts from the model; return their hidden vectors, float64[n, P]."""
-    spec, parameters = merge(model.spec, model.parameters)
+    spec, parameters = model.spec, model.parameters
     draw = torch.Generator().manual_seed(0)
     words = np.full((_SAMPLES, 1), Tokenizer.bos_id)
     for _ in range(min(_LENGTH, spec.context) - 1):

@@ -228,7 +228,7 @@ async function start() {
   $("title").textContent = index.title ?? "Notes";
   $("status").textContent = site.runtime === "web" ? "Runs in this page" : "Runs on this computer";
   app.keys.draw();
-  if (matchMedia("(pointer: fine)").matches) app.text.focus();
+  app.text.focus(); // no keyboard of the phone's own appears: inputmode is none
   await app.busy(personal.restore());
 }
 

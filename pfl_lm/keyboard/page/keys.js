@@ -102,7 +102,7 @@ export class Keys {
     key.setPointerCapture?.(event.pointerId);
     key.classList.add("pressed");
     if (event.pointerType !== "mouse") key.classList.add("touched");
-    navigator.vibrate?.(4);
+    if (navigator.userActivation?.hasBeenActive) navigator.vibrate?.(4);
     this.act(key.dataset.key);
     if (key.dataset.key === "erase") this.repeat();
   }

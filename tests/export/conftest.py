@@ -1,0 +1,89 @@
+"""A tiny run, and a toolchain that needs nothing installed: its graphs are kept in memory."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from pfl_lm.export import build, formats
+from pfl_lm.export.cost import Cost
+from pfl_lm.export.formats import Format
+from pfl_lm.export.ports import Graph
+from pfl_lm.payload import PayloadPlan
+
+KEPT: dict[bytes, Graph] = {}  # by the content of their files
+
+
+@dataclass(frozen=True)
+class Kept(Format):
+    """A format whose files can be opened in this process alone."""
+
+    def module(self):
+        return SimpleNamespace(convert=convert, open=reopen)
+
+
+def convert(graph: Graph, precision: str, path: Path) -> list[str]:
+    content = hashlib.sha256(f"{graph.name} {precision} {id(graph)}".encode()).digest() * 40
+    KEPT[content] = graph
+    path.write_bytes(content)
+    return ["kept in memory"]
+
+
+def reopen(path: Path, interface, threads: int):
+    if path.read_bytes() not in KEPT:
+        raise ValueError(f"{path.name}: the runtime refuses the file")
+    return KEPT[path.read_bytes()]
+
+
+@pytest.fixture(scope="module")
+def kept_format():
+    """Let ``onnx`` be such a format; figures of cost are made up."""
+    known = formats.FORMATS["onnx"]
+    fields = {name: getattr(known, name) for name in known.__dataclass_fields__}
+    kept = Kept(**fields | {"converter": (), "runtime": (), "distributions": ()})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(formats.FORMATS, "onnx", kept)
+        patch.setattr(build, "measure", lambda *about: Cost(0.5, 0.9, 0.4, 1 << 20, 3.0))
+        yield kept
+
+
+@pytest.fixture(scope="session")
+def run_folder(tiny_scenario, policy_file, new_watcher, tmp_path_factory) -> Path:
+    """A finished run of three rounds on invented users, 300 words."""
+    import pfl_lm.world
+    from pfl_lm.simulate import simulate
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pfl_lm.world, "PUBLIC_USERS", 20)
+        payload = PayloadPlan(rows=120, draw="unigram")
+        scenario = tiny_scenario(policy=policy_file(), rounds=3, payload=payload)
+        return simulate(scenario, tmp_path_factory.mktemp("export") / "run", new_watcher()).path
+
+
+@pytest.fixture(scope="session")
+def source(run_folder):
+    from pfl_lm.export.source import open_source
+
+    return open_source(run_folder)
+
+
+@pytest.fixture(scope="session")
+def text(source):
+    """A little of what the invented held-out users wrote."""
+    from pfl_lm.cli.evaluate import invented_users
+    from pfl_lm.export.parity import HeldOutText
+
+    _, people = invented_users(source.model, source.manifest)
+    return HeldOutText("invented users", people, source.tokenizer, "validation", 8, 60, 20)
+
+
+@pytest.fixture(scope="module")
+def bundle_folder(kept_format, source, text, tmp_path_factory) -> Path:
+    """A bundle of that run in the kept format, fp32 and int8."""
+    folder = tmp_path_factory.mktemp("bundles") / "bundle"
+    build.export(source, folder, build.Choice(formats=("onnx",)), text)
+    return folder

@@ -1,0 +1,216 @@
+"""From a run to a bundle: what is in it, and that half of one never is."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from pfl_lm.export import build
+from pfl_lm.export.bundle import opened
+from pfl_lm.export.source import open_source
+from pfl_lm.files import sha256_of
+from pfl_lm.language.tokenizer import Tokenizer
+from pfl_lm.runs import RunFolder
+
+FILES = {
+    "MODEL_CARD.md", "blocklist.txt", "personal.f32", "privacy.json", "testvectors.json",
+    "weights.f32", "graphs/predict.fp32.onnx", "graphs/predict.int8.onnx",
+    "graphs/train_step.fp32.onnx", "graphs/personal_step.fp32.onnx", "provenance/manifest.json",
+    "provenance/ledger.jsonl", "tokenizer/tokenizer.model", "tokenizer/vocabulary.tsv",
+    "tokenizer/tokenizer.json",
+}  # fmt: skip
+
+
+def small(**changes) -> build.Choice:
+    fields = {"formats": ("onnx",), "precisions": ("fp32",), "train": False, "personal": False}
+    return build.Choice(**{**fields, **changes})
+
+
+def leftovers(folder) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+class TestWhatIsInIt:
+    def test_every_part_and_its_checksum(self, bundle_folder):
+        with opened(bundle_folder) as bundle:
+            stated = bundle.index.files
+            assert set(stated) >= FILES
+            for name, about in stated.items():
+                assert about["sha256"] == sha256_of(bundle.path(name))
+
+    def test_the_index_tells_a_phone_all_it_needs(self, bundle_folder, source):
+        index = json.loads((bundle_folder / "bundle.json").read_text())
+        entry = next(g for g in index["graphs"] if g["precision"] == "int8")
+        inputs = {name: (dtype, shape) for name, dtype, shape in entry["interface"]["inputs"]}
+        assert inputs["token"] == ("int32", [1])
+        assert inputs["mask"] == ("float32", [1, 300])
+        assert set(entry["interface"]["state"].values()) <= set(inputs)
+        assert {"least_runtime", "versions", "notes", "parity", "cost"} <= set(entry)
+        assert entry["parity"]["top3_agreement"] == 1.0
+        assert index["words"]["special_ids"]["bos_id"] == 2
+        assert index["run"]["ledger_head"] == source.identity["ledger_head"]
+
+    def test_the_words_are_the_run_s(self, bundle_folder, source):
+        assert Tokenizer.open(bundle_folder / "tokenizer").digest == source.tokenizer.digest
+
+    def test_the_weights_are_the_model_s(self, bundle_folder, source):
+        import numpy as np
+
+        lies = json.loads((bundle_folder / "bundle.json").read_text())["model"]["weights"]
+        values = np.fromfile(bundle_folder / "weights.f32", "<f4")
+        for name, tensor in source.model.parameters.items():
+            first = lies[name]["offset"] // 4
+            found = values[first : first + tensor.numel()].reshape(lies[name]["shape"])
+            assert (found == tensor.numpy()).all(), name
+
+    def test_the_card_carries_both_statements_and_the_figures(self, bundle_folder, source):
+        page = (bundle_folder / "MODEL_CARD.md").read_text()
+        statements = source.manifest["statements"]
+        assert statements["guaranteed"] in page
+        assert statements["simulated"] in page
+        assert source.identity["ledger_head"] in page
+        for heading in ("What it is for", "What it was made of", "How good it is", "Limits"):
+            assert f"## {heading}" in page
+        assert "keystrokes saved" in page
+        assert "invented" in page
+
+    def test_two_exports_are_equal(self, kept_format, source, text, tmp_path):
+        for name in ("one", "two"):
+            build.export(source, tmp_path / name, small(), text)
+        for path in (tmp_path / "one").rglob("*"):
+            other = tmp_path / "two" / path.relative_to(tmp_path / "one")
+            if path.is_file() and path.suffix != ".onnx" and path.name != "bundle.json":
+                assert path.read_bytes() == other.read_bytes(), path.name
+
+
+class TestBlockedWords:
+    def test_are_never_suggested_and_counted(self, kept_format, source, text, tmp_path):
+        first = build.predict(source.model, best=1, blocked=source.tokenizer.specials)
+        favourite = int(first(**first.start)["words"][0, 0])
+        word = source.tokenizer.words[favourite]
+        (tmp_path / "blocked.txt").write_text(f"{word}\nnot-a-word\n")
+        choice = small(block_list=tmp_path / "blocked.txt", least_agreement=0.0)
+        build.export(source, tmp_path / "bundle", choice, text)
+        told = json.loads((tmp_path / "bundle" / "testvectors.json").read_text())
+        suggested = {
+            word for text in told["predict"]["reference"] for key in text for word in key["words"]
+        }
+        assert favourite not in suggested
+        with opened(tmp_path / "bundle") as bundle:
+            assert bundle.index.words["blocked"]["words"] == 1
+            assert bundle.path("blocklist.txt").read_text() == f"{word}\n"
+
+    def test_a_list_without_any_known_word_is_refused(self, kept_format, source, text, tmp_path):
+        (tmp_path / "blocked.txt").write_text("zzzz\n")
+        choice = small(block_list=tmp_path / "blocked.txt")
+        with pytest.raises(ValueError, match="none of its words is in the vocabulary"):
+            build.export(source, tmp_path / "bundle", choice, text)
+        assert leftovers(tmp_path) == ["blocked.txt"]
+
+
+class TestWholeOrNotAtAll:
+    def test_too_little_agreement_keeps_nothing(self, kept_format, source, text, tmp_path):
+        worse = build.compare
+
+        def compare(*readings):
+            return replace(worse(*readings), top3_agreement=0.97)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(build, "compare", compare)
+            with pytest.raises(ValueError, match=r"nothing was kept.*97\.00% \(bar 98%\)"):
+                build.export(source, tmp_path / "bundle", small(), text)
+        assert leftovers(tmp_path) == []
+
+    @pytest.mark.parametrize("name", ["bundle", "bundle.zip"])
+    def test_an_error_half_way_keeps_nothing(self, kept_format, source, text, tmp_path, name):
+        def fail(*about):
+            raise OSError("no space left")
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(build, "write_index", fail)
+            with pytest.raises(OSError, match="no space left"):
+                build.export(source, tmp_path / name, small(), text)
+        assert leftovers(tmp_path) == []
+
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+    def test_a_killed_export_leaves_nothing(self, run_folder, source, text, tmp_path, number):
+        """SIGKILL cannot be answered: the next export clears what it left, and it has no name."""
+        code = f"""
+import sys, time
+from types import SimpleNamespace
+sys.path.insert(0, {str(build.Path(__file__).parent)!r})
+from pfl_lm.export import build, formats
+from pfl_lm.cli import export as verb
+def stop(*about):
+    print("half way", flush=True)
+    time.sleep(60)
+build.read = stop
+build.Choice.__post_init__ = lambda self: None
+verb.run_(build.Path({str(run_folder)!r}), build.Path({str(tmp_path / "bundle")!r}), None, None,
+          "validation", "onnx", "fp32", None, 0.98, 0.9, 60, True, True, False)
+"""
+        process = subprocess.Popen(
+            [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        assert process.stdout.readline() == "half way\n", process.stderr.read()
+        process.send_signal(number)
+        process.communicate(timeout=60)
+        assert process.returncode != 0
+        assert not (tmp_path / "bundle").exists()
+        if number is signal.SIGKILL:
+            build._sweep(tmp_path / "bundle")
+        assert leftovers(tmp_path) == []
+
+    def test_what_exists_is_not_overwritten(self, kept_format, bundle_folder, source, text):
+        with pytest.raises(ValueError, match="exists already"):
+            build.export(source, bundle_folder, small(), text)
+
+    def test_what_does_not_hold_is_not_kept(self, kept_format, source, text, tmp_path):
+        """Before it becomes visible, an export is verified as `export verify` does."""
+        from pfl_lm.export import vectors
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(vectors, "text_vectors", lambda *about: [{"text": "a", "ids": [9]}])
+            with pytest.raises(ValueError, match=r"nothing was kept.*tokenizer"):
+                build.export(source, tmp_path / "bundle", small(), text)
+        assert leftovers(tmp_path) == []
+
+
+class TestWhatCannotBeExported:
+    def test_a_missing_toolchain_names_its_extra(self):
+        from pfl_lm.export.formats import FORMATS
+
+        absent = [name for name, known in FORMATS.items() if known.missing()]
+        if not absent:
+            pytest.skip("every toolchain is installed here")
+        with pytest.raises(ValueError, match=rf"pfl-lm\[{absent[0]}\]"):
+            build.Choice(formats=(absent[0],))
+
+    def test_an_unknown_format_or_precision(self, kept_format):
+        with pytest.raises(ValueError, match="must be one of"):
+            build.Choice(formats=("wasm",))
+        with pytest.raises(ValueError, match="must be one of"):
+            build.Choice(formats=("onnx",), precisions=("int3",))
+
+    def test_a_run_that_has_not_ended(self, run_folder, tmp_path):
+        copy = tmp_path / "run"
+        copy.mkdir()
+        for name in ("manifest.json", "ledger.jsonl"):
+            (copy / name).write_bytes((run_folder / name).read_bytes())
+        with pytest.raises(ValueError, match="has not ended"):
+            open_source(copy)
+
+    def test_a_run_whose_manifest_was_altered(self, run_folder, tmp_path):
+        import shutil
+
+        shutil.copytree(run_folder, tmp_path / "run")
+        path = RunFolder(tmp_path / "run").manifest_path
+        content = json.loads(path.read_text())
+        path.write_text(json.dumps(content | {"run": "another"}))
+        with pytest.raises(ValueError, match="begun for another manifest"):
+            open_source(tmp_path / "run")

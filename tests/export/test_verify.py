@@ -1,0 +1,239 @@
+"""Bundles that were damaged, cut, mixed or outlived: each refused with a line that says why."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pfl_lm.export import bundle as names
+from pfl_lm.export import vectors
+from pfl_lm.export.bundle import BundleError, opened, pack, write_index
+from pfl_lm.export.verify import Finding, verify_bundle
+
+
+@pytest.fixture
+def copy(bundle_folder, tmp_path) -> Path:
+    return Path(shutil.copytree(bundle_folder, tmp_path / "copy"))
+
+
+def findings(path: Path, run: Path | None = None) -> list[Finding]:
+    with opened(path) as bundle:
+        return list(verify_bundle(bundle, run))
+
+
+def failure(path: Path, run: Path | None = None) -> str:
+    """The one thing that does not hold."""
+    wrong = [finding for finding in findings(path, run) if finding.holds is False]
+    assert len(wrong) == 1, wrong
+    return f"{wrong[0].name}: {wrong[0].says}"
+
+
+def index_again(folder: Path, **changes) -> None:
+    """Do as a forger would: write the index anew over what lies there."""
+    content = json.loads((folder / names.INDEX).read_text())
+    for name in ("schema", "files", "digest"):
+        content.pop(name)
+    write_index(folder, content | changes)
+
+
+def edit_json(path: Path, **changes) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+class TestAWholeBundle:
+    def test_holds(self, bundle_folder, run_folder):
+        found = findings(bundle_folder, run_folder)
+        assert all(finding.holds for finding in found), found
+        said = {finding.name for finding in found}
+        assert {"files", "of one piece", "of the run", "tokenizer", "predict.int8.onnx",
+                "train_step.fp32.onnx", "personal_step.fp32.onnx"} <= said  # fmt: skip
+
+    def test_holds_as_a_zip_of_the_same_bytes(self, bundle_folder, tmp_path):
+        for name in ("one.zip", "two.zip"):
+            pack(bundle_folder, tmp_path / name)
+        assert (tmp_path / "one.zip").read_bytes() == (tmp_path / "two.zip").read_bytes()
+        assert all(finding.holds for finding in findings(tmp_path / "one.zip"))
+
+    def test_a_runtime_that_is_not_here_is_said_to_be_not_run(self, bundle_folder, kept_format):
+        from dataclasses import replace
+
+        from pfl_lm.export import formats
+
+        with pytest.MonkeyPatch.context() as patch:
+            absent = replace(kept_format, runtime=("no_such_runtime",))
+            patch.setitem(formats.FORMATS, "onnx", absent)
+            found = {finding.name: finding for finding in findings(bundle_folder)}
+        assert found["predict.int8.onnx"].holds is None
+        assert found["predict.int8.onnx"].says.startswith("not run: onnx needs no_such_runtime")
+
+
+class TestDamage:
+    def test_a_changed_byte(self, copy):
+        path = copy / "graphs" / "predict.int8.onnx"
+        content = bytearray(path.read_bytes())
+        content[100] ^= 1
+        path.write_bytes(content)
+        assert "predict.int8.onnx is not the file that was exported" in failure(copy)
+
+    def test_a_truncated_file(self, copy):
+        path = copy / "weights.f32"
+        path.write_bytes(path.read_bytes()[:-5])
+        assert "weights.f32" in failure(copy)
+        assert "truncated" in failure(copy)
+
+    def test_a_missing_file(self, copy):
+        (copy / "blocklist.txt").unlink()
+        assert "blocklist.txt is missing" in failure(copy)
+
+    def test_a_file_too_many(self, copy):
+        (copy / "graphs" / "more.onnx").write_bytes(b"1")
+        assert "more.onnx is no part of this bundle" in failure(copy)
+
+    @pytest.mark.parametrize("keep", [0.0, 0.3, 0.9, 0.999])
+    def test_a_truncated_zip(self, bundle_folder, tmp_path, keep):
+        pack(bundle_folder, tmp_path / "bundle.zip")
+        content = (tmp_path / "bundle.zip").read_bytes()
+        (tmp_path / "bundle.zip").write_bytes(content[: int(len(content) * keep)])
+        with pytest.raises(BundleError, match="cut off or damaged"):
+            findings(tmp_path / "bundle.zip")
+
+    def test_a_damaged_zip(self, bundle_folder, tmp_path):
+        pack(bundle_folder, tmp_path / "bundle.zip")
+        content = bytearray((tmp_path / "bundle.zip").read_bytes())
+        content[len(content) // 2] ^= 0xFF
+        (tmp_path / "bundle.zip").write_bytes(content)
+        with pytest.raises(BundleError, match="cut off or damaged"):
+            findings(tmp_path / "bundle.zip")
+
+    def test_a_zip_that_reaches_outside_itself(self, tmp_path):
+        with zipfile.ZipFile(tmp_path / "bundle.zip", "w") as archive:
+            archive.writestr("../evil", "1")
+        with pytest.raises(BundleError, match="outside itself"):
+            findings(tmp_path / "bundle.zip")
+        assert not (tmp_path.parent / "evil").exists()
+
+    @pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"schema": 1}', "\x00\xff"])
+    def test_an_index_that_is_none(self, copy, content):
+        (copy / names.INDEX).write_text(content, encoding="utf-8")
+        with pytest.raises(BundleError, match=r"damaged|schema"):
+            findings(copy)
+
+    def test_an_index_that_was_altered(self, copy):
+        edit_json(copy / names.INDEX, name="another")
+        with pytest.raises(BundleError, match="altered after it was written"):
+            findings(copy)
+
+    def test_an_index_with_an_unknown_key(self, copy):
+        edit_json(copy / names.INDEX, extra=1)
+        with pytest.raises(BundleError, match="'extra' is not a key"):
+            findings(copy)
+
+    def test_no_bundle_at_all(self, tmp_path):
+        with pytest.raises(BundleError, match="no such bundle"):
+            findings(tmp_path / "none.zip")
+        with pytest.raises(BundleError, match="is not a bundle"):
+            findings(tmp_path)
+
+
+class TestAMixture:
+    """The index was written anew, so that all checksums fit; the parts betray one another."""
+
+    def test_another_run_s_manifest(self, copy):
+        edit_json(copy / names.MANIFEST, run="another")
+        index_again(copy)
+        assert "mixed: the ledger was begun for another manifest" in failure(copy)
+
+    def test_a_ledger_that_was_cut(self, copy):
+        path = copy / names.LEDGER
+        path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+        index_again(copy)
+        assert "the ledger does not hold" in failure(copy)
+
+    def test_a_ledger_that_was_altered(self, copy):
+        path = copy / names.LEDGER
+        path.write_text(path.read_text().replace('"reports":', '"Reports":', 1))
+        index_again(copy)
+        assert "the ledger does not hold" in failure(copy)
+
+    def test_softer_statements(self, copy):
+        statements = {"guaranteed": "Everything.", "simulated": "Nothing."}
+        edit_json(copy / names.PRIVACY, statements=statements)
+        index_again(copy)
+        assert "privacy.json speaks of another run" in failure(copy)
+
+    def test_another_block_list(self, copy):
+        (copy / names.BLOCKLIST).write_text("word\n")
+        index_again(copy)
+        assert "the block list is another" in failure(copy)
+
+    def test_another_vocabulary(self, copy):
+        from pfl_lm.language.synthetic import synthetic_tokenizer
+
+        shutil.rmtree(copy / names.TOKENIZER)
+        synthetic_tokenizer(301).save(copy / names.TOKENIZER)
+        index_again(copy)
+        wrong = [finding.says for finding in findings(copy) if finding.holds is False]
+        assert any("the vocabulary is not the one trained with" in says for says in wrong)
+
+    def test_another_model_s_graph(self, copy):
+        graphs = copy / names.GRAPHS
+        shutil.copyfile(graphs / "train_step.fp32.onnx", graphs / "predict.int8.onnx")
+        index_again(copy)
+        assert "predict.int8.onnx" in failure(copy)
+
+    def test_weights_of_another_model(self, copy):
+        values = np.fromfile(copy / names.WEIGHTS, "<f4")
+        (values * 1.5).astype("<f4").tofile(copy / names.WEIGHTS)
+        index_again(copy)
+        assert failure(copy).startswith("train_step.fp32.onnx")
+
+
+class TestAnOldBundle:
+    def test_of_another_schema(self, copy):
+        edit_json(copy / names.INDEX, schema=0)
+        with pytest.raises(BundleError, match="schema 0, this version reads 1: export"):
+            findings(copy)
+
+    def test_of_a_run_that_has_gone_on(self, bundle_folder, run_folder, tmp_path):
+        from pfl_lm.dp.ledger import Ledger
+
+        run = Path(shutil.copytree(run_folder, tmp_path / "run"))
+        with Ledger.open(run / "ledger.jsonl") as ledger:
+            ledger.record_round(9, {"released": "x"})
+        assert "outdated: the run has spent 1 more rounds" in failure(bundle_folder, run)
+
+    def test_of_a_model_that_was_replaced(self, bundle_folder, run_folder, tmp_path):
+        run = Path(shutil.copytree(run_folder, tmp_path / "run"))
+        (run / "model.pt").write_bytes(b"another")
+        assert "the run's model has changed" in failure(bundle_folder, run)
+
+    def test_of_another_run(self, bundle_folder, tiny_scenario, new_watcher, tmp_path):
+        from pfl_lm.simulate import simulate
+
+        other = simulate(tiny_scenario(rounds=1, seed=8), tmp_path / "other", new_watcher()).path
+        assert "is another run" in failure(bundle_folder, other)
+
+
+class TestTheComparison:
+    STATED = [{"words": [5, 6, 7], "scores": [3.0, 2.0, 0.0]}]  # noqa: RUF012
+
+    def test_accepts_small_differences_and_swapped_neighbours(self):
+        near = [{"words": [5, 6, 8], "scores": [3.05, 1.96, 0.02]}]
+        assert vectors.differences(near, self.STATED, 0.1) == ""
+
+    def test_refuses_a_score_too_far(self):
+        far = [{"words": [5, 6, 7], "scores": [3.3, 2.0, 0.0]}]
+        assert "0.3 away" in vectors.differences(far, self.STATED, 0.1)
+
+    def test_refuses_a_leading_word_that_is_gone(self):
+        gone = [{"words": [5, 9, 7], "scores": [3.0, 2.0, 0.0]}]
+        assert "word 6 is not suggested" in vectors.differences(gone, self.STATED, 0.1)
+
+    def test_refuses_what_is_no_number(self):
+        broken = [{"words": [5, 6, 7], "scores": [float("nan"), 2.0, 0.0]}]
+        assert vectors.differences(broken, self.STATED, 0.1)
