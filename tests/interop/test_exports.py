@@ -1,0 +1,72 @@
+"""Stores as other libraries' files; what is written is read back here, and by them elsewhere."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+
+import pytest
+
+from pfl_lm.interop.exports import example, export_leaf, export_sqlite
+from pfl_lm.interop.imports import import_population
+from pfl_lm.language.population import SPLITS, PopulationStore
+from pfl_lm.language.population_build import BuildOptions
+from pfl_lm.language.synthetic import synthetic_tokenizer
+
+KEEP = BuildOptions(keep_user_ids=True, text_field="x")
+
+
+def test_leaf_there_and_back_is_the_same_population(store, tokenizer, streams, tmp_path):
+    written = export_leaf(store, tokenizer, tmp_path / "leaf")
+    import_population("leaf", str(tmp_path / "leaf"), tokenizer, tmp_path / "again", KEEP)
+    again = PopulationStore.open(tmp_path / "again")
+    assert streams(again) == streams(store)
+    assert written == sum(store.profile["splits"][split]["messages"] for split in SPLITS)
+
+
+def test_leaf_files_have_what_leaf_asks_for(store, tokenizer, tmp_path):
+    export_leaf(store, tokenizer, tmp_path / "leaf")
+    for split in SPLITS:
+        (path,) = (tmp_path / "leaf" / split).iterdir()
+        content = json.loads(path.read_text(encoding="utf-8"))
+        assert content["users"] == list(content["user_data"]) == list(store.user_ids(split))
+        for user, count in zip(content["users"], content["num_samples"], strict=True):
+            data = content["user_data"][user]
+            assert len(data["x"]) == len(data["y"]) == count
+            for text, target in zip(data["x"], data["y"], strict=True):
+                assert target.split() == [*text.split()[1:], "</s>"]
+
+
+def test_sqlite_tables_and_counts(store, tokenizer, tmp_path):
+    path = tmp_path / "clients.sqlite"
+    written = export_sqlite(store, tokenizer, path)
+    with sqlite3.connect(path) as file:
+        counts = "SELECT count(*) FROM examples WHERE client_id = ? AND split_name = ?"
+        rows = file.execute("SELECT client_id, split_name, num_examples FROM client_metadata")
+        found = rows.fetchall()
+        assert written == sum(count for _, _, count in found)
+        for client, split, count in found:
+            assert file.execute(counts, (client, split)).fetchone() == (count,)
+    names = {(client, split) for client, split, _ in found}
+    assert names == {(name, split) for split in SPLITS for name in store.user_ids(split)}
+
+
+def test_an_example_byte_by_byte():
+    inner = b"\x0a\x02\x68\x69"  # BytesList{value: "hi"}
+    feature = b"\x0a\x04" + inner  # Feature{bytes_list}
+    entry = b"\x0a\x01\x74" + b"\x12\x06" + feature  # {key: "t", value: feature}
+    features = b"\x0a\x0b" + entry
+    assert example("t", "hi") == b"\x0a\x0d" + features
+    assert example("t", "x" * 300)[:3] == bytes([0x0A, 0xBB, 0x02])  # 315, as a varint
+
+
+def test_nothing_is_overwritten_and_nothing_half_written(store, tokenizer, tmp_path):
+    taken = tmp_path / "taken"
+    taken.write_text("mine")
+    for write in (export_leaf, export_sqlite):
+        with pytest.raises(ValueError, match="exists"):
+            write(store, tokenizer, taken)
+        with pytest.raises(ValueError, match="another tokenizer"):
+            write(store, synthetic_tokenizer(300), tmp_path / "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+    assert taken.read_text() == "mine"
