@@ -19,10 +19,10 @@ from pfl_lm.files import write_atomically
 
 _MARKS = {True: ("✓", "good"), False: ("✗", "bad"), None: ("!", "care")}
 _STATES = {
-    "averted": ("✓", "good"),
-    "present": ("✗", "bad"),
-    "to judge": ("!", "care"),
-    "not looked for": ("–", "quiet"),
+    "averted": ("no", "good"),
+    "present": ("YES", "bad"),
+    "to judge": ("you judge", "care"),
+    "not looked for": ("not looked for", "quiet"),
 }
 _WIDTH = 96
 
@@ -46,7 +46,9 @@ def verdict(parts: Sequence[Part]) -> str:
     """Say in one sentence how the audit ended."""
     wrong = _alarms(parts)
     if not wrong:
-        return "Everything that was checked holds."
+        judged = sum(finding.holds is None for part in parts for finding in part.findings)
+        left = f" {judged} point{'s are' if judged > 1 else ' is'} for a person to judge."
+        return "Everything that was checked holds." + left * bool(judged)
     names = ", ".join(finding.name for finding in wrong)
     return f"{len(wrong)} of the checks FAILED: {names}."
 
@@ -109,7 +111,7 @@ def meaning(promise: Promise | None) -> str:
         f"ε = {promise.epsilon:g} means: somebody who sees every released model, knows everything "
         f"else there is to know, and must tell whether one person's text was used, can be right in "
         f"at most {shown} of cases, where a coin is right in 50%. The smaller ε, the closer to the "
-        f"coin; δ = {promise.delta:g} is the chance that this fails for somebody."
+        f"coin. δ is the chance that this fails: one in {round(1 / promise.delta):,}."
     )
 
 
