@@ -3,7 +3,8 @@ PYTHON ?= python3.11
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test lint format bench wheel clean export-env test-export
+.PHONY: demo test lint format bench wheel clean export-env test-export keyboard-web \
+        tff test-tff interop-env test-interop
 
 demo: $(VENV)/.ready            ## train on an embedded synthetic population, then write the report
 	$(BIN)/pfl-lm demo --output runs/demo --overwrite
@@ -26,6 +27,9 @@ bench: $(VENV)/.ready           ## the figures of benchmarks/RESULTS.md that nee
 wheel: $(VENV)/.ready           ## a wheel in dist/
 	$(BIN)/python -m build --wheel
 
+keyboard-web: $(VENV)/.ready    ## ONNX Runtime Web from npm, so that the keyboard's page computes itself
+	$(BIN)/python -m pfl_lm.keyboard.runtime
+
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
@@ -41,6 +45,37 @@ $(EXPORT)/.ready: pyproject.toml
 	$(EXPORT)/bin/python -m pip install --quiet --upgrade pip
 	$(EXPORT)/bin/python -m pip install --quiet "torch>=2.13,<2.14"
 	$(EXPORT)/bin/python -m pip install --quiet --editable ".[dev,onnx,litert,executorch,coreml]"
+	touch $@
+
+# tensorflow-federated agrees with nothing else about versions; the core talks to it by a pipe.
+TFF := .env-tff
+tff: $(TFF)/.ready              ## tensorflow-federated 0.87.0 (Python 3.11, 2.5 GB)
+
+test-tff: $(VENV)/.ready $(TFF)/.ready  ## sums, data and a round through tensorflow-federated
+	PFL_LM_TEST_TFF=1 PFL_LM_TFF_PYTHON=$(CURDIR)/$(TFF)/bin/python \
+	    $(BIN)/python -m pytest -q tests/interop/test_tff.py tests/interop/test_tff_data.py
+
+$(TFF)/.ready: requirements/tff.txt
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info[:2] != (3, 11))" || { \
+	    echo "tensorflow-federated needs Python 3.11: make tff PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv $(TFF)
+	$(TFF)/bin/python -m pip install --quiet "setuptools<70" wheel
+	$(TFF)/bin/python -m pip install --quiet --no-deps -r requirements/tff.txt
+	TF_CPP_MIN_LOG_LEVEL=3 $(TFF)/bin/python -c "import tensorflow_federated" 2>/dev/null
+	touch $@
+
+INTEROP := .env-interop
+interop-env: $(INTEROP)/.ready  ## the core beside Hugging Face datasets, pfl-research, LEAF's reader
+
+test-interop: $(INTEROP)/.ready ## the doors, against the libraries that they lead to
+	PFL_LM_TEST_INTEROP=1 $(INTEROP)/bin/python -m pytest -q tests/interop
+
+$(INTEROP)/.ready: pyproject.toml requirements/interop.txt requirements/interop_bare.txt
+	command -v $(PYTHON) >/dev/null && $(PYTHON) -m venv $(INTEROP) || python3 -m venv $(INTEROP)
+	$(INTEROP)/bin/python -m pip install --quiet --upgrade pip
+	$(INTEROP)/bin/python -m pip install --quiet "torch>=2.13,<2.14"
+	$(INTEROP)/bin/python -m pip install --quiet --editable ".[dev]" -r requirements/interop.txt
+	$(INTEROP)/bin/python -m pip install --quiet --no-deps -r requirements/interop_bare.txt
 	touch $@
 
 # Without Python 3.11 by that name, any python3 of a supported version will do.

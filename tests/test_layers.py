@@ -21,11 +21,13 @@ LAYERS = (
     ("scenario", "model_file", "protection", "evaluation"),
     ("aggregation",),
     ("checkpoints", "central", "world"),
+    ("attendance",),
     ("manifest",),
     ("resume",),
     ("books",),
     ("simulate", "report"),
     ("audit", "export", "demo", "network"),
+    ("keyboard",),
     ("cli",),
     ("__main__",),
 )

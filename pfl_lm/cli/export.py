@@ -122,7 +122,7 @@ def keyboard(
     bundle: Annotated[Path, typer.Argument(help="Folder or zip that `export` wrote.")],
     port: Annotated[int, typer.Option(help="Of the local server; 0 takes a free one.")] = 8010,
     precision: Annotated[
-        str | None, typer.Option(help="fp32, int8, int4 [the smallest of fp32 and int8].")
+        str | None, typer.Option(help="fp32, int8, int4 [fp32, the fastest in a browser].")
     ] = None,
     server: Annotated[
         bool, typer.Option("--server", help="Compute here, not in the page's own runtime.")

@@ -106,6 +106,7 @@ class App {
 
   show(before, typed, found) {
     const words = found.map(({ id }) => ({ word: this.tokenizer.words[id] }));
+    // One word of one's own at most, the last of the three.
     const own = this.personal.own(typed, before).slice(0, 1).map((word) => ({ word, own: true }));
     const wanted = typed ? this.tokenizer.normalise(typed) : "";
     const known = !wanted || this.tokenizer.id(wanted) !== this.tokenizer.rules.unk_id;

@@ -1,7 +1,7 @@
 // The two sheets: what was learnt here, with a way to take it back; and what the model is.
 
 const $ = (id) => document.getElementById(id);
-const SHOWN = 12, LOOKED_AT = 60; // habits shown, and contexts compared to find them
+const SHOWN = 8, LOOKED_AT = 60; // habits shown, and contexts compared to find them
 
 export class Sheets {
   constructor(app) {
