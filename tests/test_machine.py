@@ -19,7 +19,7 @@ def test_tuning_leaves_products_float32() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(("oneDNN", "torch's default"))
+    assert done.stdout.startswith(("oneDNN", "OpenBLAS", "torch's default"))
 
 
 @pytest.mark.parametrize(
@@ -36,6 +36,26 @@ def test_other_processors_are_left_alone(flags: set[str], monkeypatch) -> None:
     before = torch.backends.mkldnn.matmul.fp32_precision
     assert not machine.use_onednn()
     assert torch.backends.mkldnn.matmul.fp32_precision == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "threads_set", "used"),
+    [
+        ({"AuthenticAMD", "avx2"}, True, True),
+        ({"AuthenticAMD", "avx2"}, False, False),
+        ({"AuthenticAMD", "avx512f"}, True, False),
+        ({"GenuineIntel", "avx2"}, True, False),
+        (set(), True, False),
+    ],
+)
+def test_openblas_only_where_it_is_faster_and_obeys(
+    flags: set[str], threads_set: bool, used: bool, monkeypatch
+) -> None:
+    monkeypatch.setattr(machine, "cpu_flags", lambda: flags)
+    monkeypatch.setattr(machine, "_set_threads", lambda threads: threads_set)
+    monkeypatch.setattr(machine, "openblas", False)
+    assert machine.use_openblas(1) == used
+    assert machine.openblas == used
 
 
 def test_a_route_that_rounds_to_bfloat16_is_withdrawn(monkeypatch) -> None:

@@ -28,6 +28,7 @@ from pfl_lm.language.models import ModelSpec, Parameters, hidden, roles
 from pfl_lm.payload import Payload
 
 UNK = 1
+CACHE_BYTES = 16 << 20  # of the devices' own values that are stepped together
 Weights = dict[str, Tensor]
 
 
@@ -79,8 +80,10 @@ def train(
         active = len(batch.inputs)
         candidates = objective.draw(seed, round, number)
         rate = training.learning_rate * training.decay**number
-        loss = step(batch, now[:active], trained[:active], rate, candidates)
-        losses[:active] += loss.sum((1, 2)).numpy()
+        for some in _side_by_side(active, payload.dim, alike=now is not trained):
+            part = Batch(*(each[some] for each in batch))
+            loss = step(part, now[some], trained[some], rate, candidates)
+            losses[some] += loss.sum((1, 2)).numpy()
         tokens[:active] += batch.weight.count_nonzero((1, 2)).numpy()
         now = trained
     updates = trained.sub_(received)
@@ -206,15 +209,15 @@ def devices_at_once(
     spec: ModelSpec,
     payload: Payload,
     training: LocalTraining,
-    own_bytes: int = 16 << 20,
+    own_bytes: int = 64 << 20,
     work_bytes: int = 128 << 20,
 ) -> int:
-    """Choose K, how many devices to train side by side.
+    """Choose K, how many devices to train as one batch.
 
     More devices make the shared products larger and the count of operations smaller, until what
     they work on leaves the cache. Measured on a processor with 32 MB of L3, the best K stops
-    growing at 16, keeps the devices' own values within 16 MB and their activations and scores
-    within 128 MB. A payload of millions of coordinates shares too little: K = 1.
+    growing at 16 and keeps activations and scores within 128 MB. The devices' own values fit in
+    64 MB: a payload of millions of coordinates shares the first step only.
     """
     rows = training.batch_size * training.window
     if spec.kind == "transformer":
@@ -227,6 +230,16 @@ def devices_at_once(
     work = rows * (spec.layers * (inner + 4 * spec.embedding_dim) + 2 * candidates)
     copies = 1 if training.gradient_clip is None else 2
     return max(1, min(16, own_bytes // (4 * copies * payload.dim), work_bytes // (4 * work)))
+
+
+def _side_by_side(active: int, dim: int, alike: bool) -> list[slice]:
+    """Cut the devices at work into those that step together.
+
+    While their values are ``alike`` all do, for they share the products. Later a device shares
+    the frozen weights only; values that would push each other out of the cache take turns.
+    """
+    width = active if alike else max(1, CACHE_BYTES // (4 * dim))
+    return [slice(start, min(start + width, active)) for start in range(0, active, width)]
 
 
 def groups(sizes: Sequence[int], at_once: int) -> list[np.ndarray]:

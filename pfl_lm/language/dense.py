@@ -16,12 +16,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from pfl_lm import machine
 from pfl_lm.language.spec import LoraSpec
+
+NARROW = 64  # columns of a product
 
 Linear = Callable[[str, Tensor], Tensor]
 
@@ -143,17 +147,36 @@ def weight_gradient(dy: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     dy, x = dy.to(weight.dtype), x.to(weight.dtype)
     if weight.dim() == 2:
         dy, x = dy.reshape(1, -1, dy.shape[-1]), x.reshape(1, -1, x.shape[-1])
-    # The product with the longer output rows is the faster one where the other side is narrow.
-    wide = x.shape[-1] < dy.shape[-1]
-    gradient = torch.bmm(x.mT, dy).mT if wide else torch.bmm(dy.mT, x)
+    # Where one side is narrow, the product with the longer output rows is the faster one.
+    narrow = x.shape[-1] < min(NARROW, dy.shape[-1])
+    gradient = torch.bmm(x.mT, dy).mT if narrow else _times_each(dy.mT, x)
     return gradient[0] if weight.dim() == 2 else gradient
 
 
 def _product(x: Tensor, matrix: Tensor) -> Tensor:
     """(K, N, I) times (I, O) or (K, I, O), in the matrix's precision, returned in that of x."""
     one, low = _the_one(matrix), x.to(matrix.dtype)
-    y = torch.bmm(low, matrix) if one is None else F.linear(low.contiguous(), one.mT)
-    return y.to(x.dtype)
+    if one is None:
+        return _times_each(low, matrix).to(x.dtype)
+    if _suits_openblas(one):
+        return _times_each(low.reshape(1, -1, low.shape[-1]), one[None]).view(*x.shape[:-1], -1)
+    return F.linear(low.contiguous(), one.mT).to(x.dtype)
+
+
+def _times_each(left: Tensor, right: Tensor) -> Tensor:
+    """(K, M, I) times (K, I, O), by the faster library."""
+    if not _suits_openblas(right):
+        return torch.bmm(left, right)
+    return torch.from_numpy(np.matmul(left.detach().numpy(), right.detach().numpy()))
+
+
+def _suits_openblas(right: Tensor) -> bool:
+    return (
+        machine.openblas
+        and right.stride(-1) == 1
+        and right.dtype == torch.float32
+        and right.device.type == "cpu"
+    )
 
 
 def _the_one(weight: Tensor) -> Tensor | None:

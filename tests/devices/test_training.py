@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from pfl_lm import machine
 from pfl_lm import payload as payloads
 from pfl_lm.devices import training as hot
 from pfl_lm.devices.training import LocalTraining, train
@@ -88,6 +89,20 @@ def test_devices_at_once_equal_one_at_a_time(kind: str, loss: str, case: str) ->
     assert [t.tokens for t in traces] == [3 * T - 3, 0, 7 * T - 3, 5 * T - 3]
     norms = np.linalg.norm(updates, axis=1)
     np.testing.assert_allclose([t.update_norm for t in traces], norms, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["cifg_lstm", "lstm", "transformer"])
+@pytest.mark.parametrize("case", ["everything", "rows + lora"])
+def test_the_fast_paths_change_nothing(kind: str, case: str, monkeypatch) -> None:
+    """Products by OpenBLAS, and later steps taken by one device after another."""
+    more, plan = PLANS[case]
+    spec = spec_of(kind, **more)
+    held = setting(spec, plan)
+    plain, _ = run(spec, *held, text_of(), LOCAL)
+    for module, name, value in ((machine, "openblas", True), (hot, "CACHE_BYTES", 1)):
+        monkeypatch.setattr(module, name, value)
+        fast, _ = run(spec, *held, text_of(), LOCAL)
+        np.testing.assert_allclose(fast, plain, atol=1e-5)
 
 
 class PlainLSTM(nn.Module):
@@ -327,9 +342,10 @@ def test_devices_at_once_fits_the_budget() -> None:
     )
     local = LocalTraining(learning_rate=0.1, loss="sampled")
     assert hot.devices_at_once(plain, everything, local) == 1
-    many = hot.devices_at_once(spec, some, local)
-    assert 1 < many <= 16
-    assert hot.devices_at_once(spec, some, replace(local, gradient_clip=1.0)) <= many // 2 + 1
+    assert 1 < hot.devices_at_once(spec, some, local) <= 16
+    tight = hot.devices_at_once(spec, some, local, own_bytes=16 << 20)
+    bounded = replace(local, gradient_clip=1.0)
+    assert hot.devices_at_once(spec, some, bounded, own_bytes=16 << 20) <= tight // 2 + 1
 
 
 @pytest.mark.parametrize(
