@@ -10,6 +10,7 @@ import typer
 from pfl_lm import __version__
 from pfl_lm.cli import (
     audit,
+    check,
     evaluate,
     export,
     interop,
@@ -42,7 +43,7 @@ app.command()(network.device)
 app.command()(evaluate.evaluate)
 app.command()(report.report)
 app.add_typer(privacy.app, name="privacy")
-app.command()(privacy.check)
+app.command()(check.check)
 app.command()(audit.audit)
 app.add_typer(export.app, name="export")
 app.command()(export.keyboard)

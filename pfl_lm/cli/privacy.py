@@ -1,12 +1,14 @@
-"""`pfl-lm privacy`: a calculator that needs no recipe. `pfl-lm check`: every policy, recomputed."""
+"""`pfl-lm privacy`: a calculator that needs no recipe."""
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
 import math
-import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from enum import StrEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,8 +16,6 @@ import typer
 if TYPE_CHECKING:
     from pfl_lm.dp.accounting import Spent
     from pfl_lm.dp.events import RoundEvent
-    from pfl_lm.dp.guarantee import Guarantee
-    from pfl_lm.dp.policy import Policy
 
 app = typer.Typer(no_args_is_help=True, help="What does this noise guarantee, or this ε cost?")
 
@@ -32,101 +32,52 @@ class Mechanism(StrEnum):
     gaussian, skellam, discrete_gaussian = "gaussian", "skellam", "discrete_gaussian"
 
 
-SamplingOption = Annotated[
-    Sampling,
-    typer.Option(
-        help="none: a user may be in every round. poisson: an independent coin each round. "
-        "fixed: a uniform subset of fixed size.",
-    ),
-]
-Rounds = Annotated[int, typer.Option(help="Rounds that are opened.")]
-Delta = Annotated[float, typer.Option(help="Target δ; at most 1/population.")]
-AdjacencyOption = Annotated[
-    Adjacency,
-    typer.Option(
-        help="What one user may change. Sensitivity is one clip norm, for replace_one two."
-    ),
-]
-Rate = Annotated[float | None, typer.Option(help="Chance of a user to be in a round.")]
-Population = Annotated[int | None, typer.Option(help="Users, instead of --rate.")]
-Cohort = Annotated[int | None, typer.Option(help="Users in a round, with --population.")]
-MechanismOption = Annotated[Mechanism, typer.Option(help="Noise on the sum.")]
-Dim = Annotated[int, typer.Option(help="Discrete noise: coordinates on the grid.")]
-GridSteps = Annotated[
-    float, typer.Option(help="Discrete noise: the clip is this times √dim grid units long.")
-]
-Shares = Annotated[int, typer.Option(help="discrete_gaussian: shares that make up the noise.")]
-AsJson = Annotated[bool, typer.Option("--json", help='One JSON object; an infinite ε is "inf".')]
+@dataclass(frozen=True)
+class Rounds:
+    """Rounds of a mechanism whose noise may still be open, and the δ to state ε at."""
+
+    event: RoundEvent
+    count: int
+    delta: float
+    as_json: bool
 
 
-@app.command()
-def epsilon(
-    noise_multiplier: Annotated[
-        float, typer.Option(help="Standard deviation of the noise on the sum ÷ clip norm.")
+def rounds_of(
+    sampling: Annotated[
+        Sampling,
+        typer.Option(
+            help="none: a user may be in every round. poisson: an independent coin each round. "
+            "fixed: a uniform subset of fixed size.",
+        ),
     ],
-    sampling: SamplingOption,
-    rounds: Rounds,
-    delta: Delta,
-    adjacency: AdjacencyOption,
-    rate: Rate = None,
-    population: Population = None,
-    cohort: Cohort = None,
-    mechanism: MechanismOption = Mechanism.gaussian,
-    dim: Dim = 1024,
-    grid_steps: GridSteps = 8.0,
-    shares: Shares = 1,
-    as_json: AsJson = False,
-) -> None:
-    """Compute ε for a noise multiplier."""
-    event = _event(
-        noise_multiplier, mechanism, sampling, adjacency, rate, population, cohort,
-        dim=dim, grid_steps=grid_steps, reports=shares,
-    )  # fmt: skip
-    _show(event, rounds, delta, as_json)
+    rounds: Annotated[int, typer.Option(help="Rounds that are opened.")],
+    delta: Annotated[float, typer.Option(help="Target δ; at most 1/population.")],
+    adjacency: Annotated[
+        Adjacency,
+        typer.Option(
+            help="What one user may change. Sensitivity is one clip norm, for replace_one two."
+        ),
+    ],
+    rate: Annotated[float | None, typer.Option(help="Chance of a user to be in a round.")] = None,
+    population: Annotated[int | None, typer.Option(help="Users, instead of --rate.")] = None,
+    cohort: Annotated[int | None, typer.Option(help="Users in a round, with --population.")] = None,
+    mechanism: Annotated[Mechanism, typer.Option(help="Noise on the sum.")] = Mechanism.gaussian,
+    dim: Annotated[int, typer.Option(help="Discrete noise: coordinates on the grid.")] = 1024,
+    grid_steps: Annotated[
+        float, typer.Option(help="Discrete noise: the clip is this times √dim grid units long.")
+    ] = 8.0,
+    shares: Annotated[
+        int, typer.Option(help="discrete_gaussian: shares that make up the noise.")
+    ] = 1,
+    as_json: Annotated[
+        bool, typer.Option("--json", help='One JSON object; an infinite ε is "inf".')
+    ] = False,
+) -> Rounds:
+    """Read the options that both verbs share.
 
-
-@app.command()
-def noise(
-    epsilon: Annotated[float, typer.Option(help="Target ε.")],
-    sampling: SamplingOption,
-    rounds: Rounds,
-    delta: Delta,
-    adjacency: AdjacencyOption,
-    rate: Rate = None,
-    population: Population = None,
-    cohort: Cohort = None,
-    mechanism: MechanismOption = Mechanism.gaussian,
-    dim: Dim = 1024,
-    grid_steps: GridSteps = 8.0,
-    shares: Shares = 1,
-    as_json: AsJson = False,
-) -> None:
-    """Find the noise multiplier for an ε, rounded up."""
-    from dataclasses import replace
-
-    from pfl_lm.dp.calibration import noise_multiplier
-
-    if not 0 < epsilon < math.inf:
-        raise ValueError(f"--epsilon must be positive and finite, got {epsilon}")
-    event = _event(
-        0.0, mechanism, sampling, adjacency, rate, population, cohort,
-        dim=dim, grid_steps=grid_steps, reports=shares,
-    )  # fmt: skip
-    _check_numbers(rounds, delta)
-    z = noise_multiplier(event, rounds, epsilon, delta)
-    _show(replace(event, noise_multiplier=z), rounds, delta, as_json)
-
-
-def _event(
-    noise_multiplier: float,
-    mechanism: Mechanism,
-    sampling: Sampling,
-    adjacency: Adjacency,
-    rate: float | None,
-    population: int | None,
-    cohort: int | None,
-    **grid: Any,
-) -> RoundEvent:
+    Raises:
+        ValueError: options that contradict each other, or that no accountant has a proof for.
+    """
     from pfl_lm.dp.accounting import unproven
     from pfl_lm.dp.events import RoundEvent
 
@@ -134,14 +85,64 @@ def _event(
         mechanism=mechanism.value,
         neighboring=adjacency.value,
         sampling=sampling.value,
-        noise_multiplier=noise_multiplier,
+        noise_multiplier=0.0,
         rate=_rate(sampling, rate, population, cohort),
-        **grid,
+        dim=dim,
+        grid_steps=grid_steps,
+        reports=shares,
     )
-    reason = unproven([event])
-    if reason is not None:
+    if (reason := unproven([event])) is not None:
         raise ValueError(f"refused: {reason}")
-    return event
+    if rounds < 0:
+        raise ValueError(f"--rounds must be at least 0, got {rounds}")
+    if not 0 < delta < 1:
+        raise ValueError(f"--delta must lie strictly between 0 and 1, got {delta}")
+    return Rounds(event, rounds, delta, as_json)
+
+
+def _about_rounds(verb: Callable[..., None]) -> Callable[..., None]:
+    """Give a verb ``(number, rounds)`` the options of ``rounds_of`` in place of its last one."""
+    (own, _), shared = (
+        list(inspect.signature(function, eval_str=True).parameters.values())
+        for function in (verb, rounds_of)
+    )
+
+    @functools.wraps(verb)
+    def run(**options: Any) -> None:
+        verb(options.pop(own.name), rounds_of(**options))
+
+    parameters = [
+        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in (own, *shared)
+    ]
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
+
+
+@app.command()
+@_about_rounds
+def epsilon(
+    noise_multiplier: Annotated[
+        float, typer.Option(help="Standard deviation of the noise on the sum ÷ clip norm.")
+    ],
+    rounds: Rounds,
+) -> None:
+    """Compute ε for a noise multiplier."""
+    _show(rounds, noise_multiplier)
+
+
+@app.command()
+@_about_rounds
+def noise(
+    epsilon: Annotated[float, typer.Option(help="Target ε.")],
+    rounds: Rounds,
+) -> None:
+    """Find the noise multiplier for an ε, rounded up."""
+    from pfl_lm.dp.calibration import noise_multiplier
+
+    if not 0 < epsilon < math.inf:
+        raise ValueError(f"--epsilon must be positive and finite, got {epsilon}")
+    _show(rounds, noise_multiplier(rounds.event, rounds.count, epsilon, rounds.delta))
 
 
 def _rate(sampling: str, rate: float | None, population: int | None, cohort: int | None) -> float:
@@ -164,22 +165,16 @@ def _rate(sampling: str, rate: float | None, population: int | None, cohort: int
     return rate
 
 
-def _check_numbers(rounds: int, delta: float) -> None:
-    if rounds < 0:
-        raise ValueError(f"--rounds must be at least 0, got {rounds}")
-    if not 0 < delta < 1:
-        raise ValueError(f"--delta must lie strictly between 0 and 1, got {delta}")
-
-
-def _show(event: RoundEvent, rounds: int, delta: float, as_json: bool) -> None:
+def _show(rounds: Rounds, noise_multiplier: float) -> None:
     from pfl_lm.dp.accounting import spent
 
-    _check_numbers(rounds, delta)
-    cost = spent({event: rounds}, delta)
-    if as_json:
-        typer.echo(json.dumps(_as_json(event, rounds, cost), ensure_ascii=False, allow_nan=False))
+    event = replace(rounds.event, noise_multiplier=noise_multiplier)
+    cost = spent({event: rounds.count}, rounds.delta)
+    if rounds.as_json:
+        shown = _as_json(event, rounds.count, cost)
+        typer.echo(json.dumps(shown, ensure_ascii=False, allow_nan=False))
     else:
-        _print_cost(event, rounds, cost)
+        _print_cost(event, rounds.count, cost)
 
 
 def _as_json(event: RoundEvent, rounds: int, cost: Spent) -> dict[str, Any]:
@@ -217,107 +212,22 @@ def _print_cost(event: RoundEvent, rounds: int, cost: Spent) -> None:
     )
     how = event.sampling if event.sampling == "none" else f"{event.sampling}, rate {event.rate:g}"
     table.add_row("sampling", how, event.neighboring)
-    table.add_row("ε", _print(cost.epsilon), f"from the released models ({cost.accountant})")
+    table.add_row("ε", printed(cost.epsilon), f"from the released models ({cost.accountant})")
     table.add_row(
-        "ε unamplified", _print(cost.epsilon_unamplified), "for whoever knows who took part"
+        "ε unamplified", printed(cost.epsilon_unamplified), "for whoever knows who took part"
     )
     if cost.rho is not None:
-        table.add_row("ρ", _print(cost.rho), "zero-concentrated DP")
+        table.add_row("ρ", printed(cost.rho), "zero-concentrated DP")
     console = Console()
     console.print(table)
     for assumption in cost.assumptions:
         console.print(f"  • {assumption}", style="dim", highlight=False)
 
 
-def _print(value: float) -> str:
+def printed(value: float) -> str:
     """Print up to four decimals, rounded up: a printed ε is never below the real one."""
     if math.isinf(value):
         return "∞"
     if value >= 1e5:
         return f"{value:.4e}"
     return f"{math.ceil(value * 1e4 - 1e-9) / 1e4:,g}" if value < 100 else f"{value + 0.005:,.2f}"
-
-
-def check(
-    folder: Annotated[Path, typer.Argument(help="Folder of policies (*.toml).")] = Path("privacy"),
-    write: Annotated[
-        bool, typer.Option(help="Write what follows from each policy into its reviewed table.")
-    ] = False,
-) -> None:
-    """Recompute every policy's guarantee; fail where a reviewed figure is stale."""
-    from rich.console import Console
-
-    from pfl_lm.dp.guarantee import guarantee, stale
-    from pfl_lm.recipes import load_policy
-
-    console = Console()
-    paths = sorted(folder.glob("*.toml"))
-    if not paths:
-        raise ValueError(f"{folder}: no policies (*.toml) here")
-    found: list[tuple[Path, Policy, Guarantee, list[str]]] = []
-    with console.status("recomputing") as status:
-        for path in paths:
-            status.update(f"recomputing {path.name}")
-            policy = load_policy(path)
-            follows = guarantee(policy)
-            if write:
-                lock(path, follows)
-            problems = [] if write else stale(policy.reviewed, follows)
-            if follows.epsilon > policy.epsilon:
-                problems.append(f"epsilon is {follows.epsilon:g}, above the {policy.epsilon:g}")
-            found.append((path, policy, follows, problems))
-    _print_guarantees(console, found, write)
-    if any(problems for *_, problems in found):
-        raise typer.Exit(1)
-
-
-def lock(path: Path, follows: Guarantee) -> None:
-    """Replace the [reviewed] table of a policy file, atomically, and touch nothing else in it."""
-    from pfl_lm.files import write_atomically
-
-    text = path.read_text(encoding="utf-8")
-    text = re.sub(r"^\[reviewed\][^\[]*", "", text, flags=re.MULTILINE).rstrip()
-    text += (
-        "\n\n[reviewed]\n"
-        f"noise_multiplier = {follows.noise_multiplier!r}\n"
-        f"epsilon = {follows.epsilon:.6g}\n"
-        f"epsilon_unamplified = {follows.epsilon_unamplified:.6g}\n"
-    )
-    with write_atomically(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-def _print_guarantees(
-    console: Any, found: list[tuple[Path, Policy, Guarantee, list[str]]], written: bool
-) -> None:
-    from rich.table import Table
-
-    table = Table(title="What each policy guarantees")
-    table.add_column("policy", style="bold")
-    for name in ("ε", "unamplified", "δ", "noise ÷ clip", "joins ≤"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("reviewed", no_wrap=True)
-    for path, policy, follows, problems in found:
-        table.add_row(
-            path.stem,
-            _print(follows.epsilon),
-            _print(follows.epsilon_unamplified),
-            f"{follows.delta:g}",
-            f"{follows.noise_multiplier:g}",
-            f"{follows.participations:,}",
-            _verdict(policy, problems, written),
-        )
-    console.print(table)
-    for path, _, follows, problems in found:
-        console.print(f"\n[bold]{path.stem}[/bold]  {follows.statement}", highlight=False)
-        console.print(f"[dim]by {follows.accountant}[/dim]", highlight=False)
-        for problem in problems:
-            console.print(f"[red]{path}: {problem}[/red]", highlight=False)
-
-
-def _verdict(policy: Policy, problems: list[str], written: bool) -> str:
-    if written:
-        return "written"
-    if problems:
-        return "[red]stale[/red]"
-    return "[green]agrees[/green]" if policy.reviewed.noise_multiplier is not None else "no lock"

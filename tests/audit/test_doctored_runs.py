@@ -154,8 +154,8 @@ def test_a_report_counted_twice(honest_run, monkeypatch):
 def test_a_mean_that_divides_by_how_many_came(honest_run, monkeypatch):
     genuine = protection.Protection.mean
 
-    def by_reports(self, total, grid, reports, round):
-        return genuine(self, total, grid, reports, round) * np.float32(self.cohort / reports)
+    def by_reports(self, total, grid, reports, *about):
+        return genuine(self, total, grid, reports, *about) * np.float32(self.cohort / reports)
 
     monkeypatch.setattr(protection.Protection, "mean", by_reports)
     found = failures(honest_run, "mechanism")
