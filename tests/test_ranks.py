@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pfl_lm.machine import tune
 from pfl_lm.ranks import ALONE, Ranks, launch
 from pfl_lm.recipes import load
 from pfl_lm.runs import RunFolder
@@ -89,6 +90,7 @@ def alone(folder, quick, new_watcher) -> list:
 
 
 def simulated(folder: Path, run: Path, watch, **options) -> Path:
+    tune(1)  # as the command does: its products have bits of their own
     return simulate(load(Scenario, folder / "scenario.toml"), run, watch, **options).path
 
 
