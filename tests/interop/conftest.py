@@ -20,7 +20,7 @@ from pfl_lm.language.synthetic import synthetic_tokenizer
 from pfl_lm.language.tokenizer import Tokenizer
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-USERS = 12
+USERS = 30
 
 
 @pytest.fixture(scope="session")

@@ -76,13 +76,15 @@ import json, os, sys
 import numpy as np, tensorflow as tf, tensorflow_federated as tff
 from pfl_lm.interop.client_data import client_data
 data = client_data(sys.argv[1], "train", 5)
-found = [[[x.tolist(), y.tolist()] for x, y in data.create_tf_dataset_for_client(c).as_numpy_iterator()]
-         for c in data.client_ids]
+found = []
+for client in data.client_ids:
+    pairs = data.create_tf_dataset_for_client(client).as_numpy_iterator()
+    found.append([[x.tolist(), y.tolist()] for x, y in pairs])
 # The same inside TFF's executor, which receives ids and reads the files itself.
 @tff.tensorflow.computation(tff.TensorType(np.str_))
 def count(client):
-    pairs = data.serializable_dataset_fn(client)
-    return pairs.reduce(np.int32(0), lambda n, pair: n + tf.cast(tf.math.count_nonzero(pair[1]), tf.int32))
+    add = lambda n, pair: n + tf.cast(tf.math.count_nonzero(pair[1]), tf.int32)
+    return data.serializable_dataset_fn(client).reduce(np.int32(0), add)
 @tff.federated_computation(tff.FederatedType(np.str_, tff.CLIENTS))
 def total(clients):
     return tff.federated_sum(tff.federated_map(count, clients))
@@ -148,6 +150,14 @@ def test_stackoverflow_is_downloaded_once_and_keeps_held_out_users_apart(
         assert streams(store) == expected(lines, tokenizer)  # `test`, of known users, left out
         held_out = {u for _, u, _ in lines if int(u[4:]) % 4 == 0}
         assert set(store.user_ids("train")) == {u for _, u, _ in lines} - held_out
+
+
+def test_a_part_that_nobody_has_is_named(files, tokenizer, tff_python, tmp_path):
+    with pytest.raises(ValueError, match="no clients of 'dev'; its parts: heldout, test, train"):
+        import_population(
+            "tff-sqlite", str(files / "stackoverflow.sqlite"), tokenizer, tmp_path / "store", KEEP,
+            part="dev",
+        )  # fmt: skip
 
 
 def test_shakespeare_is_downloaded_and_users_are_split_anew(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 import urllib.request
 from collections.abc import Iterator
 from typing import Any
@@ -64,6 +66,7 @@ def _messages(
         ):
             yield from _of(data, name, "snippets")
     elif source == "sqlite":
+        _require_part(path, part)
         spec = {text_field: tf.TensorSpec((), tf.string)}
         data = datasets.load_and_parse_sql_client_data(path, spec, part)
         yield from _of(data, part or "all", text_field)
@@ -79,6 +82,15 @@ def _of(data: Any, part: str, text_field: str) -> Iterator[Message]:
         # Not create_tf_dataset_for_client, which looks the id up in a list each time.
         for example in data.serializable_dataset_fn(tf.constant(client)).as_numpy_iterator():
             yield part, client, example[text_field].decode("utf-8", "replace")
+
+
+def _require_part(path: str, part: str | None) -> None:
+    """Name the parts of a file before TFF stumbles over one that is empty."""
+    with contextlib.closing(sqlite3.connect(path)) as file:
+        rows = file.execute("SELECT DISTINCT split_name FROM client_metadata ORDER BY 1")
+        parts = [name for (name,) in rows]
+    if not parts or part not in (None, *parts):
+        raise ValueError(f"{path}: no clients of {part!r}; its parts: {', '.join(parts)}")
 
 
 def _hdf5(path: str, text_field: str) -> Iterator[Message]:
