@@ -56,7 +56,15 @@ def train_step(
         windows: B, how many windows a batch holds; fewer are padded.
         lookup: how rows are read and their gradients summed: by index, or as a product with
             one-hot rows where a runtime cannot scatter (LiteRT, Core ML).
+
+    Raises:
+        ValueError: devices of this training do not follow gradients.
     """
+    if training.method != "backpropagation":
+        raise ValueError(
+            f'training method = "{training.method}": a train_step is a gradient; devices that '
+            "train otherwise need predict alone"
+        )
     step = _Step(spec, payload, training, lookup)
     d = Port("values", "float32", (payload.dim,))
     others = step.ports(windows)

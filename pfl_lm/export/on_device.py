@@ -8,13 +8,14 @@ Legend: V words, k rows of the payload, C candidates, d coordinates of the paylo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from pfl_lm.devices.batches import Batch, LocalTraining, Schedule
 from pfl_lm.devices.output import Objective
+from pfl_lm.devices.report import Trace
 from pfl_lm.export.ports import Arrays, Interface
 from pfl_lm.language.losses import Candidates
 from pfl_lm.language.models import ModelSpec, Parameters, roles
@@ -45,9 +46,10 @@ class OnDevice:
     seed: int
     round: int
 
-    def train(self, values: np.ndarray, windows: np.ndarray, user: int) -> np.ndarray:
+    def train(self, values: np.ndarray, windows: np.ndarray, user: int) -> tuple[np.ndarray, Trace]:
         """Train on one user's windows, int64[n, T + 1]; return the update float32[d]."""
         now, common = values.copy(), self.common()
+        lost, targets, steps = 0.0, 0, 0
         objective = Objective(self.spec, self.payload, self.training, self.unigram)
         schedule = Schedule([windows], self.training, self.seed, self.round, [user])
         for number, batch in enumerate(schedule):
@@ -55,11 +57,14 @@ class OnDevice:
             drawn = objective.draw(self.seed, self.round, number)
             if drawn is not None:
                 given |= self._candidates(drawn)
-            gradient = self.run(**given)["gradient"]
-            rate = self.training.learning_rate * self.training.decay**number
-            now = now - rate * _clipped(gradient, self.training.gradient_clip)
+            found = self.run(**given)
+            rate = np.float32(self.training.learning_rate * self.training.decay**number)
+            now = now - rate * _clipped(found["gradient"], self.training.gradient_clip)
+            lost, steps = lost + float(found["loss"][0]), steps + 1
+            targets += int(batch.weight.count_nonzero())
         update: np.ndarray = now - values
-        return update
+        norm = float(np.linalg.norm(update))
+        return update, Trace(user, lost / max(steps, 1), targets, steps, norm)
 
     def common(self) -> Arrays:
         """Return what every step of the round is given: slots, noise, frozen weights."""
@@ -96,6 +101,32 @@ class OnDevice:
         if self.training.loss == "nce":
             found["counts"] = np.pad(drawn.counts, (0, missing))
         return found
+
+
+def train_by(run: Run, interface: Interface) -> Callable[..., tuple[np.ndarray, list[Trace]]]:
+    """Return what takes the place of ``devices.training.train``: every device trains by a graph.
+
+    Devices train one after the other, as each phone has only itself. A trace's loss is the mean
+    over local steps.
+    """
+
+    def train(
+        spec: ModelSpec,
+        parameters: Parameters,
+        payload: Payload,
+        values: np.ndarray,
+        windows: Sequence[np.ndarray],
+        training: LocalTraining,
+        unigram: np.ndarray,
+        seed: int,
+        round: int,
+        users: Sequence[int],
+    ) -> tuple[np.ndarray, list[Trace]]:
+        device = OnDevice(run, interface, spec, parameters, payload, training, unigram, seed, round)
+        done = [device.train(values, own, user) for own, user in zip(windows, users, strict=True)]
+        return np.stack([update for update, _ in done]), [trace for _, trace in done]
+
+    return train
 
 
 def _clipped(gradient: np.ndarray, bound: float | None) -> np.ndarray:

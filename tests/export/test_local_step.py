@@ -76,9 +76,10 @@ def test_a_device_that_trains_by_the_graph_sends_what_the_simulators_device_send
     simulated, _ = train(spec, parameters, payload, values, [text()], training, UNIGRAM, 5, 3, [11])
     graph = train_step(spec, payload, training, training.batch_size, lookup=lookup)
     device = OnDevice(graph, graph.interface, spec, parameters, payload, training, UNIGRAM, 5, 3)
-    update = device.train(values, text(), 11)
+    update, trace = device.train(values, text(), 11)
     assert np.abs(simulated).max() > 1e-3
     assert np.abs(update - simulated[0]).max() < 1e-6
+    assert (trace.steps, trace.tokens) == (traces[0].steps, traces[0].tokens)
 
 
 def test_the_graph_serves_another_rounds_rows():
@@ -91,4 +92,4 @@ def test_the_graph_serves_another_rounds_rows():
     values = payloads.gather(parameters, later)
     simulated, _ = train(spec, parameters, later, values, [text()], training, UNIGRAM, 5, 4, [11])
     device = OnDevice(graph, graph.interface, spec, parameters, later, training, UNIGRAM, 5, 4)
-    assert np.abs(device.train(values, text(), 11) - simulated[0]).max() < 1e-6
+    assert np.abs(device.train(values, text(), 11)[0] - simulated[0]).max() < 1e-6

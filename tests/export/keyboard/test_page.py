@@ -17,6 +17,7 @@ from pfl_lm.keyboard.site import Site
 
 READY = "document.documentElement.classList.contains('ready')"
 TEXT = "document.getElementById('text').value"
+LETTER = "t"  # invented words begin with it
 SHOWN = "app.suggestions.filter(Boolean).map((one) => one.text)"
 
 
@@ -78,7 +79,7 @@ class TestTyping:
         assert all(one.startswith(word[:2]) for one in shown)
 
     def test_a_tap_puts_the_word_and_a_space(self, page):
-        write(page, "a")
+        write(page, LETTER)
         best = page.run("app.suggestions[1].text")
         page.tap(".bar .best")
         settle(page)
@@ -98,7 +99,7 @@ class TestTyping:
 
     def test_physical_keys(self, page):
         page.run("app.text.focus()")
-        page.press("a")
+        page.press(LETTER)
         settle(page)
         best = page.run("app.suggestions[1].text")
         page.key("Tab", 9)
