@@ -121,7 +121,7 @@ def _array(tensor: dict[str, Any]) -> np.ndarray:
     if tensor["type"] not in ("int32", "float32"):
         raise ValueError(f"tensors are int32 or float32, not {tensor['type']!r}")
     values = np.frombuffer(base64.b64decode(tensor["data"]), np.dtype(tensor["type"]))
-    return values.reshape(tensor["dims"])
+    return values.reshape(tensor["dims"]).copy()  # what a buffer lends cannot be written
 
 
 def _tensors(found: Arrays) -> dict[str, Any]:

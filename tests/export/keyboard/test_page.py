@@ -72,7 +72,7 @@ class TestTyping:
         assert all(word[0].isupper() for word in shown), "a sentence begins"
 
     def test_letters_narrow_them(self, page, source):
-        word = next(w for w in source.tokenizer.words[4:] if len(w) > 3)
+        word = next(w for w in source.tokenizer.words[4:] if len(w) > 2)
         write(page, word[:2])
         shown = [word.lower() for word in page.run(SHOWN)]
         assert shown
