@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from pfl_lm.devices.fleet import Fleet
 from pfl_lm.dp.grid import WRAP_BITS, Grid
 from pfl_lm.dp.noise import skellam_from_seed
 from pfl_lm.interop.tff_sum import TffMean, TffRound
@@ -51,8 +52,13 @@ class Aggregation:
     protection: Protection
 
     @classmethod
-    def of(cls, scenario: Scenario, protection: Protection) -> Aggregation:
+    def of(
+        cls, scenario: Scenario, protection: Protection, fleet: Fleet | None = None
+    ) -> Aggregation:
         """Read a scenario's choices.
+
+        Args:
+            fleet: invites more than report, and the graph is planned for that, too.
 
         Raises:
             ValueError: cohorts so small that the simulated dropout would end every round.
@@ -61,6 +67,8 @@ class Aggregation:
         planned = (
             scenario.dropout if noise is None else max(scenario.dropout, noise.tolerated_dropout)
         )
+        if fleet is not None:
+            planned = max(planned, fleet.planned_dropout)
         silent = 0.0 if noise is None else 1 - noise.honest_fraction
         found = cls(
             scenario.secure_aggregation,
@@ -111,14 +119,20 @@ class Aggregation:
             noise_step=step,
         )
 
-    def open(self, config: RoundConfig, grid: Grid) -> Aggregator:
+    def open(
+        self, config: RoundConfig, grid: Grid, silent: dict[int, Step] | None = None
+    ) -> Aggregator:
         """Begin a round of the simulation: its devices advertise and share keys.
+
+        Args:
+            silent: from which step on a device is silent; None: as ``dropout`` has it.
 
         Raises:
             TooFewReports: too few devices got as far as that.
         """
         protection = self.protection
-        silent = absences(self.dropout, protection.seed, config.round, config.cohort)
+        if silent is None:
+            silent = absences(self.dropout, protection.seed, config.round, config.cohort)
         bits = protection.bits("secure aggregation", config.round)
 
         def entropy(count: int) -> bytes:
@@ -173,8 +187,8 @@ class Aggregation:
 def absences(dropout: float, seed: int, round: int, invited: int) -> dict[int, Step]:
     """Draw who of the invited falls silent in a round, and from which message on.
 
-    ⌊dropout·invited⌋ of them, all equally likely, each before any of its messages alike. A model
-    of real phones may take this function's place.
+    ⌊dropout·invited⌋ of them, all equally likely, each before any of its messages alike. A fleet
+    takes this function's place.
 
     Args:
         dropout: share of the invited.

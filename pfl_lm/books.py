@@ -94,8 +94,11 @@ class Books:
 class RoundFigures:
     """Collects a round's figures for people; nothing here goes back into training."""
 
-    def __init__(self, number: int, invited: int, bits: int) -> None:
+    def __init__(
+        self, number: int, invited: int, bits: int, more: dict[str, Any] | None = None
+    ) -> None:
         self.number, self.invited, self.bits, self.reports = number, invited, bits, 0
+        self.more = more or {}  # what else is known of the round
         self.traffic: Traffic | None = None  # of a round that was opened
         self._traces: list[Trace] = []
         self._clipped = 0
@@ -142,4 +145,5 @@ class RoundFigures:
             "payload_dim": dim,
             "download_bytes": 4 * dim + traffic.download_bytes,
             "upload_bytes": traffic.upload_bytes,
+            **self.more,
         }

@@ -19,6 +19,7 @@ def save_checkpoint(folder: RunFolder, state: ServerState, ledger_head: str) -> 
         "round": state.round,
         "parameters": dict(state.parameters),
         "moments": {name: dict(table) for name, table in state.moments.items()},
+        "clock": state.clock,
         "ledger_head": ledger_head,
     }
     with write_atomically(folder.checkpoint_path(state.round)) as temporary:
@@ -42,7 +43,9 @@ def newest_checkpoint(folder: RunFolder) -> tuple[ServerState, str]:
 
 def _read(path: Path) -> tuple[ServerState, str]:
     content: dict[str, Any] = load_tensors(path, "checkpoint")
-    if missing := {"round", "parameters", "moments", "ledger_head"} - set(content):
+    if missing := {"round", "parameters", "moments", "clock", "ledger_head"} - set(content):
         raise ValueError(f"{path}: the checkpoint has no {', '.join(sorted(missing))}")
-    state = ServerState(content["round"], content["parameters"], content["moments"])
+    state = ServerState(
+        content["round"], content["parameters"], content["moments"], content["clock"]
+    )
     return state, content["ledger_head"]

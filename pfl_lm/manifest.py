@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from pfl_lm import __version__
+from pfl_lm.attendance import demand, fits
 from pfl_lm.language.models import size
-from pfl_lm.payload import describe
+from pfl_lm.payload import Payload, describe
 from pfl_lm.world import World, choose_payload
 
 
@@ -33,6 +34,7 @@ def manifest(world: World, name: str) -> dict[str, Any]:
             "simulated_sum_multiplier": protection.sum_multiplier,
         },
         "secure_aggregation": world.aggregation.describe(protection.grid(payload.dim)),
+        "fleet": None if world.fleet is None else _fleet(world, payload),
         "tokenizer": {
             "digest": world.tokenizer.digest,
             "vocabulary_size": world.tokenizer.vocabulary_size,
@@ -53,6 +55,16 @@ def manifest(world: World, name: str) -> dict[str, Any]:
             "python": platform.python_version(),
             **{name: version(name) for name in ("torch", "numpy", "opacus", "sentencepiece")},
         },
+    }
+
+
+def _fleet(world: World, payload: Payload) -> dict[str, Any]:
+    """Describe the phones, what a round asks of them, and which of them it leaves out."""
+    grid = world.protection.grid(payload.dim)
+    return {
+        **_plain(asdict(world.fleet)),  # type: ignore[arg-type]
+        "demand": _plain(asdict(demand(world, payload, grid))),
+        "left_out": [name for name, able in fits(world, payload, grid).items() if not able],
     }
 
 

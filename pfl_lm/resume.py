@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from typing import Any, Protocol
 
 from pfl_lm.checkpoints import newest_checkpoint, save_checkpoint
@@ -95,7 +96,7 @@ def resume_run(world: World, folder: RunFolder, listener: Listener) -> tuple[Ser
             f"{lost} recorded round(s) from {state.round} on had not reached a checkpoint: their "
             "model is lost and what they spent stays spent"
         )
-        state = ServerState(state.round + lost, state.parameters, state.moments)
+        state = replace(state, round=state.round + lost)
     return state, ledger
 
 

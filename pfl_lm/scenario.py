@@ -85,6 +85,8 @@ class Scenario:
         secure_aggregation: ``ideal`` computes what the protocol computes; ``protocol`` runs it,
             message by message.
         dropout: share of the invited devices that fall silent, each before one of its messages.
+        fleet: recipe of the phones (``simulations/fleets``), which then decide who takes part,
+            who is lost and how long a round takes; absent means that all do, at once.
         adversary: the server that rounds withstand: ``semi-honest`` or ``active``.
         corrupt: share of a cohort that may collude with the server; at least what the policy's
             ``honest_fraction`` leaves.
@@ -113,6 +115,7 @@ class Scenario:
     checkpoint_every: int = 10
     secure_aggregation: Literal["ideal", "protocol"] = "ideal"
     dropout: float = 0.0
+    fleet: Path | None = None
     adversary: Literal["semi-honest", "active"] = "semi-honest"
     corrupt: float = 0.05
     separate_noise: bool = False
@@ -137,6 +140,8 @@ class Scenario:
         for name in ("dropout", "corrupt"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)} must lie in [0, 1)")
+        if self.fleet is not None and self.dropout:
+            raise ValueError("fleet and dropout: a fleet brings its own losses; state one of them")
         ours = self.separate_noise or self.rotate or self.modulus_bits is not None
         if self.aggregator == "tff" and (ours or self.secure_aggregation != "ideal"):
             raise ValueError(

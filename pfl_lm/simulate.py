@@ -10,12 +10,13 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from pfl_lm.attendance import attend
 from pfl_lm.books import Books, RoundFigures, Watch
 from pfl_lm.devices.report import Trace
 from pfl_lm.devices.training import devices_at_once, groups, train
@@ -66,11 +67,13 @@ def run_round(
     payload = choose_payload(world, number)
     broadcast = open_round(state, payload)
     protection, grid = world.protection, world.protection.grid(payload.dim)
-    invited = cohort(protection.rule, world.scenario.seed, number)
-    log = RoundFigures(number, len(invited), grid.modulus_bits)
+    asked = cohort(protection.rule, world.scenario.seed, number)
+    attendance = attend(world, asked, payload, grid, state.clock)
+    invited, state = attendance.invited, replace(state, clock=attendance.closed)
+    log = RoundFigures(number, len(invited), grid.modulus_bits, attendance.figures)
     try:
         config = world.aggregation.config(broadcast, grid, len(invited))
-        aggregator = world.aggregation.open(config, grid)
+        aggregator = world.aggregation.open(config, grid, attendance.silent)
         present = np.array(aggregator.waiting, dtype=np.int64)  # others vanish before they report
         asked = invited[present]
         for group in participate(world, state, broadcast, grid, asked, ranks, len(invited)):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pfl_lm.aggregation import Aggregation
+from pfl_lm.devices.fleet import Fleet
 from pfl_lm.evaluation.baselines import KneserNeyBigram, UnigramScorer
 from pfl_lm.evaluation.evaluate import ModelScorer, Scorer, evaluate
 from pfl_lm.evaluation.measures import Evaluation
@@ -20,7 +21,7 @@ from pfl_lm.model_file import Model, load_model
 from pfl_lm.payload import choose
 from pfl_lm.protection import Protection, simulated_rule
 from pfl_lm.ranks import ALONE, Ranks
-from pfl_lm.recipes import load_policy
+from pfl_lm.recipes import load, load_policy
 from pfl_lm.scenario import Scenario
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class World:
         start: the model before the first round.
         protection: the policy at the scale of this simulation.
         roles: the model's parameters by name.
+        fleet: the phones, or None.
     """
 
     scenario: Scenario
@@ -63,6 +65,7 @@ class World:
     start: Model
     protection: Protection
     roles: dict[str, Role]
+    fleet: Fleet | None = None
 
     @property
     def spec(self) -> ModelSpec:
@@ -70,7 +73,7 @@ class World:
 
     @property
     def aggregation(self) -> Aggregation:
-        return Aggregation.of(self.scenario, self.protection)
+        return Aggregation.of(self.scenario, self.protection, self.fleet)
 
 
 def open_world(scenario: Scenario) -> World:
@@ -95,11 +98,13 @@ def open_world(scenario: Scenario) -> World:
         raise ValueError(
             f"cohort = {scenario.cohort} exceeds the policy's report_goal = {policy.report_goal}"
         )
+    fleet = None if scenario.fleet is None else load(Fleet, scenario.fleet)
+    asked = 1.0 if fleet is None else fleet.check_in
     protection = Protection(
         policy,
         scenario.cohort,
         scenario.clip_norm,
-        simulated_rule(policy, population.users("train"), scenario.cohort),
+        simulated_rule(policy, population.users("train"), scenario.cohort, asked),
         scenario.seed,
         scenario.reproducible,
         scenario.separate_noise or scenario.secure_aggregation == "protocol",
@@ -108,7 +113,8 @@ def open_world(scenario: Scenario) -> World:
         scenario.aggregator == "tff",
     )
     start = _start(scenario, tokenizer, protects=policy is not None and policy.noise.at != "none")
-    world = World(scenario, tokenizer, population, public, start, protection, roles(scenario.model))
+    named = roles(scenario.model)
+    world = World(scenario, tokenizer, population, public, start, protection, named, fleet)
     _check_payload(world)
     _check_sum(world)
     return world

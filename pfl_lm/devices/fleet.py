@@ -157,6 +157,11 @@ class Fleet:
             raise ValueError(f"text_relation = {self.text_relation} must lie between 0 and 1")
 
     @property
+    def planned_dropout(self) -> float:
+        """Share of the invited without which a round with a tenth of its goal missing opens."""
+        return 1 - 0.9 / self.over_selection
+
+    @property
     def names(self) -> list[str]:
         return list(self.profiles)
 

@@ -59,15 +59,16 @@ class Demand:
 
 @dataclass(frozen=True)
 class Turnout:
-    """What became of a round's phones. Places are places among the users that checked in.
+    """What became of a round's phones.
 
     Attributes:
         opened: simulated seconds from the run's start to the invitation.
         waited: seconds of them spent waiting for enough free phones.
         seconds: from the invitation to the opened sum, or to the time-out.
-        invited: int64[n], sorted places.
-        reporting: int64[r], places in the order of arrival, at most the report goal.
-        silent: place → the step from which on it is silent; the others take part to the end.
+        invited: int64[n], places among the users that checked in, sorted.
+        reporting: int64[r], places among the invited in the order of arrival, at most the goal.
+        silent: place among the invited → the step from which on it is silent; the others take
+            part to the end.
         turned_away: phones that checked in and were not invited, by reason.
         lost: invited phones whose report is not in the sum, by reason.
         joules: spent by all invited phones.
@@ -178,8 +179,8 @@ class CheckIn:
         order = arrived[np.argsort(arrival[arrived], kind="stable")]
         summed, late = order[: self.goal], order[self.goal :]
         slow = np.flatnonzero(sends & (arrival > limit))
-        silent = {int(invited[k]): _SILENT[str(phase[k])] for k in np.flatnonzero(phase != "")}
-        silent |= {int(invited[k]): Step.INPUT for k in (*slow, *late)}
+        silent = {int(k): _SILENT[str(phase[k])] for k in np.flatnonzero(phase != "")}
+        silent |= {int(k): Step.INPUT for k in (*slow, *late)}
         lost = {name: int((phase == name).sum()) for name in _SILENT if name != "answer"}
         end = float(arrival[summed[-1]]) if len(summed) == self.goal else limit
         joules, moved = self._spent(invited, down, train, up, ~np.isin(phase, ("download", "keys")))
@@ -188,7 +189,7 @@ class CheckIn:
             waited,
             end + 2 * EXCHANGE_SECONDS,
             invited,
-            invited[summed],
+            summed,
             silent,
             away,
             lost | {"time-out": len(slow), "after the goal": len(late)},

@@ -75,6 +75,22 @@ class SyntheticPopulation:
         """Return int32[n], user's stream; IndexError beyond the last user."""
         return self._trace(split, user).tokens
 
+    def groups(self, split: str, users: np.ndarray) -> np.ndarray:
+        """Return what each user likes to talk about, float64[n] in [0, 1): its place among topics.
+
+        Spread within a topic by chance, so that the numbers are uniform over all users.
+        """
+        found = np.empty(len(users))
+        topics, _ = _priors(language_of(self.vocabulary_size), split)
+        edges = np.concatenate([[0.0], cumulated(topics)])
+        for place, user in enumerate(users.tolist()):
+            random = stream(self.seed, "synthetic", split, user)
+            random.lognormal(-(_MESSAGE_SPREAD**2) / 2, _MESSAGE_SPREAD)
+            favourite, *_ = _draw(topics, random.random(1))
+            width = edges[favourite + 1] - edges[favourite]
+            found[place] = edges[favourite] + random.random() * width
+        return np.minimum(found, np.nextafter(1.0, 0.0))
+
     def log_probability(self, split: str, user: int) -> np.ndarray:
         """Return float64[n], log P(token | the stream before it) under the true process.
 

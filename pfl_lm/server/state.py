@@ -41,11 +41,13 @@ class ServerState:
         parameters: the model, by name.
         moments: for each running moment of the optimizer, one tensor per parameter that has ever
             travelled, shaped like the parameter.
+        clock: simulated seconds since the run began, where a fleet gives rounds a duration.
     """
 
     round: int
     parameters: Tables
     moments: Mapping[str, Tables] = field(default_factory=dict)
+    clock: float = 0.0
 
 
 def open_round(state: ServerState, payload: Payload) -> Broadcast:

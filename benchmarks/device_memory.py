@@ -1,0 +1,104 @@
+"""Peak training memory of one device, measured, and the predictor's error; or its fit anew.
+
+    python -m benchmarks.device_memory [--fit] [--work recurrent|transformer]
+
+Each setting is measured in a process of its own (``devices/memory.measure``). ``--fit`` prints
+the table ``WORK`` of ``pfl_lm/devices/memory.py``: non-negative least squares of what is measured,
+relative to the peak.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+
+from pfl_lm.devices import memory
+from pfl_lm.devices.batches import LocalTraining
+from pfl_lm.language.models import LoraSpec, ModelSpec, roles
+from pfl_lm.payload import PayloadPlan, choose
+
+CIFG = ModelSpec("cifg_lstm", 10_000, 96, hidden_dim=256)
+SMALL = ModelSpec("transformer", 10_000, 128, layers=2, heads=4, feedforward_dim=512)
+MODELS = {
+    "recurrent": (
+        CIFG,
+        replace(CIFG, hidden_dim=512),
+        replace(CIFG, vocabulary_size=30_000, layers=2),
+        replace(CIFG, kind="lstm", embedding_dim=64),
+    ),
+    "transformer": (
+        SMALL,
+        replace(SMALL, layers=4, feedforward_dim=256),
+        replace(SMALL, vocabulary_size=30_000, embedding_dim=256),
+    ),
+}
+LOCAL = LocalTraining(1.0, batch_size=8, loss="sampled")
+WAYS = (
+    (PayloadPlan(), replace(LOCAL, loss="softmax")),
+    (PayloadPlan(rows=2000, dense="lora"), LOCAL),
+    (PayloadPlan(rows=2000, dense="lora"), replace(LOCAL, batch_size=16, gradient_clip=1.0)),
+    (PayloadPlan(rows="none", dense="biases"), replace(LOCAL, negatives=256)),
+    (PayloadPlan(rows=1000, dense="all"), replace(LOCAL, loss="nce", window=30)),
+)
+FORWARD = (
+    (PayloadPlan(rows=2000, dense="lora"), LOCAL),
+    (PayloadPlan(rows=1000, dense="all"), replace(LOCAL, batch_size=16, negatives=256)),
+    (PayloadPlan(), replace(LOCAL, batch_size=4, loss="softmax", window=30)),
+)
+
+
+def settings(family: str) -> Iterator[tuple[ModelSpec, PayloadPlan, LocalTraining]]:
+    for spec in MODELS[family]:
+        for method in ("backpropagation", "zeroth_order", "forward_only"):
+            for plan, training in WAYS if method == "backpropagation" else FORWARD:
+                more = {"directions": 64} if method == "zeroth_order" else {}
+                factors = LoraSpec(8) if plan.dense == "lora" else None
+                yield (
+                    replace(spec, lora=factors),
+                    replace(plan, **more),
+                    replace(training, method=method),
+                )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--fit", action="store_true")
+    parser.add_argument("--work", nargs="+", choices=MODELS, default=list(MODELS))
+    chosen = parser.parse_args()
+    found: dict[str, list[tuple[np.ndarray, memory.Memory]]] = {}
+    for family in chosen.work:
+        for spec, plan, training in settings(family):
+            measured = memory.measure(spec, plan, training)
+            payload = choose(plan, roles(spec), memory.unigram_of(spec), memory.SPECIALS, 0, 0)
+            predicted = memory.predict(spec, payload, training)
+            sizes = np.asarray(memory.features(spec, payload, training))
+            kind = f"{family}, {training.method}"
+            found.setdefault(kind, []).append((sizes, measured))
+            error = predicted.peak_bytes / measured.peak_bytes - 1
+            work = predicted.work_bytes / measured.work_bytes - 1
+            print(
+                f"{kind:30} V={spec.vocabulary_size:6} rows={plan.rows!s:5} {plan.dense:7} "
+                f"{measured.peak_bytes / 1e6:7.2f} MB, work {measured.work_bytes / 1e6:6.2f}: "
+                f"predicted {error:+.1%} (work {work:+.0%})",
+                flush=True,
+            )
+    if chosen.fit:
+        for kind, rows in found.items():
+            print(f'    "{kind}": {fit(rows)},')
+
+
+def fit(rows: list[tuple[np.ndarray, memory.Memory]]) -> tuple[float, ...]:
+    from scipy.optimize import nnls
+
+    weight = np.asarray([1 / measured.peak_bytes for _, measured in rows])
+    sizes = np.stack([size for size, _ in rows])
+    work = np.asarray([measured.work_bytes for _, measured in rows])
+    found, _ = nnls(sizes * weight[:, None], work * weight)
+    return tuple(round(float(value), 3) for value in found)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,190 @@
+"""How much memory training takes on a phone: measured by torch's own accounting, and predicted.
+
+Three parts add up: the model as it lies on the phone; what travels (received, trained and, with a
+bound on the gradient, its gradient); and the work of a step, which is what the ways to fit differ
+in. ``measure`` runs one device (K = 1) in a process of its own and reads the allocator's events;
+``predict`` counts, for a fleet that asks thousands of times.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from pfl_lm.devices.batches import LocalTraining
+from pfl_lm.devices.costs import scored_words
+from pfl_lm.language.lora import is_layer
+from pfl_lm.language.low_bit import bytes_of
+from pfl_lm.language.models import ModelSpec, initialise, roles
+from pfl_lm.payload import Payload, PayloadPlan, choose, gather
+
+SPECIALS = (0, 1, 2, 3)
+
+# How often each of ``features`` is held at the peak: fitted by benchmarks/device_memory.py.
+WORK: dict[str, tuple[float, ...]] = {
+    "recurrent, backpropagation": (3.278, 2.401, 1.275, 0.0, 0.0, 1.816, 0.243, 0.0),
+    "transformer, backpropagation": (3.278, 2.401, 1.275, 0.0, 0.0, 1.816, 0.243, 0.0),
+    "recurrent, zeroth_order": (3.278, 2.401, 1.275, 0.0, 0.0, 1.816, 0.243, 0.0),
+    "transformer, zeroth_order": (3.278, 2.401, 1.275, 0.0, 0.0, 1.816, 0.243, 0.0),
+    "recurrent, forward_only": (3.278, 2.401, 1.275, 0.0, 0.0, 1.816, 0.243, 0.0),
+    "transformer, forward_only": (3.278, 2.401, 1.275, 0.0, 0.0, 1.816, 0.243, 0.0),
+}
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes at the peak of training.
+
+    Attributes:
+        model_bytes: the frozen model.
+        payload_bytes: received and trained coordinates, and their gradient if it is bounded.
+        work_bytes: all else: activations, scores, gradients on their way.
+    """
+
+    model_bytes: int
+    payload_bytes: int
+    work_bytes: int
+
+    @property
+    def peak_bytes(self) -> int:
+        return self.model_bytes + self.payload_bytes + self.work_bytes
+
+
+def measure(
+    spec: ModelSpec, plan: PayloadPlan, training: LocalTraining, tokens: int = 400
+) -> Memory:
+    """Train one device in a process of its own and return the peak of what it allocated.
+
+    Args:
+        plan: of the payload; rows are drawn for round 0.
+        tokens: target tokens of the device's text.
+
+    Raises:
+        RuntimeError: the process died.
+    """
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1, initializer=_quiet) as pool:
+        allocated = pool.apply(_allocated, (spec, plan, training, tokens))
+    payload = _payload(spec, plan)
+    held, ours = _held_bytes(payload, training)
+    return Memory(bytes_of(roles(spec), training.weight_bits), held + ours, allocated - held)
+
+
+def predict(spec: ModelSpec, payload: Payload, training: LocalTraining) -> Memory:
+    """Say what ``measure`` would find, within a tenth, without training anything."""
+    kind = _kind(spec, training)
+    weights = WORK[kind]
+    work = sum(w * f for w, f in zip(weights, features(spec, payload, training), strict=True))
+    model = bytes_of(roles(spec), training.weight_bits)
+    return Memory(model, sum(_held_bytes(payload, training)), round(work))
+
+
+def features(spec: ModelSpec, payload: Payload, training: LocalTraining) -> tuple[float, ...]:
+    """Return the sizes, in bytes, that the work of a step is made of.
+
+    Gates or the inner rows of the feed-forward part; rows as wide as a word; scores; rows of the
+    scored words; attention; places of words among the payload's rows; gradients of matrices.
+
+    Without a backward pass a recurrent model is stepped: a stretch is one word of each window.
+    """
+    stepped = training.method != "backpropagation" and spec.kind != "transformer"
+    rows = training.batch_size * (1 if stepped else training.window)
+    scored = scored_words(spec, payload, training)
+    width = spec.embedding_dim
+    recurrent = {"cifg_lstm": 3, "lstm": 4}.get(spec.kind, 0) * spec.hidden_dim
+    inner = spec.layers * (recurrent or spec.feedforward_dim)
+    square = 0 if recurrent else spec.layers * spec.heads * rows * training.window
+    travels = {segment.name for segment in payload.segments}
+    matrices = sum(
+        role.shape[0] * role.shape[1]
+        for name, role in roles(spec).items()
+        if name in travels and is_layer(name, role)
+    )
+    words = spec.vocabulary_size if payload.rows is not None else 0
+    text = training.batch_size * training.window
+    return (
+        4.0 * rows * inner,
+        4.0 * rows * width * spec.layers,
+        4.0 * rows * scored,
+        4.0 * scored * spec.output_dim,
+        4.0 * square,
+        8.0 * words,
+        4.0 * matrices,
+        4.0 * text * width,
+    )
+
+
+def _kind(spec: ModelSpec, training: LocalTraining) -> str:
+    """Which row of ``WORK`` holds.
+
+    Raises:
+        ValueError: a model of the user's own, of which nothing is known here.
+    """
+    if spec.kind == "module":
+        raise ValueError(
+            'the memory of a model of kind = "module" is not predicted; run it without a fleet'
+        )
+    family = "transformer" if spec.kind == "transformer" else "recurrent"
+    return f"{family}, {training.method}"
+
+
+def _quiet() -> None:
+    """Keep the profiler's greetings off the terminal."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+
+
+def _allocated(spec: ModelSpec, plan: PayloadPlan, training: LocalTraining, tokens: int) -> int:
+    """Return the peak of bytes that torch held during one device's training, less its start."""
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    from pfl_lm.devices.training import train
+
+    torch.set_num_threads(1)
+    unigram = unigram_of(spec)
+    parameters = initialise(spec, 0, unigram)
+    payload = _payload(spec, plan)
+    values = gather(parameters, payload)
+    count = -(-tokens // training.window)
+    text = np.random.default_rng(0).choice(
+        spec.vocabulary_size, (count, training.window + 1), p=unigram
+    )
+    # A phone holds the rounded model itself; the simulation's float32 copy of it is not counted.
+    exact = replace(training, weight_bits=None)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        train(spec, parameters, payload, values, [text], exact, unigram, 0, 0, [0])
+    return _peak(profiler)
+
+
+def _peak(profiler: Any) -> int:
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    held = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
+
+
+def unigram_of(spec: ModelSpec) -> np.ndarray:
+    """Return Zipf's law over the words: text repeats itself as people do."""
+    weights = 1.0 / np.arange(1, spec.vocabulary_size + 1)
+    return weights / weights.sum()
+
+
+def _payload(spec: ModelSpec, plan: PayloadPlan) -> Payload:
+    return choose(plan, roles(spec), unigram_of(spec), SPECIALS, 0, 0)
+
+
+def _held_bytes(payload: Payload, training: LocalTraining) -> tuple[int, int]:
+    """Return the bytes of what travels: held by torch, and held by numpy, which it does not count.
+
+    Along directions, the coordinates that they move, and a coefficient for each direction.
+    """
+    if training.method == "zeroth_order":
+        return 0, 4 * (payload.whole_dim + payload.dim)
+    copies = 2 if training.gradient_clip is not None or training.method == "forward_only" else 1
+    return 4 * payload.dim * copies, 4 * payload.dim
