@@ -41,7 +41,7 @@ def users_of(store: PopulationStore, split: str, tokenizer: Tokenizer) -> Iterat
     for user in range(store.users(split)):
         tokens = store.tokens(split, user)
         name = next(names) if names is not None else store.user_digest(split, user).hex()
-        yield User(name, [tokenizer.decode(ids) for ids in messages_of(tokens)])
+        yield User(name, [tokenizer.decode(ids.tolist()) for ids in messages_of(tokens)])
 
 
 def messages_of(tokens: np.ndarray) -> list[np.ndarray]:

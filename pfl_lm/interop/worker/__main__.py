@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Iterator
 from typing import Any
 
-import frames  # type: ignore[import-not-found]
+import frames
 
 Answer = tuple[Any, dict[str, Any]]
 
@@ -51,15 +51,15 @@ def _answer(head: dict[str, Any], arrays: dict[str, Any]) -> Iterator[Answer]:
 
         yield {"tff": tensorflow_federated.__version__, "tensorflow": tensorflow.__version__}, {}
     elif task == "mean":
-        import sums  # type: ignore[import-not-found]
+        import sums
 
         yield {}, {"mean": sums.mean(arrays["vectors"], **options)}
     elif task == "federated_averaging":
-        import fedavg  # type: ignore[import-not-found]
+        import fedavg
 
         yield {}, fedavg.one_round(arrays, **options)
     elif task == "clients":
-        import clients  # type: ignore[import-not-found]
+        import clients
 
         yield from ((batch, {}) for batch in clients.read(**options))
     else:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import runtime  # type: ignore[import-not-found]
+import runtime
 import tensorflow as tf
 import tensorflow_federated as tff
 

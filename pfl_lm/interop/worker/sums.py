@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable
 
 import numpy as np
-import runtime  # type: ignore[import-not-found]
+import runtime
 import tensorflow_federated as tff
 
 # ddp_secure_aggregator starts from this clip and adapts it afterwards; a policy's clip is fixed,
