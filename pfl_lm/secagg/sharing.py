@@ -8,6 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+import numpy as np
+
 from pfl_lm.secagg.errors import MalformedMessage, Refused
 
 PRIME = (1 << 256) + 297  # the least prime above 2^256: every 32-byte string is an element
@@ -81,15 +83,27 @@ def element(share: bytes) -> int:
 def lagrange_weights(holders: Iterable[int]) -> dict[int, int]:
     """Lagrange's coefficients at zero for these holders, with one inversion for all of them."""
     points = [holder + 1 for holder in holders]
-    # Factors are small: their plain product is cheaper than a reduction after each of them.
     whole = math.prod(points) % PRIME
-    denominators = [
-        math.prod([x, *(other - x for other in points if other != x)]) % PRIME for x in points
-    ]
+    denominators = [math.prod(row) % PRIME for row in _denominators(points)]
     return {
         x - 1: whole * inverse % PRIME
         for x, inverse in zip(points, _invert_all(denominators), strict=True)
     }
+
+
+def _denominators(points: Sequence[int]) -> list[list[int]]:
+    """For each point x, factors of the product of x and of all (other - x).
+
+    Factors are small: as many as fit a machine word are multiplied there, exactly.
+    """
+    distinct = np.array(points, dtype=np.int64)
+    factors = distinct[None, :] - distinct[:, None]
+    np.fill_diagonal(factors, distinct)
+    together = max(1, 62 // int(np.abs(factors).max(initial=1)).bit_length())
+    missing = -len(points) % together
+    padded = np.pad(factors, ((0, 0), (0, missing)), constant_values=1)
+    products: list[list[int]] = padded.reshape(len(points), -1, together).prod(axis=2).tolist()
+    return products
 
 
 def _invert_all(values: Sequence[int]) -> list[int]:

@@ -2,20 +2,22 @@
 
     magic "PFSA" | version u8 | kind u8 | zero u16 | sender u32 | body bytes u64 | context 32
     body
-    CRC-32 of all of the above, u32
+    checksum of all of the above, 16 bytes
 
-Integers are little-endian. The checksum finds accidents (any burst of up to 32 bits), so that a
-damaged vector is not summed; attackers are held off by the transport (TLS between device and
-server) and, between devices, by authenticated encryption and signatures.
+Integers are little-endian. The checksum is an AES-GCM tag under a key that is no secret (processors
+compute it twice as fast as a CRC): it finds accidents, so that a damaged vector is not summed.
+Attackers are held off by the transport (TLS between device and server) and, between devices, by
+authenticated encryption and signatures.
 """
 
 from __future__ import annotations
 
+import hashlib
 import struct
-import zlib
 from collections.abc import Collection, Mapping
 
 import numpy as np
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from pfl_lm.secagg.errors import MalformedMessage, Refused
 
@@ -23,15 +25,19 @@ MAGIC = b"PFSA"
 VERSION = 1
 SERVER = 0xFFFF_FFFF  # the sender of what the server sends
 _HEADER = struct.Struct("<4sBBHIQ32s")
-_CHECKSUM = struct.Struct("<I")
-FRAME_BYTES = _HEADER.size + _CHECKSUM.size  # around every body
+_CHECKSUM_BYTES = 16
+FRAME_BYTES = _HEADER.size + _CHECKSUM_BYTES  # around every body
 
 
 def frame(kind: int, sender: int, context: bytes, body: bytes | memoryview) -> bytes:
     """Put a body into its envelope."""
     header = _HEADER.pack(MAGIC, VERSION, kind, 0, sender, len(body), context)
-    checksum = zlib.crc32(body, zlib.crc32(header))
-    return b"".join((header, body, _CHECKSUM.pack(checksum)))
+    return b"".join((header, body, _checksum(header, context, body)))
+
+
+def _checksum(header: bytes | memoryview, context: bytes, body: bytes | memoryview) -> bytes:
+    nonce = hashlib.sha256(header).digest()[:12]
+    return AESGCM(context[:16]).encrypt(nonce, b"", body)
 
 
 def unframe(message: bytes, context: bytes) -> tuple[int, int, memoryview]:
@@ -53,12 +59,12 @@ def unframe(message: bytes, context: bytes) -> tuple[int, int, memoryview]:
         raise MalformedMessage(
             f"the message states a body of {length} bytes and has {len(view) - FRAME_BYTES}"
         )
-    (checksum,) = _CHECKSUM.unpack(view[-_CHECKSUM.size :])
-    if zlib.crc32(view[: -_CHECKSUM.size]) != checksum:
+    header, body = view[: _HEADER.size], view[_HEADER.size : -_CHECKSUM_BYTES]
+    if _checksum(header, theirs, body) != view[-_CHECKSUM_BYTES:]:
         raise MalformedMessage("the checksum does not match: the message was damaged")
     if theirs != context:
         raise Refused("the message belongs to another round, model, payload or configuration")
-    return kind, sender, view[_HEADER.size : -_CHECKSUM.size]
+    return kind, sender, body
 
 
 class Reader:

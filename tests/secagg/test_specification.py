@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 import struct
-import zlib
 
 import numpy as np
 import pytest
@@ -32,9 +31,10 @@ def u32(*values: int) -> bytes:
 
 
 def body_of(message: bytes, kind: int, sender: int, context: bytes) -> bytes:
-    body = message[52:-4]
+    body = message[52:-16]
     head = b"PFSA" + bytes([1, kind, 0, 0]) + u32(sender) + struct.pack("<Q", len(body)) + context
-    assert message == head + body + u32(zlib.crc32(head + body))
+    nonce = hashlib.sha256(head).digest()[:12]
+    assert message == head + body + AESGCM(context[:16]).encrypt(nonce, b"", body)
     return body
 
 
