@@ -120,14 +120,16 @@ def leaky(tmp_path_factory, tiny_run, policy_text):
         rounds=2,
         clip_norm=50.0,
         payload=PayloadPlan(rows="all"),
-        training=LocalTraining(learning_rate=1.0, epochs=4, window=10),
+        training=LocalTraining(
+            learning_rate=1.0, epochs=4, batch_size=2, window=10, max_tokens=200
+        ),
         server=ServerOptimizer(kind="sgd"),
     )
     return Evidence.open(folder)
 
 
 def test_without_noise_a_secret_of_many_is_completed_and_with_it_none(leaky):
-    told = secrets.tell(reopen(leaky), rounds=12, seed=5)
+    told = secrets.tell(reopen(leaky), rounds=8, seed=5)
     many = [one for one in told if one.secret.typists == 4]
     assert any(one.without_noise.completed for one in many)
     assert max(one.without_noise.bits for one in many) > 8
