@@ -107,7 +107,7 @@ def test_different_survivor_sets_for_different_devices(make_round):
     other = SurvivorSet(frozenset({0, 3, 4, 5}), frozenset({1, 2}))
     signed = {i: lab.devices[i].confirm(half.encode_from_server(lab.config)) for i in (0, 1, 2)}
     signed |= {i: lab.devices[i].confirm(other.encode_from_server(lab.config)) for i in (3, 4, 5)}
-    signatures = {i: state.message[-68:-4] for i, state in signed.items()}
+    signatures = {i: state.message[-80:-16] for i, state in signed.items()}
     too_few = UnmaskRequest(half, {i: signatures[i] for i in (0, 1, 2)})
     with pytest.raises(Refused, match="quorum"):
         signed[0].unmask(too_few.encode_from_server(lab.config))
@@ -125,7 +125,7 @@ def test_a_quorum_filled_up_by_devices_that_did_not_survive(make_round):
     lab.devices.pop(5)
     signed = {i: lab.devices[i].confirm(m) for i, m in lab.to_devices.items()}
     outcome = SurvivorSet.decode_from_server(lab.to_devices[0], lab.config)
-    signatures = {i: state.message[-68:-4] for i, state in signed.items()}
+    signatures = {i: state.message[-80:-16] for i, state in signed.items()}
     signatures[5] = signatures.pop(4)
     with pytest.raises(Refused, match="did not survive"):
         signed[0].unmask(UnmaskRequest(outcome, signatures).encode_from_server(lab.config))
@@ -368,7 +368,7 @@ def test_wrong_bit_flipped_or_out_of_range_shares(make_round, secret):
 def test_a_truncated_or_duplicate_share(make_round):
     lab = make_round().advertise().share().mask()
     message = lab.devices[0].unmask(lab.to_devices[0]).message
-    body = message[52:-4]
+    body = message[52:-16]
     for wrong in (body[:-1], body[:41] + body[4:41] + body[78:], body + b"\0"):
         with pytest.raises(MalformedMessage):
             lab.server.receive(0, frame(9, 0, lab.config.context, wrong))
@@ -520,7 +520,7 @@ def test_vectors_that_are_no_integers_of_the_payload(make_round, vector):
 def test_a_vector_of_another_length_or_encoding(make_round):
     lab = make_round().advertise().share()
     state = lab.devices[0].mask_input(lab.to_devices[0], lab.vectors[0])
-    body = state.message[52:-4]
+    body = state.message[52:-16]
     for wrong in (body[:-1], body + b"\0", b"", body[:-1] + bytes([body[-1] | 0xF0])):
         with pytest.raises(MalformedMessage):
             lab.server.receive(0, frame(5, 0, lab.config.context, wrong))
