@@ -9,7 +9,7 @@ a statistic of the data, as in the literature, so the audit's verdicts do not re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,7 +17,6 @@ import numpy as np
 from scipy import special
 
 from pfl_lm.audit.estimators import (
-    clopper_pearson_bound,
     clopper_pearson_upper,
     one_run_bound,
     one_run_p_value,
@@ -170,12 +169,10 @@ def _best_corner(
 
 def clopper_pearson_over_thresholds(scores: Scores, delta: float, significance: float) -> float:
     """Return the Clopper–Pearson bound at the best corner, Bonferroni-corrected."""
-    return _over_corners(
-        scores,
-        lambda missed, alarms, n: clopper_pearson_bound(
-            missed, len(scores.included), alarms, len(scores.excluded), delta, significance / n
-        ),
-    )
+    miss, alarm = _upper_rates(scores, significance)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        values = np.log((1 - miss - delta) / alarm)
+    return float(max(0.0, np.max(values[np.isfinite(values)], initial=0.0)))
 
 
 def gaussian_bound(scores: Scores, delta: float, significance: float) -> float:
@@ -186,26 +183,21 @@ def gaussian_bound(scores: Scores, delta: float, significance: float) -> float:
 
     Source: Nasr et al. 2023, arXiv 2302.07956v1, section 5.
     """
-    included, excluded = len(scores.included), len(scores.excluded)
-
-    def bound(missed: int, alarms: int, n: int) -> float:
-        level = significance / (2 * n)
-        miss = float(clopper_pearson_upper(missed, included, level))
-        alarm = float(clopper_pearson_upper(alarms, excluded, level))
-        if max(miss, alarm) >= 1 - delta:
-            return 0.0
-        # Both rates are upper limits, so only their sum being small is evidence; a negative
-        # difference is no evidence for the reverse.
-        return gaussian_epsilon(max(0.0, float(-special.ndtri(alarm) - special.ndtri(miss))), delta)
-
-    return _over_corners(scores, bound)
+    miss, alarm = _upper_rates(scores, significance)
+    usable = np.maximum(miss, alarm) < 1 - delta
+    # Both rates are upper limits, so only their sum being small is evidence; a negative
+    # difference is no evidence for the reverse. ε rises with the distance: the largest decides.
+    distances = -special.ndtri(alarm[usable]) - special.ndtri(miss[usable])
+    return gaussian_epsilon(float(np.max(distances, initial=0.0)), delta)
 
 
-def _over_corners(scores: Scores, bound: Callable[[int, int, int], float]) -> float:
+def _upper_rates(scores: Scores, significance: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return upper limits of the rates of misses and of false alarms, at every corner at once."""
     found = corners(scores)
-    alarms = len(scores.excluded) - found.rejected
-    pairs = zip(found.missed, alarms, strict=True)
-    return max(bound(int(m), int(a), len(found.missed)) for m, a in pairs)
+    level = significance / (2 * len(found.missed))
+    included, excluded = len(scores.included), len(scores.excluded)
+    miss = clopper_pearson_upper(found.missed, included, level)
+    return miss, clopper_pearson_upper(excluded - found.rejected, excluded, level)
 
 
 def jeffreys_over_thresholds(scores: Scores, delta: float, significance: float) -> float:
