@@ -6,10 +6,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from pfl_lm.budget import Budget
 from pfl_lm.checkpoints import save_checkpoint
 from pfl_lm.devices.report import Trace
 from pfl_lm.dp.ledger import Ledger
-from pfl_lm.protection import Budget
 from pfl_lm.ranks import Ranks
 from pfl_lm.resume import begin_run, resume_run
 from pfl_lm.runs import RunFolder, RunLog

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -19,7 +19,6 @@ from pfl_lm.dp.bits import Bits, reproducible_bits, secure_bits
 from pfl_lm.dp.events import RoundEvent
 from pfl_lm.dp.grid import Grid
 from pfl_lm.dp.guarantee import Guarantee, guarantee
-from pfl_lm.dp.ledger import Ledger
 from pfl_lm.dp.mechanisms import decode
 from pfl_lm.dp.noise import NoiseShare, add_central_gaussian, cohort_noise
 from pfl_lm.dp.policy import Policy
@@ -302,43 +301,6 @@ class Protection:
     def spent(self, events: Events) -> Spent | None:
         """Return what a deployment has spent after these rounds; None without a policy."""
         return None if self.policy is None else spent(events, self.policy.delta)
-
-
-class Budget:
-    """What the policy's deployment has spent, recomputed from the ledger's own entries."""
-
-    def __init__(self, protection: Protection, ledger: Ledger, dim: int) -> None:
-        self._protection, self._ledger, self._dim = protection, ledger, dim
-
-    def events(self) -> list[RoundEvent]:
-        """Return the recorded rounds."""
-        rounds = (entry for entry in self._ledger.entries() if entry["kind"] == "round")
-        return [RoundEvent(**entry["event"]) for entry in rounds if entry["event"] is not None]
-
-    def check(self, round: int) -> None:
-        """Refuse a round after which more than the policy's ε would be spent."""
-        policy, protection = self._protection.policy, self._protection
-        if policy is None or policy.noise.at == "none":
-            return
-        if any(event.round == round for event in self.events()):
-            return  # repeated to the byte by a reproducible run: paid for already
-        # As it will be recorded: rotation rounds of unlike payloads are not one rotation.
-        planned = protection.event(protection.cohort, self._dim, round)
-        assert planned is not None
-        found = protection.spent([*self.events(), planned])
-        if found is None or not found.epsilon <= policy.epsilon * (1 + 1e-9):
-            raise ValueError(
-                f"the budget ends here: round {round} would bring ε to "
-                f"{'∞' if found is None else f'{found.epsilon:.4f}'}, above the policy's "
-                f"{policy.epsilon}; what was spent is in {self._ledger.path.name}"
-            )
-
-    def spent(self) -> dict[str, Any]:
-        """Return ε so far, with and without amplification; None is ∞."""
-        found = self._protection.spent(self.events())
-        figures = (None, None) if found is None else (found.epsilon, found.epsilon_unamplified)
-        finite = [x if x is not None and math.isfinite(x) else None for x in figures]
-        return {"epsilon": finite[0], "epsilon_unamplified": finite[1]}
 
 
 def simulated_rule(

@@ -19,7 +19,7 @@ LAYERS = (
     ("devices", "server"),
     ("recipes", "runs", "interop"),
     ("scenario", "model_file", "protection", "evaluation"),
-    ("aggregation",),
+    ("aggregation", "budget"),
     ("checkpoints", "central", "world"),
     ("attendance",),
     ("manifest",),

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import grpc
 import numpy as np
 
+from pfl_lm.budget import Budget
 from pfl_lm.checkpoints import newest_checkpoint, save_checkpoint
 from pfl_lm.dp.ledger import Ledger
 from pfl_lm.dp.sampling import cohort
@@ -25,7 +26,6 @@ from pfl_lm.network.service import Service
 from pfl_lm.network.store import OVER, RoundRow, Store
 from pfl_lm.network.terms import Terms, served
 from pfl_lm.network.transport import Limits, handler, largest_message, server_options
-from pfl_lm.protection import Budget
 from pfl_lm.resume import begin_run, resume_run
 from pfl_lm.runs import RunFolder, RunLog, write_json
 from pfl_lm.scenario import Scenario

@@ -106,9 +106,22 @@ def privacy(run: Run) -> Section:
         ("reports per round, deployed", _if_number(run.at("policy.report_goal"), whole)),
         ("people, deployed", _if_number(run.at("policy.population"), whole)),
         ("accountant", str(run.at("guarantee.accountant", ""))),
+        ("secure aggregation, here", _aggregation(run, "simulated")),
+        ("secure aggregation, deployed", _aggregation(run, "deployed")),
     ]
     protected = is_number(run.at("guarantee.epsilon"))
     return Section("privacy", "Privacy", "", _known(facts) if protected else (), _present([figure]))
+
+
+def _aggregation(run: Run, scale: str) -> str:
+    """Say what summed the reports, and with which graph."""
+    graph = run.at(f"secure_aggregation.{scale}")
+    if not isinstance(graph, dict):
+        return ""
+    ran = "ideal functionality of " if run.at("secure_aggregation.ran") == "ideal" else ""
+    near = "all others" if graph.get("complete") else f"{graph.get('neighbours')} neighbours"
+    what = "" if scale == "deployed" else ran
+    return f"{what}SecAgg+, {near}, any {graph.get('threshold')} shares recover a secret"
 
 
 def payload(run: Run) -> Section:
