@@ -1,13 +1,13 @@
 """A hundred device processes train the demo's model over TLS; the same run simulated, beside it.
 
-    python -m benchmarks.network [--devices 100] [--rounds 12] [--deaths 1] [--folder FOLDER]
+    python -m benchmarks.network [--devices 100] [--rounds 4] [--deaths 1] [--folder FOLDER]
 
 Every device is a process of its own with its own key, session and text (forked from one that has
 torch loaded, so that a hundred fit into memory). In every round so many processes are killed with
 SIGKILL right before each of their messages, others each time, and started again; the server is
-killed twice, once before it asks for what removes the masks and once after a sum was opened, and
-goes on. The simulation runs the same scenario, people and seed in one process; the noise of both
-comes from the operating system.
+killed twice, once after a sum was opened and once after its debit, and goes on with the model
+that these sums make. The simulation runs the same scenario, people and seed in one process; the
+noise of both comes from the operating system.
 """
 
 from __future__ import annotations
@@ -81,7 +81,10 @@ class Trial:
             self.address = f"127.0.0.1:{probe.getsockname()[1]}"
         self.kills = {"devices": 0, "server": 0}
         self.memory = 0
-        self.server_kills = [(scenario.rounds // 3, "asking"), (2 * scenario.rounds // 3, "opened")]
+        self.server_kills = [
+            (scenario.rounds // 3, "opened"),
+            (2 * scenario.rounds // 3, "debited"),
+        ]
 
     def run(self) -> None:
         """Start everybody, start the killed again, and wait for the end."""
@@ -120,11 +123,10 @@ class Trial:
     def _device(self, number: int, life: int) -> int:
         key = DeviceKey.read(self.keys.folder / "devices" / f"{number:05d}.json")
 
+        deaths = self._deaths(number)[life:]
+
         def sending(round: int, kind: int) -> None:
-            # Who dies where: others in every round; once started again, not in the same round.
-            victims = range(round * 4 * self.deaths, (round + 1) * 4 * self.deaths)
-            place = [v % self.devices for v in victims]
-            if number in place and MESSAGES[place.index(number) // self.deaths] == kind:
+            if deaths and deaths[0] == (round, kind):
                 os.kill(os.getpid(), signal.SIGKILL)
 
         def work() -> None:
@@ -134,6 +136,16 @@ class Trial:
                 Device(Caller(channel, key, patience), key, self.owns[number], sending).run()
 
         return _fork(work)
+
+    def _deaths(self, number: int) -> list[tuple[int, int]]:
+        """Return the rounds and messages before which a device dies: others in every round."""
+        each = 4 * self.deaths
+        found = []
+        for round in range(self.scenario.rounds):
+            place = (number - round * each) % self.devices
+            if place < each:
+                found.append((round, MESSAGES[place // self.deaths]))
+        return found
 
     def _reached(self, point: str, round: int) -> None:
         if self.server_kills and self.server_kills[0] == (round, point):
@@ -244,7 +256,7 @@ def _log_to(path: Path, level: int = logging.INFO) -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--devices", type=int, default=100)
-    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--deaths", type=int, default=1, help="before each message of a round")
     parser.add_argument("--folder", help="keeps keys, first model, logs and runs")
     return parser.parse_args()

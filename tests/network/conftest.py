@@ -8,10 +8,15 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("grpc_tools", reason="needs gRPC: pip install pfl-lm[network]")
 
+from pfl_lm.devices.training import train
+from pfl_lm.dp.mechanisms import decode, protect
+from pfl_lm.language.population import windows
 from pfl_lm.network.caller import Caller, Patience
 from pfl_lm.network.device import Device
 from pfl_lm.network.identity import DeviceKey, ServerKeys, enrol
@@ -20,7 +25,8 @@ from pfl_lm.network.terms import Own
 from pfl_lm.network.transport import Limits, channel_to
 from pfl_lm.recipes import load_policy
 from pfl_lm.scenario import EvaluationChoice, PopulationChoice
-from pfl_lm.world import open_world
+from pfl_lm.server.state import ServerState, close_round, open_round
+from pfl_lm.world import choose_payload, open_world
 
 DEVICES = 6
 # Where nobody is silent nothing waits; where a tenth is, only for the grace.
@@ -67,8 +73,8 @@ class Trial:
     def caller(self, number: int) -> Caller:
         return Caller(channel_to(self.address, self.keys.certificate), self.key(number), RESTLESS)
 
-    def device(self, number: int, sending=lambda round, kind: None) -> Device:
-        return Device(self.caller(number), self.key(number), self.own(number), sending)
+    def device(self, number: int, sending=lambda round, kind: None, kind=Device) -> Device:
+        return kind(self.caller(number), self.key(number), self.own(number), sending)
 
     def start(self, work, *arguments) -> threading.Thread:
         def guarded() -> None:
@@ -91,12 +97,50 @@ class Trial:
         changes = {name: options.pop(name) for name in ("reached", "present") if name in options}
         return serve(self.scenario, self.folder, self.serving(**changes), watch, **options)
 
+    def reference(self, survivors: list[list[int]]) -> dict[str, torch.Tensor]:
+        """The model after rounds in which these devices' reports were summed."""
+        world, scenario = self.world, self.scenario
+        state = ServerState(0, world.start.parameters)
+        for number, users in enumerate(survivors):
+            broadcast = open_round(state, choose_payload(world, number))
+            grid = world.protection.grid(broadcast.payload.dim)
+            total = np.zeros(grid.dim, np.int64)
+            for user in users:
+                text = windows(world.population.tokens("train", user), scenario.training.window, 65)
+                updates, _ = train(
+                    world.spec,
+                    dict(state.parameters),
+                    broadcast.payload,
+                    broadcast.values,
+                    [text],
+                    scenario.training,
+                    world.tokenizer.unigram,
+                    scenario.seed,
+                    number,
+                    [user],
+                )
+                bits = world.protection.bits("device", number, user)
+                total += protect(updates, grid, None, bits)[0][0]
+            mean = decode(total, grid, scenario.cohort)
+            state = close_round(state, broadcast, mean, scenario.server)
+        return dict(state.parameters)
+
     def join(self, *expected: type[BaseException]) -> None:
         """Wait for the devices; they end well, or in an expected way."""
         for thread in self.threads:
             thread.join(60)
             assert not thread.is_alive()
         assert all(isinstance(error, expected) for error in self.errors), self.errors
+
+
+@pytest.fixture(scope="session")
+def same_model():
+    """A function that tells whether two models are the same to the byte."""
+
+    def same(left, right) -> bool:
+        return left.keys() == right.keys() and all(torch.equal(left[n], right[n]) for n in left)
+
+    return same
 
 
 @pytest.fixture(scope="session")

@@ -6,18 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 
 import pfl_lm.simulate as simulation
-from pfl_lm.devices.training import train
 from pfl_lm.dp.ledger import verify
-from pfl_lm.dp.mechanisms import decode, protect
-from pfl_lm.language.population import windows
 from pfl_lm.model_file import load_model
 from pfl_lm.network.transport import Limits
 from pfl_lm.payload import PayloadPlan
-from pfl_lm.server.state import ServerState, close_round, open_round
-from pfl_lm.world import choose_payload
 
 KINDS = {1: "keys", 3: "shares", 5: "report", 7: "confirmation", 9: "answer"}
 
@@ -34,41 +28,9 @@ def dies_before(kind: int):
     return sending
 
 
-def reference(world, survivors: list[list[int]]) -> dict[str, torch.Tensor]:
-    """The model after rounds in which these devices' reports were summed."""
-    state, scenario = ServerState(0, world.start.parameters), world.scenario
-    for number, users in enumerate(survivors):
-        broadcast = open_round(state, choose_payload(world, number))
-        grid = world.protection.grid(broadcast.payload.dim)
-        total = np.zeros(grid.dim, np.int64)
-        for user in users:
-            text = windows(world.population.tokens("train", user), scenario.training.window, 65)
-            updates, _ = train(
-                world.spec,
-                dict(state.parameters),
-                broadcast.payload,
-                broadcast.values,
-                [text],
-                scenario.training,
-                world.tokenizer.unigram,
-                scenario.seed,
-                number,
-                [user],
-            )
-            bits = world.protection.bits("device", number, user)
-            total += protect(updates, grid, None, bits)[0][0]
-        mean = decode(total, grid, scenario.cohort)
-        state = close_round(state, broadcast, mean, scenario.server)
-    return dict(state.parameters)
-
-
-def same(left, right) -> bool:
-    return left.keys() == right.keys() and all(torch.equal(left[n], right[n]) for n in left)
-
-
 @pytest.mark.parametrize("adversary", ["semi-honest", "active"])
 def test_the_model_is_the_simulations_to_the_byte(
-    trial, new_watcher, tmp_path, monkeypatch, adversary
+    trial, new_watcher, tmp_path, monkeypatch, same_model, adversary
 ):
     """Partial payloads, so that devices must catch up on what moved while it did not travel."""
     run = trial(rounds=3, adversary=adversary, payload=PayloadPlan(rows=100))
@@ -80,7 +42,7 @@ def test_the_model_is_the_simulations_to_the_byte(
     monkeypatch.setattr(simulation, "devices_at_once", lambda *arguments: 1)
     simulated = simulation.simulate(run.scenario, tmp_path / "simulated", new_watcher())
     found, expected = (load_model(f.model_path).parameters for f in (folder, simulated))
-    assert same(found, expected)
+    assert same_model(found, expected)
     released = [
         [e["released"] for e in verify(f.ledger_path) if e["kind"] == "round"]
         for f in (folder, simulated)
@@ -88,7 +50,7 @@ def test_the_model_is_the_simulations_to_the_byte(
     assert released[0] == released[1]
 
 
-def test_devices_that_die_take_nothing_with_them(trial, new_watcher, caplog):
+def test_devices_that_die_take_nothing_with_them(trial, new_watcher, same_model, caplog):
     """One is gone before each message of round 1; the sum of the others is exact."""
     dying = {13: 1, 12: 3, 11: 5, 10: 9}  # device: the message that it never sends
     run = trial(devices=14)
@@ -99,12 +61,12 @@ def test_devices_that_die_take_nothing_with_them(trial, new_watcher, caplog):
     run.join(Died)
     assert len(run.errors) == 4
     survivors = [list(range(14)), list(range(11))]
-    assert same(load_model(folder.model_path).parameters, reference(run.world, survivors))
+    assert same_model(load_model(folder.model_path).parameters, run.reference(survivors))
     for invited, (device, kind) in zip((14, 13, 12, 11), dying.items(), strict=True):
         assert f"round 1: no {KINDS[kind]} from 1 of {invited} devices: {device}" in caplog.text
 
 
-def test_too_few_devices_and_the_round_is_abandoned(trial, new_watcher, caplog):
+def test_too_few_devices_and_the_round_is_abandoned(trial, new_watcher, same_model, caplog):
     run = trial(limits=Limits(phase_seconds=3.0, training_seconds=60.0, hold_seconds=2.0))
     run.start_devices(range(1))
     run.start_devices(range(1, 6), dies_before(5))
@@ -112,7 +74,7 @@ def test_too_few_devices_and_the_round_is_abandoned(trial, new_watcher, caplog):
     run.join(Died)
     kinds = [entry["kind"] for entry in verify(folder.ledger_path)]
     assert kinds == ["genesis", "round", "abandoned"]
-    assert same(load_model(folder.model_path).parameters, reference(run.world, [list(range(6))]))
+    assert same_model(load_model(folder.model_path).parameters, run.reference([list(range(6))]))
     assert "round 1 is abandoned: 1 reports arrived and the threshold is 2" in caplog.text
 
 
