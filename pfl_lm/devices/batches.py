@@ -40,6 +40,11 @@ class LocalTraining:
             the processor has it (``machine.has_bfloat16``).
         weight_bits: 8, 4 or 1: the device holds matrices and word tables in so many bits; what
             travels stays float32 (``language/low_bit``). None: everything is float32.
+        activations: what a step holds on to until its backward pass. ``"kept"``: all of it.
+            ``"recomputed"``: the state at every ``stretch`` words (of a transformer: every
+            block's input), the rest is made again; the same gradient. ``"truncated"``: nothing
+            beyond a stretch: gradients reach no further back (recurrent models only).
+        stretch: words.
         method: ``"backpropagation"``, or ``"zeroth_order"`` (``devices/zeroth_order``): two
             losses a step along one of the payload's directions, at the memory of predicting.
             ``"forward_only"`` (``devices/forward_only``): the error goes in again at the front.
@@ -61,6 +66,8 @@ class LocalTraining:
     loss: Literal["softmax", "sampled", "nce"] = "softmax"
     negatives: int = 512
     precision: Literal["float32", "bfloat16"] = "float32"
+    activations: Literal["kept", "recomputed", "truncated"] = "kept"
+    stretch: int = 5
     weight_bits: Literal[1, 4, 8] | None = None
     method: Literal["backpropagation", "zeroth_order", "forward_only"] = "backpropagation"
     perturbation: float = 1e-3
@@ -71,7 +78,15 @@ class LocalTraining:
             raise ValueError(f"learning_rate = {self.learning_rate}: must be positive")
         if (self.epochs is None) == (self.steps is None):
             raise ValueError("state either epochs or steps of local training, not both")
-        for field in ("batch_size", "epochs", "steps", "window", "max_tokens", "negatives"):
+        for field in (
+            "batch_size",
+            "epochs",
+            "steps",
+            "window",
+            "max_tokens",
+            "negatives",
+            "stretch",
+        ):
             value = getattr(self, field)
             if value is not None and value < 1:
                 raise ValueError(f"{field} = {value}: must be at least 1")

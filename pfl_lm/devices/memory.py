@@ -186,5 +186,7 @@ def _held_bytes(payload: Payload, training: LocalTraining) -> tuple[int, int]:
     """
     if training.method == "zeroth_order":
         return 0, 4 * (payload.whole_dim + payload.dim)
-    copies = 2 if training.gradient_clip is not None or training.method == "forward_only" else 1
+    if training.method == "forward_only":
+        return 4 * payload.dim, 8 * payload.dim
+    copies = 1 if training.gradient_clip is None else 2
     return 4 * payload.dim * copies, 4 * payload.dim

@@ -20,11 +20,10 @@ from pfl_lm.devices import output
 from pfl_lm.devices.batches import Batch, LocalTraining, Schedule
 from pfl_lm.devices.forward_only import train_forward_only
 from pfl_lm.devices.report import Trace
-from pfl_lm.devices.tables import Table, slots_of
+from pfl_lm.devices.stretches import step_kind
 from pfl_lm.devices.zeroth_order import train_zeroth_order
 from pfl_lm.language import low_bit
-from pfl_lm.language.lora import is_layer
-from pfl_lm.language.models import ModelSpec, Parameters, hidden, roles
+from pfl_lm.language.models import ModelSpec, Parameters, roles
 from pfl_lm.payload import Payload
 
 UNK = 1
@@ -74,7 +73,7 @@ def train(
     now = received.expand(len(windows), -1)  # equal rows until the first step: products are shared
     trained = now.clone()  # (K, d)
     objective = output.Objective(spec, payload, training, unigram)
-    step = _Step(spec, parameters, payload, objective, training)
+    step = step_kind(spec, training)(spec, parameters, payload, objective, training)
     losses, tokens = np.zeros(len(windows)), np.zeros(len(windows), np.int64)
     for number, batch in enumerate(schedule):
         active = len(batch.inputs)
@@ -95,114 +94,6 @@ def train(
     ]
     in_order = np.array_equal(place, np.arange(len(place)))
     return (updates if in_order else updates[torch.from_numpy(place)]).numpy(), traces
-
-
-class _Step:
-    """One local SGD step of the devices at work, with the step's tensors freed at its end."""
-
-    def __init__(
-        self,
-        spec: ModelSpec,
-        parameters: Parameters,
-        payload: Payload,
-        objective: output.Objective,
-        training: LocalTraining,
-    ) -> None:
-        self.spec, self.parameters, self.payload = spec, parameters, payload
-        self.objective, self.gradient_clip = objective, training.gradient_clip
-        rows = None if payload.rows is None else torch.from_numpy(payload.rows)
-        self.slots = slots_of(rows, spec.vocabulary_size)
-        shapes = {name: role for name, role in roles(spec).items() if role.kind != "rows"}
-        self.precision = {name: parameters[name].dtype for name in shapes}  # of its products
-        if training.precision == "bfloat16":
-            layers = [name for name, role in shapes.items() if is_layer(name, role)]
-            self.precision |= dict.fromkeys(layers, torch.bfloat16)
-        self.frozen = {name: parameters[name].to(self.precision[name]) for name in shapes}
-        self.bits = training.weight_bits
-        self.in_bits = {name for name, role in shapes.items() if low_bit.rounds(name, role)}
-
-    def used(self, name: str, held: Tensor) -> Tensor:
-        """Return a travelling parameter as the products use it: in few bits, if so held."""
-        few = self.bits is not None and name in self.in_bits
-        return low_bit.rounded(held, self.bits) if few else held  # type: ignore[arg-type]
-
-    def __call__(
-        self,
-        batch: Batch,
-        now: Tensor,
-        trained: Tensor,
-        rate: float,
-        candidates: output.Candidates | None,
-    ) -> Tensor:
-        """Move ``trained`` (A, d) one step down from ``now``; return losses (A, B, T), 0 at pads.
-
-        Without a bound on the gradient, its parts go straight into ``trained``; with one they
-        are collected first, since the bound is on their common norm.
-        """
-        if self.gradient_clip is None:
-            return self._add_gradient(batch, now, trained, -rate, candidates)
-        gradient = torch.zeros_like(trained)
-        loss = self._add_gradient(batch, now, gradient, 1.0, candidates)
-        norm = torch.linalg.vector_norm(gradient, dim=1, keepdim=True)
-        trained.sub_(gradient.mul_(rate * (self.gradient_clip / norm).clamp_max(1.0)))
-        return loss
-
-    def _add_gradient(
-        self,
-        batch: Batch,
-        now: Tensor,
-        into: Tensor,
-        rate: float,
-        candidates: output.Candidates | None,
-    ) -> Tensor:
-        """Add ``rate`` · gradient to ``into`` (A, d).
-
-        ``into`` may share memory with ``now``: whatever a gradient is computed from is read
-        before the part of ``into`` that holds it is written.
-        """
-        held, sums = self.payload.views(now), self.payload.views(into)
-        embedding = Table(self.parameters, held, sums, "embedding", self.slots)
-        rows = Table(self.parameters, held, sums, self.spec.output_table, self.slots)
-        bias = None
-        if self.spec.output_bias:
-            bias = Table(self.parameters, held, sums, "output_bias", self.slots)
-        embedded = embedding.read(batch.inputs).requires_grad_(embedding.into is not None)
-        # `.data`: the views share memory with `into`, which autograd would take for an error.
-        leaves = {
-            name: self.used(name, held[name].data).to(precision).requires_grad_()
-            for name, precision in self.precision.items()
-            if name in held
-        }
-        vectors = hidden(self.spec, self.frozen | leaves, embedded)  # (A, B, T, P)
-        loss, d_vectors = self.objective(
-            vectors.detach().flatten(1, 2),
-            batch.targets.flatten(1),
-            batch.weight.flatten(1),
-            rows,
-            bias,
-            rate,
-            candidates,
-        )
-        self._descend(embedding, embedded, leaves, vectors, d_vectors, batch, sums, rate)
-        return loss.view_as(batch.weight)
-
-    def _descend(
-        self,
-        embedding: Table,
-        embedded: Tensor,
-        leaves: Weights,
-        vectors: Tensor,
-        d_vectors: Tensor,
-        batch: Batch,
-        sums: Weights,
-        rate: float,
-    ) -> None:
-        wanted = [*leaves.values(), *([embedded] if embedded.requires_grad else [])]
-        gradients = torch.autograd.grad(vectors, wanted, d_vectors.view_as(vectors))
-        for name, gradient in zip(leaves, gradients, strict=False):
-            sums[name].add_(gradient, alpha=rate)
-        if embedded.requires_grad:
-            embedding.add(batch.inputs, gradients[-1], rate)
 
 
 def devices_at_once(

@@ -50,14 +50,31 @@ def roles(spec: ModelSpec) -> dict[str, Role]:
 
 def hidden(spec: ModelSpec, weights: Mapping[str, Tensor], embedded: Tensor) -> Tensor:
     """Run the layers over windows from a zero state: (K, B, T, D) → (K, B, T, P)."""
+    devices, windows, *_ = embedded.shape
+    state = zero_state(spec, devices, windows, embedded.dtype)
+    return hidden_from(spec, weights, embedded, state)[0]
+
+
+def hidden_from(
+    spec: ModelSpec,
+    weights: Mapping[str, Tensor],
+    embedded: Tensor,
+    state: Sequence[State],
+) -> tuple[Tensor, list[State]]:
+    """Run the layers over a stretch of windows from a state; return the state after it, too.
+
+    Differentiable in the state, so that a long window can be taken a stretch at a time.
+    """
     devices, windows, steps, _ = embedded.shape
     x = embedded.transpose(1, 2)  # (K, T, B, D): a step of time is one slice
+    after: list[State] = []
     for number in range(spec.layers):
-        x = _layer(spec, weights, number, x)
+        x, c = _layer(spec, weights, number, x, state[number])
+        after.append((x[:, -1], c))
     if spec.kind == "lstm":
         rows = x.reshape(devices, steps * windows, -1)
         x = dense.apply(rows, dense.layer(weights, "projection", spec.lora))
-    return x.reshape(devices, steps, windows, -1).transpose(1, 2)
+    return x.reshape(devices, steps, windows, -1).transpose(1, 2), after
 
 
 def zero_state(
@@ -98,8 +115,10 @@ def step(
     return x, after
 
 
-def _layer(spec: ModelSpec, weights: Mapping[str, Tensor], number: int, x: Tensor) -> Tensor:
-    """One layer over x (K, T, B, ·) → (K, T, B, P or H)."""
+def _layer(
+    spec: ModelSpec, weights: Mapping[str, Tensor], number: int, x: Tensor, state: State
+) -> tuple[Tensor, Tensor]:
+    """One layer over x (K, T, B, ·) → (K, T, B, P or H) and the cells after it (K, B, H)."""
     devices, steps, windows, _ = x.shape
     name = f"layer{number}"
     rows = x.reshape(devices, steps * windows, -1)
@@ -109,7 +128,7 @@ def _layer(spec: ModelSpec, weights: Mapping[str, Tensor], number: int, x: Tenso
     projection: tuple[Any, ...] = (None,) * 5
     if spec.kind == "cifg_lstm":
         projection = dense.layer(weights, f"{name}.projection", spec.lora)
-    out: Tensor = _Recurrence.apply(sums, *recurrent, *projection)
+    out: tuple[Tensor, Tensor] = _Recurrence.apply(sums, *state, *recurrent, *projection)
     return out
 
 
@@ -167,19 +186,19 @@ def _through_tanh(gradient: Tensor, value: Tensor, grad_input: Tensor | None = N
 
 
 class _Recurrence(torch.autograd.Function):
-    """The steps of one layer from a zero state; backward through time by hand.
+    """The steps of one layer from a state; backward through time by hand.
 
     Gates are written over the sums that come in, which nobody else needs. Three gates and a
     projection make a CIFG layer, four gates and none a plain one.
     """
 
     @staticmethod
-    def forward(ctx: Any, sums: Tensor, *tensors: Any) -> Tensor:
+    def forward(
+        ctx: Any, sums: Tensor, r: Tensor, c: Tensor, *tensors: Any
+    ) -> tuple[Tensor, Tensor]:
         recurrent = Dense(*tensors[:5])
         project = Dense(*tensors[5:]) if tensors[5] is not None else None
-        devices, steps, windows, gates = sums.shape
-        c = sums.new_zeros(devices, windows, gates // (4 if project is None else 3))
-        r = sums.new_zeros(devices, windows, recurrent.weight.shape[-1])
+        steps = sums.shape[1]
         kept = _Kept(sums, [r], [c], [], [], [], [])
         for t in range(steps):
             now = sums[:, t]
@@ -194,18 +213,19 @@ class _Recurrence(torch.autograd.Function):
             kept.bents.append(bent)
             kept.cells.append(c)
             kept.states.append(r)
+        kept.cells.pop()  # goes out, and an output that its own graph keeps is never freed
         ctx.products, ctx.kept = (recurrent, project), kept
-        return torch.stack(kept.states[1:], 1)
+        return torch.stack(kept.states[1:], 1), c
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dr_all: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dr_all: Tensor, dc: Tensor) -> tuple[Tensor | None, ...]:
         (recurrent, project), kept = ctx.products, ctx.kept
         steps = dr_all.shape[1]
         d_sums = torch.empty_like(kept.sums)
         d_states, d_recurrent, d_project = [], [], []
         dr = torch.zeros_like(kept.states[0])
-        dc = torch.zeros_like(kept.cells[0])
+        dc = dc.clone()  # written over, step by step
         for t in reversed(range(steps)):
             dm = dr.add_(dr_all[:, t])
             if project is not None:
@@ -215,7 +235,7 @@ class _Recurrence(torch.autograd.Function):
             _cell_backward(kept.sums[:, t], kept.cells[t], kept.bents[t], dm, dc, d_sums[:, t])
             dr, inner = recurrent.backward(d_sums[:, t])
             d_recurrent.append(inner)
-        needs = ctx.needs_input_grad
+        needs = ctx.needs_input_grad[2:]
         found = recurrent.gradients(
             d_sums.flatten(1, 2),
             _rows(d_recurrent[::-1]),
@@ -224,11 +244,13 @@ class _Recurrence(torch.autograd.Function):
             needs[1:5],
         )
         if project is None:
-            return (d_sums, *found, *(None,) * 6)
+            return (d_sums, dr, dc, *found, *(None,) * 6)
         states = _rows(d_states[::-1])
         assert states is not None
         return (
             d_sums,
+            dr,
+            dc,
             *found,
             None,
             *project.gradients(
@@ -247,7 +269,7 @@ class _Kept(NamedTuple):
 
     sums: Tensor  # (K, T, B, G): the gates
     states: list[Tensor]  # r before each step, and after the last
-    cells: list[Tensor]  # c before each step, and after the last
+    cells: list[Tensor]  # c before each step
     bents: list[Tensor]  # tanh of c after each step
     outputs: list[Tensor]  # m, what a projection sees
     recurrent_inner: list[Tensor | None]

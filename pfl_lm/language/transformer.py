@@ -9,7 +9,7 @@ Source: pre-norm, Xiong et al. 2020 (arXiv:2002.04745), figure 1b; GELU, Hendryc
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -51,19 +51,46 @@ def hidden(
     Raises:
         ValueError: the windows are longer than the model's context.
     """
-    devices, windows, length, width = embedded.shape
+    x = embedded
+    for stage in stages(spec, weights, embedded.shape, linear):
+        x = stage(x)
+    return x
+
+
+def stages(
+    spec: ModelSpec,
+    weights: Mapping[str, Tensor],
+    shape: Sequence[int],
+    linear: Linear | None = None,
+) -> list[Callable[[Tensor], Tensor]]:
+    """Return the model as functions to be applied one after another: entry, blocks, exit.
+
+    Args:
+        shape: (K, B, T, D) of the embedded words.
+
+    Raises:
+        ValueError: the windows are longer than the model's context.
+    """
+    devices, windows, length, width = shape
     if length > spec.context:
         raise ValueError(f"windows of {length} tokens; the model's context is {spec.context}")
-    x = embedded
-    if spec.positions == "learned":
-        positions = weights["positions"]  # (context, D) or (K, context, D)
-        x = x + positions[..., :length, :].reshape(-1, 1, length, width)
     linear = linear or dense.by_name(weights, spec.lora)
-    x = x.reshape(devices, windows * length, width)  # (K, N, D)
-    for number in range(spec.layers):
-        x = _block(spec, weights, f"block{number}", x, (windows, length), linear)
-    x = _normalise(weights, "final_norm", x)
-    return x.view(devices, windows, length, width)
+
+    def enter(embedded: Tensor) -> Tensor:
+        x = embedded
+        if spec.positions == "learned":
+            positions = weights["positions"]  # (context, D) or (K, context, D)
+            x = x + positions[..., :length, :].reshape(-1, 1, length, width)
+        return x.reshape(devices, windows * length, width)  # (K, N, D)
+
+    def leave(x: Tensor) -> Tensor:
+        return _normalise(weights, "final_norm", x).view(devices, windows, length, width)
+
+    def block(number: int) -> Callable[[Tensor], Tensor]:
+        name = f"block{number}"
+        return lambda x: _block(spec, weights, name, x, (windows, length), linear)
+
+    return [enter, *(block(number) for number in range(spec.layers)), leave]
 
 
 def _block(

@@ -1,0 +1,156 @@
+"""One local SGD step of K devices at once: the innermost part of training.
+
+Legend: K devices, A ≤ K still at work in the step, B windows of a batch, T target tokens of a
+window, P width of hidden vectors, d payload coordinates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pfl_lm.devices import output
+from pfl_lm.devices.batches import Batch, LocalTraining
+from pfl_lm.devices.tables import Table, slots_of
+from pfl_lm.language import low_bit
+from pfl_lm.language.lora import is_layer
+from pfl_lm.language.models import ModelSpec, Parameters, hidden, roles
+from pfl_lm.payload import Payload
+
+Weights = dict[str, Tensor]
+
+
+class Held(NamedTuple):
+    """What the devices hold in a step, and where its gradient goes."""
+
+    embedding: Table
+    output: Table
+    bias: Table | None
+    leaves: Weights  # dense parameters that travel, (A, …) each, as the products use them
+    sums: Weights  # gradients are added here, by name
+
+    def read(self, batch: Batch) -> Tensor:
+        """Return the batch's embedded words (A, B, T, D)."""
+        return self.embedding.read(batch.inputs).requires_grad_(self.embedding.into is not None)
+
+    def descend(self, batch: Batch, gradients: Sequence[Tensor | None], rate: float) -> None:
+        """Add ``rate`` times the gradients by ``leaves``, and by the embedded words if there."""
+        for name, gradient in zip(self.leaves, gradients, strict=False):
+            if gradient is not None:
+                self.sums[name].add_(gradient, alpha=rate)
+        words = gradients[len(self.leaves)] if len(gradients) > len(self.leaves) else None
+        if words is not None and self.embedding.into is not None:
+            self.embedding.add(batch.inputs, words, rate)
+
+
+class Step:
+    """One local SGD step of the devices at work, with the step's tensors freed at its end."""
+
+    in_place = True  # whether gradients may go straight into what is trained
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        parameters: Parameters,
+        payload: Payload,
+        objective: output.Objective,
+        training: LocalTraining,
+    ) -> None:
+        self.spec, self.parameters, self.payload = spec, parameters, payload
+        self.objective, self.gradient_clip = objective, training.gradient_clip
+        rows = None if payload.rows is None else torch.from_numpy(payload.rows)
+        self.slots = slots_of(rows, spec.vocabulary_size)
+        shapes = {name: role for name, role in roles(spec).items() if role.kind != "rows"}
+        self.precision = {name: parameters[name].dtype for name in shapes}  # of its products
+        if training.precision == "bfloat16":
+            layers = [name for name, role in shapes.items() if is_layer(name, role)]
+            self.precision |= dict.fromkeys(layers, torch.bfloat16)
+        self.frozen = {name: parameters[name].to(self.precision[name]) for name in shapes}
+        self.bits = training.weight_bits
+        self.in_bits = {name for name, role in shapes.items() if low_bit.rounds(name, role)}
+
+    def used(self, name: str, held: Tensor) -> Tensor:
+        """Return a travelling parameter as the products use it: in few bits, if so held."""
+        few = self.bits is not None and name in self.in_bits
+        return low_bit.rounded(held, self.bits) if few else held  # type: ignore[arg-type]
+
+    def __call__(
+        self,
+        batch: Batch,
+        now: Tensor,
+        trained: Tensor,
+        rate: float,
+        candidates: output.Candidates | None,
+    ) -> Tensor:
+        """Move ``trained`` (A, d) one step down from ``now``; return losses (A, B, T), 0 at pads.
+
+        Without a bound on the gradient, its parts go straight into ``trained``; with one they
+        are collected first, since the bound is on their common norm.
+        """
+        if self.gradient_clip is None and self.in_place:
+            return self._add_gradient(batch, self._hold(now, trained), -rate, candidates)
+        gradient = torch.zeros_like(trained)
+        loss = self._add_gradient(batch, self._hold(now, gradient), 1.0, candidates)
+        if self.gradient_clip is not None:
+            norm = torch.linalg.vector_norm(gradient, dim=1, keepdim=True)
+            gradient.mul_((self.gradient_clip / norm).clamp_max(1.0))
+        trained.sub_(gradient, alpha=rate)
+        return loss
+
+    def _hold(self, now: Tensor, into: Tensor) -> Held:
+        """Lay out what the devices hold, (A, d), and where gradients are added, (A, d).
+
+        ``into`` may share memory with ``now``: whatever a gradient is computed from is read
+        before the part of ``into`` that holds it is written.
+        """
+        held, sums = self.payload.views(now), self.payload.views(into)
+
+        def table(name: str) -> Table:
+            return Table(self.parameters, held, sums, name, self.slots)
+
+        # `.data`: the views share memory with `into`, which autograd would take for an error.
+        leaves = {
+            name: self.used(name, held[name].data).to(precision).requires_grad_()
+            for name, precision in self.precision.items()
+            if name in held
+        }
+        bias = table("output_bias") if self.spec.output_bias else None
+        return Held(table("embedding"), table(self.spec.output_table), bias, leaves, sums)
+
+    def _add_gradient(
+        self, batch: Batch, held: Held, rate: float, candidates: output.Candidates | None
+    ) -> Tensor:
+        """Add ``rate`` · gradient to ``held.sums``; return losses (A, B, T)."""
+        embedded = held.read(batch)
+        vectors = hidden(self.spec, self.frozen | held.leaves, embedded)  # (A, B, T, P)
+        loss, d_vectors = self._score(vectors, batch, held, rate, candidates)
+        wanted = [*held.leaves.values(), *([embedded] if embedded.requires_grad else [])]
+        gradients = torch.autograd.grad(vectors, wanted, d_vectors)
+        held.descend(batch, gradients, rate)
+        return loss
+
+    def _score(
+        self,
+        vectors: Tensor,
+        batch: Batch,
+        held: Held,
+        rate: float,
+        candidates: output.Candidates | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return losses (A, B, T) and their gradient by the vectors (A, B, T, P).
+
+        The output rows' own gradient is added to ``held.sums``.
+        """
+        loss, d_vectors = self.objective(
+            vectors.detach().flatten(1, 2),
+            batch.targets.flatten(1),
+            batch.weight.flatten(1),
+            held.output,
+            held.bias,
+            rate,
+            candidates,
+        )
+        return loss.view_as(batch.weight), d_vectors.view_as(vectors)
