@@ -78,7 +78,7 @@ def _check(python: Path) -> None:
     """Refuse a Python that cannot run the worker, before anything is started."""
     try:
         told = subprocess.run(
-            [python, "-I", "-c", _PROBE], capture_output=True, text=True, timeout=60, check=True
+            [python, "-I", "-c", _PROBE], capture_output=True, text=True, timeout=300, check=True
         ).stdout
         version, found = json.loads(told)
     except (OSError, subprocess.SubprocessError, ValueError) as error:
