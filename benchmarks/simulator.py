@@ -5,7 +5,8 @@
 Each contender runs two processes of one thread; contenders take turns, so that whatever else
 the machine does falls on all of them alike. The figure that survives a busy machine is CPU
 seconds per device; seconds on the wall are printed beside it. Before anything is timed, our dense
-update is compared with a plain torch loop's.
+update is compared with a plain torch loop's. Below each of our lines stands the count of its
+products by shape and the rate that each shape reaches by itself (``benchmarks/products.py``).
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing.queues import Queue
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
+from typing import NamedTuple
 
 # Before numpy and torch are imported: the parent and every worker compute with one thread.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -27,7 +31,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import numpy as np
 import torch
 
-from benchmarks import torch_models
+from benchmarks import products, torch_models
 from benchmarks.workloads import (
     BATCH,
     CLIP,
@@ -35,7 +39,6 @@ from benchmarks.workloads import (
     NOISE,
     RATE,
     VOCABULARY,
-    WINDOWS,
     open_work,
 )
 from pfl_lm import machine, payload
@@ -90,13 +93,13 @@ class Setting:
             negatives=512,
             precision="bfloat16" if kind == "bf16" else "float32",
         )
+        self.at_once = hot.devices_at_once(self.spec, self.payload, self.local)
 
     def sum_of_clipped(self, users: list[int]) -> np.ndarray:
         """Train the users' devices, clip each update, and return their sum, float32[d]."""
         total = np.zeros_like(self.values)
-        at_once = hot.devices_at_once(self.spec, self.payload, self.local)
-        for start in range(0, len(users), at_once):
-            group = users[start : start + at_once]
+        for start in range(0, len(users), self.at_once):
+            group = users[start : start + self.at_once]
             updates, traces = hot.train(
                 self.spec,
                 self.parameters,
@@ -162,54 +165,53 @@ def difference_to_plain_torch(work: str) -> float:
     return float(np.abs(updates[0] - theirs).max())
 
 
-def _worker(work: str, kind: str, users: list[int], queue: multiprocessing.Queue) -> None:
+class Lap(NamedTuple):
+    """Of one contender in one round."""
+
+    cpu: float  # seconds per device
+    wall: float
+    limit: float = float("nan")  # GFLOP a CPU second of a large product, while both cores work
+    rates: tuple[float, ...] = ()  # of the contender's own products
+
+
+def _worker(work: str, kind: str, users: list[int], together: Barrier, queue: Queue) -> None:
     machine.tune(threads=1)
     setting = Setting(work, kind)
-    setting.sum_of_clipped(users[:2])  # warm
+    setting.sum_of_clipped(users[: setting.at_once])  # warm
+    together.wait()
+    limits = [products.limit()]
     wall, cpu = time.perf_counter(), time.process_time()
     total = setting.sum_of_clipped(users)
     total += np.random.default_rng(0).standard_normal(len(total), np.float32) * (NOISE * CLIP)
-    queue.put((time.process_time() - cpu, time.perf_counter() - wall))
+    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+    limits.append(products.limit())
+    reached = products.rates(products.of_work(work, kind, setting.at_once))
+    queue.put(Lap(cpu, wall, statistics.mean(limits), tuple(reached)))
 
 
-def matrix_rate() -> float:
-    """GFLOP a CPU second of one large float32 product: what a core can do at the moment."""
-    left, right, seconds = torch.randn(1024, 1024), torch.randn(1024, 1024), []
-    for _ in range(5):
-        start = time.process_time()
-        left @ right
-        seconds.append(time.process_time() - start)
-    return 2 * 1024**3 / 1e9 / min(seconds)
-
-
-def products(work: str, kind: str) -> float:
-    """GFLOP of a device's matrix products: three for a trained weight, two for a frozen one."""
-    if work == "W3":
-        trunk, width, factors = 4 * 12 * 128 * 128, 128, 4 * 8 * (4 * 128 + 2 * 128 + 2 * 640)
-    else:
-        trunk, width = 2680 * (96 + 670) + 670 * 96, 96
-        factors = 8 * (2 * 2680 + 96 + 670 + 670 + 96)
-    tokens = WINDOWS * LENGTH
-    if kind == "method":
-        return tokens * (4 * trunk + 6 * factors + 6 * width * 512) / 1e9
-    return tokens * 6 * (trunk + width * VOCABULARY[work]) / 1e9
-
-
-def ours(work: str, kind: str, cohort: int) -> tuple[float, float]:
-    """CPU and wall seconds per device of one round in two processes."""
+def ours(work: str, kind: str, cohort: int) -> Lap:
+    """One round in two processes; what the cores can do is measured while both are at work."""
     context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
+    queue, together = context.Queue(), context.Barrier(2)
     shares = [list(range(start, cohort, 2)) for start in range(2)]
-    workers = [context.Process(target=_worker, args=(work, kind, s, queue)) for s in shares]
+    workers = [
+        context.Process(target=_worker, args=(work, kind, share, together, queue))
+        for share in shares
+    ]
     for each in workers:
         each.start()
     done = [queue.get() for _ in workers]
     for each in workers:
         each.join()
-    return sum(cpu for cpu, _ in done) / cohort, max(wall for _, wall in done) / cohort
+    return Lap(
+        sum(lap.cpu for lap in done) / cohort,
+        max(lap.wall for lap in done) / cohort,
+        statistics.mean(lap.limit for lap in done),
+        tuple(np.mean([lap.rates for lap in done], 0).tolist()),
+    )
 
 
-def theirs(work: str, cohort: int, python: Path) -> tuple[float, float]:
+def theirs(work: str, cohort: int, python: Path) -> Lap:
     """The same of pfl-research, started by its recommended launcher."""
     command = [python, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command += [HERE / "peer_pfl.py", "--work", work, "--folder", FOLDER]
@@ -221,7 +223,7 @@ def theirs(work: str, cohort: int, python: Path) -> tuple[float, float]:
     if line is None:
         raise RuntimeError(f"pfl-research gave no result:\n{done.stderr[-2000:]}")
     figures = json.loads(line.removeprefix("RESULT "))
-    return figures["cpu"][0] / cohort, figures["wall"][0] / cohort
+    return Lap(figures["cpu"][0] / cohort, figures["wall"][0] / cohort)
 
 
 def compare(work: str, cohort: int, repeats: int, python: Path) -> None:
@@ -230,37 +232,43 @@ def compare(work: str, cohort: int, repeats: int, python: Path) -> None:
     print(f"{work}: dense update against a plain torch loop: largest difference {difference:.1e}")
     if difference > 1e-4:
         raise RuntimeError(f"{work}: our update differs from plain torch's by {difference:.1e}")
-    contenders: dict[str, Callable[[], tuple[float, float]]] = {
+    contenders: dict[str, Callable[[], Lap]] = {
         "pfl-research": lambda: theirs(work, cohort, python),
         "dense": lambda: ours(work, "dense", cohort),
         "method": lambda: ours(work, "method", 4 * cohort),
     }
     if machine.has_bfloat16():
         contenders["bf16"] = lambda: ours(work, "bf16", cohort)
-    laps: dict[str, list[tuple[float, float]]] = {name: [] for name in contenders}
-    rates = []
+    laps: dict[str, list[Lap]] = {name: [] for name in contenders}
     for _ in range(repeats):
         for name, run in contenders.items():
             laps[name].append(run())
-            rates.append(matrix_rate())
-    cpu = {name: statistics.median(c for c, _ in found) for name, found in laps.items()}
-    wall = {name: statistics.median(w for _, w in found) for name, found in laps.items()}
-    rate = statistics.median(rates)
-    for name in contenders:
-        _print_line(work, name, cpu, wall, rate)
+    for name, found in laps.items():
+        _print(work, name, found, laps["pfl-research"])
 
 
-def _print_line(
-    work: str, name: str, cpu: dict[str, float], wall: dict[str, float], rate: float
-) -> None:
-    count = products(work, name)
-    line = f"{work} {name:13s} {cpu[name]:.3f} CPU s/device  {1 / wall[name]:6.2f} devices/s"
-    line += f"  ratio {cpu['pfl-research'] / cpu[name]:5.1f} CPU"
-    line += f" {wall['pfl-research'] / wall[name]:5.1f} wall"
-    if name in BARS[work]:
-        line += f"  (bar {BARS[work][name]:g})"
-    line += f"  {count:.0f} GFLOP: {count / cpu[name] / rate:.0%} of {rate:.0f} GFLOP/s"
-    print(line, flush=True)
+def _print(work: str, name: str, laps: list[Lap], peer: list[Lap]) -> None:
+    """One contender's medians, its ratios to the peer, and where its arithmetic stands."""
+    cpu = statistics.median(lap.cpu for lap in laps)
+    wall = statistics.median(lap.wall for lap in laps)
+    line = f"{work} {name:13s} {cpu:.3f} CPU s/device  {1 / wall:6.2f} devices/s"
+    if laps is peer:
+        print(line, flush=True)
+        return
+    line += f"  ratio {statistics.median(lap.cpu for lap in peer) / cpu:5.2f} CPU"
+    line += f" {statistics.median(lap.wall for lap in peer) / wall:5.2f} wall"
+    print(f"{line}  (bar {BARS[work][name]:g})", flush=True)
+    parts = products.of_work(work, name, Setting(work, name).at_once)
+    limit = statistics.median(lap.limit for lap in laps)
+    reached = [statistics.median(rates) for rates in zip(*(lap.rates for lap in laps), strict=True)]
+    gflop = sum(part.gflop for part in parts)
+    seconds = sum(part.gflop / rate for part, rate in zip(parts, reached, strict=True))
+    print(
+        f"   {gflop:.1f} GFLOP at {gflop / cpu:.0f} GFLOP/s: {gflop / cpu / limit:.0%} of a large"
+        f" product's {limit:.0f}; {seconds / cpu:.0%} of what its own shapes allow:"
+    )
+    for row in products.table(parts, reached):
+        print(f"   {row}", flush=True)
 
 
 def build_environment(python: Path) -> None:
