@@ -212,7 +212,7 @@ def full_softmax(
 
 def scratch_for(rows: int, words: int, like: Tensor) -> Tensor:
     """Make the buffer that :func:`full_softmax` keeps powers in, (V or w, N)."""
-    return like.new_empty(words if _keeps(rows, words) else _block_width(rows), rows)
+    return like.new_empty(words if _keeps(rows, words) else block_width(rows), rows)
 
 
 class _Blocks:
@@ -233,7 +233,7 @@ class _Blocks:
         self.columns = columns.bfloat16() if self.low else columns
         self.bias = None if bias is None else (bias * LOG2_E).unsqueeze(1)
         self.shift: Tensor | None = None  # (N,), taken off the scaled scores
-        self.keeps, width = _keeps(rows, words), _block_width(rows)
+        self.keeps, width = _keeps(rows, words), block_width(rows)
         self.scratch = scratch_for(rows, words, vectors) if scratch is None else scratch
         self.slices = [slice(start, min(start + width, words)) for start in range(0, words, width)]
 
@@ -289,7 +289,7 @@ def _keeps(rows: int, words: int) -> bool:
     return 4 * rows * words <= KEEP_BYTES
 
 
-def _block_width(rows: int) -> int:
+def block_width(rows: int) -> int:
     return max(LEAST_BLOCK, BLOCK_BYTES // (4 * rows))
 
 
