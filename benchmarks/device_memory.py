@@ -43,6 +43,11 @@ WAYS = (
     (PayloadPlan(rows="none", dense="biases"), replace(LOCAL, negatives=256)),
     (PayloadPlan(rows=1000, dense="all"), replace(LOCAL, loss="nce", window=30)),
 )
+APART = (
+    (PayloadPlan(), replace(LOCAL, loss="softmax")),
+    (PayloadPlan(rows=2000, dense="lora"), replace(LOCAL, batch_size=16, gradient_clip=1.0)),
+    (PayloadPlan(rows="none", dense="biases"), replace(LOCAL, negatives=256, stretch=2)),
+)
 FORWARD = (
     (PayloadPlan(rows=2000, dense="lora"), LOCAL),
     (PayloadPlan(rows=1000, dense="all"), replace(LOCAL, batch_size=16, negatives=256)),
@@ -51,16 +56,21 @@ FORWARD = (
 
 
 def settings(family: str) -> Iterator[tuple[ModelSpec, PayloadPlan, LocalTraining]]:
+    ways = [(plan, training) for plan, training in WAYS]
+    for negatives in (64, 512):
+        ways.append(
+            (PayloadPlan(rows="none", dense="residual"), replace(LOCAL, negatives=negatives))
+        )
+    for kind in ("recomputed", "truncated") if family == "recurrent" else ("recomputed",):
+        ways += [(plan, replace(training, activations=kind)) for plan, training in APART]
+    for plan, training in FORWARD:
+        ways.append((replace(plan, directions=64), replace(training, method="zeroth_order")))
+        ways.append((plan, replace(training, method="forward_only")))
     for spec in MODELS[family]:
-        for method in ("backpropagation", "zeroth_order", "forward_only"):
-            for plan, training in WAYS if method == "backpropagation" else FORWARD:
-                more = {"directions": 64} if method == "zeroth_order" else {}
-                factors = LoraSpec(8) if plan.dense == "lora" else None
-                yield (
-                    replace(spec, lora=factors),
-                    replace(plan, **more),
-                    replace(training, method=method),
-                )
+        for plan, training in ways:
+            factors = LoraSpec(8) if plan.dense == "lora" else None
+            residual = 32 if plan.dense == "residual" else 0
+            yield replace(spec, lora=factors, residual=residual), plan, training
 
 
 def main() -> None:
@@ -75,7 +85,7 @@ def main() -> None:
             payload = choose(plan, roles(spec), memory.unigram_of(spec), memory.SPECIALS, 0, 0)
             predicted = memory.predict(spec, payload, training)
             sizes = np.asarray(memory.features(spec, payload, training))
-            kind = f"{family}, {training.method}"
+            kind = memory.kind_of(spec, payload, training)
             found.setdefault(kind, []).append((sizes, measured))
             error = predicted.peak_bytes / measured.peak_bytes - 1
             work = predicted.work_bytes / measured.work_bytes - 1

@@ -24,6 +24,12 @@ def scored_words(spec: ModelSpec, payload: Payload, training: LocalTraining) -> 
     return min(training.negatives, available)
 
 
+def passes_through(payload: Payload) -> bool:
+    """Whether a gradient goes through the model, not only to what lies behind or beside it."""
+    beside = {"output", "output_bias", "residual.down", "residual.up"}
+    return any(segment.name not in beside for segment in payload.segments)
+
+
 def tokens_trained(training: LocalTraining, tokens: int) -> int:
     """Return over how many target tokens a device with ``tokens`` of text trains in a round."""
     capped = min(tokens, training.max_tokens or tokens)
@@ -48,15 +54,14 @@ def training_flops(
     trunk, weights = _trunk(spec, travels)
     output = 2.0 * spec.output_dim * scored_words(spec, payload, training)
     trained_output = output if spec.output_table in travels else 0.0
-    below = spec.kind != "transformer" or "embedding" in travels
-    passes_through = bool(travels - {"output", "output_bias"}) and below
     if training.method == "zeroth_order":
         each = 2 * (trunk + output)
     elif training.method == "forward_only":
         each = 3 * trunk + weights + 2 * output + trained_output
     else:
-        # Without recomputation: forward once; backward once where a gradient passes.
-        each = trunk * (2 if passes_through else 1) + weights + 2 * output + trained_output
+        again = training.activations == "recomputed"
+        passes = 1 + (passes_through(payload) * (2 if again else 1))
+        each = trunk * passes + weights + 2 * output + trained_output
     return each * tokens_trained(training, tokens)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from pfl_lm.devices.batches import LocalTraining
-from pfl_lm.devices.costs import scored_words
+from pfl_lm.devices.costs import passes_through, scored_words
 from pfl_lm.language.lora import is_layer
 from pfl_lm.language.low_bit import bytes_of
 from pfl_lm.language.models import ModelSpec, initialise, roles
@@ -26,8 +26,13 @@ SPECIALS = (0, 1, 2, 3)
 
 # How often each of ``features`` is held at the peak: fitted by benchmarks/device_memory.py.
 WORK: dict[str, tuple[float, ...]] = {
-    "recurrent, backpropagation": (3.278, 2.401, 1.275, 0.0, 0.0, 1.816, 0.243, 0.0),
-    "transformer, backpropagation": (3.278, 2.401, 1.275, 0.0, 0.0, 1.816, 0.243, 0.0),
+    "recurrent, kept": (3.278, 2.401, 1.275, 0.0, 0.0, 1.816, 0.243, 0.0),
+    "transformer, kept": (3.278, 2.401, 1.275, 0.0, 0.0, 1.816, 0.243, 0.0),
+    "recurrent, passed by": (3.278, 2.401, 1.275, 0.0, 0.0, 1.816, 0.243, 0.0),
+    "transformer, passed by": (3.278, 2.401, 1.275, 0.0, 0.0, 1.816, 0.243, 0.0),
+    "recurrent, recomputed": (3.278, 2.401, 1.275, 0.0, 0.0, 1.816, 0.243, 0.0),
+    "recurrent, truncated": (3.278, 2.401, 1.275, 0.0, 0.0, 1.816, 0.243, 0.0),
+    "transformer, recomputed": (3.278, 2.401, 1.275, 0.0, 0.0, 1.816, 0.243, 0.0),
     "recurrent, zeroth_order": (3.278, 2.401, 1.275, 0.0, 0.0, 1.816, 0.243, 0.0),
     "transformer, zeroth_order": (3.278, 2.401, 1.275, 0.0, 0.0, 1.816, 0.243, 0.0),
     "recurrent, forward_only": (3.278, 2.401, 1.275, 0.0, 0.0, 1.816, 0.243, 0.0),
@@ -76,7 +81,7 @@ def measure(
 
 def predict(spec: ModelSpec, payload: Payload, training: LocalTraining) -> Memory:
     """Say what ``measure`` would find, within a tenth, without training anything."""
-    kind = _kind(spec, training)
+    kind = kind_of(spec, payload, training)
     weights = WORK[kind]
     work = sum(w * f for w, f in zip(weights, features(spec, payload, training), strict=True))
     model = bytes_of(roles(spec), training.weight_bits)
@@ -89,15 +94,15 @@ def features(spec: ModelSpec, payload: Payload, training: LocalTraining) -> tupl
     Gates or the inner rows of the feed-forward part; rows as wide as a word; scores; rows of the
     scored words; attention; places of words among the payload's rows; gradients of matrices.
 
-    Without a backward pass a recurrent model is stepped: a stretch is one word of each window.
+    Only what exists at once counts: a stretch of words, or one block, where they are taken apart.
     """
-    stepped = training.method != "backpropagation" and spec.kind != "transformer"
-    rows = training.batch_size * (1 if stepped else training.window)
+    length, blocks = _at_once(spec, training)
+    rows = training.batch_size * length
     scored = scored_words(spec, payload, training)
     width = spec.embedding_dim
     recurrent = {"cifg_lstm": 3, "lstm": 4}.get(spec.kind, 0) * spec.hidden_dim
-    inner = spec.layers * (recurrent or spec.feedforward_dim)
-    square = 0 if recurrent else spec.layers * spec.heads * rows * training.window
+    inner = blocks * (recurrent or spec.feedforward_dim)
+    square = 0 if recurrent else blocks * spec.heads * rows * training.window
     travels = {segment.name for segment in payload.segments}
     matrices = sum(
         role.shape[0] * role.shape[1]
@@ -118,7 +123,18 @@ def features(spec: ModelSpec, payload: Payload, training: LocalTraining) -> tupl
     )
 
 
-def _kind(spec: ModelSpec, training: LocalTraining) -> str:
+def _at_once(spec: ModelSpec, training: LocalTraining) -> tuple[int, int]:
+    """Return how many words of a window, and how many layers, have activations at once."""
+    if spec.kind == "transformer":
+        kept = training.method == "backpropagation" and training.activations == "kept"
+        return training.window, spec.layers if kept else 1
+    if training.method != "backpropagation":
+        return 1, spec.layers  # stepped word by word
+    kept = training.activations == "kept"
+    return training.window if kept else min(training.stretch, training.window), spec.layers
+
+
+def kind_of(spec: ModelSpec, payload: Payload, training: LocalTraining) -> str:
     """Which row of ``WORK`` holds.
 
     Raises:
@@ -129,7 +145,9 @@ def _kind(spec: ModelSpec, training: LocalTraining) -> str:
             'the memory of a model of kind = "module" is not predicted; run it without a fleet'
         )
     family = "transformer" if spec.kind == "transformer" else "recurrent"
-    return f"{family}, {training.method}"
+    if training.method != "backpropagation":
+        return f"{family}, {training.method}"
+    return f"{family}, {training.activations if passes_through(payload) else 'passed by'}"
 
 
 def _quiet() -> None:
@@ -188,5 +206,6 @@ def _held_bytes(payload: Payload, training: LocalTraining) -> tuple[int, int]:
         return 0, 4 * (payload.whole_dim + payload.dim)
     if training.method == "forward_only":
         return 4 * payload.dim, 8 * payload.dim
-    copies = 1 if training.gradient_clip is None else 2
+    collected = training.gradient_clip is not None or training.activations != "kept"
+    copies = 2 if collected else 1
     return 4 * payload.dim * copies, 4 * payload.dim

@@ -198,22 +198,23 @@ class _Recurrence(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         recurrent = Dense(*tensors[:5])
         project = Dense(*tensors[5:]) if tensors[5] is not None else None
-        steps = sums.shape[1]
         kept = _Kept(sums, [r], [c], [], [], [], [])
-        for t in range(steps):
+        learns = any(ctx.needs_input_grad)  # or nothing need be kept
+        for t in range(sums.shape[1]):
             now = sums[:, t]
             dense.add_times(now, r, recurrent.weight)
-            kept.recurrent_inner.append(recurrent.add_factors(now, r))
+            inner = recurrent.add_factors(now, r)
             c, bent, m = _cell_forward(now, c)
-            r = m
-            if project is not None:
-                r, inner = project.forward(m)
-                kept.project_inner.append(inner)
-                kept.outputs.append(m)
-            kept.bents.append(bent)
-            kept.cells.append(c)
+            r, projected = (m, None) if project is None else project.forward(m)
             kept.states.append(r)
-        kept.cells.pop()  # goes out, and an output that its own graph keeps is never freed
+            if learns:
+                kept.recurrent_inner.append(inner)
+                kept.project_inner.append(projected)
+                kept.outputs.append(m)
+                kept.bents.append(bent)
+                kept.cells.append(c)
+        if learns:
+            kept.cells.pop()  # goes out, and an output that its own graph keeps is never freed
         ctx.products, ctx.kept = (recurrent, project), kept
         return torch.stack(kept.states[1:], 1), c
 
@@ -269,7 +270,7 @@ class _Kept(NamedTuple):
 
     sums: Tensor  # (K, T, B, G): the gates
     states: list[Tensor]  # r before each step, and after the last
-    cells: list[Tensor]  # c before each step
+    cells: list[Tensor]  # c before each step; none of these lists but states, where nothing learns
     bents: list[Tensor]  # tanh of c after each step
     outputs: list[Tensor]  # m, what a projection sees
     recurrent_inner: list[Tensor | None]

@@ -1,0 +1,76 @@
+"""What a scenario's training asks of a phone, and of which phones it asks too much."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from pfl_lm.devices.costs import training_flops
+from pfl_lm.devices.fleet import Fleet
+from pfl_lm.devices.memory import SPECIALS, measure, predict, unigram_of
+from pfl_lm.dp.grid import Grid
+from pfl_lm.language.models import roles
+from pfl_lm.payload import choose
+from pfl_lm.recipes import load_policy
+from pfl_lm.scenario import Scenario
+
+_TOKENS = 400  # of a device where the scenario has no cap
+
+
+def cost(scenario: Scenario, fleet: Fleet, measured: bool = False) -> dict[str, Any]:
+    """Return memory, operations, bytes and seconds of one device in one round.
+
+    Needs the scenario's recipes only: no tokenizer, no text.
+
+    Args:
+        measured: train one device in a process of its own, instead of predicting its memory.
+
+    Raises:
+        ValueError: the payload does not fit the model, or its memory cannot be said.
+    """
+    spec, training = scenario.model, scenario.training
+    payload = choose(scenario.payload, roles(spec), unigram_of(spec), SPECIALS, scenario.seed, 0)
+    tokens = training.max_tokens or _TOKENS
+    if measured:
+        memory = measure(spec, scenario.payload, training, tokens)
+    else:
+        memory = predict(spec, payload, training)
+    flops = training_flops(spec, payload, training, tokens)
+    down, up = 4 * payload.dim, (_bits(scenario, payload.dim) * payload.dim + 7) // 8
+    return {
+        **asdict(memory),
+        "peak_bytes": memory.peak_bytes,
+        "flops": flops,
+        "coordinates": payload.dim,
+        "download_bytes": down,
+        "upload_bytes": up,
+        "fits": {
+            name: bool(memory.peak_bytes <= phone.training_memory_mb * 1e6)
+            for name, phone in fleet.profiles.items()
+        },
+        "seconds": {
+            name: float(
+                np.sum([
+                    down * 8 / (phone.download_mbps * 1e6),
+                    flops / (phone.gflops * 1e9),
+                    up * 8 / (phone.upload_mbps * 1e6),
+                ])
+            )
+            for name, phone in fleet.profiles.items()
+        },
+    }  # fmt: skip
+
+
+def _bits(scenario: Scenario, dim: int) -> int:
+    """Return the width of the ring that the deployment's reports travel in."""
+    if scenario.policy is None:
+        return Grid.choose(dim, scenario.clip_norm, reports_max=scenario.cohort).modulus_bits
+    policy = load_policy(scenario.policy)
+    from pfl_lm.protection import Protection, simulated_rule
+
+    goal = policy.report_goal
+    rule = simulated_rule(policy, policy.population, goal)
+    full = Protection(policy, goal, scenario.clip_norm, rule, 0, False)
+    return full.grid(dim).modulus_bits
