@@ -21,14 +21,15 @@ from pfl_lm.language.models import hidden_of, merge
 from pfl_lm.model_file import Model
 
 DAMPING = 0.01  # of the mean of the diagonal, as in the source
+READ = 0.5  # weight of a tied table's rows as they are read, likewise
 _TRIES = 3  # to let a group's peak meet the grid's end
 
 
 def fitted(model: Model, windows: np.ndarray, grid: Grid = INT4) -> Model:
     """Return the model with its word tables on a 4-bit grid, rounded with compensation.
 
-    Every format's quantiser stores such tables as they are. A tied table is fitted for its part
-    in the scores; as the embedding it is read with the same values.
+    Every format's quantiser stores such tables as they are. A tied table is fitted for both its
+    parts: its products with hidden vectors, and its rows as they are read.
 
     Args:
         windows: int64[n, T] of PUBLIC text, some thousands of windows: what the errors are
@@ -39,9 +40,12 @@ def fitted(model: Model, windows: np.ndarray, grid: Grid = INT4) -> Model:
     ready = padded(Model(spec, parameters, model.origin))
     vectors = hidden_of(ready.spec, ready.parameters, windows).flatten(0, 1)  # (N, P)
     second_moment = (vectors.mT @ vectors / len(vectors)).double().numpy()
+    each = np.eye(ready.spec.embedding_dim)  # a word is read alone: every column counts alike
     tables = {ready.spec.output_table: second_moment}
-    if not ready.spec.tied:
-        tables["embedding"] = np.eye(ready.spec.embedding_dim)  # words are read one by one
+    if ready.spec.tied:
+        second_moment += READ * np.diag(second_moment).mean() * each
+    else:
+        tables["embedding"] = each
     new = {
         name: torch.from_numpy(compensated(ready.parameters[name].numpy(), moment, grid))
         for name, moment in tables.items()
