@@ -133,10 +133,15 @@ def devices(world: World) -> Finding:
     grid = world.protection.grid(dim_of(world))
     value = np.float32(0.5 / grid.scale)  # half a grid step everywhere: every coin is fair
 
-    def same(users: Sequence[int], dim: int) -> np.ndarray:
-        return np.full((len(users), dim), value, np.float32)
+    number = FIRST_ROUND + 60
 
-    vectors = np.concatenate(list(encoded(world, FIRST_ROUND + 60, range(8), same)))
+    def same(users: Sequence[int], dim: int) -> np.ndarray:
+        updates = np.full((len(users), dim), value, np.float32)
+        if (rotation := world.protection.rotation(dim, number)) is not None:
+            rotation.inverse(updates)  # so that it is half a step once the device has rotated it
+        return updates
+
+    vectors = np.concatenate(list(encoded(world, number, range(8), same)))
     centred = vectors - vectors.mean(axis=1, keepdims=True)
     worst = max(abs(_correlation(centred[i], centred[j])) for i, j in combinations(range(8), 2))
     right = worst <= DEVIATIONS / math.sqrt(vectors.shape[1])

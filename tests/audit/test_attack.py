@@ -70,6 +70,22 @@ def test_honest_runs_of_every_kind_fail_nothing(tiny_run, policy_text, tmp_path,
     assert failing(parts) == {}
 
 
+def test_an_honest_run_whose_devices_vanish_and_whose_excess_noise_is_removed(
+    tiny_run, policy_text, tmp_path
+):
+    removed = {
+        POISSON: 'participation = { kind = "rotation", min_separation = 6 }',
+        "tolerated_dropout = 0.1": 'tolerated_dropout = 0.3, excess = "removed"',
+    }
+    run = tiny_run(tmp_path, changed(policy_text, removed), dropout=0.1, rotate=True)
+    evidence = Evidence.open(run)
+    mechanism = audit_mechanism(reopen(evidence))
+    assert failing([audit_accounting(evidence), audit_ledger(evidence), mechanism]) == {}
+    told = {finding.name: finding for finding in mechanism.findings}
+    assert told["noise when devices vanish"].holds is True
+    assert "its excess is removed" in told["noise when devices vanish"].text
+
+
 def test_a_run_without_a_policy_is_told_so(tiny_run, tmp_path):
     evidence = Evidence.open(tiny_run(tmp_path, None))
     part = attack.audit_attack(reopen(evidence), evidence, phrase_rounds=0)

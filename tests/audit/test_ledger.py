@@ -126,6 +126,7 @@ def test_a_manifest_that_does_not_belong(run):
         ("reports", 18, "the ledger of 18"),
         ("grid", {"scale": 1.0, "norm_bound": 1.0, "bits": 20}, "steps to the clip"),
         ("event", None, "records no event"),
+        ("noise", {"planned": 0.5, "achieved": 0.5}, "planned noise of 0.5"),
         ("payload", {"dim": 900, "digest": ""}, "900 coordinates travelled"),
     ],
 )
@@ -137,6 +138,14 @@ def test_a_round_that_deviates_is_pointed_to_even_if_the_chain_fits(run, name, v
     told = found(run)
     assert any(says in text for text in told.values()), told
     assert any("ound 4" in text for text in told.values()), told
+
+
+def test_dropout_that_is_not_recorded_as_less_noise(run):
+    lines = lines_of(run)
+    changed = json.loads(lines[7])
+    changed["entry"]["noise"]["achieved"] *= 1.1
+    write(run, rechained([*lines[:7], json.dumps(changed), *lines[8:]]))
+    assert "says that its sum carries noise of" in found(run)["every round as promised"]
 
 
 def test_an_event_that_claims_more_noise_than_there_was(run):
