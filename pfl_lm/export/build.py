@@ -20,16 +20,19 @@ from pfl_lm.export.bundle import Bundle, pack, write_index
 from pfl_lm.export.cost import Cost, measure
 from pfl_lm.export.formats import FORMATS, ExportedFile, convert, format_of, open_file
 from pfl_lm.export.graphs import predict
+from pfl_lm.export.invented import invented_windows
 from pfl_lm.export.lessons import Lessons, train_graph, write_weights
 from pfl_lm.export.parity import HeldOutText, Parity, Reading, compare, read
 from pfl_lm.export.personal import PersonalPlan, personal_step, plain, whitening
 from pfl_lm.export.ports import Graph
+from pfl_lm.export.quantise import fitted
 from pfl_lm.export.source import Source
 from pfl_lm.export.verify import verify_bundle
 from pfl_lm.export.words import BlockList, write_words
 from pfl_lm.files import folder_atomically
 from pfl_lm.runs import write_json
 
+CALIBRATION_TEXTS = 1024  # invented, for the fit of four bits
 BEST = 5  # suggestions: three are shown, and some may be words that the app leaves out
 
 
@@ -161,12 +164,7 @@ def _write(
     work = _Work(folder, source, choice, text, watch, blocked, plan)
     work.graphs.mkdir()
     words = write_words(folder, source.tokenizer, blocked)
-    graph = predict(
-        source.model,
-        best=BEST,
-        blocked=blocked.ids,
-        adapter_rank=plan.rank if choice.personal else 0,
-    )
+    graph = _graph(work, "fp32")
     _predictors(work, graph)
     told = _vectors(work, graph)
     if choice.train:
@@ -200,9 +198,11 @@ def _predictors(work: _Work, graph: Graph) -> None:
     """Convert ``predict`` into every format and precision; compare and measure each."""
     work.watch.say("reading held-out text with the torch model")
     reference = read(graph, graph.interface, graph.start, work.text)
+    four_bits = _graph(work, "int4") if "int4" in work.choice.precisions else graph
     for format, precision in work.choice.predictors():
         work.watch.say(f"{format} {precision}")
-        file = convert(_fitted(work, graph, precision), format, precision, work.graphs)
+        chosen = four_bits if precision == "int4" else graph
+        file = convert(chosen, format, precision, work.graphs)
         row = _measured(work, graph, file, reference)
         work.rows.append(row)
         work.watch.row(row)
@@ -222,8 +222,17 @@ def _bar(work: _Work, row: Row) -> float:
     return work.choice.bar(row.file.precision)
 
 
-def _fitted(work: _Work, graph: Graph, precision: str) -> Graph:
-    return graph
+def _graph(work: _Work, precision: str) -> Graph:
+    """Return ``predict`` of the model as the precision wants it: four bits need fitting."""
+    model = work.source.model
+    if precision == "int4":
+        model = fitted(model, invented_windows(plain(model), CALIBRATION_TEXTS))
+    return predict(
+        model,
+        best=BEST,
+        blocked=work.blocked.ids,
+        adapter_rank=work.plan.rank if work.choice.personal else 0,
+    )
 
 
 def _measured(work: _Work, graph: Graph, file: ExportedFile, reference: Reading) -> Row:

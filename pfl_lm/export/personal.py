@@ -22,14 +22,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pfl_lm.export import trunk
+from pfl_lm.export.invented import invented_windows
 from pfl_lm.export.local_step import gradient_graph
 from pfl_lm.export.ports import Graph, Port
-from pfl_lm.language.models import hidden_of, merge, scores
+from pfl_lm.language.models import hidden_of, merge
 from pfl_lm.language.tokenizer import Tokenizer
 from pfl_lm.model_file import Model
 
 IGNORED = (Tokenizer.pad_id, Tokenizer.unk_id, Tokenizer.bos_id)  # nothing to learn as a target
-_SAMPLES, _LENGTH = 128, 12  # invented texts from which `down` is made: 1,400 vectors
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,8 @@ def whitening(model: Model, rank: int) -> np.ndarray:
     The mean vector is projected out: what all contexts share teaches nothing about one of them.
     The vectors are those of texts that the model itself invents, so nobody's text is read.
     """
-    vectors = _invented_vectors(model)
+    words = invented_windows(model)
+    vectors = hidden_of(model.spec, model.parameters, words).flatten(0, 1).double().numpy()
     mean = vectors.mean(0)
     mean /= np.linalg.norm(mean) or 1.0
     apart = np.eye(len(mean)) - np.outer(mean, mean)
@@ -124,16 +125,3 @@ def whitening(model: Model, rank: int) -> np.ndarray:
     floor = max(1e-12, 1e-6 * variances[-1])
     scaled = directions[:, -rank:] / np.sqrt(np.maximum(variances[-rank:], floor) * rank)
     return np.ascontiguousarray(scaled.T, dtype=np.float32)
-
-
-def _invented_vectors(model: Model) -> np.ndarray:
-    """Sample texts from the model; return their hidden vectors, float64[n, P]."""
-    spec, parameters = model.spec, model.parameters
-    draw = torch.Generator().manual_seed(0)
-    words = np.full((_SAMPLES, 1), Tokenizer.bos_id)
-    for _ in range(min(_LENGTH, spec.context) - 1):
-        last = hidden_of(spec, parameters, words)[:, -1]
-        chances = scores(spec, parameters, last).softmax(-1)
-        words = np.hstack([words, torch.multinomial(chances, 1, generator=draw).numpy()])
-    vectors = hidden_of(spec, parameters, words).flatten(0, 1)
-    return vectors.double().numpy()

@@ -62,7 +62,8 @@ class Browser:
 
     def dark(self, dark: bool) -> None:
         theme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self._call("Emulation.setEmulatedMedia", features=[theme])
+        still = {"name": "prefers-reduced-motion", "value": "reduce"}  # a tap must not miss
+        self._call("Emulation.setEmulatedMedia", features=[theme, still])
 
     def open(self, address: str) -> None:
         self._call("Page.navigate", url=address)
