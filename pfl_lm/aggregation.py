@@ -154,8 +154,9 @@ class Aggregation:
         """Say for the manifest what runs, and how unlikely it is to fail."""
         policy = self.protection.policy
         deployed = self.protection.cohort if policy is None else policy.report_goal
+        foreign = self.protection.foreign_noise  # then no graph of ours ran
         return {
-            "ran": self.kind,
+            "ran": "tff" if foreign else self.kind,
             "adversary": self.adversary.value,
             "corrupt": self.corrupt,
             "dropout": {"simulated": self.dropout, "planned": self.planned_dropout},
@@ -164,7 +165,7 @@ class Aggregation:
                 "rotated": self.protection.rotate,
                 "wrap_probability": 2.0**-WRAP_BITS,
             },
-            "simulated": self._graph_of(self.protection.cohort),
+            "simulated": None if foreign else self._graph_of(self.protection.cohort),
             "deployed": self._graph_of(deployed),
         }
 
@@ -181,7 +182,21 @@ class Aggregation:
             "window_survivors": graph.window_survivors,
             "complete": graph.complete,
             "failure_bits": {n: bits if math.isfinite(bits) else None for n, bits in exact.items()},
+            "statement": self._state(graph, exact),
         }
+
+    def _state(self, graph: GraphParameters, exact: dict[str, float]) -> str:
+        """Say what the graph withstands, and with which probability it does not."""
+
+        def below(bits: float) -> str:
+            return "never" if math.isinf(bits) else f"with probability below 2^-{math.floor(bits)}"
+
+        leaks, fails = below(min(exact["secret"], exact["connected"])), below(exact["correct"])
+        return (
+            f"{graph}; with {graph.corrupt} corrupt devices and a {self.adversary.value} server "
+            f"more than the sum leaks {leaks}; at {self.planned_dropout:.0%} dropout it cannot be "
+            f"opened {fails}"
+        )
 
 
 def absences(dropout: float, seed: int, round: int, invited: int) -> dict[int, Step]:

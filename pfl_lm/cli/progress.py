@@ -113,6 +113,12 @@ def summarise(folder: RunFolder, page: Path) -> None:
     statements = folder.manifest()["statements"]
     console.print(f"[bold]Guaranteed[/bold]  {escape(statements['guaranteed'])}")
     console.print(f"[bold]Simulated[/bold]   {escape(statements['simulated'])}")
+    summed = folder.manifest()["secure_aggregation"]
+    graph = (summed.get("simulated") or {}).get("statement", "")
+    ran = {"protocol": "the protocol SecAgg+, ", "tff": "tensorflow-federated"}.get(
+        summed["ran"], "the ideal functionality of SecAgg+, "
+    )
+    console.print(f"[bold]Summed[/bold]      by {ran}{escape(graph)}")
     console.print(f"[bold]Report[/bold]      {escape(str(page))}", soft_wrap=True)
 
 

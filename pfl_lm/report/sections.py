@@ -115,13 +115,9 @@ def privacy(run: Run) -> Section:
 
 def _aggregation(run: Run, scale: str) -> str:
     """Say what summed the reports, and with which graph."""
-    graph = run.at(f"secure_aggregation.{scale}")
-    if not isinstance(graph, dict):
-        return ""
-    ran = "ideal functionality of " if run.at("secure_aggregation.ran") == "ideal" else ""
-    near = "all others" if graph.get("complete") else f"{graph.get('neighbours')} neighbours"
-    what = "" if scale == "deployed" else ran
-    return f"{what}SecAgg+, {near}, any {graph.get('threshold')} shares recover a secret"
+    stated = str(run.at(f"secure_aggregation.{scale}.statement", ""))
+    ideal = scale == "simulated" and run.at("secure_aggregation.ran") == "ideal"
+    return f"ideal functionality of: {stated}" if stated and ideal else stated
 
 
 def payload(run: Run) -> Section:

@@ -48,9 +48,9 @@ def share(
     shares = {}
     for holder in holders:
         value = 0
-        for coefficient in coefficients:
-            value = (value * (holder + 1) + coefficient) % PRIME
-        shares[holder] = value.to_bytes(SHARE_BYTES, "little")
+        for coefficient in coefficients:  # points are small: one reduction at the end is cheaper
+            value = value * (holder + 1) + coefficient
+        shares[holder] = (value % PRIME).to_bytes(SHARE_BYTES, "little")
     return shares
 
 
