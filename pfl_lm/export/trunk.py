@@ -45,6 +45,8 @@ def linear_of(weights: Mapping[str, Tensor], lora: LoraSpec | None) -> Linear:
 def zero_state(spec: ModelSpec) -> State:
     """Return the state of one text before its first word."""
     state: State = {}
+    if spec.kind == "module":
+        raise ValueError(f"model module = {spec.module!r}: a module of your own is exported by you")
     if spec.kind == "transformer":
         for number in range(spec.layers):
             state[f"keys{number}"] = torch.zeros(spec.context, spec.embedding_dim)

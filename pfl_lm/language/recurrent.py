@@ -81,6 +81,11 @@ def zero_state(
     spec: ModelSpec, devices: int, windows: int, dtype: torch.dtype = torch.float32
 ) -> list[State]:
     """Return each layer's state (r, c) before the first word: (K, B, P or H), (K, B, H)."""
+    if spec.kind not in GATES:
+        raise ValueError(
+            f"model kind = {spec.kind!r}: this way of training walks word by word, as only "
+            "recurrent models of pfl_lm can; use backpropagation without stretches"
+        )
     state = spec.output_dim if spec.kind == "cifg_lstm" else spec.hidden_dim
     widths = (state, spec.hidden_dim)
     return [

@@ -145,3 +145,14 @@ class TestRefusals:
             roles(ModelSpec("module", V, D, module="nobody"))
         with pytest.raises(ValueError, match="name one where"):
             ModelSpec("module", V, D)
+
+    def test_ways_of_training_that_need_single_steps(self):
+        spec = adopt(Gru(), "mine", embedding="words", output="head")
+        tokenizer, payload = whole(spec)
+        start = initialise(spec, 0)
+        training = LocalTraining(0.3, window=T, method="forward_only")
+        with pytest.raises(ValueError, match="use backpropagation"):
+            train(
+                spec, start, payload, gather(start, payload), windows_of(1, 0), training,
+                tokenizer.unigram, 7, 0, [0],
+            )  # fmt: skip
