@@ -23,6 +23,8 @@ class PopulationChoice:
         users: invented users in the training split (held-out splits have 10% of it, at most
             2,000 users each).
         tokens_per_user: mean length of an invented user's text.
+        drift: how far what invented users talk about moves from the first round to the last, in
+            topics; see ``SyntheticPopulation.era``. Evaluation follows.
     """
 
     kind: Literal["store", "synthetic"]
@@ -30,6 +32,7 @@ class PopulationChoice:
     public_text: Path | None = None
     users: int = 10_000
     tokens_per_user: int = 300
+    drift: float = 0.0
 
     def __post_init__(self) -> None:
         if self.kind == "store" and self.path is None:
@@ -39,6 +42,8 @@ class PopulationChoice:
         for name in ("users", "tokens_per_user"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)} must be at least 1")
+        if self.drift < 0 or (self.drift and self.kind == "store"):
+            raise ValueError(f"drift = {self.drift}: only invented users drift, and forwards")
 
 
 @dataclass(frozen=True)

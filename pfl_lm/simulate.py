@@ -111,7 +111,8 @@ def participate(
     scenario, protection = world.scenario, world.protection
     share = protection.own_share(grid, cohort or len(invited))
     rotation = protection.rotation(grid.dim, broadcast.round)
-    own = {user: _windows(world, user) for user in ranks.share(invited).tolist()}
+    number = broadcast.round
+    own = {user: _windows(world, user, number) for user in ranks.share(invited).tolist()}
     at_once = devices_at_once(world.spec, broadcast.payload, scenario.training)
     sizes = np.empty(len(invited), dtype=np.int64)
     parts = ranks.exchange((at_once, [len(text) for text in own.values()]))
@@ -126,7 +127,7 @@ def participate(
             dict(state.parameters),
             broadcast.payload,
             broadcast.values,
-            [own[user] if user in own else _windows(world, user) for user in users],
+            [own[user] if user in own else _windows(world, user, number) for user in users],
             scenario.training,
             world.tokenizer.unigram,
             scenario.seed,
@@ -254,7 +255,7 @@ def _evaluate(world: World, state: ServerState, books: Books, ranks: Ranks) -> N
     """Measure the model on validation users."""
     if not world.scenario.evaluation.every:
         return
-    found = validate(world, dict(state.parameters), ranks).as_dict()
+    found = validate(world, dict(state.parameters), ranks, state.round).as_dict()
     entry = {"kind": "evaluation", "round": state.round, "split": "validation", **found}
     ranks.first(books.evaluated, entry)
 
@@ -278,8 +279,8 @@ def _finish(world: World, folder: RunFolder, state: ServerState, ranks: Ranks) -
     return folder
 
 
-def _windows(world: World, user: int) -> np.ndarray:
+def _windows(world: World, user: int, round: int) -> np.ndarray:
     """Return a device's own text as int64[n, T + 1], as much of it as one round may use."""
     training = world.scenario.training
     limit = None if training.max_tokens is None else training.max_tokens + 1
-    return windows(world.population.tokens("train", user), training.window, limit)
+    return windows(world.people(round).tokens("train", user), training.window, limit)

@@ -71,6 +71,14 @@ class World:
     def spec(self) -> ModelSpec:
         return self.scenario.model
 
+    def people(self, round: int) -> Population:
+        """Return the users as they write in a round: invented ones may drift."""
+        drift = self.scenario.population.drift
+        if not drift:
+            return self.population
+        era = drift * round / self.scenario.rounds
+        return replace(self.population, era=era)  # type: ignore[type-var]
+
     @property
     def aggregation(self) -> Aggregation:
         return Aggregation.of(self.scenario, self.protection, self.fleet)
@@ -206,23 +214,27 @@ def choose_payload(world: World, round: int) -> Any:
     )
 
 
-def validate(world: World, parameters: Parameters, ranks: Ranks = ALONE) -> Evaluation:
-    """Measure a model on some validation users, as often as the scenario asks."""
-    return _measure(world, ModelScorer(world.spec, parameters), "validation", ranks)
+def validate(
+    world: World, parameters: Parameters, ranks: Ranks = ALONE, round: int = 0
+) -> Evaluation:
+    """Measure a model on some validation users, as they write after so many rounds."""
+    people = world.people(round)
+    return _measure(world, ModelScorer(world.spec, parameters), people, "validation", ranks)
 
 
 def final_evaluation(world: World, parameters: Parameters, ranks: Ranks = ALONE) -> dict[str, Any]:
     """Measure the trained model, what it started from, and public baselines, on test users."""
+    people = world.people(world.scenario.rounds)
     scorers: dict[str, Scorer] = {"federated model": ModelScorer(world.spec, parameters)}
     if world.start.origin["kind"] != "random":
         label = f"{world.start.origin['kind']} pretraining"
         scorers[label] = ModelScorer(world.spec, world.start.parameters)
     scorers |= baselines(world)
     rows = [
-        {"name": name, **_measure(world, scorer, "test", ranks).as_dict()}
+        {"name": name, **_measure(world, scorer, people, "test", ranks).as_dict()}
         for name, scorer in scorers.items()
     ]
-    floor = getattr(world.population, "entropy_floor", None)  # of invented users it is known
+    floor = getattr(people, "entropy_floor", None)  # of invented users it is known
     return {
         "split": "test",
         "rows": rows,
@@ -240,11 +252,13 @@ def baselines(world: World) -> dict[str, Scorer]:
     return {"public unigram": UnigramScorer(unigram), "public bigram": bigram}
 
 
-def _measure(world: World, scorer: Scorer, split: str, ranks: Ranks) -> Evaluation:
+def _measure(
+    world: World, scorer: Scorer, people: Population, split: str, ranks: Ranks
+) -> Evaluation:
     choice = world.scenario.evaluation
     return evaluate(
         scorer,
-        world.population,
+        people,
         split,
         world.tokenizer,
         world.scenario.training.window,

@@ -19,7 +19,7 @@ LAYERS = (
     ("devices", "server"),
     ("recipes", "runs", "interop"),
     ("scenario", "model_file", "protection", "evaluation"),
-    ("aggregation", "budget"),
+    ("aggregation", "budget", "ways", "fit"),
     ("checkpoints", "central", "world"),
     ("attendance",),
     ("manifest",),

@@ -47,7 +47,12 @@ def reopen(evidence: Evidence, recipe: Path | None = None, start: Path | None = 
     stated = dict(evidence.policy)
     stated["epsilon"] = math.inf if stated["epsilon"] is None else stated["epsilon"]
     policy = _built(Policy, stated)
-    rule = simulated_rule(policy, world.population.users("train"), scenario.cohort)
+    rule = simulated_rule(
+        policy,
+        world.population.users("train"),
+        scenario.cohort,
+        1.0 if world.fleet is None else world.fleet.check_in,
+    )
     protection: Protection = replace(world.protection, policy=policy, rule=rule)
     return replace(world, scenario=scenario, protection=protection)
 

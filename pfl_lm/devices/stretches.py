@@ -131,11 +131,10 @@ class BlockStep(Step):
         for stage in reversed(stages):
             x = inputs.pop().requires_grad_()
             leaves = list(held.leaves.values())
-            x_gradient, *found = torch.autograd.grad(
+            gradient, *by_leaves = torch.autograd.grad(
                 stage(x), [x, *leaves], gradient, allow_unused=True
             )
-            held.descend(batch, found, rate)
-            gradient = x_gradient
+            held.descend(batch, by_leaves, rate)
         if embedded.requires_grad:
             held.embedding.add(batch.inputs, gradient + beside, rate)
         return loss

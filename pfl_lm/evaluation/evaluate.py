@@ -90,7 +90,7 @@ def evaluate(
     Raises:
         ValueError: the split has no users, or they typed nothing.
     """
-    users = _choose_users(population.users(split), split, max_users, seed)
+    users = choose_users(population.users(split), split, max_users, seed)
     vocabulary = Vocabulary.of(tokenizer)
     completions = Completions.of(tokenizer.words, vocabulary.never_suggested)
     tally = Tally(len(users), vocabulary)
@@ -100,7 +100,7 @@ def evaluate(
             places = np.arange(starts[turn], min(starts[turn] + _USERS, len(users)))
             some = zip(places.tolist(), users[places].tolist(), strict=True)
             for owners, tokens in _batches(population, split, some, window, max_tokens_per_user):
-                _measure(scorer, owners, tokens, vocabulary, completions, tally)
+                measure_windows(scorer, owners, tokens, vocabulary, completions, tally)
             if progress:
                 progress(int(places[-1]) + 1, len(users))
     for other in ranks.hand_in(tally)[1:]:
@@ -108,7 +108,7 @@ def evaluate(
     return ranks.first(tally.evaluation)
 
 
-def _measure(
+def measure_windows(
     scorer: Scorer,
     owners: np.ndarray,
     tokens: np.ndarray,
@@ -202,7 +202,12 @@ def _keep_best(
     best_words[rows] = candidates.gather(1, order)
 
 
-def _choose_users(users: int, split: str, max_users: int | None, seed: int) -> np.ndarray:
+def choose_users(users: int, split: str, max_users: int | None, seed: int) -> np.ndarray:
+    """Draw the held-out users to measure on, sorted: int64[n].
+
+    Raises:
+        ValueError: there are none.
+    """
     if not users:
         raise ValueError(f"split {split!r} has no users; evaluation needs held-out users")
     if max_users is None or max_users >= users:

@@ -214,6 +214,10 @@ class Tally:
             )
             self._buckets[:, column] += counted
 
+    def per_user(self, name: str) -> np.ndarray:
+        """Return one of ``SUMS`` for every user, float64[users]."""
+        return self._users[:, SUMS.index(name)]
+
     def merge(self, other: Tally) -> None:
         """Add what another process measured, of other users: exact, whatever the order."""
         self._users += other._users

@@ -40,6 +40,8 @@ class SyntheticPopulation:
         vocabulary_size: V, ids of ``synthetic_tokenizer(V)``.
         tokens_per_user: mean length of a stream; lengths are heavy-tailed.
         seed: another seed, other people; the language stays.
+        era: how far what people talk about has moved: 0 not at all; at 1 every topic has the
+            place that its neighbour had. Public text does not follow.
     """
 
     users_by_split: Mapping[str, int] = field(
@@ -49,6 +51,7 @@ class SyntheticPopulation:
     tokens_per_user: int = 300
     seed: int = 0
     name: str = "synthetic"
+    era: float = 0.0
 
     def __post_init__(self) -> None:
         language_of(self.vocabulary_size)
@@ -57,6 +60,8 @@ class SyntheticPopulation:
                 raise ValueError(f"users_by_split: {split!r}: {users} is no split and a count")
         if self.tokens_per_user < 1:
             raise ValueError(f"tokens_per_user = {self.tokens_per_user} must be at least 1")
+        if not 0 <= self.era < float("inf"):
+            raise ValueError(f"era = {self.era} must not be negative")
 
     @property
     def tokenizer_digest(self) -> str:
@@ -81,7 +86,7 @@ class SyntheticPopulation:
         Spread within a topic by chance, so that the numbers are uniform over all users.
         """
         found = np.empty(len(users))
-        topics, _ = _priors(language_of(self.vocabulary_size), split)
+        topics, _ = _priors(language_of(self.vocabulary_size), split, 0.0)
         edges = np.concatenate([[0.0], cumulated(topics)])
         for place, user in enumerate(users.tolist()):
             random = stream(self.seed, "synthetic", split, user)
@@ -116,13 +121,13 @@ class SyntheticPopulation:
 
     def _read(self, split: str, trace: Trace) -> np.ndarray:
         language = language_of(self.vocabulary_size)
-        return log_probability(language, trace, *_priors(language, split))
+        return log_probability(language, trace, *_priors(language, split, self.era))
 
     def _trace(self, split: str, user: int) -> Trace:
         if not 0 <= user < self.users(split):
             raise IndexError(f"user {user}: {split} has {self.users(split)} users")
         language = language_of(self.vocabulary_size)
-        topics, habits = _priors(language, split)
+        topics, habits = _priors(language, split, self.era)
         random = stream(self.seed, "synthetic", split, user)
         mean = self.tokens_per_user / language.tokens_per_message
         spread = random.lognormal(-(_MESSAGE_SPREAD**2) / 2, _MESSAGE_SPREAD)
@@ -135,10 +140,16 @@ class SyntheticPopulation:
         return generate(language, random, about, habit)
 
 
-def _priors(language: Language, split: str) -> tuple[np.ndarray, np.ndarray]:
+def _priors(language: Language, split: str, era: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return the shares of topics and of habits among the users of a split."""
     if split == PUBLIC:
         return language.public_topics, language.public_habits
-    return language.private_topics, language.private_habits
+    topics = language.private_topics
+    if era > 0:
+        places, part = divmod(era, 1.0)
+        moved = np.roll(topics, int(places))
+        topics = (1 - part) * moved + part * np.roll(moved, 1)
+    return topics, language.private_habits
 
 
 def _draw(shares: np.ndarray, uniform: np.ndarray) -> np.ndarray:
