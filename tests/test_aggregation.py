@@ -11,7 +11,14 @@ import pytest
 
 from pfl_lm.aggregation import Aggregation, absences
 from pfl_lm.dp.ledger import verify
+from pfl_lm.language.models import ModelSpec
+from pfl_lm.language.population import SPLITS
+from pfl_lm.language.population_build import Input, build_population
+from pfl_lm.language.tokenizer import TokenizerRecipe, VocabularySource
+from pfl_lm.language.tokenizer_build import build_tokenizer
+from pfl_lm.payload import PayloadPlan
 from pfl_lm.runs import RunFolder
+from pfl_lm.scenario import PopulationChoice
 from pfl_lm.secagg.local import Step
 from pfl_lm.simulate import simulate
 from pfl_lm.world import choose_payload, open_world
@@ -145,3 +152,28 @@ def test_absences_are_the_stated_share_in_every_phase():
     assert places.min() > 40
     assert absences(0.2, 7, 3, 50) == absences(0.2, 7, 3, 50) != absences(0.2, 7, 4, 50)
     assert absences(0.0, 7, 3, 50) == {}
+
+
+def test_real_text_trains_the_same_model_through_the_protocol(
+    shared, tiny_scenario, new_watcher, tmp_path
+):
+    """Short messages of real people; fifty rounds of it are ``benchmarks/secagg_run.py``."""
+    source = VocabularySource("wordfreq", "the package's list", "CC-BY-SA-4.0")
+    tokenizer = build_tokenizer(TokenizerRecipe("en", 10_000, source), tmp_path / "tokenizer")
+    files = [(shared / "data" / "sms" / f"{split}.jsonl.gz", split) for split in SPLITS]
+    build_population([Input(*file) for file in files], tokenizer, tmp_path / "people")
+    vanishing = {"cohort": 15, "dropout": 0.2, "rounds": 3, "reproducible": True}
+    scenario = tiny_scenario(
+        population=PopulationChoice("store", path=tmp_path / "people"),
+        tokenizer=tmp_path / "tokenizer",
+        model=ModelSpec("cifg_lstm", 10_000, embedding_dim=8, hidden_dim=8),
+        payload=PayloadPlan(rows=200),
+        rotate=True,
+        separate_noise=True,
+        **vanishing,
+    )
+    models = set()
+    for kind in ("ideal", "protocol"):
+        chosen = replace(scenario, secure_aggregation=kind)
+        models.add(simulate(chosen, tmp_path / kind, new_watcher()).model_path.read_bytes())
+    assert len(models) == 1
