@@ -15,6 +15,7 @@ PARTS = (
     ("Evaluation", ["benchmarks.evaluation"]),
     ("Secure aggregation, a client", ["benchmarks.secagg", "client"]),
     ("Cost as work grows", ["benchmarks.scale"]),
+    ("Several processes", ["benchmarks.ranks"]),
     ("The simulator beside pfl-research", ["benchmarks.simulator"]),
 )
 
