@@ -117,12 +117,13 @@ class _Table:
 
     def read(self, words: Tensor) -> Tensor:
         """Rows of words (n,) → (n, P) or (n,)."""
+        words = words.to(torch.int64)  # no runtime scatters by a narrower type
         if self.held is None:
             assert self.frozen is not None
             return self.frozen[words]
         if self.slots is None:
             return self._of_held(words)
-        slot = self.slots[words]
+        slot = self.slots[words].to(torch.int64)
         inside = (slot >= 0).reshape(-1, *(1,) * (self.held.dim() - 1))
         assert self.frozen is not None
         return torch.where(inside, self._of_held(slot.clamp_min(0)), self.frozen[words])
@@ -203,7 +204,7 @@ class _Step:
     def _batch(self, given: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Return inputs (B, T), targets (N,) and each target's share in the loss (N,)."""
         words = given["windows"]
-        inside = (given["slots"][words] >= 0) if self.some else None
+        inside = (given["slots"][words.to(torch.int64)] >= 0) if self.some else None
         if inside is not None and self.payload.outside == "unk":
             words = torch.where(inside | (words == Tokenizer.pad_id), words, UNK)
         targets = words[:, 1:].reshape(-1)
@@ -234,7 +235,7 @@ class _Step:
         scores = F.linear(vectors, tables[self.spec.output_table].read(words), bias)  # (N, C)
         own = self._own(vectors, targets, tables)
         if self.training.loss == "nce":
-            return _nce(own, given["log_noise"][targets], scores, given)
+            return _nce(own, given["log_noise"][targets.to(torch.int64)], scores, given)
         hits = targets[:, None] == words[None, :]
         scores = torch.where(hits, FAR, scores + given["log_weight"])
         return _log_sum(torch.cat([own[:, None], scores], 1)) - own
