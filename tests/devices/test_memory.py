@@ -1,0 +1,72 @@
+"""Predicted memory against measured, on settings that the prediction was not fitted on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from pfl_lm.devices.batches import LocalTraining
+from pfl_lm.devices.memory import SPECIALS, Memory, measure, predict, unigram_of
+from pfl_lm.language.low_bit import bytes_of
+from pfl_lm.language.models import LoraSpec, ModelSpec, roles
+from pfl_lm.payload import PayloadPlan, choose
+
+LSTM = ModelSpec("cifg_lstm", 6000, 80, hidden_dim=320)
+TRANSFORMER = ModelSpec("transformer", 6000, 96, layers=3, heads=4, feedforward_dim=384)
+PARTIAL = PayloadPlan(rows=700, dense="lora")
+LOCAL = LocalTraining(1.0, batch_size=12, window=16, loss="sampled", negatives=300)
+
+SETTINGS = {
+    "rows + lora": (LSTM, PARTIAL, LOCAL),
+    "everything": (LSTM, PayloadPlan(), replace(LOCAL, loss="softmax")),
+    "recomputed": (LSTM, PARTIAL, replace(LOCAL, activations="recomputed", stretch=4)),
+    "light path": (
+        replace(LSTM, residual=24),
+        PayloadPlan(rows="none", dense="residual"),
+        LOCAL,
+    ),
+    "transformer": (TRANSFORMER, PARTIAL, replace(LOCAL, gradient_clip=1.0)),
+}
+
+
+def both(name: str) -> tuple[Memory, Memory]:
+    spec, plan, training = SETTINGS[name]
+    if plan.dense == "lora":
+        spec = replace(spec, lora=LoraSpec(6))
+    payload = choose(plan, roles(spec), unigram_of(spec), SPECIALS, 0, 0)
+    return predict(spec, payload, training), measure(spec, plan, training, tokens=400)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_the_prediction_is_within_a_tenth(name: str) -> None:
+    predicted, measured = both(name)
+    assert predicted.model_bytes == measured.model_bytes
+    assert predicted.payload_bytes == measured.payload_bytes
+    assert predicted.peak_bytes == pytest.approx(measured.peak_bytes, rel=0.1)
+
+
+def predicted(spec: ModelSpec, plan: PayloadPlan, training: LocalTraining) -> Memory:
+    payload = choose(plan, roles(spec), unigram_of(spec), SPECIALS, 0, 0)
+    return predict(spec, payload, training)
+
+
+def test_each_way_spares_what_it_is_meant_to() -> None:
+    factors = replace(LSTM, lora=LoraSpec(6))
+    usual = predicted(factors, PARTIAL, LOCAL)
+    assert predicted(factors, PARTIAL, replace(LOCAL, batch_size=6)).work_bytes < usual.work_bytes
+    again = replace(LOCAL, activations="recomputed", stretch=4)
+    assert predicted(factors, PARTIAL, again).work_bytes < 0.6 * usual.work_bytes
+    few = predicted(factors, PARTIAL, replace(LOCAL, weight_bits=4))
+    assert few.model_bytes == bytes_of(roles(factors), 4) < 0.2 * usual.model_bytes
+    assert few.work_bytes == usual.work_bytes
+    directions = replace(PARTIAL, directions=64)
+    zeroth = predicted(factors, directions, replace(LOCAL, method="zeroth_order"))
+    assert zeroth.work_bytes < 0.2 * usual.work_bytes
+
+
+def test_of_a_model_of_the_users_own_nothing_is_known() -> None:
+    spec = ModelSpec("module", 6000, 80, module="mine")
+    payload = choose(PARTIAL, roles(replace(LSTM, lora=LoraSpec(6))), unigram_of(LSTM), (), 0, 0)
+    with pytest.raises(ValueError, match="not predicted"):
+        predict(spec, payload, LOCAL)
