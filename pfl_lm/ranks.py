@@ -204,7 +204,7 @@ def launch(count: int, work: Callable[..., T], *arguments: Any) -> T:
     Raises:
         ValueError: what ``work`` raised as one on rank 0.
         KeyboardInterrupt: Ctrl-C; the processes have ended.
-        RuntimeError: they were killed or failed again and again.
+        ChildProcessError: they were killed or failed again and again.
     """
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -229,7 +229,7 @@ def launch(count: int, work: Callable[..., T], *arguments: Any) -> T:
         raise SystemExit(128 + ended.sigval) from None
     except ChildFailedError as failed:
         rank, failure = failed.get_first_failure()
-        raise RuntimeError(
+        raise ChildProcessError(
             f"process {rank} of {count} ended with status {failure.exitcode}, after {RESTARTS} "
             "restarts; --resume goes on where the run was"
         ) from None

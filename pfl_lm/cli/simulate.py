@@ -112,4 +112,6 @@ def _workers(scenario: Scenario) -> int:
     """Choose how many processes to start: one a processor, as far as a round gives them work."""
     if scenario.secure_aggregation == "protocol":
         return 1
-    return max(1, min(len(os.sched_getaffinity(0)), scenario.cohort // DEVICES_PER_WORKER))
+    linux = hasattr(os, "sched_getaffinity")
+    processors = len(os.sched_getaffinity(0)) if linux else os.cpu_count() or 1
+    return max(1, min(processors, scenario.cohort // DEVICES_PER_WORKER))
