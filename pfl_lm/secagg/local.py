@@ -27,6 +27,8 @@ from pfl_lm.secagg.server import CollectingAnswers, CollectingConfirmations, Col
 from pfl_lm.secagg.sharing import Entropy
 from pfl_lm.secagg.traffic import Traffic
 
+LEAST_MEMBERS = 3  # devices of a simulation insist on two others that advertised keys
+
 
 class Step(IntEnum):
     """What a device sends, in order. A device silent from a step on never sends it."""
@@ -81,7 +83,7 @@ class ProtocolAggregator:
         self._noise = noise
         self._open = True
         authority, identities = _identities(config, entropy)
-        policy = DevicePolicy(config.min_reports, 3, 2, config.adversary, authority)
+        policy = DevicePolicy(config.min_reports, LEAST_MEMBERS, 2, config.adversary, authority)
         advertised = {
             device: phases.KeysAdvertised.join(config, device, policy, identity, entropy)
             for device, identity in enumerate(identities)

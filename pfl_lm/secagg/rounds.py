@@ -19,7 +19,7 @@ from pfl_lm.ranks import Ranks
 from pfl_lm.secagg.config import RoundConfig
 from pfl_lm.secagg.errors import TooFewAnswers, TooFewReports
 from pfl_lm.secagg.ideal import IdealAggregator, OpenedSum
-from pfl_lm.secagg.local import ProtocolAggregator, Step, check_devices, sends
+from pfl_lm.secagg.local import LEAST_MEMBERS, ProtocolAggregator, Step, check_devices, sends
 from pfl_lm.secagg.noise import RemovableNoise
 from pfl_lm.secagg.sharing import Entropy
 from pfl_lm.secagg.traffic import Traffic, device_traffic
@@ -84,9 +84,10 @@ class IdealRound:
         self.config = config
         self._silent = silent
         members, dealers = (len(self._sending(step)) for step in (Step.KEYS, Step.SHARES))
-        least = max(config.min_reports, config.graph.threshold)
+        least = max(config.min_reports, config.graph.threshold, LEAST_MEMBERS)
         if members < least:
             raise TooFewReports(members, least)
+        least = max(config.min_reports, config.graph.threshold)
         if dealers < least:
             raise TooFewReports(dealers, least)
         self._members, self._dealers = members, dealers
