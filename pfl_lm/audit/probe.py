@@ -61,7 +61,8 @@ class _Ledger:
 
 def everybody_reports(world: World) -> World:
     """Return the world without simulated dropout: every device that is asked sends its report."""
-    return replace(world, scenario=replace(world.scenario, dropout=0.0))
+    scenario = replace(world.scenario, dropout=0.0, fleet=None)
+    return replace(world, scenario=scenario, fleet=None)
 
 
 def probe_round(world: World, number: int, users: Sequence[int], updates: Updates) -> Opened:
@@ -143,7 +144,7 @@ def _replaced(invited: np.ndarray, updates: Updates, **others: Any) -> Iterator[
         values = np.ascontiguousarray(updates(users, payload.dim), dtype=np.float32)
         return values, [Trace(user, 0.0, _text_of(user), 1, 0.0) for user in users]
 
-    def text(_: Any, user: int) -> np.ndarray:
+    def text(_: Any, user: int, *__: Any) -> np.ndarray:
         return np.zeros((_text_of(user), 2), dtype=np.int64)
 
     ends = {"cohort": lambda *_: invited, "train": trained, "_windows": text}

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -102,8 +103,8 @@ def train_with(world: World, secrets: Sequence[Secret], rounds: int) -> Paramete
         others = invite(rule, seed, round)[: world.protection.cohort - len(typists)]  # type: ignore[arg-type]
         return np.concatenate([others, np.array(sorted(typists), dtype=np.int64)])
 
-    def text(world: World, user: int) -> np.ndarray:
-        return _typed(world, typists[user].words) if user in typists else read(world, user)
+    def text(world: World, user: int, *about: Any) -> np.ndarray:
+        return _typed(world, typists[user].words) if user in typists else read(world, user, *about)
 
     state = ServerState(_FIRST_ROUND, world.start.parameters)
     for _ in range(rounds):
