@@ -13,9 +13,13 @@ from pfl_lm.devices.fleet import Fleet, Phones, phones
 from pfl_lm.devices.memory import predict
 from pfl_lm.devices.turnout import CheckIn, Demand, Turnout, able
 from pfl_lm.dp.grid import Grid
+from pfl_lm.evaluation.evaluate import ModelScorer, evaluate
+from pfl_lm.language.models import Parameters
+from pfl_lm.language.population import Population
 from pfl_lm.payload import Payload
+from pfl_lm.ranks import ALONE, Ranks
 from pfl_lm.secagg.local import Step
-from pfl_lm.world import World
+from pfl_lm.world import World, choose_payload
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,50 @@ def demand(world: World, payload: Payload, grid: Grid) -> Demand:
 def fits(world: World, payload: Payload, grid: Grid) -> dict[str, bool]:
     """Say which profiles of the fleet have the memory; empty without a fleet."""
     return {} if world.fleet is None else able(world.fleet, demand(world, payload, grid))
+
+
+@dataclass(frozen=True)
+class _Some:
+    """Some users of a population's split."""
+
+    population: Population
+    chosen: np.ndarray
+
+    def users(self, split: str) -> int:
+        return len(self.chosen)
+
+    def tokens(self, split: str, user: int) -> np.ndarray:
+        return self.population.tokens(split, int(self.chosen[user]))
+
+
+def by_profile(world: World, parameters: Parameters, ranks: Ranks = ALONE) -> list[dict[str, Any]]:
+    """Measure the model on test users of each class of phone; empty without a fleet.
+
+    How much worse it is for those who never take part is part of what a scenario costs.
+    """
+    if world.fleet is None:
+        return []
+    people = world.people(world.scenario.rounds)
+    own = phones_of(world, world.fleet, "test", np.arange(people.users("test")))
+    payload = choose_payload(world, 0)
+    fitting = fits(world, payload, world.protection.grid(payload.dim))
+    choice, rows = world.scenario.evaluation, []
+    for place, (name, profile) in enumerate(world.fleet.profiles.items()):
+        users = np.flatnonzero(own.profile == place)[: choice.final_users]
+        row = {"name": name, "share": profile.share, "able": fitting[name], "users": len(users)}
+        if len(users):
+            found = evaluate(
+                ModelScorer(world.spec, parameters),
+                _Some(people, users),
+                "test",
+                world.tokenizer,
+                world.scenario.training.window,
+                max_tokens_per_user=choice.tokens_per_user,
+                ranks=ranks,
+            )
+            row |= {"perplexity": found.perplexity, "top3": found.top3}
+        rows.append(row)
+    return rows
 
 
 def _figures(fleet: Fleet, own: Phones, found: Turnout, asked: Demand) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from pfl_lm.attendance import attend
+from pfl_lm.attendance import attend, by_profile
 from pfl_lm.books import Books, RoundFigures, Watch
 from pfl_lm.devices.report import Trace
 from pfl_lm.devices.training import devices_at_once, groups, train
@@ -249,6 +249,8 @@ def _check_ranks(scenario: Scenario, ranks: Ranks) -> None:
             'secure_aggregation = "protocol" exchanges its messages within one process; use '
             '--workers 1, or "ideal", which opens the same sums'
         )
+    if ranks.count > 1 and scenario.aggregator == "tff":
+        raise ValueError('aggregator = "tff" sums beside one process; use --workers 1')
 
 
 def _evaluate(world: World, state: ServerState, books: Books, ranks: Ranks) -> None:
@@ -264,6 +266,7 @@ def _finish(world: World, folder: RunFolder, state: ServerState, ranks: Ranks) -
     """Evaluate on test users and write the model; both can be repeated after a crash."""
     parameters = dict(state.parameters)
     found = final_evaluation(world, parameters, ranks)
+    found["profiles"] = by_profile(world, parameters, ranks)
 
     def write() -> None:
         origin = {

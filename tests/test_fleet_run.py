@@ -9,7 +9,9 @@ import pytest
 
 from pfl_lm.attendance import attend, demand, phones_of
 from pfl_lm.recipes import load
-from pfl_lm.runs import RunFolder
+from pfl_lm.report.fleet import fleet_charts, fleet_facts
+from pfl_lm.report.source import read_run
+from pfl_lm.runs import RunFolder, read_json
 from pfl_lm.scenario import PopulationChoice, Scenario
 from pfl_lm.secagg.local import Step
 from pfl_lm.simulate import simulate
@@ -109,6 +111,14 @@ def test_a_class_without_the_memory_is_left_out_and_named(
     run = simulate(scenario(fleet=fleet_file(small=0.01)), tmp_path / "run", new_watcher())
     assert run.manifest()["fleet"]["left_out"] == ["small"]
     assert all(e["fleet"]["reports_by_profile"]["small"] == 0 for e in rounds_of(run))
+    rows = {row["name"]: row for row in read_json(run.evaluation_path)["profiles"]}
+    assert [rows[name]["able"] for name in ("large", "small")] == [True, False]
+    assert sum(row["users"] for row in rows.values()) >= 3
+    facts = dict(fleet_facts(read_run(run)))
+    assert facts["phones left out for memory"] == "small"
+    assert float(facts["rounds a day"]) > 5
+    assert any("never takes part" in name for name in facts)
+    assert {title for title, *_ in fleet_charts(read_run(run))} >= {"Time", "Who takes part"}
 
 
 def test_the_demand_is_public(scenario) -> None:

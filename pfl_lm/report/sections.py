@@ -9,6 +9,7 @@ from typing import Any
 from markupsafe import Markup
 
 from pfl_lm.report.charts import Level, Series, legend, line_chart, smoothed
+from pfl_lm.report.fleet import fleet_charts, fleet_facts
 from pfl_lm.report.headline import Bar
 from pfl_lm.report.numbers import (
     epsilon,
@@ -55,7 +56,7 @@ class Section:
 
 def sections(run: Run) -> list[Section]:
     """Return the chapters that have something to tell."""
-    found = [learning(run), privacy(run), payload(run), people(run)]
+    found = [learning(run), privacy(run), payload(run), phones(run), people(run)]
     return [section for section in found if section.figures or section.facts]
 
 
@@ -147,6 +148,15 @@ def payload(run: Run) -> Section:
         ("seconds per round", _if_number(run.mean("seconds"), significant)),
     ]
     return Section("payload", "Payload and noise", "", _known(facts), _present(figures))
+
+
+def phones(run: Run) -> Section:
+    """Who takes part on a fleet, and how long it takes; empty without one."""
+    figures = tuple(
+        Figure(title, note, chart, key) for title, note, chart, key in fleet_charts(run) if chart
+    )
+    note = str(run.at("fleet.description", ""))
+    return Section("phones", "Phones", note, fleet_facts(run), figures)
 
 
 def people(run: Run) -> Section:

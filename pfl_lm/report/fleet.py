@@ -1,0 +1,119 @@
+"""The chapter on phones: how long rounds take, who is lost, who takes part, who never does."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from pfl_lm.report.charts import Series, legend, line_chart
+from pfl_lm.report.numbers import is_number, percent, significant, size, whole
+from pfl_lm.report.source import FEDERATED, Run
+
+_STYLES = ("s0", "s1", "s2", "s3")
+_POINTS = 200  # a line over thousands of rounds is drawn by the means of so many stretches
+
+
+def fleet_facts(run: Run) -> tuple[tuple[str, str], ...]:
+    """Return what a person wants to know of the phones, as (name, value)."""
+    rounds = _rounds(run)
+    if not rounds:
+        return ()
+    first, last = rounds[0], rounds[-1]
+    days = (last["opened_hours"] + last["minutes"] / 60 - first["opened_hours"]) / 24
+    left_out = run.at("fleet.left_out") or []
+    facts = [
+        ("rounds a day", significant(len(rounds) / days) if days > 0 else ""),
+        ("simulated time", f"{days:.1f} days"),
+        ("a round, median", f"{_median(rounds, 'minutes'):.1f} minutes"),
+        ("waiting for free phones", percent(_share_of_time(rounds, days))),
+        ("spent by a phone, a report", f"{_mean(rounds, 'joules_per_report'):.1f} J"),
+        ("moved, a report", size(_mean(rounds, "bytes_per_report"))),
+        ("memory at the peak of training", size(last["peak_memory_bytes"])),
+        ("phones left out for memory", ", ".join(left_out) or "none"),
+        *_quality(run),
+    ]
+    return tuple((name, value) for name, value in facts if value)
+
+
+def fleet_charts(run: Run) -> list[tuple[str, str, Any, Any]]:
+    """Return (title, note, chart, legend) of each picture."""
+    rounds = _rounds(run)
+    if not rounds:
+        return []
+    minutes = [entry["minutes"] for entry in rounds]
+    waited = [entry["waited_minutes"] for entry in rounds]
+    lost = {name: [entry["lost"].get(name, 0) for entry in rounds] for name in rounds[0]["lost"]}
+    away = {
+        name: [entry["turned_away"].get(name, 0) / entry["checked_in"] for entry in rounds]
+        for name in rounds[0]["turned_away"]
+    }
+    taking = {
+        name: [entry["reports_by_profile"].get(name, 0) for entry in rounds]
+        for name in rounds[0]["reports_by_profile"]
+    }
+    pictures = [
+        ("Time", "Minutes of a round, and waited before it until enough phones were free.",
+         _lines({"a round": minutes, "waited": waited}), "minutes"),
+        ("Lost phones", "Invited phones whose report is not in the sum, by where they were lost.",
+         _lines(lost), "phones a round"),
+        ("Turned away", "Share of the phones that checked in and were not invited, by reason.",
+         _lines(away), "share"),
+        ("Who takes part", "Reports in the sum, by class of phone.", _lines(taking), "reports"),
+    ]  # fmt: skip
+    return [
+        (title, note, line_chart(lines, x_label="round", y_label=label, zero=True), legend(lines))
+        for title, note, lines, label in pictures
+    ]
+
+
+def _lines(named: dict[str, list[float]]) -> list[Series]:
+    """Return a line for each name that is anything but zero, thinned to means of stretches."""
+    drawn = [(name, values) for name, values in named.items() if any(values)]
+    return [
+        Series(name, *_thinned(values), _STYLES[place % len(_STYLES)])
+        for place, (name, values) in enumerate(drawn[: len(_STYLES)])
+    ]
+
+
+def _thinned(values: list[float]) -> tuple[list[float], list[float | None]]:
+    width = max(1, math.ceil(len(values) / _POINTS))
+    starts = range(0, len(values), width)
+    means = [math.fsum(values[s : s + width]) / len(values[s : s + width]) for s in starts]
+    return [s + (width + 1) / 2 for s in starts], list(means)
+
+
+def _quality(run: Run) -> list[tuple[str, str]]:
+    """Say how good the model is for the users of each class."""
+    found = []
+    for row in run.final.get("profiles", []):
+        if is_number(row.get("perplexity")):
+            part = "takes part" if row.get("able") else "never takes part"
+            share = percent(row.get("share"), 0)
+            found.append(
+                (
+                    f"perplexity, {row['name']} ({share}, {part})",
+                    f"{significant(row['perplexity'])} on {whole(row['users'])} users",
+                )
+            )
+    overall = next((r for r in run.rows if r.get("name") == FEDERATED), {})
+    if found and is_number(overall.get("perplexity")):
+        found.append(("perplexity, everybody", significant(overall["perplexity"])))
+    return found
+
+
+def _rounds(run: Run) -> list[dict[str, Any]]:
+    return [entry["fleet"] for entry in run.rounds if isinstance(entry.get("fleet"), dict)]
+
+
+def _mean(rounds: list[dict[str, Any]], key: str) -> float:
+    return math.fsum(entry[key] for entry in rounds) / len(rounds)
+
+
+def _median(rounds: list[dict[str, Any]], key: str) -> float:
+    values = sorted(entry[key] for entry in rounds)
+    return float(values[len(values) // 2])
+
+
+def _share_of_time(rounds: list[dict[str, Any]], days: float) -> float:
+    waited = math.fsum(entry["waited_minutes"] for entry in rounds) / (24 * 60)
+    return waited / days if days > 0 else 0.0
