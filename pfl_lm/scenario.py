@@ -96,7 +96,8 @@ class Scenario:
         corrupt: share of a cohort that may collude with the server; at least what the policy's
             ``honest_fraction`` leaves.
         separate_noise: let every device draw its own share of Skellam noise also where one draw
-            has the distribution of their sum; the protocol always does.
+            has the distribution of their sum; the protocol always does, and alone where a policy
+            removes excess noise.
         rotate: rotate updates at random before they are rounded, which makes the ring narrower
             and costs a transform per update; changes no ε, so it is no policy's business.
         modulus_bits: width of the ring; absent means the narrowest that is safe, and what is too

@@ -10,6 +10,7 @@ import numpy as np
 
 from pfl_lm.aggregation import Aggregation
 from pfl_lm.devices.fleet import Fleet
+from pfl_lm.dp.policy import Policy
 from pfl_lm.evaluation.baselines import KneserNeyBigram, UnigramScorer
 from pfl_lm.evaluation.evaluate import ModelScorer, Scorer, evaluate
 from pfl_lm.evaluation.measures import Evaluation
@@ -115,7 +116,7 @@ def open_world(scenario: Scenario) -> World:
         simulated_rule(policy, population.users("train"), scenario.cohort, asked),
         scenario.seed,
         scenario.reproducible,
-        scenario.separate_noise or scenario.secure_aggregation == "protocol",
+        _draws_separately(scenario, policy),
         scenario.rotate,
         scenario.modulus_bits,
         scenario.aggregator == "tff",
@@ -126,6 +127,15 @@ def open_world(scenario: Scenario) -> World:
     _check_payload(world)
     _check_sum(world)
     return world
+
+
+def _draws_separately(scenario: Scenario, policy: Policy | None) -> bool:
+    """Whether every simulated device draws its own noise.
+
+    Removable components exist in the protocol alone; elsewhere what stays of them is drawn at once.
+    """
+    removed = policy is not None and policy.excess_removed
+    return scenario.secure_aggregation == "protocol" or (scenario.separate_noise and not removed)
 
 
 def _text(scenario: Scenario) -> tuple[Tokenizer, Population, PublicText | None]:

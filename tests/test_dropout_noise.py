@@ -26,6 +26,7 @@ from pfl_lm.secagg.noise import RemovableNoise
 from pfl_lm.secagg.parameters import Adversary
 from pfl_lm.secagg.rounds import open_aggregator
 from pfl_lm.simulate import simulate
+from pfl_lm.world import open_world
 
 DIM, COHORT, CLIP = 6000, 20, 0.5
 REMOVED = '{ at = "device", kind = "skellam", tolerated_dropout = 0.4, excess = "removed" }'
@@ -167,6 +168,17 @@ def test_beyond_the_tolerance_nothing_is_opened(policy_with):
     for kind in ("ideal", "protocol"):
         with pytest.raises(TooFewReports):
             opened_noise(policy, 0.45, kind, number=1)
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(("noise", "separate"), [(REMOVED, False), (KEPT, True)])
+def test_components_exist_in_the_protocol_alone(tiny_scenario, policy_file, noise, separate):
+    """Elsewhere a device's own share would lack them, and the sum would carry too little."""
+    policy = policy_file(noise=noise, participation='{ kind = "fixed" }')
+    scenario = tiny_scenario(policy=policy, cohort=10, separate_noise=True)
+    assert open_world(scenario).protection.separate_noise is separate
+    protocol = replace(scenario, secure_aggregation="protocol")
+    assert open_world(protocol).protection.separate_noise
 
 
 @pytest.mark.usefixtures("quick")
