@@ -19,7 +19,7 @@ from pfl_lm.runs import RunFolder
 from pfl_lm.scenario import Scenario
 from pfl_lm.secagg.errors import Refused, TooFewReports
 from pfl_lm.secagg.ideal import IdealAggregator
-from pfl_lm.simulate import simulate
+from pfl_lm.simulate import _check_ranks, simulate
 
 SCENARIO = """
 policy = "{policy}"
@@ -211,3 +211,11 @@ def test_together_the_ranks_share_everything_once():
 def test_a_mistake_is_said_once_and_not_tried_again():
     with pytest.raises(ValueError, match="invalid literal"):
         launch(1, int, "word")
+
+
+@pytest.mark.parametrize(
+    "choice", [{"secure_aggregation": "protocol"}, {"aggregator": "tff", "policy": None}]
+)
+def test_what_sums_in_one_process_refuses_several(tiny_scenario, choice):
+    with pytest.raises(ValueError, match="--workers 1"):
+        _check_ranks(tiny_scenario(**choice), Ranks(0, 2))

@@ -110,7 +110,7 @@ def _work(scenario: Scenario, output: Path, resume: bool, overwrite: bool) -> bo
 
 def _workers(scenario: Scenario) -> int:
     """Choose how many processes to start: one a processor, as far as a round gives them work."""
-    if scenario.secure_aggregation == "protocol":
+    if scenario.secure_aggregation == "protocol" or scenario.aggregator == "tff":
         return 1
     linux = hasattr(os, "sched_getaffinity")
     processors = len(os.sched_getaffinity(0)) if linux else os.cpu_count() or 1
