@@ -101,7 +101,7 @@ class Objective:
         rate: float,
         candidates: Candidates,
     ) -> tuple[Tensor, Tensor]:
-        words = torch.from_numpy(candidates.words)
+        words = torch.from_numpy(candidates.words).to(vectors.device)
         columns, own = table.columns(words), table.read(targets)  # (A, C, P), (A, N, P)
         target = (vectors * own).sum(-1)  # (A, N)
         scores = dense.times(vectors, columns, None if bias is None else bias.columns(words))
@@ -127,14 +127,14 @@ class Objective:
         words: Tensor,
         candidates: Candidates,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        log_weight = torch.from_numpy(candidates.log_weight)
+        log_weight = torch.from_numpy(candidates.log_weight).to(scores.device)
         if self.loss == "nce":
-            counts = torch.from_numpy(candidates.counts)
+            counts = torch.from_numpy(candidates.counts).to(scores.device)
             return losses.noise_contrastive(
-                target, self.log_noise[targets], scores, log_weight, counts
+                target, self.log_noise.to(scores.device)[targets], scores, log_weight, counts
             )
         place = torch.searchsorted(words, targets).clamp_max_(len(words) - 1)  # (A, N)
-        rows = torch.arange(targets.numel()).view_as(targets)
+        rows = torch.arange(targets.numel(), device=targets.device).view_as(targets)
         hits = (rows * len(words) + place)[words[place] == targets]
         return losses.sampled_softmax(target, scores, log_weight, hits)
 

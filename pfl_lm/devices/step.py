@@ -61,7 +61,8 @@ class Step:
     ) -> None:
         self.spec, self.parameters, self.payload = spec, parameters, payload
         self.objective, self.gradient_clip = objective, training.gradient_clip
-        rows = None if payload.rows is None else torch.from_numpy(payload.rows)
+        processor = parameters["embedding"].device
+        rows = None if payload.rows is None else torch.from_numpy(payload.rows).to(processor)
         self.slots = slots_of(rows, spec.vocabulary_size)
         shapes = {name: role for name, role in roles(spec).items() if role.kind != "rows"}
         self.precision = {name: parameters[name].dtype for name in shapes}  # of its products

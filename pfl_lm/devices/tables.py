@@ -82,8 +82,8 @@ def slots_of(rows: Tensor | None, vocabulary_size: int) -> Tensor | None:
     """Invert the payload's rows: int64[V] place of each word, −1 outside; None for all rows."""
     if rows is None:
         return None
-    slots = torch.full((vocabulary_size,), -1, dtype=torch.int64)
-    slots[rows] = torch.arange(len(rows))
+    slots = torch.full((vocabulary_size,), -1, dtype=torch.int64, device=rows.device)
+    slots[rows] = torch.arange(len(rows), device=rows.device)
     return slots
 
 

@@ -69,7 +69,8 @@ def train(
             spec, parameters, payload, values, words, training, unigram, seed, round, users
         )
     schedule = Schedule(words, training, seed, round, users)
-    received = torch.as_tensor(values)
+    processor = parameters["embedding"].device
+    received = torch.as_tensor(values, device=processor)
     now = received.expand(len(windows), -1)  # equal rows until the first step: products are shared
     trained = now.clone()  # (K, d)
     objective = output.Objective(spec, payload, training, unigram)
@@ -80,20 +81,20 @@ def train(
         candidates = objective.draw(seed, round, number)
         rate = training.learning_rate * training.decay**number
         for some in _side_by_side(active, payload.dim, alike=now is not trained):
-            part = Batch(*(each[some] for each in batch))
+            part = Batch(*(each[some].to(processor) for each in batch))
             loss = step(part, now[some], trained[some], rate, candidates)
-            losses[some] += loss.sum((1, 2)).numpy()
+            losses[some] += loss.sum((1, 2)).cpu().numpy()
         tokens[:active] += batch.weight.count_nonzero((1, 2)).numpy()
         now = trained
     updates = trained.sub_(received)
-    norms = torch.linalg.vector_norm(updates, dim=1).numpy()
+    norms = torch.linalg.vector_norm(updates, dim=1).cpu().numpy()
     place = np.argsort(schedule.order)  # from the order of work back to the caller's
     traces = [
         Trace(user, losses[k] / max(tokens[k], 1), int(tokens[k]), int(schedule.steps[k]), norm)
         for user, k, norm in zip(users, place, norms[place].tolist(), strict=True)
     ]
     in_order = np.array_equal(place, np.arange(len(place)))
-    return (updates if in_order else updates[torch.from_numpy(place)]).numpy(), traces
+    return (updates if in_order else updates[torch.from_numpy(place)]).cpu().numpy(), traces
 
 
 def devices_at_once(
