@@ -120,14 +120,19 @@ class Desk:
         """Count a mistake outside the protocol, and drop the device from the round under way."""
         self._drop(device, text)
 
-    async def gather(self, count: int) -> None:
-        """Wait until so many devices wait for an invitation."""
-        told = False
-        while (present := self._present()) < count:
+    async def gather(self, wanted: int, least: int) -> None:
+        """Wait until ``wanted`` devices wait for an invitation; after a while ``least`` will do.
+
+        Who was shut out or switched off for good must not keep the others waiting.
+        """
+        until, told = time.monotonic() + self._limits.gather_seconds, False
+        while (present := self._present()) < wanted:
             if not told:
-                log.info("%d of %d devices are here; waiting", present, count)
+                log.info("%d of %d devices are here; waiting", present, wanted)
                 told = True
-            await self._wait(5.0)
+            if present >= least and time.monotonic() >= until:
+                return
+            await self._wait(min(5.0, max(0.1, until - time.monotonic())))
 
     @property
     def under_way(self) -> int | None:

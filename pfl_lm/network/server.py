@@ -167,7 +167,7 @@ async def _run(
     try:
         while state.round < world.scenario.rounds:
             budget.check(state.round)
-            await desk.gather(present)
+            await desk.gather(present, min(present, max(3, world.protection.least_reports)))
             shelf.put(state.round, dict(state.parameters))
             state, entry = await run_round(office, state)
             entry |= budget.spent()

@@ -38,6 +38,7 @@ class Limits:
         phase_seconds: for a phase of the protocol, from its first to its last message.
         training_seconds: from the invitation to the device's keys; it trains in between.
         grace_seconds: how long the last tenth of the devices is waited for.
+        gather_seconds: how long a round waits for devices, if enough for a sum are there.
         hold_seconds: how long an empty Fetch is held before it is answered.
         burst, calls_per_second: of one session; more is refused, and costs a strike.
         knocks_per_second: of all strangers together, with ten seconds' worth at once.
@@ -47,6 +48,7 @@ class Limits:
     phase_seconds: float = 30.0
     training_seconds: float = 120.0
     grace_seconds: float = 10.0
+    gather_seconds: float = 60.0
     hold_seconds: float = 20.0
     burst: int = 60
     calls_per_second: float = 10.0

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
+from contextlib import suppress
+from dataclasses import replace
 
 import grpc
 import pytest
@@ -12,9 +14,10 @@ from pfl_lm.model_file import load_model
 from pfl_lm.network.caller import Caller, LeftOut, Patience
 from pfl_lm.network.device import Device
 from pfl_lm.network.identity import DeviceKey
-from pfl_lm.network.transport import SESSION, channel_to, messages
+from pfl_lm.network.transport import SESSION, Limits, channel_to, messages
 from pfl_lm.secagg.device import KeysAdvertised
 
+PATIENT = Limits(phase_seconds=60.0, training_seconds=60.0, grace_seconds=0.5, hold_seconds=2.0)
 DEVICES = 23
 GARBAGE, IMPOSTOR, REPLAYER, FICKLE, SILENT, SLOW, FLOOD = range(16, DEVICES)
 
@@ -73,8 +76,10 @@ class Bad(Device):
                 self.tap.frame(round, 3)
                 self._caller.send(round, late)
             case 22:  # FLOOD
-                for _ in range(500):
-                    self._caller._called(self._caller._stub.Fetch, messages.Cursor(round=-1))
+                for _ in range(120):
+                    with suppress(grpc.RpcError):
+                        self._caller._called(self._caller._stub.Fetch, messages.Cursor(round=-1))
+                raise LeftOut("it was too much")
 
     def _join(self, round: int, invitation) -> KeysAdvertised:
         broadcast = self._receive(round, invitation.model)
@@ -100,13 +105,14 @@ def wild(trial, new_watcher):
     handler = logging.Handler()
     handler.emit = lambda record: records.append(record.getMessage())
     logging.getLogger("pfl_lm.network").addHandler(handler)
-    run = trial(devices=DEVICES, dropout=0.2)
+    limits = replace(PATIENT, gather_seconds=3.0)  # for the device that is shut out
+    run = trial(devices=DEVICES, limits=limits, dropout=0.2)
     for number in range(DEVICES):
         kind = Tapped if number == 0 else Bad if number >= 16 else Device
         run.start(lambda number=number, kind=kind: run.device(number, kind=kind).run())
     watcher = new_watcher()
     run.folder = run.serve(watcher)
-    run.join(ValueError, grpc.RpcError)
+    run.join(ValueError)
     logging.getLogger("pfl_lm.network").removeHandler(handler)
     return run, records, watcher
 
