@@ -126,7 +126,7 @@ def _row(row: dict[str, Any]) -> dict[str, str]:
 
 def _quantiles(evaluation: dict[str, Any]) -> list[dict[str, Any]]:
     """Return a line for each figure of the trained model: its value at the stated quantiles."""
-    trained = next(
+    trained: dict[str, Any] = next(
         (row for row in evaluation.get("rows", []) if row.get("name") == "federated model"), {}
     )
     stated = trained.get("quantile_levels") or []
