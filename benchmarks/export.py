@@ -19,7 +19,7 @@ import numpy as np
 
 from pfl_lm.evaluation.measures import Vocabulary
 from pfl_lm.export.cost import measure
-from pfl_lm.export.formats import FORMATS, ExportedFile, convert, open_file
+from pfl_lm.export.formats import FORMATS, PRECISIONS, ExportedFile, convert, open_file
 from pfl_lm.export.graphs import predict
 from pfl_lm.export.parity import HeldOutText, Reading, compare, read
 from pfl_lm.export.ports import Graph
@@ -54,16 +54,16 @@ def main() -> None:
     print(HEAD, flush=True)
     for record in sorted(folder.glob("predict.*.json")):
         file = ExportedFile.from_dict(json.loads(record.read_text()))
-        if file.format in options.formats:
+        if file.format in options.formats and file.precision in options.precisions:
             print(_row(folder, file, graph, text, reference), flush=True)
 
 
-def _convert(
-    options: argparse.Namespace, graph: Graph, model: Model, blocked: np.ndarray
-) -> None:
+def _convert(options: argparse.Namespace, graph: Graph, model: Model, blocked: np.ndarray) -> None:
     windows = _public_windows(options.public)
     for name in options.formats:
         for precision in FORMATS[name].precisions:
+            if precision not in options.precisions:
+                continue
             record = options.folder / f"predict.{precision}.{name}.json"
             if record.is_file():
                 continue
@@ -122,6 +122,7 @@ def _options() -> argparse.Namespace:
     for name in ("tokenizer", "population", "public", "folder"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--formats", type=lambda text: text.split(","), default=list(FORMATS))
+    parser.add_argument("--precisions", type=lambda text: text.split(","), default=PRECISIONS)
     parser.add_argument("--positions", type=int, default=3000)
     parser.add_argument("--measure-only", action="store_true")
     parser.add_argument("--convert-only", action="store_true")
