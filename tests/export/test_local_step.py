@@ -73,7 +73,9 @@ LOOKUPS = [(case, "index") for case in CASES] + [("rows and factors", "one_hot")
 def test_a_device_that_trains_by_the_graph_sends_what_the_simulators_device_sends(case, lookup):
     spec, plan, training = CASES[case]
     parameters, payload, values = setting(spec, plan)
-    simulated, _ = train(spec, parameters, payload, values, [text()], training, UNIGRAM, 5, 3, [11])
+    simulated, traces = train(
+        spec, parameters, payload, values, [text()], training, UNIGRAM, 5, 3, [11]
+    )
     graph = train_step(spec, payload, training, training.batch_size, lookup=lookup)
     device = OnDevice(graph, graph.interface, spec, parameters, payload, training, UNIGRAM, 5, 3)
     update, trace = device.train(values, text(), 11)

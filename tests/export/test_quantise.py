@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from pfl_lm.export import quantise
-from pfl_lm.export.grids import INT4, INT8, quantise as rounded
+from pfl_lm.export.grids import INT4, INT8
+from pfl_lm.export.grids import quantise as rounded
 from pfl_lm.language.models import ModelSpec, hidden_of, initialise
 from pfl_lm.model_file import Model
 
