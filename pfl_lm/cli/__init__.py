@@ -11,6 +11,7 @@ from pfl_lm import __version__
 from pfl_lm.cli import (
     audit,
     check,
+    device,
     evaluate,
     export,
     interop,
@@ -39,7 +40,7 @@ app.command()(simulate.simulate)
 app.command()(simulate.demo)
 app.command()(network.enrol)
 app.command()(network.serve)
-app.command()(network.device)
+app.add_typer(device.app, name="device")
 app.command()(evaluate.evaluate)
 app.command()(report.report)
 app.add_typer(privacy.app, name="privacy")

@@ -1,4 +1,4 @@
-"""`pfl-lm enrol`, `pfl-lm serve`, `pfl-lm device`: rounds of training over the network."""
+"""`pfl-lm enrol`, `pfl-lm serve`, `pfl-lm device run`: rounds of training over the network."""
 
 from __future__ import annotations
 
