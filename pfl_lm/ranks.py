@@ -152,16 +152,18 @@ def join() -> Iterator[Ranks]:
         return
     import torch
     import torch.distributed as dist
+    from torch._C._distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
 
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
-    store, rank, count = next(dist.rendezvous("env://", timeout=PATIENCE))
+    store, rank, count = next(rendezvous("env://", timeout=PATIENCE))
     with _ending_in_order():
-        store = dist.PrefixStore(_meet(store, rank, count), store)
+        store = PrefixStore(_meet(store, rank, count), store)
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=PATIENCE)
         try:
-            yield Ranks(rank, count, dist.PrefixStore("turns", store))
+            yield Ranks(rank, count, PrefixStore("turns", store))
         finally:
             dist.destroy_process_group()
 

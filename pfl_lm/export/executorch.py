@@ -108,7 +108,7 @@ def _integers(weight: Any, grid: Grid, dynamic: bool) -> Any:
     return IntxUnpackedToInt8Tensor.from_hp(
         weight.detach(),
         (1, group),
-        torch.int4 if grid.bits == 4 else torch.int8,
+        getattr(torch, f"int{grid.bits}"),
         activation_quantization="int8_asym_per_token" if dynamic else None,
         intx_choose_qparams_algorithm=None,
         custom_scale=scales,

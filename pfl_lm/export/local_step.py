@@ -90,7 +90,7 @@ def gradient_graph(
 
     ports = (values, *others)
     examples = [torch.from_numpy(start[port.name]) for port in ports]
-    traced = make_fx(both, decomposition_table=core_aten_decompositions())(*examples)
+    traced = make_fx(both, decomposition_table=dict(core_aten_decompositions()))(*examples)
     outputs = (Port("loss", "float32", (1,)), Port("gradient", "float32", values.shape))
     return Graph(name, _Traced(traced), Interface(ports, outputs), dict(start))
 

@@ -132,5 +132,6 @@ def train_by(run: Run, interface: Interface) -> Callable[..., tuple[np.ndarray, 
 def _clipped(gradient: np.ndarray, bound: float | None) -> np.ndarray:
     if bound is None:
         return gradient
-    norm = np.linalg.norm(gradient)
-    return gradient * np.float32(min(1.0, bound / norm)) if norm > 0 else gradient
+    norm = float(np.linalg.norm(gradient))
+    shorter: np.ndarray = gradient * np.float32(min(1.0, bound / norm)) if norm > 0 else gradient
+    return shorter

@@ -54,9 +54,7 @@ def open_source(run: Path, tokenizer: Path | None = None) -> Source:
     """
     folder = RunFolder.open(run)
     if not folder.model_path.is_file():
-        raise ValueError(
-            f"{run} has no model.pt: the run has not ended; resume it first"
-        )
+        raise ValueError(f"{run} has no model.pt: the run has not ended; resume it first")
     manifest, model = folder.manifest(), load_model(folder.model_path)
     words = _vocabulary(manifest, model, tokenizer)
     stated = model.origin.get("tokenizer_digest")
