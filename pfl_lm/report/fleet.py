@@ -30,6 +30,7 @@ def fleet_facts(run: Run) -> tuple[tuple[str, str], ...]:
         ("moved, a report", size(_mean(rounds, "bytes_per_report"))),
         ("memory at the peak of training", size(last["peak_memory_bytes"])),
         ("phones left out for memory", ", ".join(left_out) or "none"),
+        ("to within 5% of the last perplexity", _time_to_quality(run)),
         *_quality(run),
     ]
     return tuple((name, value) for name, value in facts if value)
@@ -51,6 +52,11 @@ def fleet_charts(run: Run) -> list[tuple[str, str, Any, Any]]:
         name: [entry["reports_by_profile"].get(name, 0) for entry in rounds]
         for name in rounds[0]["reports_by_profile"]
     }
+    learning = [
+        (_hours_after(run, entry["round"]), entry["perplexity"])
+        for entry in run.evaluations
+        if is_number(entry.get("perplexity"))
+    ]
     pictures = [
         ("Time", "Minutes of a round, and waited before it until enough phones were free.",
          _lines({"a round": minutes, "waited": waited}), "minutes"),
@@ -60,10 +66,15 @@ def fleet_charts(run: Run) -> list[tuple[str, str, Any, Any]]:
          _lines(away), "share"),
         ("Who takes part", "Reports in the sum, by class of phone.", _lines(taking), "reports"),
     ]  # fmt: skip
-    return [
+    drawn = [
         (title, note, line_chart(lines, x_label="round", y_label=label, zero=True), legend(lines))
         for title, note, lines, label in pictures
     ]
+    hours, perplexities = [x for x, _ in learning], [y for _, y in learning]
+    over_time = [Series(FEDERATED, hours, perplexities, _STYLES[0])]
+    labels: dict[str, Any] = {"x_label": "simulated hours", "y_label": "perplexity"}
+    note = "Perplexity on validation users, by the clock that phones go by."
+    return [("Quality over time", note, line_chart(over_time, log=True, **labels), None), *drawn]
 
 
 def _lines(named: dict[str, list[float]]) -> list[Series]:
@@ -99,6 +110,21 @@ def _quality(run: Run) -> list[tuple[str, str]]:
     if found and is_number(overall.get("perplexity")):
         found.append(("perplexity, everybody", significant(overall["perplexity"])))
     return found
+
+
+def _hours_after(run: Run, rounds: int) -> float:
+    """Return the simulated hours after which so many rounds were over."""
+    over = [entry["fleet"] for entry in run.rounds[:rounds] if "fleet" in entry]
+    return over[-1]["opened_hours"] + over[-1]["minutes"] / 60 if over else 0.0
+
+
+def _time_to_quality(run: Run) -> str:
+    """Say when validation perplexity first came within a twentieth of its last value."""
+    known = [e for e in run.evaluations if is_number(e.get("perplexity"))]
+    if len(known) < 2:
+        return ""
+    reached = next(e for e in known if e["perplexity"] <= 1.05 * known[-1]["perplexity"])
+    return f"{_hours_after(run, reached['round']):.1f} hours ({reached['round']} rounds)"
 
 
 def _rounds(run: Run) -> list[dict[str, Any]]:
