@@ -47,7 +47,11 @@ class Lessons:
         return cls(source.model, payload, training, words.unigram, seed)
 
     def first_step(self, graph: Graph) -> Arrays:
-        """Return what the graph is given in a device's first step, on words drawn at random."""
+        """Return what the graph is given in a device's first step, on words drawn at random.
+
+        The words repeat, lie inside and outside the payload's rows where it has some, and one
+        window ends early: what a conversion could get wrong shows in loss or gradient.
+        """
         given: list[Arrays] = []
 
         def record(**inputs: np.ndarray) -> Arrays:
@@ -60,7 +64,11 @@ class Lessons:
         )  # fmt: skip
         random, length = stream(self.seed, "test vectors of train_step"), self.training.window + 1
         words = random.choice(len(self.unigram), (2, length), p=self.unigram).astype(np.int64)
+        if (rows := self.payload.rows) is not None and len(rows) > 0:
+            words[:, ::2] = random.choice(rows, words[:, ::2].shape)
         words[:, 0], words[words == Tokenizer.pad_id] = Tokenizer.bos_id, Tokenizer.eos_id
+        words[1, 1:] = words[0, :-1]
+        words[1, length - length // 3 :] = Tokenizer.pad_id
         values = np.asarray(gather(self.model.parameters, self.payload), np.float32)
         device.train(values, words, 0)
         return given[0]
