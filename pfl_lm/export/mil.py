@@ -156,6 +156,15 @@ def _slice(v: Values) -> np.ndarray:
     return np.asarray(v["x"][tuple(cuts)])
 
 
+def _scatter(v: Values) -> np.ndarray:
+    """Replace whole slices along an axis; what a converter makes of writing into a range."""
+    if str(v["mode"]) != "update" or np.ndim(v["indices"]) != 1:
+        raise ValueError(f"scatter in mode {v['mode']!r}: only replacing slices is known here")
+    x = np.array(v["data"])
+    x[(slice(None),) * (int(v["axis"]) % x.ndim) + (_ints(v["indices"]),)] = v["updates"]
+    return x
+
+
 def _reduce(function: Callable[..., Any]) -> Callable[[Values], Any]:
     return lambda v: function(v["x"], axis=_axes(v), keepdims=bool(v.get("keep_dims")))
 
@@ -213,6 +222,7 @@ OPERATIONS: dict[str, Callable[[Values], Any]] = {
     "expand_dims": lambda v: np.expand_dims(v["x"], _axes(v) or 0),
     "squeeze": lambda v: np.squeeze(v["x"], _axes(v)),
     "slice_by_index": _slice,
+    "scatter": _scatter,
     "stack": lambda v: np.stack(v["values"], int(v["axis"])),
     "concat": lambda v: np.concatenate([np.atleast_1d(x) for x in v["values"]], int(v["axis"])),
     "tile": lambda v: np.tile(v["x"], _ints(v["reps"])),
