@@ -56,6 +56,7 @@ def main() -> None:
         base,
         rounds=chosen.rounds,
         cohort=chosen.cohort,
+        population=replace(base.population, public_text=None),  # no baselines are asked for
         evaluation=replace(base.evaluation, every=chosen.rounds, users=chosen.users, final_users=1),
     )
     print("| way | peak MB | GFLOP | up KB | s/round | perplexity | top-3 |")
@@ -67,13 +68,23 @@ def main() -> None:
         rate = RATES.get(way.name, base.training.learning_rate)
         scenario = replace(scenario, training=replace(scenario.training, learning_rate=rate))
         asked = cost(scenario, fleet)
-        before, after, seconds = trained(scenario)
         print(
             f"| {way.name} | {asked['peak_bytes'] / 1e6:.1f} | {asked['flops'] / 1e9:.2f} | "
-            f"{asked['upload_bytes'] / 1e3:,.0f} | {seconds:.1f} | {before['perplexity']:.1f} → "
-            f"{after['perplexity']:.1f} | {before['top3']:.1%} → {after['top3']:.1%} |",
+            f"{asked['upload_bytes'] / 1e3:,.0f} | {learnt(scenario)} |",
             flush=True,
         )
+
+
+def learnt(scenario: Scenario) -> str:
+    """Train, and return seconds a round and what it did; or why the run was refused."""
+    try:
+        before, after, seconds = trained(scenario)
+    except ValueError as refusal:
+        return f"– | refused: {refusal} | –"
+    return (
+        f"{seconds:.1f} | {before['perplexity']:.1f} → {after['perplexity']:.1f} | "
+        f"{before['top3']:.1%} → {after['top3']:.1%}"
+    )
 
 
 def trained(scenario: Scenario) -> tuple[dict[str, Any], dict[str, Any], float]:

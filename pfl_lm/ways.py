@@ -15,7 +15,8 @@ from pfl_lm.scenario import Scenario
 
 LORA_RANK = 8
 RESIDUAL_WIDTH = 32
-DIRECTIONS = 256
+DIRECTIONS = 1024  # as few as the shipped policies cover
+ZEROTH_STEPS = 24
 STRETCH = 5
 
 
@@ -88,7 +89,13 @@ def _zeroth_order(scenario: Scenario) -> Scenario:
     return replace(
         partial,
         payload=replace(partial.payload, directions=DIRECTIONS),
-        training=replace(partial.training, method="zeroth_order", gradient_clip=None),
+        training=replace(
+            partial.training,
+            method="zeroth_order",
+            gradient_clip=None,
+            epochs=None,
+            steps=ZEROTH_STEPS,
+        ),
     )
 
 

@@ -181,7 +181,9 @@ def _start(scenario: Scenario, tokenizer: Tokenizer, protects: bool) -> Model:
             f"start: {scenario.start} was trained on {found.origin['kind']} text, which the "
             "policy's ε does not cover; start from a model of public text"
         )
-    if replace(found.spec, lora=None) != replace(scenario.model, lora=None):
+    # Factors and the light path start as nothing where a file lacks them.
+    bare = [replace(spec, lora=None, residual=0) for spec in (found.spec, scenario.model)]
+    if bare[0] != bare[1]:
         raise ValueError(f"start: {scenario.start} holds another model than [model] describes")
     if found.spec.lora not in (None, scenario.model.lora):
         raise ValueError(
@@ -190,6 +192,10 @@ def _start(scenario: Scenario, tokenizer: Tokenizer, protects: bool) -> Model:
         )
     if found.origin.get("tokenizer_digest") != tokenizer.digest:
         raise ValueError(f"start: {scenario.start} was trained with another tokenizer")
+    if found.spec.residual not in (0, scenario.model.residual):
+        raise ValueError(
+            f"start: {scenario.start} holds another light path than model.residual describes"
+        )
     # Factors that the file does not have start as drawn: their product is zero.
     return Model(scenario.model, {**drawn, **found.parameters}, found.origin)
 

@@ -82,6 +82,15 @@ class TestStart:
         assert all(torch.equal(found[n], drawn[n]) for n in drawn if ".lora_" in n)
         assert torch.equal(found["embedding"], initialise(SPEC, seed=9)["embedding"])
 
+    def test_a_light_path_that_the_file_lacks_starts_as_nothing(self, tiny_scenario, start_from):
+        spec = replace(SPEC, residual=3)
+        plan = PayloadPlan(rows="none", dense="residual")
+        world = open_world(tiny_scenario(model=spec, payload=plan, start=start_from()))
+        assert not world.start.parameters["residual.up"].any()
+        other = start_from(replace(SPEC, residual=4))
+        with pytest.raises(ValueError, match="another light path than"):
+            open_world(tiny_scenario(model=spec, payload=plan, start=other))
+
     @pytest.mark.parametrize("wanted", [None, LoraSpec(4)])
     def test_other_factors_are_refused(self, tiny_scenario, start_from, wanted):
         start = start_from(replace(SPEC, lora=LoraSpec(2)))
