@@ -197,7 +197,9 @@ class Protection:
         if self.policy is not None and self.policy.excess_removed:
             separate += " and removable components"
         return {
-            "skellam": separate if self.separate_noise else "once per cohort, as the sum of all",
+            "skellam": separate
+            if self.separate_noise
+            else "once per cohort, as the sum of all shares",
             "discrete_gaussian": "by every device, its own share",
             "gaussian": "by the server, on the sum",
             "none": "not at all",
