@@ -62,16 +62,23 @@ class Lessons:
             record, graph.interface, self.model.spec, self.model.parameters, self.payload,
             self.training, self.unigram, self.seed, 0,
         )  # fmt: skip
+        values = np.asarray(gather(self.model.parameters, self.payload), np.float32)
+        device.train(values, self._invented_windows(), 0)
+        return given[0]
+
+    def _invented_windows(self) -> np.ndarray:
+        """Draw two windows, int64[2, T + 1]."""
         random, length = stream(self.seed, "test vectors of train_step"), self.training.window + 1
         words = random.choice(len(self.unigram), (2, length), p=self.unigram).astype(np.int64)
-        if (rows := self.payload.rows) is not None and len(rows) > 0:
+        rows = np.zeros(0, np.int64) if self.payload.rows is None else self.payload.rows
+        others = np.setdiff1d(np.arange(len(self.unigram)), rows)
+        if len(rows) and len(others):
             words[:, ::2] = random.choice(rows, words[:, ::2].shape)
+            words[:, 1::2] = random.choice(others, words[:, 1::2].shape)
         words[:, 0], words[words == Tokenizer.pad_id] = Tokenizer.bos_id, Tokenizer.eos_id
         words[1, 1:] = words[0, :-1]
         words[1, length - length // 3 :] = Tokenizer.pad_id
-        values = np.asarray(gather(self.model.parameters, self.payload), np.float32)
-        device.train(values, words, 0)
-        return given[0]
+        return words
 
 
 def train_graph(lessons: Lessons, lookup: str) -> Graph:
