@@ -128,7 +128,7 @@ class Trial:
     def join(self, *expected: type[BaseException]) -> None:
         """Wait for the devices; they end well, or in an expected way."""
         for thread in self.threads:
-            thread.join(60)
+            thread.join(180)
             assert not thread.is_alive()
         assert all(isinstance(error, expected) for error in self.errors), self.errors
 
