@@ -58,7 +58,7 @@ def test_operations_are_those_of_the_shapes() -> None:
 def test_ways_order_as_the_literature_has_it(scenario, fleet) -> None:
     found = {way.name: cost(way.apply(scenario), fleet) for way in WAYS}
     assert found["everything"]["upload_bytes"] > 5 * found["rows + LoRA"]["upload_bytes"]
-    assert found["zeroth order"]["upload_bytes"] < 0.01 * found["rows + LoRA"]["upload_bytes"]
+    assert found["zeroth order"]["upload_bytes"] < 0.02 * found["rows + LoRA"]["upload_bytes"]
     assert found["recomputed"]["work_bytes"] < found["rows + LoRA"]["work_bytes"]
     assert found["recomputed"]["flops"] > found["rows + LoRA"]["flops"]
     assert found["1-bit model"]["model_bytes"] < found["4-bit model"]["model_bytes"]
