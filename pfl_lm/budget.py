@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from pfl_lm.dp.accounting import Spent
 from pfl_lm.dp.events import RoundEvent
 from pfl_lm.dp.ledger import Ledger
 from pfl_lm.protection import Protection
@@ -15,6 +16,7 @@ class Budget:
 
     def __init__(self, protection: Protection, ledger: Ledger, dim: int) -> None:
         self._protection, self._ledger, self._dim = protection, ledger, dim
+        self._last: tuple[list[RoundEvent], Spent | None] = ([], None)
 
     def events(self) -> list[RoundEvent]:
         """Return the recorded rounds."""
@@ -41,7 +43,13 @@ class Budget:
 
     def spent(self) -> dict[str, Any]:
         """Return ε so far, with and without amplification; None is ∞."""
-        found = self._protection.spent(self.events())
+        found = self._cost(self.events())
         figures = (None, None) if found is None else (found.epsilon, found.epsilon_unamplified)
         finite = [x if x is not None and math.isfinite(x) else None for x in figures]
         return {"epsilon": finite[0], "epsilon_unamplified": finite[1]}
+
+    def _cost(self, events: list[RoundEvent]) -> Spent | None:
+        """Account for rounds; what was planned is mostly what is recorded, and costs the same."""
+        if not events or events != self._last[0]:
+            self._last = (events, self._protection.spent(events))
+        return self._last[1]

@@ -68,7 +68,8 @@ def _bits(scenario: Scenario, dim: int) -> int:
     if scenario.policy is None:
         return Grid.choose(dim, scenario.clip_norm, reports_max=scenario.cohort).modulus_bits
     policy = load_policy(scenario.policy)
-    from pfl_lm.protection import Protection, simulated_rule
+    from pfl_lm.participation import simulated_rule
+    from pfl_lm.protection import Protection
 
     goal = policy.report_goal
     rule = simulated_rule(policy, policy.population, goal)

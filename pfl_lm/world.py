@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,8 +20,9 @@ from pfl_lm.language.models import ModelSpec, Parameters, Role, initialise, role
 from pfl_lm.language.population import Population, PopulationStore
 from pfl_lm.language.tokenizer import Tokenizer
 from pfl_lm.model_file import Model, load_model
+from pfl_lm.participation import simulated_rule
 from pfl_lm.payload import choose
-from pfl_lm.protection import Protection, simulated_rule
+from pfl_lm.protection import Protection
 from pfl_lm.ranks import ALONE, Ranks
 from pfl_lm.recipes import load, load_policy
 from pfl_lm.scenario import Scenario
@@ -72,6 +74,11 @@ class World:
     def spec(self) -> ModelSpec:
         return self.scenario.model
 
+    @cached_property
+    def aggregation(self) -> Aggregation:
+        """How reports are summed: what scenario, protection and fleet make of it."""
+        return Aggregation.of(self.scenario, self.protection, self.fleet)
+
     def people(self, round: int) -> Population:
         """Return the users as they write in a round: invented ones may drift."""
         drift = self.scenario.population.drift
@@ -79,10 +86,6 @@ class World:
             return self.population
         era = drift * round / self.scenario.rounds
         return replace(self.population, era=era)  # type: ignore[type-var]
-
-    @property
-    def aggregation(self) -> Aggregation:
-        return Aggregation.of(self.scenario, self.protection, self.fleet)
 
 
 def open_world(scenario: Scenario) -> World:
@@ -121,11 +124,17 @@ def open_world(scenario: Scenario) -> World:
         scenario.modulus_bits,
         scenario.aggregator == "tff",
     )
-    start = _start(scenario, tokenizer, protects=policy is not None and policy.noise.at != "none")
-    named = roles(scenario.model)
-    world = World(scenario, tokenizer, population, public, start, protection, named, fleet)
+    world = World(
+        scenario,
+        tokenizer,
+        population,
+        public,
+        _start(scenario, tokenizer, protects=policy is not None and policy.noise.at != "none"),
+        protection,
+        roles(scenario.model),
+        fleet,
+    )
     _check_payload(world)
-    _check_sum(world)
     return world
 
 
@@ -201,6 +210,7 @@ def _start(scenario: Scenario, tokenizer: Tokenizer, protects: bool) -> Model:
 
 
 def _check_payload(world: World) -> None:
+    """Refuse a payload that the policy does not cover, and what could not be summed."""
     policy = world.protection.policy
     payload = choose_payload(world, 0)
     if policy is not None and policy.noise.at == "device" and payload.dim < policy.noise.min_dim:
@@ -208,12 +218,8 @@ def _check_payload(world: World) -> None:
             f"the payload has {payload.dim} coordinates, the policy covers {policy.noise.min_dim} "
             "or more; lower the policy's noise.min_dim or send more"
         )
-
-
-def _check_sum(world: World) -> None:
-    """Refuse cohorts that cannot be summed, a ring too narrow for their sum, a TFF not there."""
-    assert world.aggregation is not None
-    world.protection.grid(choose_payload(world, 0).dim)
+    grid = world.protection.grid(payload.dim)
+    world.aggregation.describe(grid)
     if world.protection.foreign_noise:
         find_python()
 

@@ -18,7 +18,8 @@ from pfl_lm.dp.guarantee import guarantee
 from pfl_lm.dp.ledger import verify
 from pfl_lm.dp.noise import add_shares, skellam_from_seed
 from pfl_lm.dp.policy import Noise
-from pfl_lm.protection import Protection, simulated_rule
+from pfl_lm.participation import simulated_rule
+from pfl_lm.protection import Protection
 from pfl_lm.recipes import load_policy
 from pfl_lm.secagg.errors import TooFewReports
 from pfl_lm.secagg.local import Step

@@ -18,7 +18,7 @@ LAYERS = (
     ("language", "payload", "dp", "secagg"),
     ("devices", "server"),
     ("recipes", "runs", "interop"),
-    ("scenario", "model_file", "protection", "evaluation"),
+    ("scenario", "model_file", "participation", "protection", "evaluation"),
     ("aggregation", "budget", "ways", "fit"),
     ("checkpoints", "central", "world"),
     ("attendance",),

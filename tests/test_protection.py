@@ -12,7 +12,8 @@ from scipy import stats
 from pfl_lm.budget import Budget
 from pfl_lm.dp.mechanisms import encode, protect
 from pfl_lm.dp.sampling import CohortRule
-from pfl_lm.protection import Protection, simulated_rule
+from pfl_lm.participation import simulated_rule
+from pfl_lm.protection import Protection
 from pfl_lm.recipes import load_policy
 
 CLIP, COHORT, DIM = 0.5, 10, 20_000

@@ -10,7 +10,8 @@ from typing import Any
 from pfl_lm.audit.evidence import Evidence
 from pfl_lm.dp.policy import Policy
 from pfl_lm.manifest import manifest
-from pfl_lm.protection import Protection, simulated_rule
+from pfl_lm.participation import simulated_rule
+from pfl_lm.protection import Protection
 from pfl_lm.recipes import load
 from pfl_lm.scenario import Scenario
 from pfl_lm.world import World, open_world

@@ -21,7 +21,8 @@ from pfl_lm.dp.policy import Policy
 from pfl_lm.language.models import roles
 from pfl_lm.language.tokenizer import Tokenizer
 from pfl_lm.model_file import Model
-from pfl_lm.protection import Protection, simulated_rule
+from pfl_lm.participation import simulated_rule
+from pfl_lm.protection import Protection
 from pfl_lm.runs import digest_of
 from pfl_lm.scenario import PopulationChoice, Scenario
 from pfl_lm.secagg.config import RoundConfig
