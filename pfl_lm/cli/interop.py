@@ -7,10 +7,22 @@ from typing import Annotated, Any, cast
 
 import typer
 
+from pfl_lm.cli.population import (
+    KeepUserIds,
+    Name,
+    Output,
+    Split,
+    SplitKey,
+    Vocabulary,
+    fractions,
+    print_profile,
+    progress_bar,
+)
+
 
 def import_population(
-    tokenizer: Annotated[Path, typer.Option(help="Folder that `tokenizer build` wrote.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")],
+    tokenizer: Vocabulary,
+    output: Output,
     source: Annotated[
         str,
         typer.Option(
@@ -25,28 +37,21 @@ def import_population(
     ] = None,
     cache: Annotated[Path | None, typer.Option(help="Folder where downloads are kept.")] = None,
     mirror: Annotated[str | None, typer.Option(help="Host to download from instead.")] = None,
-    split: Annotated[
-        str, typer.Option(help="Shares of users in train, validation, test.")
-    ] = "0.8,0.1,0.1",
-    split_key: Annotated[
-        str, typer.Option(help="Keys the digest of user ids: same key, same split.")
-    ] = "pfl_lm",
-    name: Annotated[str | None, typer.Option(help="Name of the population.")] = None,
+    split: Split = "0.8,0.1,0.1",
+    split_key: SplitKey = "pfl_lm",
+    name: Name = None,
     user_field: Annotated[str, typer.Option(help="Column of the user id (hf).")] = "user",
     text_field: Annotated[
         str | None,
         typer.Option(help="Feature or column of the text: tokens in TFF's files, x in LEAF's."),
     ] = None,
-    keep_user_ids: Annotated[
-        bool, typer.Option("--keep-user-ids", help="Also store ids as they are.")
-    ] = False,
+    keep_user_ids: KeepUserIds = False,
 ) -> None:
     """Build a population from another library's data.
 
     The sources of tensorflow-federated are read by its own code, in the environment that
     `make tff` builds.
     """
-    from pfl_lm.cli.population import _fractions, _print_profile, _progress_bar
     from pfl_lm.interop.imports import Source, import_population
     from pfl_lm.language.population_build import BuildOptions
     from pfl_lm.language.tokenizer import Tokenizer
@@ -54,18 +59,18 @@ def import_population(
     default = {"leaf": "x", "hf": "text"}.get(source, "tokens")
     options = BuildOptions(
         name=name or output.name,
-        fractions=_fractions(split),
+        fractions=fractions(split),
         split_key=split_key,
         keep_user_ids=keep_user_ids,
         user_field=user_field,
         text_field=text_field or default,
     )
     opened = Tokenizer.open(tokenizer)
-    with _progress_bar() as progress:
+    with progress_bar() as progress:
         profile = import_population(
             cast(Source, source), path, opened, output, options, part, cache, mirror, progress
         )
-    _print_profile(profile, output)
+    print_profile(profile, output)
 
 
 def export_population(

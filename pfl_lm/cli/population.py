@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 app = typer.Typer(no_args_is_help=True, help="Build and inspect populations of users.")
+
+# Choices that every way of building a population offers.
+Vocabulary = Annotated[
+    Path, typer.Option("--tokenizer", help="Folder that `tokenizer build` wrote.")
+]
+Output = Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")]
+Split = Annotated[str, typer.Option(help="Shares of users in train, validation, test.")]
+SplitKey = Annotated[str, typer.Option(help="Keys the digest of user ids: same key, same split.")]
+Name = Annotated[str | None, typer.Option(help="Name of the population.")]
+KeepUserIds = Annotated[bool, typer.Option("--keep-user-ids", help="Also store ids as they are.")]
 
 _Files = Annotated[
     list[Path] | None, typer.Option(help="Input whose users all belong to this split.")
@@ -18,8 +30,8 @@ _Files = Annotated[
 
 @app.command()
 def build(
-    tokenizer: Annotated[Path, typer.Option(help="Folder that `tokenizer build` wrote.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")],
+    tokenizer: Vocabulary,
+    output: Output,
     inputs: Annotated[
         list[Path] | None,
         typer.Argument(
@@ -31,20 +43,14 @@ def build(
     train: _Files = None,
     validation: _Files = None,
     test: _Files = None,
-    split: Annotated[
-        str, typer.Option(help="Shares of users in train, validation, test.")
-    ] = "0.8,0.1,0.1",
-    split_key: Annotated[
-        str, typer.Option(help="Keys the digest of user ids: same key, same split.")
-    ] = "pfl_lm",
-    name: Annotated[str | None, typer.Option(help="Name of the population.")] = None,
+    split: Split = "0.8,0.1,0.1",
+    split_key: SplitKey = "pfl_lm",
+    name: Name = None,
     user_field: Annotated[str, typer.Option(help="JSON key or column of the user id.")] = "user",
     text_field: Annotated[
         str, typer.Option(help="JSON key or column of the text; in LEAF, x or x.N.")
     ] = "text",
-    keep_user_ids: Annotated[
-        bool, typer.Option("--keep-user-ids", help="Also store ids as they are.")
-    ] = False,
+    keep_user_ids: KeepUserIds = False,
     max_malformed: Annotated[float, typer.Option(help="Share of records that may be bad.")] = 0.001,
     workers: Annotated[int | None, typer.Option(help="Processes; default: one a core.")] = None,
 ) -> None:
@@ -54,7 +60,7 @@ def build(
 
     options = BuildOptions(
         name=name or output.name,
-        fractions=_fractions(split),
+        fractions=fractions(split),
         split_key=split_key,
         keep_user_ids=keep_user_ids,
         user_field=user_field,
@@ -66,11 +72,11 @@ def build(
     for of_split, paths in (("train", train), ("validation", validation), ("test", test)):
         chosen += [Input(path, of_split) for path in paths or []]
     opened = Tokenizer.open(tokenizer)
-    with _progress_bar() as progress:
+    with progress_bar() as progress:
         profile = build_population(chosen, opened, output, options, progress)
     for example in profile["provenance"]["malformed_examples"]:
         typer.echo(f"skipped {example}", err=True)
-    _print_profile(profile, output)
+    print_profile(profile, output)
 
 
 @app.command("public-text")
@@ -78,15 +84,15 @@ def public_text(
     inputs: Annotated[
         list[Path], typer.Argument(help="Public text: .txt or .jsonl, a message a line.")
     ],
-    tokenizer: Annotated[Path, typer.Option(help="Folder that `tokenizer build` wrote.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")],
+    tokenizer: Vocabulary,
+    output: Output,
     text_field: Annotated[str, typer.Option(help="JSON key of the text.")] = "text",
 ) -> None:
     """Encode public text, which has no users, for pretraining and for the public baselines."""
     from pfl_lm.language.public_text import public_tokens
     from pfl_lm.language.tokenizer import Tokenizer
 
-    _print_profile(public_tokens(inputs, Tokenizer.open(tokenizer), output, text_field), output)
+    print_profile(public_tokens(inputs, Tokenizer.open(tokenizer), output, text_field), output)
 
 
 @app.command()
@@ -101,10 +107,11 @@ def describe(
     if as_json:
         typer.echo(json.dumps(profile, indent=1, ensure_ascii=False))
     else:
-        _print_profile(profile, folder)
+        print_profile(profile, folder)
 
 
-def _fractions(text: str) -> tuple[float, float, float]:
+def fractions(text: str) -> tuple[float, float, float]:
+    """Read the shares of train, validation and test."""
     try:
         train, validation, test = (float(part) for part in text.split(","))
     except ValueError:
@@ -112,27 +119,21 @@ def _fractions(text: str) -> tuple[float, float, float]:
     return train, validation, test
 
 
-class _progress_bar:
-    """A bar over bytes read, on standard error, and nothing at all where that is no terminal."""
+@contextmanager
+def progress_bar() -> Iterator[Callable[[int, int], None]]:
+    """Show a bar over bytes read, on standard error, and nothing where that is no terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
 
-    def __enter__(self) -> Any:
-        from rich.console import Console
-        from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
-
-        console = Console(stderr=True)
-        self._bar = Progress(
-            "reading", BarColumn(), DownloadColumn(), TimeRemainingColumn(),
-            console=console, disable=not console.is_terminal,
-        )  # fmt: skip
-        self._bar.start()
-        task = self._bar.add_task("reading", total=None)
-        return lambda done, total: self._bar.update(task, completed=done, total=total)
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
+    console = Console(stderr=True)
+    columns = ("reading", BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("reading", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def _print_profile(profile: dict[str, Any], folder: Path) -> None:
+def print_profile(profile: dict[str, Any], folder: Path) -> None:
+    """Show what a population holds, and where it came from."""
     provenance = profile["provenance"]
     typer.echo(f"population  {profile['name']} ({folder})")
     typer.echo(f"tokenizer   {profile['vocabulary_size']:,} ids, {profile['tokenizer_digest']}")
