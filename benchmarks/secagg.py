@@ -186,10 +186,11 @@ def mask_seconds(dim: int) -> float:
     import numpy as np
 
     from pfl_lm.secagg.masks import add_masks
+    from pfl_lm.secagg.ring import Ring
 
     total = np.zeros(dim, dtype="<u4")
     seeds = [os.urandom(32) for _ in range(NEIGHBOURS + 1)]
-    return best_of(7, lambda: add_masks(total, seeds[::2], seeds[1::2]))
+    return best_of(7, lambda: add_masks(Ring(BITS), total, seeds[::2], seeds[1::2]))
 
 
 def whole_round(dim: int, cohort: int, dropout: float) -> None:

@@ -50,6 +50,14 @@ def new_watcher() -> type[Watcher]:
     return Watcher
 
 
+@pytest.fixture
+def without_compiled(monkeypatch):
+    """Call it, and from then on the test runs as where there is no C compiler."""
+    from pfl_lm import native
+
+    return lambda: monkeypatch.setattr(native, "library", lambda name: None)
+
+
 @pytest.fixture(scope="module")
 def quick():
     """Public text of invented users is short: fitting the bigram baseline is not under test."""

@@ -10,5 +10,6 @@ messages    bodies (PROTOCOL.md)            wire        frames
 keys        keys, boxes, signatures         masks       key streams
 sharing     Shamir                          graph       who is whose neighbour
 noise       noise that survives dropout     traffic     bytes per device
-ring        arithmetic modulo 2^b           errors      the tree of what can go wrong
+ring        arithmetic modulo 2^b           packing     b bits to an entry
+errors      the tree of what can go wrong
 """

@@ -155,8 +155,8 @@ class KeysShared(_State):
                 if (shares := open_box(me, self._peers, self._agreed, dealer, sealed)) is not None
             }
             words = config.ring.embed(vector)
-            add_masks(words, *_mask_seeds(me, self._peers, dealt))
-            message = MaskedInput(config.ring.reduce(words)).encode(config, me.index)
+            add_masks(config.ring, words, *_mask_seeds(me, self._peers, dealt))
+            message = MaskedInput(config.ring.pack(words)).encode(config, me.index)
         return InputMasked(me, message, self._peers, frozenset(dealt), held)
 
 

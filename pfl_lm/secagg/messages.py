@@ -24,7 +24,6 @@ from typing import ClassVar, Self
 from pfl_lm.secagg.config import RoundConfig
 from pfl_lm.secagg.errors import MalformedMessage, Refused, WrongState
 from pfl_lm.secagg.keys import KEY_BYTES, SIGNATURE_BYTES, TAG_BYTES
-from pfl_lm.secagg.ring import Words
 from pfl_lm.secagg.sharing import SHARE_BYTES, element
 from pfl_lm.secagg.wire import SERVER, Reader, frame, unframe, write_bitmap, write_records
 
@@ -199,15 +198,16 @@ class MaskedInput(Message):
     """The report: a vector that is uniform to whoever lacks one of its masks."""
 
     kind = 5
-    vector: Words
+    packed: bytes | memoryview  # dim fields of b bits
 
     def body(self, config: RoundConfig) -> bytes | memoryview:
-        return config.ring.pack(self.vector)
+        return self.packed
 
     @classmethod
     def read(cls, reader: Reader, config: RoundConfig) -> Self:
         packed = reader.view(config.ring.packed_bytes(config.dim))
-        return cls(config.ring.unpack(packed, config.dim))
+        config.ring.check_packed(packed, config.dim)
+        return cls(packed)
 
 
 @dataclass(frozen=True)

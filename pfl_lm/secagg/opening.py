@@ -22,7 +22,7 @@ from pfl_lm.secagg.messages import (
     UnmaskAnswer,
 )
 from pfl_lm.secagg.noise import NoiseChain
-from pfl_lm.secagg.ring import Words
+from pfl_lm.secagg.packing import Words
 from pfl_lm.secagg.sharing import lagrange_weights, recover
 
 
@@ -121,7 +121,7 @@ def open_round(
             seed = pair_mask_seed(pair, theirs, config.context, device, other)
             (minus if other < device else plus).append(seed)
     secrets = _noise_secrets(answers, outcome, registry, config)
-    add_masks(total, plus, minus)
+    add_masks(config.ring, total, plus, minus)
     vector = config.ring.centre(config.ring.reduce(total))
     return OpenedRound(vector, len(outcome.survivors), outcome.survivors, secrets)
 

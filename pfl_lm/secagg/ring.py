@@ -16,12 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pfl_lm.secagg import packing
 from pfl_lm.secagg.errors import MalformedMessage
-
-Words = NDArray[np.unsignedinteger[Any]]
+from pfl_lm.secagg.packing import Words
 
 MIN_BITS, MAX_BITS = 8, 64
-_SLACK = 8  # bytes behind a packed vector that its last 64-bit piece may touch
 
 
 @dataclass(frozen=True)
@@ -74,36 +73,29 @@ class Ring:
 
     def packed_bytes(self, dim: int) -> int:
         """Bytes of ``dim`` packed ring elements: ``ceil(dim * bits / 8)``."""
-        return (dim * self.bits + 7) // 8
+        return packing.packed_bytes(dim, self.bits)
 
     def pack(self, words: Words) -> bytes | memoryview:
-        """Write reduced ring elements (d,) as consecutive b-bit little-endian fields.
-
-        Bit ``i`` of entry ``j`` is bit ``(j*b + i) % 8`` of byte ``(j*b + i) // 8``; the unused
-        bits of the last byte are zero. Words that are b bits wide are not copied.
-        """
-        if self.bits == 8 * words.itemsize:
-            return words.data.cast("B")
-        padded = np.zeros(-(-words.size // 8) * 8, dtype=self.word)
-        padded[: words.size] = words
-        fields, width = _join_neighbours(padded, self.bits)
-        groups = fields.reshape(-1, 8 * self.bits // width)
-        packed = bytearray(len(groups) * self.bits + _SLACK)
-        # A group of eight entries fills exactly `bits` bytes. Its last 64-bit piece may run into
-        # the next group, so pieces are written from the last to the first.
-        for at, piece in reversed(list(enumerate(self._pieces(packed, len(groups))))):
-            bits = np.zeros(len(groups), dtype=np.uint64)
-            for column, field in enumerate(groups.T):
-                shift = column * width - 64 * at
-                if 0 <= shift < 64:
-                    bits |= field << np.uint64(shift)
-                elif -width < shift < 0:
-                    bits |= field >> np.uint64(-shift)
-            piece[:] = bits
-        return bytes(memoryview(packed)[: self.packed_bytes(words.size)])
+        """Write words (d,) as consecutive b-bit fields (see ``packing``), bits above b left out."""
+        return packing.pack(words, self.bits)
 
     def unpack(self, packed: bytes | memoryview, dim: int) -> Words:
-        """Read what ``pack`` wrote: an array (dim,) of ``word``, a view where it can be.
+        """Read what ``pack`` wrote: a fresh array (dim,) of ``word``.
+
+        Raises:
+            MalformedMessage: see ``check_packed``.
+        """
+        self.check_packed(packed, dim)
+        words = np.zeros(dim, dtype=self.word)
+        self.add_packed(words, packed)
+        return self.reduce(words)
+
+    def add_packed(self, total: Words, packed: bytes | memoryview) -> None:
+        """Add a packed vector to words (d,), in place, not reduced to b bits."""
+        packing.add_packed(total, packed, self.bits)
+
+    def check_packed(self, packed: bytes | memoryview, dim: int) -> None:
+        """Raise unless these bytes are ``dim`` packed elements, in the one way to write them.
 
         Raises:
             MalformedMessage: another length than ``packed_bytes(dim)``, or unused bits set (two
@@ -117,47 +109,3 @@ class Ring:
         unused = 8 * len(packed) - dim * self.bits
         if unused and packed[-1] >> (8 - unused):
             raise MalformedMessage("the unused bits after a packed vector must be zero")
-        if self.bits == 8 * self.word.itemsize:
-            return np.frombuffer(packed, dtype=self.word)
-        count = -(-dim // 8)
-        padded = bytearray(count * self.bits + _SLACK)
-        padded[: len(packed)] = packed
-        pieces = self._pieces(padded, count)
-        width = self.bits * 8 // self.word.itemsize
-        mask = np.uint64((1 << width) - 1)
-        fields = np.empty((count, 8 * self.bits // width), dtype=np.uint64)
-        for column in range(fields.shape[1]):
-            at, shift = divmod(column * width, 64)
-            field = pieces[at] >> np.uint64(shift)
-            if shift + width > 64:
-                field |= pieces[at + 1] << np.uint64(64 - shift)
-            fields[:, column] = field & mask
-        return _split_neighbours(fields.reshape(-1), width, self.word)[:dim]
-
-    def _pieces(self, packed: bytearray, groups: int) -> list[NDArray[np.uint64]]:
-        """Views of the 64-bit words at bytes 0, 8, 16, ... of every group of ``bits`` bytes."""
-        return [
-            np.ndarray((groups,), dtype="<u8", buffer=packed, offset=start, strides=(self.bits,))
-            for start in range(0, self.bits, 8)
-        ]
-
-
-def _join_neighbours(words: Words, width: int) -> tuple[NDArray[np.uint64], int]:
-    """Join neighbouring ``width``-bit entries into 64-bit fields; return them and their width."""
-    while words.itemsize < 8:
-        half = 8 * words.itemsize
-        wide = words.view(np.dtype(f"<u{2 * words.itemsize}"))
-        words = (wide & wide.dtype.type((1 << half) - 1)) | (wide >> half) << width
-        width *= 2
-    return words.view(np.uint64), width
-
-
-def _split_neighbours(fields: NDArray[np.uint64], width: int, word: np.dtype[Any]) -> Words:
-    """The inverse of ``_join_neighbours``, down to entries of ``word``."""
-    words: Words = fields
-    while words.itemsize > word.itemsize:
-        width //= 2
-        half = words.itemsize // 2
-        wide = (words & words.dtype.type((1 << width) - 1)) | (words >> width) << 8 * half
-        words = wide.view(np.dtype(f"<u{half}"))
-    return words

@@ -36,8 +36,8 @@ from pfl_lm.secagg.messages import (
     UnmaskRequest,
 )
 from pfl_lm.secagg.opening import OpenedRound, Registry, check_answer, open_round
+from pfl_lm.secagg.packing import Words
 from pfl_lm.secagg.phase import Phase
-from pfl_lm.secagg.ring import Words
 from pfl_lm.secagg.sharing import Entropy
 
 Outgoing = dict[int, bytes]
@@ -175,8 +175,7 @@ class CollectingInputs(Phase[MaskedInput]):
         if self.full:
             raise Refused(f"the goal of {self._goal} reports was reached: this one is dropped")
         super().receive(sender, message)
-        vector = self._received.pop(sender).vector
-        np.add(self._total, vector, out=self._total)
+        self.config.ring.add_packed(self._total, self._received.pop(sender).packed)
         self._survivors.add(sender)
 
     def close(self) -> tuple[CollectingConfirmations | CollectingAnswers, Outgoing]:

@@ -11,6 +11,7 @@ from scipy import stats
 from pfl_lm.secagg.keys import pair_mask_seed, self_mask_seed
 from pfl_lm.secagg.masks import add_masks
 from pfl_lm.secagg.messages import MaskedInput
+from pfl_lm.secagg.ring import Ring
 
 DIM = 40_000
 SMALLEST_P = 1e-6  # some forty tests: a sound implementation fails one run in 25,000
@@ -25,6 +26,11 @@ def p_uniform(words: np.ndarray, bits: int) -> float:
     )
 
 
+def vector_in(message, config, sender):
+    packed = MaskedInput.decode(message, config, sender).packed
+    return config.ring.unpack(packed, config.dim)
+
+
 @pytest.fixture(scope="module", params=[16, 20])
 def played(request, make_round):
     """A finished round of four survivors and one that dropped, with constant vectors."""
@@ -34,8 +40,7 @@ def played(request, make_round):
     lab.mask(silent={4})
     secrets = {index: state._me for index, state in lab.devices.items()}
     sent = {
-        index: MaskedInput.decode(state.message, lab.config, index).vector
-        for index, state in lab.devices.items()
+        index: vector_in(state.message, lab.config, index) for index, state in lab.devices.items()
     }
     lab.devices.pop(4)
     return lab.config, secrets, sent, lab.unmask()
@@ -43,14 +48,14 @@ def played(request, make_round):
 
 def without_own_mask(config, secrets, sent, index):
     words = sent[index].copy()
-    add_masks(words, [], [self_mask_seed(secrets[index].seed, config.context, index)])
+    add_masks(config.ring, words, [], [self_mask_seed(secrets[index].seed, config.context, index)])
     return words
 
 
 def without_masks_towards(config, secrets, words, index, other):
     pair = secrets[other].mask_pair
     seed = pair_mask_seed(pair, secrets[index].mask_pair.public, config.context, other, index)
-    add_masks(words, *(([], [seed]) if index < other else ([seed], [])))
+    add_masks(config.ring, words, *(([], [seed]) if index < other else ([seed], [])))
     return words
 
 
@@ -85,7 +90,7 @@ def test_the_late_vector_of_a_dropped_device_stays_masked(played):
         words = without_masks_towards(config, secrets, words, 4, other)
     words = config.ring.reduce(words)
     assert p_uniform(words, config.bits) > SMALLEST_P
-    add_masks(words, [], [self_mask_seed(secrets[4].seed, config.context, 4)])
+    add_masks(config.ring, words, [], [self_mask_seed(secrets[4].seed, config.context, 4)])
     assert set(config.ring.reduce(words).tolist()) == {5}
 
 
@@ -113,22 +118,29 @@ def test_all_256_bits_of_a_seed_matter(bit):
     seed = bytes(range(32))
     other = (int.from_bytes(seed, "little") ^ (1 << bit)).to_bytes(32, "little")
     masks = np.zeros((2, 1000), dtype=np.uint32)
-    add_masks(masks[0], [seed], [])
-    add_masks(masks[1], [other], [])
+    add_masks(Ring(32), masks[0], [seed], [])
+    add_masks(Ring(32), masks[1], [other], [])
     assert np.count_nonzero(masks[0] == masks[1]) < 5
 
 
-@pytest.mark.parametrize("word", ["<u2", "<u4", "<u8"])
-def test_a_mask_is_the_aes_ctr_key_stream_of_its_seed(word):
+@pytest.mark.parametrize("bits", [8, 16, 17, 19, 25, 27, 28, 31, 32, 47, 63, 64])
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_mask_is_the_aes_ctr_key_stream_of_its_seed(bits, compiled, without_compiled):
     """The specification, written out; the length crosses the blocks of the implementation."""
     from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
-    seed, other = bytes(range(32)), bytes(range(32, 64))
-    total = np.arange(100_003, dtype=word)
-    expected = total.copy()
-    for used, sign in ((seed, 1), (other, -1)):
-        stream = Cipher(algorithms.AES128(used[:16]), modes.CTR(used[16:])).encryptor()
-        mask = np.frombuffer(stream.update(bytes(total.nbytes)), dtype=word)
-        expected = expected + mask if sign == 1 else expected - mask
-    add_masks(total, [seed], [other])
-    assert np.array_equal(total, expected)
+    if not compiled:
+        without_compiled()
+    ring, dim = Ring(bits), 70_003
+    seeds = [bytes(range(at, at + 32)) for at in range(0, 224, 32)]
+    total = ring.reduce(np.arange(dim).astype(ring.word))
+    expected = total.astype(object)
+    for place, seed in enumerate(seeds):
+        stream = Cipher(algorithms.AES128(seed[:16]), modes.CTR(seed[16:])).encryptor()
+        read = stream.update(bytes((dim * bits + 7) // 8))
+        digits = np.unpackbits(np.frombuffer(read, np.uint8), bitorder="little")[: dim * bits]
+        weights = 2 ** np.arange(bits, dtype=np.uint64)
+        mask = digits.reshape(dim, bits).astype(np.uint64) @ weights
+        expected = expected + (mask if place < 5 else -mask.astype(object))
+    add_masks(ring, total, seeds[:5], seeds[5:])
+    assert ring.reduce(total).tolist() == (expected % 2**bits).tolist()

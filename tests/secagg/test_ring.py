@@ -40,26 +40,6 @@ def test_integers_above_float_precision_survive():
     assert np.array_equal(ring.centre(ring.embed(values)), values)
 
 
-@given(BITS, st.integers(1, 300), st.integers(0, 2**32))
-def test_packing_is_the_textbook_bit_string(bits, dim, seed):
-    ring = Ring(bits)
-    words = ring.reduce(
-        np.random.default_rng(seed).integers(0, 2**64, dim, dtype=np.uint64).astype(ring.word)
-    )
-    number = sum(int(word) << (bits * place) for place, word in enumerate(words))
-    packed = ring.pack(words)
-    assert packed == number.to_bytes(ring.packed_bytes(dim), "little")
-    back = ring.unpack(packed, dim)
-    assert back.dtype == ring.word
-    assert np.array_equal(back, words)
-
-
-def test_a_long_vector_is_packed_and_read_back():
-    ring = Ring(20)
-    words = np.arange(100_003, dtype=ring.word)
-    assert np.array_equal(ring.unpack(ring.pack(words), words.size), words)
-
-
 @pytest.mark.parametrize("bits", [16, 20, 32])
 def test_a_packed_vector_has_one_length_and_one_encoding(bits):
     ring = Ring(bits)

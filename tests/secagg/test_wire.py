@@ -177,11 +177,11 @@ def test_the_envelope_says_what_is_wrong():
     assert unframe(message, CONTEXT) == (3, 9, b"body")
     assert len(message) == FRAME_BYTES + 4
     other_version = np.frombuffer(message, dtype=np.uint8).copy()
-    other_version[4] = 2
+    other_version[4] = 1
     for wrong, match in (
         (b"", "at least"),
         (b"HTTP" + message[4:], "no message"),
-        (other_version.tobytes(), "version 2"),
+        (other_version.tobytes(), "version 1"),
         (message + b"x", "states a body"),
         (message[:-1] + b"x", "checksum"),
     ):
