@@ -50,8 +50,10 @@ class Directions:
         for start in range(0, self.size, _CHUNK):
             part = bits[start // 8 : (start + _CHUNK) // 8]
             stretch = values[start : start + _CHUNK]
-            ones = np.unpackbits(part, count=len(stretch)).astype(np.float32)
-            stretch += (ones * 2 - 1) * step
+            ones = np.unpackbits(part, count=len(stretch))
+            moves = np.multiply(ones, 2 * step, dtype=np.float32)
+            moves -= step
+            stretch += moves
 
     def combine(self, coefficients: Floats) -> Floats:
         """Return Σ coefficient · direction, float32[size].

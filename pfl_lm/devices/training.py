@@ -121,7 +121,7 @@ def devices_at_once(
         candidates = min(candidates, training.negatives)
     work = rows * (spec.layers * (inner + 4 * spec.embedding_dim) + 2 * candidates)
     copies = 1 if training.gradient_clip is None else 2
-    return max(1, min(16, own_bytes // (4 * copies * payload.dim), work_bytes // (4 * work)))
+    return max(1, min(16, own_bytes // (4 * copies * payload.whole_dim), work_bytes // (4 * work)))
 
 
 def _side_by_side(active: int, dim: int, alike: bool) -> list[slice]:

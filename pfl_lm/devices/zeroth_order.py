@@ -13,8 +13,11 @@ the server makes them again (``pfl_lm.directions``).
 Privacy: the coefficients ARE the payload. The vector of them is clipped and noised like any other
 update, d of them at sensitivity ``clip_norm``, whatever happened between the steps.
 
-Legend: K devices, B windows of a batch, T target tokens of a window, P width of hidden vectors,
-n coordinates that directions move, d directions.
+In the simulation K devices walk side by side, each where its own steps have led it: what is frozen
+is multiplied for all of them at once.
+
+Legend: K devices, A ≤ K at work in a step, B windows of a batch, T target tokens of a window,
+P width of hidden vectors, n coordinates that directions move, d directions.
 
 Source: SPSA, Spall 1992 (IEEE TAC 37(3)), equation 2.2; in place and for language models, MeZO,
 Malladi et al. 2023 (arXiv:2305.17333), algorithm 1; seeds and scalars as the update, FedKSeed, Qin
@@ -24,7 +27,8 @@ Zhang et al. 2024 (arXiv:2310.09639); here a user's scalars of a whole round are
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 
 import numpy as np
 import torch
@@ -34,7 +38,8 @@ from pfl_lm.devices import output
 from pfl_lm.devices.batches import Batch, LocalTraining, Schedule
 from pfl_lm.devices.report import Trace
 from pfl_lm.devices.tables import Table, slots_of
-from pfl_lm.language import recurrent, residual
+from pfl_lm.directions import Directions
+from pfl_lm.language import dense, recurrent, residual
 from pfl_lm.language.models import ModelSpec, Parameters, hidden, roles
 from pfl_lm.payload import Payload, gather
 from pfl_lm.streams import stream
@@ -64,54 +69,80 @@ def train_zeroth_order(
         raise ValueError(
             'method = "zeroth_order" trains along directions: state payload.directions'
         )
-    looked = _Forward(spec, parameters, payload.whole, training, unigram)
-    found = [
-        _train_one(looked, payload, own, training, seed, round, user)
-        for own, user in zip(windows, users, strict=True)
+    schedule = Schedule(windows, training, seed, round, users)
+    walk = _Walk(payload.directions, training, seed, round, [users[k] for k in schedule.order])
+    forward = _Forward(spec, parameters, payload.whole, training, unigram)
+    walk.values += gather(parameters, payload.whole)
+    losses, tokens = np.zeros(len(users)), np.zeros(len(users), np.int64)
+    for number, batch in enumerate(schedule):
+        candidates = forward.objective.draw(seed, round, number)
+        found = walk.step(number, len(batch.inputs), forward.at(batch, candidates))
+        here = batch.weight.count_nonzero((1, 2)).numpy()
+        losses[: len(here)] += found * here
+        tokens[: len(here)] += here
+    place = np.argsort(schedule.order)  # from the order of work back to the caller's
+    coefficients = walk.coefficients[place]
+    norms = np.linalg.norm(coefficients, axis=1).tolist()
+    traces = [
+        Trace(user, losses[k] / max(tokens[k], 1), int(tokens[k]), int(schedule.steps[k]), norm)
+        for user, k, norm in zip(users, place, norms, strict=True)
     ]
-    updates = np.stack([coefficients for coefficients, _ in found])
-    return updates, [trace for _, trace in found]
+    return coefficients, traces
 
 
-def _train_one(
-    forward: _Forward,
-    payload: Payload,
-    windows: np.ndarray,
-    training: LocalTraining,
-    seed: int,
-    round: int,
-    user: int,
-) -> tuple[np.ndarray, Trace]:
-    """Train one device; its directions are taken in turn, from a place of its own."""
-    directions = payload.directions
-    assert directions is not None
-    values = gather(forward.parameters, payload.whole)  # float32[n], moved in place
-    coefficients = np.zeros(directions.count, np.float32)
-    first = int(stream(seed, "first direction", round, user).integers(directions.count))
-    reach = training.perturbation * np.sqrt(directions.size)
-    loss, tokens, steps = 0.0, 0, 0
-    for batch in Schedule([windows], training, seed, round, [user]):
-        candidates = forward.objective.draw(seed, round, steps)
-        number = (first + steps) % directions.count
-        bits = directions.signs(number)
-        directions.add(values, bits, reach)
-        ahead = forward.loss(values, batch, candidates)
-        directions.add(values, bits, -2 * reach)
-        behind = forward.loss(values, batch, candidates)
-        slope = (ahead - behind) / (2 * reach)
-        if training.gradient_clip is not None:
-            slope = float(np.clip(slope, -training.gradient_clip, training.gradient_clip))
-        step = -training.learning_rate * training.decay**steps * slope
-        directions.add(values, bits, reach + step)  # back to where it was, and on
-        coefficients[number] += step
-        here = int(batch.weight.count_nonzero())
-        loss, tokens, steps = loss + here * (ahead + behind) / 2, tokens + here, steps + 1
-    norm = float(np.linalg.norm(coefficients))
-    return coefficients, Trace(user, loss / max(tokens, 1), tokens, steps, norm)
+class _Walk:
+    """Where K devices are: each takes the round's directions in turn, from a place of its own."""
+
+    def __init__(
+        self,
+        directions: Directions,
+        training: LocalTraining,
+        seed: int,
+        round: int,
+        users: Sequence[int],
+    ) -> None:
+        self.directions, self.training = directions, training
+        self.reach = training.perturbation * float(np.sqrt(directions.size))
+        self.values = np.zeros((len(users), directions.size), np.float32)  # moved in place
+        self.coefficients = np.zeros((len(users), directions.count), np.float32)
+        self._first = np.asarray([
+            stream(seed, "first direction", round, user).integers(directions.count)
+            for user in users
+        ])  # fmt: skip
+
+    def step(
+        self, number: int, active: int, losses: Callable[[np.ndarray], np.ndarray]
+    ) -> np.ndarray:
+        """Take one step with the first ``active`` devices; return the means of their two losses.
+
+        Args:
+            losses: of devices at values float32[A, n], as float64[A].
+        """
+        names = (self._first[:active] + number) % self.directions.count
+        bits = [self.directions.signs(int(name)) for name in names]
+        here = self.values[:active]
+
+        def move(amounts: np.ndarray) -> None:
+            for own, signs, amount in zip(here, bits, amounts.tolist(), strict=True):
+                self.directions.add(own, signs, amount)
+
+        reach = np.full(active, self.reach)
+        move(reach)
+        ahead = losses(here)
+        move(-2 * reach)
+        behind = losses(here)
+        slopes = (ahead - behind) / (2 * self.reach)
+        bound = self.training.gradient_clip
+        if bound is not None:
+            slopes = np.clip(slopes, -bound, bound)
+        steps = -self.training.learning_rate * self.training.decay**number * slopes
+        move(reach + steps)  # back to where they were, and on
+        self.coefficients[np.arange(active), names] += steps
+        return (ahead + behind) / 2
 
 
 class _Forward:
-    """The loss of one device's batch, and nothing kept of how it came about."""
+    """The losses of the devices' batches, and nothing kept of how they came about."""
 
     def __init__(
         self,
@@ -123,43 +154,62 @@ class _Forward:
     ) -> None:
         self.spec, self.parameters, self.payload = spec, parameters, payload
         self.objective = output.Objective(spec, payload, training, unigram)
+        self._stretch = training.stretch
         rows = None if payload.rows is None else torch.from_numpy(payload.rows)
         self._slots = slots_of(rows, spec.vocabulary_size)
         dense = [name for name, role in roles(spec).items() if role.kind != "rows"]
         self._frozen = {name: parameters[name] for name in dense}
 
+    def at(
+        self, batch: Batch, candidates: output.Candidates | None
+    ) -> Callable[[np.ndarray], np.ndarray]:
+        """Return the batch's mean losses, float64[A], as a function of values float32[A, n]."""
+        return lambda values: self._losses(values, batch, candidates)
+
     @torch.no_grad()
-    def loss(self, values: np.ndarray, batch: Batch, candidates: output.Candidates | None) -> float:
-        """Return the batch's mean loss at ``values``, float32[n]."""
-        held = self.payload.views(torch.from_numpy(values).unsqueeze(0))
-        tables = [
+    def _losses(
+        self, values: np.ndarray, batch: Batch, candidates: output.Candidates | None
+    ) -> np.ndarray:
+        held = self.payload.views(torch.from_numpy(values))
+        embedding, table = (
             Table(self.parameters, held, {}, name, self._slots)
             for name in ("embedding", self.spec.output_table)
-        ]
+        )
         bias = None
         if self.spec.output_bias:
             bias = Table(self.parameters, held, {}, "output_bias", self._slots)
         weights = self._frozen | {n: v for n, v in held.items() if n in self._frozen}
-        total = 0.0
-        for vectors, targets, weight in self._pieces(weights, tables[0], batch):
-            losses, _ = self.objective(vectors, targets, weight, tables[1], bias, 0.0, candidates)
-            total += float((losses * weight).sum())
+        total = np.zeros(len(values))
+        for vectors, targets, weight in self._pieces(weights, embedding, batch):
+            losses, _ = self.objective(vectors, targets, weight, table, bias, 0.0, candidates)
+            total += (losses * weight).sum(1).numpy()
         return total
 
     def _pieces(
         self, weights: dict[str, Tensor], embedding: Table, batch: Batch
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Yield hidden vectors (1, N, P), targets and weights (1, N), a stretch at a time.
+        """Yield hidden vectors (A, N, P), targets and weights (A, N), a stretch at a time.
 
-        A recurrent model is stepped word by word, so that one state is all it holds.
+        A recurrent model is stepped word by word, so that one state is all it holds, and scored
+        ``training.stretch`` words at a time; another sees one window after another, for no window
+        looks into the next.
         """
         if self.spec.kind in ("transformer", "module"):
-            vectors = hidden(self.spec, weights, embedding.read(batch.inputs))
-            yield vectors.flatten(1, 2), batch.targets.flatten(1), batch.weight.flatten(1)
+            for b in range(batch.inputs.shape[1]):
+                window = Batch(*(part[:, b : b + 1].contiguous() for part in batch))
+                vectors = hidden(self.spec, weights, embedding.read(window.inputs))
+                yield vectors.flatten(1, 2), window.targets.flatten(1), window.weight.flatten(1)
             return
-        state = recurrent.zero_state(self.spec, 1, batch.inputs.shape[1])
-        for t in range(batch.inputs.shape[2]):
-            embedded = embedding.read(batch.inputs[:, :, t])  # (1, B, D)
-            vectors, state = recurrent.step(self.spec, weights, embedded, state)
-            vectors = residual.add(self.spec, weights, vectors, embedded)
-            yield vectors, batch.targets[:, :, t].contiguous(), batch.weight[:, :, t]
+        layer = cache(lambda name: dense.layer(weights, name, self.spec.lora))
+        state = recurrent.zero_state(self.spec, *batch.inputs.shape[:2])
+        for start in range(0, batch.inputs.shape[2], self._stretch):
+            words = Batch(*(part[:, :, start : start + self._stretch] for part in batch))
+            found = []
+            for t in range(words.inputs.shape[2]):
+                embedded = embedding.read(words.inputs[:, :, t].contiguous())  # (A, B, D)
+                vectors, state = recurrent.step(
+                    self.spec, weights, embedded, state, lambda name, x: dense.apply(x, layer(name))
+                )
+                found.append(residual.add(self.spec, weights, vectors, embedded))
+            vectors = torch.stack(found, 2).flatten(1, 2)  # (A, B · words, P)
+            yield vectors, words.targets.flatten(1), words.weight.flatten(1)

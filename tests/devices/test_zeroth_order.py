@@ -99,6 +99,25 @@ def test_it_learns() -> None:
     assert later[0].loss < traces[0].loss
 
 
+@pytest.mark.parametrize("spec", [LSTM, TRANSFORMER], ids=["lstm", "transformer"])
+def test_devices_side_by_side_walk_as_if_alone(spec: ModelSpec) -> None:
+    """Each its own directions, its own text and its own number of steps."""
+    training = replace(ONE_STEP, batch_size=2, epochs=2, loss="sampled", negatives=9)
+    plan = PayloadPlan(directions=5)
+    spec = replace(spec, lora=None)
+    parameters = initialise(spec, 1, UNIGRAM)
+    payload = choose(plan, roles(spec), UNIGRAM, (0, 1, 2, 3), 5, 0)
+    draw = np.random.default_rng(0)
+    own = [draw.integers(4, V, (count, 8)) for count in (1, 5, 0, 3)]
+    common = (parameters, payload, gather(parameters, payload))
+    together, traces = train(spec, *common, own, training, UNIGRAM, 5, 0, [1, 2, 3, 4])
+    for k, windows in enumerate(own):
+        alone, one = train(spec, *common, [windows], training, UNIGRAM, 5, 0, [k + 1])
+        np.testing.assert_allclose(together[k], alone[0], atol=2e-5)
+        assert (one[0].tokens, one[0].steps) == (traces[k].tokens, traces[k].steps)
+        assert one[0].loss == pytest.approx(traces[k].loss, abs=1e-5)
+
+
 def test_a_bounded_slope_bounds_the_step() -> None:
     training = replace(ONE_STEP, gradient_clip=1e-4)
     _, found, _ = setting(LSTM, PayloadPlan(rows=20, dense="lora", directions=3), training)
