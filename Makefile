@@ -3,6 +3,15 @@ PYTHON ?= python3.11
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
+# $(call install,ENVIRONMENT) PACKAGES. setuptools would warn of folders beside the package's own.
+install = PYTHONWARNINGS=ignore $(1)/bin/python -m pip install --quiet
+# $(call environment,FOLDER): with torch, by Python 3.11 or else any python3 of a supported version.
+define environment
+	command -v $(PYTHON) >/dev/null && $(PYTHON) -m venv $(1) || python3 -m venv $(1)
+	$(call install,$(1)) --upgrade pip
+	$(call install,$(1)) "torch>=2.13,<2.14"
+endef
+
 .PHONY: demo test lint format bench wheel clean export-env test-export keyboard-web \
         tff test-tff interop-env test-interop
 
@@ -41,10 +50,8 @@ test-export: $(EXPORT)/.ready   ## export's tests through the real runtimes
 	$(EXPORT)/bin/python -m pytest -q tests/export
 
 $(EXPORT)/.ready: pyproject.toml
-	command -v $(PYTHON) >/dev/null && $(PYTHON) -m venv $(EXPORT) || python3 -m venv $(EXPORT)
-	$(EXPORT)/bin/python -m pip install --quiet --upgrade pip
-	$(EXPORT)/bin/python -m pip install --quiet "torch>=2.13,<2.14"
-	$(EXPORT)/bin/python -m pip install --quiet --editable ".[dev,onnx,litert,executorch,coreml]"
+	$(call environment,$(EXPORT))
+	$(call install,$(EXPORT)) --editable ".[dev,onnx,litert,executorch,coreml]"
 	touch $@
 
 # tensorflow-federated agrees with nothing else about versions; the core talks to it by a pipe.
@@ -59,8 +66,8 @@ $(TFF)/.ready: requirements/tff.txt
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info[:2] != (3, 11))" || { \
 	    echo "tensorflow-federated needs Python 3.11: make tff PYTHON=/path/to/python3.11"; exit 1; }
 	$(PYTHON) -m venv $(TFF)
-	$(TFF)/bin/python -m pip install --quiet "setuptools<70" wheel
-	$(TFF)/bin/python -m pip install --quiet --no-deps -r requirements/tff.txt
+	$(call install,$(TFF)) "setuptools<70" wheel
+	$(call install,$(TFF)) --no-deps -r requirements/tff.txt
 	TF_CPP_MIN_LOG_LEVEL=3 $(TFF)/bin/python -c "import tensorflow_federated" 2>/dev/null
 	touch $@
 
@@ -71,17 +78,12 @@ test-interop: $(INTEROP)/.ready ## the doors, against the libraries that they le
 	PFL_LM_TEST_INTEROP=1 $(INTEROP)/bin/python -m pytest -q tests/interop
 
 $(INTEROP)/.ready: pyproject.toml requirements/interop.txt requirements/interop_bare.txt
-	command -v $(PYTHON) >/dev/null && $(PYTHON) -m venv $(INTEROP) || python3 -m venv $(INTEROP)
-	$(INTEROP)/bin/python -m pip install --quiet --upgrade pip
-	$(INTEROP)/bin/python -m pip install --quiet "torch>=2.13,<2.14"
-	$(INTEROP)/bin/python -m pip install --quiet --editable ".[dev]" -r requirements/interop.txt
-	$(INTEROP)/bin/python -m pip install --quiet --no-deps -r requirements/interop_bare.txt
+	$(call environment,$(INTEROP))
+	$(call install,$(INTEROP)) --editable ".[dev]" -r requirements/interop.txt
+	$(call install,$(INTEROP)) --no-deps -r requirements/interop_bare.txt
 	touch $@
 
-# Without Python 3.11 by that name, any python3 of a supported version will do.
 $(VENV)/.ready: pyproject.toml
-	command -v $(PYTHON) >/dev/null && $(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet "torch>=2.13,<2.14"
-	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	$(call environment,$(VENV))
+	$(call install,$(VENV)) --editable ".[dev]"
 	touch $@
