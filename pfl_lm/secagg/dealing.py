@@ -71,10 +71,10 @@ def deal(me: Secrets, peers: Peers, agreed: Mapping[int, bytes]) -> ShareKeys:
     sealed = {}
     for holder in peers.holders:
         shares = [by_holder[holder] for by_holder in dealt]
-        mask, seed = _commit_shares(context, me.index, holder, shares)
+        public = _commit_shares(context, me.index, holder, shares)
         theirs = (holder, peers.keys[holder].box_key)
         sealer = Sealer.between(agreed[holder], context, dealer=mine, holder=theirs)
-        sealed[holder] = SealedShares(mask, seed, sealer.seal(b"".join(shares), mask + seed))
+        sealed[holder] = SealedShares(public + sealer.seal(b"".join(shares), public))
     return ShareKeys(
         seed_commitment=commit_seed(context, me.index, me.seed),
         noise_commitment=me.noise.commitment if me.noise else b"",
@@ -97,17 +97,12 @@ def open_box(
     except Refused:
         return None
     shares = [content[at : at + SHARE_BYTES] for at in range(0, len(content), SHARE_BYTES)]
-    committed = (sealed.mask_commitment, sealed.self_commitment)
-    return shares if _commit_shares(context, dealer, me.index, shares) == committed else None
+    return shares if _commit_shares(context, dealer, me.index, shares) == sealed.public else None
 
 
-def _commit_shares(
-    context: bytes, dealer: int, holder: int, shares: Sequence[bytes]
-) -> tuple[bytes, bytes]:
-    return (
-        keys.commit(context, MASK_SHARE, dealer, holder, shares[0]),
-        keys.commit(context, SELF_SHARE, dealer, holder, shares[1]),
-    )
+def _commit_shares(context: bytes, dealer: int, holder: int, shares: Sequence[bytes]) -> bytes:
+    mask = keys.commit(context, MASK_SHARE, dealer, holder, shares[0])
+    return mask + keys.commit(context, SELF_SHARE, dealer, holder, shares[1])
 
 
 def commit_seed(context: bytes, device: int, seed: bytes) -> bytes:

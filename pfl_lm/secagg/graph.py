@@ -30,9 +30,8 @@ class Graph:
         """The devices with which ``device`` shares masks, in ascending order."""
         if self.complete:
             return sorted(other for other in self.cycle if other != device)
-        at, n = self._place[device], len(self.cycle)
-        half = self.degree // 2
-        return sorted(self.cycle[(at + step) % n] for step in range(-half, half + 1) if step)
+        at, half = self._place[device] + len(self.cycle), self.degree // 2
+        return sorted(self._wound[at - half : at] + self._wound[at + 1 : at + half + 1])
 
     def holders(self, device: int) -> list[int]:
         """The devices that hold shares of the secrets of ``device``, in ascending order."""
@@ -47,6 +46,11 @@ class Graph:
             inside += flags[(at + width) % n] - flags[at]
             least = min(least, inside)
         return least
+
+    @cached_property
+    def _wound(self) -> tuple[int, ...]:
+        """Three turns of the cycle: a neighbourhood in the middle one is whole."""
+        return self.cycle * 3
 
     @cached_property
     def _place(self) -> dict[int, int]:

@@ -130,11 +130,12 @@ class Roster(Message):
 
 @dataclass(frozen=True)
 class SealedShares:
-    """One holder's shares of one dealer's secrets: commitments in the clear, shares in a box."""
+    """One holder's shares of one dealer's secrets: commitments in the clear, shares in a box.
 
-    mask_commitment: bytes
-    self_commitment: bytes
-    box: bytes
+    A server forwards tens of thousands of these unread, so they are kept as they travel.
+    """
+
+    record: bytes
 
     @staticmethod
     def bytes_in(config: RoundConfig) -> int:
@@ -142,18 +143,17 @@ class SealedShares:
 
     @property
     def public(self) -> bytes:
-        """What the box authenticates beside its content."""
-        return self.mask_commitment + self.self_commitment
+        """What the box authenticates beside its content: both commitments."""
+        return self.record[: 2 * KEY_BYTES]
+
+    @property
+    def box(self) -> bytes:
+        return self.record[2 * KEY_BYTES :]
 
     def commitment(self, kind: bytes) -> bytes:
-        return self.mask_commitment if kind == MASK_SHARE else self.self_commitment
-
-    def encode(self) -> bytes:
-        return self.public + self.box
-
-    @classmethod
-    def read(cls, record: bytes) -> Self:
-        return cls(record[:KEY_BYTES], record[KEY_BYTES : 2 * KEY_BYTES], record[2 * KEY_BYTES :])
+        """To the share of the mask key or of the self-mask secret."""
+        mask = kind == MASK_SHARE
+        return self.record[:KEY_BYTES] if mask else self.record[KEY_BYTES : 2 * KEY_BYTES]
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ class ShareKeys(Message):
     shares: Mapping[int, SealedShares]
 
     def body(self, config: RoundConfig) -> bytes:
-        records = {holder: sealed.encode() for holder, sealed in self.shares.items()}
+        records = {holder: sealed.record for holder, sealed in self.shares.items()}
         return self.seed_commitment + self.noise_commitment + write_records(records)
 
     @classmethod
@@ -174,7 +174,7 @@ class ShareKeys(Message):
         seed = reader.take(KEY_BYTES)
         noise = reader.take(KEY_BYTES if config.noise_levels else 0)
         records = reader.records(SealedShares.bytes_in(config), config.cohort)
-        return cls(seed, noise, {holder: SealedShares.read(r) for holder, r in records.items()})
+        return cls(seed, noise, {holder: SealedShares(r) for holder, r in records.items()})
 
 
 @dataclass(frozen=True)
@@ -185,12 +185,12 @@ class ShareInbox(Message):
     shares: Mapping[int, SealedShares]
 
     def body(self, config: RoundConfig) -> bytes:
-        return write_records({dealer: sealed.encode() for dealer, sealed in self.shares.items()})
+        return write_records({dealer: sealed.record for dealer, sealed in self.shares.items()})
 
     @classmethod
     def read(cls, reader: Reader, config: RoundConfig) -> Self:
         records = reader.records(SealedShares.bytes_in(config), config.cohort)
-        return cls({dealer: SealedShares.read(record) for dealer, record in records.items()})
+        return cls({dealer: SealedShares(record) for dealer, record in records.items()})
 
 
 @dataclass(frozen=True)
@@ -294,5 +294,6 @@ class UnmaskAnswer(Message):
 def _read_shares(reader: Reader, config: RoundConfig) -> dict[int, bytes]:
     shares = reader.records(SHARE_BYTES, config.cohort)
     for share in shares.values():
-        element(share)
+        if share[-1]:  # the prime is just above 2^256: all other shares lie in the field
+            element(share)
     return shares

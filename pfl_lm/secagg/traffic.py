@@ -91,8 +91,7 @@ def _advertised(config: RoundConfig) -> AdvertiseKeys:
 
 
 def _sealed(config: RoundConfig) -> SealedShares:
-    box = bytes(SealedShares.bytes_in(config) - 2 * KEY_BYTES)
-    return SealedShares(bytes(KEY_BYTES), bytes(KEY_BYTES), box)
+    return SealedShares(bytes(SealedShares.bytes_in(config)))
 
 
 def _share_keys(config: RoundConfig, holders: int) -> ShareKeys:

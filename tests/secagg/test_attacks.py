@@ -21,9 +21,11 @@ from pfl_lm.secagg.errors import (
 from pfl_lm.secagg.keys import KeyPair, certify, pair_mask_seed
 from pfl_lm.secagg.masks import add_masks
 from pfl_lm.secagg.messages import (
+    MASK_SHARE,
     AdvertiseKeys,
     MaskedInput,
     Roster,
+    SealedShares,
     ShareInbox,
     ShareKeys,
     SurvivorSet,
@@ -394,7 +396,9 @@ def test_a_dealer_whose_boxes_are_rubbish(make_round, adversary, victims):
     lab.devices = {i: lab.devices[i].share_keys(m) for i, m in lab.to_devices.items()}
     dealt = ShareKeys.decode(lab.devices[2].message, lab.config, 2)
     rubbish = {
-        holder: replace(dealt.shares[holder], box=os.urandom(len(dealt.shares[holder].box)))
+        holder: SealedShares(
+            dealt.shares[holder].public + os.urandom(len(dealt.shares[holder].box))
+        )
         for holder in victims
     }
     message = replace(dealt, shares={**dealt.shares, **rubbish}).encode(lab.config, 2)
@@ -433,7 +437,7 @@ def test_a_box_given_to_another_holder_or_its_commitments_exchanged(make_round):
     inboxes = {i: ShareInbox.decode_from_server(m, lab.config) for i, m in lab.to_devices.items()}
     genuine = inboxes[0].shares
     misdirected = inboxes[2].shares[1]
-    exchanged = replace(genuine[3], mask_commitment=genuine[4].mask_commitment)
+    exchanged = SealedShares(genuine[4].commitment(MASK_SHARE) + genuine[3].record[32:])
     inbox = ShareInbox({**genuine, 1: misdirected, 3: exchanged})
     masked = lab.devices[0].mask_input(inbox.encode_from_server(lab.config), lab.vectors[0])
     assert masked.rejected_dealers == [1, 3]
