@@ -7,7 +7,7 @@
 
 The clean outputs of step 2 are made again beside the modulated ones, so that of every layer only
 the present inputs and outputs exist (MEMPEPITA: three forward passes, no activation kept). A
-recurrent model is stepped word by word and keeps one state.
+recurrent model is stepped word by word and keeps one state; a transformer takes window by window.
 
 It is not the gradient, and need not lead where SGD leads; ``benchmarks/RESULTS.md`` says how far
 it came. Each movement is local to a layer, so a payload that lacks a layer costs nothing there.
@@ -105,18 +105,31 @@ class _Step:
         held, sums = self.payload.views(trained), self.payload.views(moves)
         embedding = Table(self.parameters, held, {}, "embedding", self._slots)
         weights = self._frozen | {n: v for n, v in held.items() if n in self._frozen}
-        words = embedding.read(batch.inputs)  # (1, B, T, D)
-        loss, error = 0.0, []
-        for vectors, (targets, weight) in self._passes(weights, words, batch):
-            part, gradient = self._output(vectors, targets, weight, held, sums, candidates)
-            loss += float(part.sum())
-            error.append(gradient @ self._projection)
-        self._modulated(weights, words, self._joined(error, batch), sums)
+        loss = 0.0
+        for piece in self._pieces(batch):
+            words = embedding.read(piece.inputs)  # (1, B, T, D)
+            error = []
+            for vectors, (targets, weight) in self._passes(weights, words, piece):
+                part, gradient = self._output(vectors, targets, weight, held, sums, candidates)
+                loss += float(part.sum())
+                error.append(gradient @ self._projection)
+            self._modulated(weights, words, self._joined(error, piece), sums)
         if self.gradient_clip is not None:
             norm = torch.linalg.vector_norm(moves)
             moves.mul_((self.gradient_clip / norm).clamp_max(1.0))
         trained.sub_(moves, alpha=rate)
         return loss
+
+    def _pieces(self, batch: Batch) -> Iterator[Batch]:
+        """Yield what goes through the model at a time: a transformer's windows, one by one.
+
+        They do not look at each other, so one window's activations are all that ever exist. A
+        recurrent model takes them side by side, and holds one word's.
+        """
+        windows = batch.inputs.shape[1]
+        width = 1 if self.spec.kind == "transformer" else max(1, windows)
+        for start in range(0, windows, width):
+            yield Batch(*(part[:, start : start + width].contiguous() for part in batch))
 
     def _output(
         self,

@@ -154,7 +154,8 @@ class _Forward:
     ) -> None:
         self.spec, self.parameters, self.payload = spec, parameters, payload
         self.objective = output.Objective(spec, payload, training, unigram)
-        self._stretch = training.stretch
+        # Words scored at a time: the fewer, the less memory; over all words it is dear even of one.
+        self._stretch = 1 if self.objective.exact else training.stretch
         rows = None if payload.rows is None else torch.from_numpy(payload.rows)
         self._slots = slots_of(rows, spec.vocabulary_size)
         dense = [name for name, role in roles(spec).items() if role.kind != "rows"]
@@ -190,9 +191,9 @@ class _Forward:
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield hidden vectors (A, N, P), targets and weights (A, N), a stretch at a time.
 
-        A recurrent model is stepped word by word, so that one state is all it holds, and scored
-        ``training.stretch`` words at a time; another sees one window after another, for no window
-        looks into the next.
+        A recurrent model is stepped word by word, so that one state is all it holds, and scored a
+        few words at a time; another sees one window after another, for no window looks into the
+        next.
         """
         if self.spec.kind in ("transformer", "module"):
             for b in range(batch.inputs.shape[1]):
