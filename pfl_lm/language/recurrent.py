@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from pfl_lm.language import dense
+from pfl_lm.language import dense, recurrence
 from pfl_lm.language.dense import Dense, Linear
 from pfl_lm.language.spec import ModelSpec, Role
 
@@ -133,7 +133,9 @@ def _layer(
     projection: tuple[Any, ...] = (None,) * 5
     if spec.kind == "cifg_lstm":
         projection = dense.layer(weights, f"{name}.projection", spec.lora)
-    out: tuple[Tensor, Tensor] = _Recurrence.apply(sums, *state, *recurrent, *projection)
+    compiled = recurrence.suits(sums, *state, *recurrent, *projection)
+    walk = recurrence.Recurrence if compiled else _Recurrence
+    out: tuple[Tensor, Tensor] = walk.apply(sums, *state, *recurrent, *projection)
     return out
 
 

@@ -1,0 +1,174 @@
+"""The recurrence of a layer in one compiled call: K devices, all time steps, forward or backward.
+
+The same numbers as ``recurrent``'s steps in torch, to float32's rounding; and a device's own are
+the same to the last bit whichever devices are beside it. Taken for float32 on the processor where
+the loops compile (``pfl_lm/native/recurrence.c``) and there is a device for every thread.
+
+Legend: K devices, T time steps, B windows, H cells, G gates · H, S width of the state, R LoRA rank.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from pfl_lm import native
+from pfl_lm.language.dense import Dense
+from pfl_lm.native import threads
+
+
+class _Dense(ctypes.Structure):
+    """``dense`` in recurrence.c."""
+
+    _fields_ = (
+        *((name, ctypes.c_long) for name in ("outputs", "inputs", "rank")),
+        *((name, ctypes.c_void_p) for name in ("weight", "a", "b")),
+        *((name, ctypes.c_long) for name in ("weight_apart", "a_apart", "b_apart")),
+        ("inner", ctypes.c_void_p),
+        ("scale", ctypes.c_float),
+    )
+
+
+class _Walk(ctypes.Structure):
+    """``recurrence`` in recurrence.c."""
+
+    _fields_ = (
+        *((name, ctypes.c_long) for name in ("devices", "steps", "windows", "cells", "gates")),
+        ("kept", ctypes.c_long),
+        ("recurrent", _Dense),
+        ("project", _Dense),
+        *(
+            (name, ctypes.c_void_p)
+            for name in (
+                "sums",
+                "states",
+                "c",
+                "bents",
+                "outputs",
+                "d_states",
+                "d_sums",
+                "dr",
+                "dc",
+            )
+        ),
+    )
+
+
+def suits(*tensors: Any) -> bool:
+    """Whether the compiled loops may work on these tensors; the first has a device in each row."""
+    found = [tensor for tensor in tensors if isinstance(tensor, Tensor)]
+    return (
+        all(x.dtype == torch.float32 and x.device.type == "cpu" for x in found)
+        and len(found[0]) >= torch.get_num_threads()
+        and native.library("recurrence") is not None
+    )
+
+
+class Recurrence(torch.autograd.Function):
+    """The steps of one layer from a state, and backward through time.
+
+    Takes sums of the inputs (K, T, B, G), which are overwritten, a state r (K, B, S) and cells c
+    (K, B, H), the recurrent layer and the projection or Nones; returns the states after each step
+    (K, T, B, S) and the last cells.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, sums: Tensor, r: Tensor, c: Tensor, *tensors: Any
+    ) -> tuple[Tensor, Tensor]:
+        devices, steps, windows, _ = sums.shape
+        learns = any(ctx.needs_input_grad)
+        states = sums.new_empty(devices, steps + 1, windows, r.shape[-1])
+        cells = c.new_empty(devices, 1 + steps * learns, *c.shape[1:])
+        states[:, 0], cells[:, 0] = r, c
+        places = (devices, steps if learns else 1, windows, c.shape[-1])
+        recurrent, project = Dense(*tensors[:5]), Dense(*tensors[5:])
+        ctx.layers = [_contiguous(layer) for layer in (recurrent, project)]
+        ctx.sums, ctx.states, ctx.cells = sums.contiguous(), states, cells
+        ctx.bents = sums.new_empty(places)
+        ctx.outputs = None if project.weight is None else sums.new_empty(places)
+        ctx.inners = [_inner(layer, sums) for layer in ctx.layers]
+        _run("recurrence_forward", _walk(ctx, ctx.inners, learns))
+        return states[:, 1:], cells[:, -1].clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dr_all: Tensor, dc: Tensor) -> tuple[Tensor | None, ...]:
+        sums, (recurrent, project) = ctx.sums, ctx.layers
+        d_states, dc = dr_all.clone(memory_format=torch.contiguous_format), dc.contiguous().clone()
+        d_sums, dr = torch.empty_like(sums), torch.empty_like(ctx.states[:, 0])
+        inners = [_inner(layer, sums) for layer in ctx.layers]
+        walk = _walk(ctx, inners, True)
+        for name, made in (("d_states", d_states), ("d_sums", d_sums), ("dr", dr), ("dc", dc)):
+            setattr(walk, name, made.data_ptr())
+        _run("recurrence_backward", walk)
+        needs = ctx.needs_input_grad[2:]
+        before, flat = ctx.states[:, :-1].flatten(1, 2), d_sums.flatten(1, 2)
+        found = recurrent.gradients(flat, inners[0], before, ctx.inners[0], needs[1:5])
+        if project.weight is None:
+            return (d_sums, dr, dc, *found, *(None,) * 6)
+        rows = (d_states.flatten(1, 2), inners[1], ctx.outputs.flatten(1, 2), ctx.inners[1])
+        return (d_sums, dr, dc, *found, None, *project.gradients(*rows, needs[6:10]), None)
+
+
+def _walk(ctx: Any, inners: Sequence[Tensor | None], kept: bool) -> _Walk:
+    devices, steps, windows, gates = ctx.sums.shape
+    cells = ctx.cells.shape[-1]
+    layers = [_describe(*pair) for pair in zip(ctx.layers, inners, strict=True)]
+    held = [ctx.sums, ctx.states, ctx.cells, ctx.bents, ctx.outputs]
+    pointers = [None if each is None else each.data_ptr() for each in held]
+    return _Walk(devices, steps, windows, cells, gates // cells, kept, *layers, *pointers)
+
+
+def _contiguous(layer: Dense) -> Dense:
+    """Lay each device's matrices out in rows, B with its long side along the memory."""
+    if layer.weight is None:
+        return layer
+    a, b = layer.a, layer.b
+    return layer._replace(
+        weight=_in_rows(layer.weight),
+        a=None if a is None else _in_rows(a),
+        b=None if b is None else _in_rows(b.mT).mT,
+    )
+
+
+def _in_rows(matrix: Tensor) -> Tensor:
+    rows = matrix.stride(-1) == 1 and matrix.stride(-2) == matrix.shape[-1]
+    return matrix if rows else matrix.contiguous()
+
+
+def _describe(layer: Dense, inner: Tensor | None) -> _Dense:
+    if layer.weight is None:
+        return _Dense()
+    outputs, inputs = layer.weight.shape[-2:]
+    held = _Dense(
+        outputs, inputs, weight=layer.weight.data_ptr(), weight_apart=_apart(layer.weight)
+    )
+    if inner is not None and layer.a is not None and layer.b is not None:
+        held.rank, held.scale, held.inner = inner.shape[-1], layer.scale, inner.data_ptr()
+        held.a, held.a_apart = layer.a.data_ptr(), _apart(layer.a)
+        held.b, held.b_apart = layer.b.data_ptr(), _apart(layer.b)
+    return held
+
+
+def _apart(tensor: Tensor) -> int:
+    """Floats from one device's to the next device's; 0 where all hold the same."""
+    return tensor.stride(0) if tensor.dim() == 3 and len(tensor) > 1 else 0
+
+
+def _inner(layer: Dense, sums: Tensor) -> Tensor | None:
+    """Room for the narrow middle of a layer with factors: (K, T · B, R)."""
+    if layer.a is None or layer.b is None:
+        return None
+    devices, steps, windows, _ = sums.shape
+    return sums.new_empty(devices, steps * windows, layer.a.shape[-2])
+
+
+def _run(name: str, walk: _Walk) -> None:
+    function = getattr(native.library("recurrence"), name)
+    threads.over(walk.devices, lambda first, end: function(ctypes.byref(walk), first, end))

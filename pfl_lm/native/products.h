@@ -1,0 +1,137 @@
+/* Matrix products: C (M, N) = or += A (M, K) B (K, N), float32, on one core.
+
+   B is packed once into panels of 2 LANES columns and used many times: for a weight, by all time
+   steps of a local step and by all devices that hold it frozen. A tile of up to 6 rows by one panel
+   has its sums in registers. Rows of A and C lie anywhere (`at`: offsets in floats), so that rows of
+   several devices are one product without being copied together.
+
+   Each sum is taken over stretches of DEPTH products, in order, whatever the number of rows: a
+   row's result has the same bits beside any other rows.
+
+   Source: the division into panels is Goto and van de Geijn 2008 (ACM TOMS 34(3)), section 4. */
+
+#ifndef PFL_LM_PRODUCTS
+#define PFL_LM_PRODUCTS
+
+#include "vector.h"
+
+#define WIDTH (2 * LANES) /* columns of a panel */
+#define HEIGHT 6          /* most rows of a tile: 12 sums, as many as hide a sum's latency */
+#define DEPTH 336         /* products of a stretch: its part of a panel stays in the first cache */
+#define NEAR_ROWS 144     /* of A, that stay in the second cache while panels pass */
+
+/* Keeps what was loaded in its register: compilers would load it again for every row. */
+#if defined(__x86_64__)
+#define IN_REGISTER(v) __asm__("" : "+x"(v))
+#else
+#define IN_REGISTER(v)
+#endif
+
+INLINE long panels(long columns) { return (columns + WIDTH - 1) / WIDTH; }
+
+INLINE long smaller(long a, long b) { return a < b ? a : b; }
+
+/* The sums of `rows` rows of A with one panel, over n products, into a local array `sum`. */
+#define SUMS(rows, n, a, at, b, step, ahead)                                          \
+  vec sum[rows][2];                                                                   \
+  const float *row[rows];                                                             \
+  for (int i = 0; i < rows; i++) {                                                    \
+    row[i] = (a) + (at)[i];                                                           \
+    sum[i][0] = sum[i][1] = (vec){0};                                                 \
+  }                                                                                   \
+  const float *panel = (b);                                                           \
+  for (long k = 0; k < (n); k++) {                                                    \
+    vec left = load(panel), right = load(panel + LANES);                              \
+    if (ahead) __builtin_prefetch(panel + (ahead));                                   \
+    IN_REGISTER(left);                                                                \
+    IN_REGISTER(right);                                                               \
+    for (int i = 0; i < rows; i++) {                                                  \
+      vec one = all(row[i][k]);                                                       \
+      sum[i][0] += one * left;                                                        \
+      sum[i][1] += one * right;                                                       \
+    }                                                                                 \
+    panel += (step);                                                                  \
+  }
+
+/* One tile: the sums stored to, or added to, rows of C. */
+#define TILE(rows)                                                                    \
+  static void tile_##rows(long n, const float *a, const long *at, const float *b,     \
+                          long step, float *c, const long *to, long columns, int add) { \
+    for (int i = 0; i < rows; i++) __builtin_prefetch(c + to[i], 1);                  \
+    SUMS(rows, n, a, at, b, step, 16 * WIDTH)                                         \
+    for (int i = 0; i < rows; i++) {                                                  \
+      float *into = c + to[i];                                                        \
+      if (columns >= WIDTH) {                                                         \
+        store(into, add ? load(into) + sum[i][0] : sum[i][0]);                        \
+        store(into + LANES, add ? load(into + LANES) + sum[i][1] : sum[i][1]);        \
+      } else {                                                                        \
+        float tail[WIDTH];                                                            \
+        store(tail, sum[i][0]);                                                       \
+        store(tail + LANES, sum[i][1]);                                               \
+        for (int j = 0; j < columns; j++) into[j] = add ? into[j] + tail[j] : tail[j]; \
+      }                                                                               \
+    }                                                                                 \
+  }
+
+TILE(1) TILE(2) TILE(3) TILE(4) TILE(5) TILE(6)
+
+/* Rows [0, rows) against one panel, cut into tiles of like height. */
+static void pass(long rows, long n, const float *a, const long *at, const float *b, long step,
+                 float *c, const long *to, long columns, int add) {
+  for (long done = 0, tiles = (rows + HEIGHT - 1) / HEIGHT; tiles > 0; tiles--) {
+    long height = (rows - done + tiles - 1) / tiles;
+    const long *from = at + done, *into = to + done;
+    switch (height) {
+      case 1: tile_1(n, a, from, b, step, c, into, columns, add); break;
+      case 2: tile_2(n, a, from, b, step, c, into, columns, add); break;
+      case 3: tile_3(n, a, from, b, step, c, into, columns, add); break;
+      case 4: tile_4(n, a, from, b, step, c, into, columns, add); break;
+      case 5: tile_5(n, a, from, b, step, c, into, columns, add); break;
+      default: tile_6(n, a, from, b, step, c, into, columns, add);
+    }
+    done += height;
+  }
+}
+
+/* C = or += A B with B packed; row i of A begins at a + at[i], of C at c + to[i]. */
+static void multiply(long rows, long columns, long depth, const float *a, const long *at,
+                     const float *packed, float *c, const long *to, int add) {
+  for (long first = 0; first < rows; first += NEAR_ROWS)
+    for (long k = 0; k < depth; k += DEPTH)
+      for (long j = 0; j < columns; j += WIDTH)
+        pass(smaller(NEAR_ROWS, rows - first), smaller(DEPTH, depth - k), a + k, at + first,
+             packed + j * depth + k * WIDTH, WIDTH, c + j, to + first, columns - j, add || k > 0);
+}
+
+/* Offsets of rows that follow one another at a stride. */
+static void offsets(long rows, long stride, long *at) {
+  for (long i = 0; i < rows; i++) at[i] = i * stride;
+}
+
+/* Pack B (K, N), whose element (k, j) lies at b[k * down + j * along], into panels; the columns that
+   are missing from the last one are 0. */
+static void pack(long depth, long columns, const float *b, long down, long along, float *packed) {
+  for (long j = 0; j < columns; j += WIDTH, packed += depth * WIDTH) {
+    long width = smaller(WIDTH, columns - j);
+    if (width < WIDTH) memset(packed, 0, 4 * depth * WIDTH);
+    const float *from = b + j * along;
+    if (along == 1) {
+      for (long k = 0; k < depth; k++) memcpy(packed + k * WIDTH, from + k * down, 4 * width);
+    } else {
+      for (long near = 0; near < depth; near += 16) /* of each column one cache line at a time */
+        for (long i = 0; i < width; i++)
+          for (long k = near; k < smaller(near + 16, depth); k++)
+            packed[k * WIDTH + i] = from[k * down + i * along];
+    }
+  }
+}
+
+/* Bᵀ of a matrix (rows, columns) with contiguous rows, to rows of length `rows`. */
+static void transpose(long rows, long columns, const float *from, long stride, float *to) {
+  for (long j = 0; j < columns; j += 16)
+    for (long i = 0; i < rows; i += 16)
+      for (long y = j; y < smaller(j + 16, columns); y++)
+        for (long x = i; x < smaller(i + 16, rows); x++) to[y * rows + x] = from[x * stride + y];
+}
+
+#endif

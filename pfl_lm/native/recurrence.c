@@ -1,0 +1,268 @@
+/* A recurrent layer over all time steps of K devices, forward and backward through time.
+
+   Each device's sums are its own and in one order, so its bits do not depend on its neighbours. A
+   weight that all devices hold is packed once and multiplied with the rows of all of them.
+
+   Legend: K devices, T steps, B windows, H cells, G gates · H, S width of the state, R LoRA rank. */
+
+#include "products.h"
+
+#include <stdlib.h>
+
+typedef struct {
+  long outputs, inputs, rank;          /* O, I, R; O = 0: no such layer, R = 0: no factors */
+  const float *weight, *a, *b;         /* (O, I), (R, I), (R, O) of the first device */
+  long weight_apart, a_apart, b_apart; /* floats to the next device's; 0: all hold the same */
+  float *inner;                        /* (K, T, B, R): forward scale · x Aᵀ, backward scale · dy B */
+  float scale;
+} dense;
+
+typedef struct {
+  long devices, steps, windows, cells, gates; /* gates: 3 forget, cell, output; 4 input, then these */
+  long kept;                /* whether cells, bents and outputs have all steps, or one place */
+  dense recurrent, project; /* without a projection the state is the cells' output */
+  float *sums;              /* (K, T, B, G): sums of the inputs; forward leaves the gates there */
+  float *states;            /* (K, T + 1, B, S), the first given */
+  float *c;                 /* (K, T + 1, B, H), the first given */
+  float *bents;             /* (K, T, B, H): tanh of c after each step */
+  float *outputs;           /* (K, T, B, H), only with a projection */
+  /* Backward only. */
+  float *d_states;          /* (K, T, B, S): by the states after each step; what comes back is added */
+  float *d_sums;            /* (K, T, B, G), out */
+  float *dr, *dc;           /* (K, B, S) out; (K, B, H) by the last cells, out by the first */
+} recurrence;
+
+/* A dense layer of `group` devices whose weight is packed. */
+typedef struct {
+  float *weight, *a, *b; /* packed; factors one after another by device */
+  long a_size, b_size;
+} packed;
+
+static long sized(long depth, long columns) { return panels(columns) * WIDTH * depth; }
+
+static float *room(long floats) { return aligned_alloc(64, (4 * floats + 127) / 64 * 64); }
+
+/* Pack x → x Wᵀ + (x Aᵀ) Bᵀ (`back` = 0) or dy → dy W + (dy B) A (1) for some devices. */
+static int prepare(packed *p, const dense *d, long first, long group, int back) {
+  long from = back ? d->outputs : d->inputs, to = back ? d->inputs : d->outputs;
+  p->a_size = sized(from, d->rank), p->b_size = sized(d->rank, to);
+  if (!p->weight && !(p->weight = room(sized(from, to)))) return 1;
+  if (!p->a && !(p->a = room(group * p->a_size))) return 1;
+  if (!p->b && !(p->b = room(group * p->b_size))) return 1;
+  const float *weight = d->weight + first * d->weight_apart;
+  pack(from, to, weight, back ? d->inputs : 1, back ? 1 : d->inputs, p->weight);
+  for (long k = 0; k < group && d->rank; k++) {
+    const float *a = d->a + (first + k) * d->a_apart, *b = d->b + (first + k) * d->b_apart;
+    float *into = p->a + k * p->a_size, *out = p->b + k * p->b_size;
+    if (back) {
+      pack(d->outputs, d->rank, b, 1, d->outputs, into);
+      pack(d->rank, d->inputs, a, d->inputs, 1, out);
+    } else {
+      pack(d->inputs, d->rank, a, 1, d->inputs, into);
+      pack(d->rank, d->outputs, b, d->outputs, 1, out);
+    }
+  }
+  return 0;
+}
+
+static void release(packed *p) { free(p->weight), free(p->a), free(p->b); }
+
+/* y = or += x through the packed layer for all devices of a group, B rows each: row i of device k
+   begins at x + x_at[k B + i]; inner (B, R) of device k at inner + k · inner_apart. */
+static void through(const packed *p, const dense *d, long group, long windows, int back,
+                    const float *x, const long *x_at, float *y, const long *y_at, float *inner,
+                    long inner_apart, int add) {
+  long from = back ? d->outputs : d->inputs, to = back ? d->inputs : d->outputs;
+  multiply(group * windows, to, from, x, x_at, p->weight, y, y_at, add);
+  if (!d->rank) return;
+  long inner_at[windows];
+  offsets(windows, d->rank, inner_at);
+  for (long k = 0; k < group; k++) {
+    float *narrow = inner + k * inner_apart;
+    multiply(windows, d->rank, from, x, x_at + k * windows, p->a + k * p->a_size, narrow, inner_at,
+             0);
+    for (long i = 0; i < windows * d->rank; i++) narrow[i] *= d->scale;
+    multiply(windows, to, d->rank, narrow, inner_at, p->b + k * p->b_size, y, y_at + k * windows, 1);
+  }
+}
+
+INLINE vec some(const float *from, long count) {
+  return count == LANES ? load(from) : load_some(from, count);
+}
+
+INLINE void put(float *to, vec x, long count) {
+  if (count == LANES)
+    store(to, x);
+  else
+    store_some(to, x, count);
+}
+
+/* Gates, cells and output of up to LANES cells of one row; z (G): sums, then gates. */
+INLINE void forward_cells(long n, long h, int gates, float *z, const float *c, float *after,
+                          float *bent, float *m) {
+  float *first = z, *keep = z + (gates - 3) * h, *cell = keep + h, *out = cell + h;
+  vec f = sigmoid_of(some(keep, n)), g = tanh_of(some(cell, n)), o = sigmoid_of(some(out, n)), now;
+  if (gates == 3) {
+    now = g + f * (some(c, n) - g);
+  } else {
+    vec i = sigmoid_of(some(first, n));
+    now = f * some(c, n) + i * g;
+    put(first, i, n);
+  }
+  vec b = tanh_of(now);
+  put(keep, f, n), put(cell, g, n), put(out, o, n);
+  put(after, now, n), put(bent, b, n), put(m, o * b, n);
+}
+
+INLINE vec by_sigmoid(vec gradient, vec value) { return gradient * (value * (1.0f - value)); }
+
+INLINE vec by_tanh(vec gradient, vec value) { return gradient * (1.0f - value * value); }
+
+/* Writes the sums' gradient dz (G), and the cells' before the step over dc. */
+INLINE void backward_cells(long n, long h, int gates, const float *z, const float *before,
+                           const float *bent, const float *dm, float *dc, float *dz) {
+  long at = (gates - 3) * h;
+  vec f = some(z + at, n), g = some(z + at + h, n), o = some(z + at + 2 * h, n);
+  vec b = some(bent, n), d = some(dm, n), c = some(before, n);
+  vec through = some(dc, n) + by_tanh(d * o, b);
+  put(dz + at + 2 * h, by_sigmoid(d * b, o), n);
+  if (gates == 3) {
+    put(dz, by_sigmoid(through * (c - g), f), n);
+    put(dz + h, by_tanh(through - through * f, g), n);
+  } else {
+    vec i = some(z, n);
+    put(dz, by_sigmoid(through * g, i), n);
+    put(dz + h, by_sigmoid(through * c, f), n);
+    put(dz + 2 * h, by_tanh(through * i, g), n);
+  }
+  put(dc, through * f, n);
+}
+
+#define OVER_CELLS(call, h)                                   \
+  {                                                           \
+    long j = 0, n = LANES;                                    \
+    for (; j + LANES <= (h); j += LANES) call;                \
+    if ((n = (h) - j) > 0) call;                              \
+  }
+
+static void forward_rows(const recurrence *r, long rows, float *z, const float *c, float *after,
+                         float *bent, float *m) {
+  long h = r->cells, g = r->gates * h;
+  for (long i = 0; i < rows; i++, z += g, c += h, after += h, bent += h, m += h)
+    if (r->gates == 3)
+      OVER_CELLS(forward_cells(n, h, 3, z + j, c + j, after + j, bent + j, m + j), h)
+    else
+      OVER_CELLS(forward_cells(n, h, 4, z + j, c + j, after + j, bent + j, m + j), h)
+}
+
+static void backward_rows(const recurrence *r, long rows, const float *z, const float *before,
+                          const float *bent, const float *dm, float *dc, float *dz) {
+  long h = r->cells, g = r->gates * h;
+  for (long i = 0; i < rows; i++, z += g, before += h, bent += h, dm += h, dc += h, dz += g)
+    if (r->gates == 3)
+      OVER_CELLS(backward_cells(n, h, 3, z + j, before + j, bent + j, dm + j, dc + j, dz + j), h)
+    else
+      OVER_CELLS(backward_cells(n, h, 4, z + j, before + j, bent + j, dm + j, dc + j, dz + j), h)
+}
+
+/* Offsets of B rows of each of `group` devices. */
+static void spread(long group, long windows, long apart, long width, long *at) {
+  for (long k = 0; k < group; k++)
+    for (long i = 0; i < windows; i++) *at++ = k * apart + i * width;
+}
+
+typedef struct {
+  packed recurrent, project;
+  long *sums, *states, *outputs, *narrow; /* offsets of a group's rows */
+  float *dm;                              /* (group, B, H) */
+} tools;
+
+static int equip(tools *u, const recurrence *r, long group) {
+  long rows = group * r->windows, s = r->recurrent.inputs;
+  *u = (tools){0};
+  u->sums = malloc(4 * rows * sizeof(long));
+  u->dm = room(rows * (r->cells > s ? r->cells : s));
+  if (!u->sums || !u->dm) return 1;
+  u->states = u->sums + rows, u->outputs = u->states + rows, u->narrow = u->outputs + rows;
+  return 0;
+}
+
+static void put_away(tools *u) {
+  release(&u->recurrent), release(&u->project);
+  free(u->sums), free(u->dm);
+}
+
+static void forward_group(const recurrence *r, tools *u, long first, long group) {
+  long b = r->windows, t_all = r->steps, h = r->cells, s = r->recurrent.inputs, g = r->gates * h;
+  long places = r->kept ? t_all : 1;
+  const dense *rec = &r->recurrent, *pro = &r->project;
+  spread(group, b, t_all * b * g, g, u->sums);
+  spread(group, b, (t_all + 1) * b * s, s, u->states);
+  spread(group, b, places * b * h, h, u->outputs);
+  for (long t = 0; t < t_all; t++) {
+    long at = r->kept ? t : 0, next = r->kept ? t + 1 : 0;
+    float *sums = r->sums + (first * t_all + t) * b * g;
+    float *state = r->states + (first * (t_all + 1) + t) * b * s;
+    float *inner = rec->inner + (first * t_all + t) * b * rec->rank;
+    through(&u->recurrent, rec, group, b, 0, state, u->states, sums, u->sums, inner,
+            t_all * b * rec->rank, 1);
+    float *m = pro->outputs ? r->outputs + (first * places + at) * b * h : state + b * s;
+    for (long k = 0; k < group; k++) {
+      float *c = r->c + (first + k) * (places + r->kept) * b * h;
+      forward_rows(r, b, sums + k * t_all * b * g, c + at * b * h, c + next * b * h,
+                   r->bents + ((first + k) * places + at) * b * h,
+                   m + (pro->outputs ? k * places * b * h : k * (t_all + 1) * b * s));
+    }
+    if (pro->outputs)
+      through(&u->project, pro, group, b, 0, m, u->outputs, state + b * s, u->states,
+              pro->inner + (first * t_all + t) * b * pro->rank, t_all * b * pro->rank, 0);
+  }
+}
+
+static void backward_group(const recurrence *r, tools *u, long first, long group) {
+  long b = r->windows, t_all = r->steps, h = r->cells, s = r->recurrent.inputs, g = r->gates * h;
+  const dense *rec = &r->recurrent, *pro = &r->project;
+  spread(group, b, t_all * b * g, g, u->sums);
+  spread(group, b, t_all * b * s, s, u->states);
+  spread(group, b, b * h, h, u->outputs);
+  spread(group, b, b * s, s, u->narrow);
+  float *dr = r->dr + first * b * s;
+  memset(dr, 0, 4 * group * b * s);
+  for (long t = t_all - 1; t >= 0; t--) {
+    float *d_state = r->d_states + (first * t_all + t) * b * s;
+    float *d_sums = r->d_sums + (first * t_all + t) * b * g;
+    for (long k = 0; k < group; k++)
+      for (long i = 0; i < b * s; i++) d_state[k * t_all * b * s + i] += dr[k * b * s + i];
+    if (pro->outputs)
+      through(&u->project, pro, group, b, 1, d_state, u->states, u->dm, u->outputs,
+              pro->inner + (first * t_all + t) * b * pro->rank, t_all * b * pro->rank, 0);
+    for (long k = 0; k < group; k++) {
+      long all = (first + k) * t_all + t;
+      backward_rows(r, b, r->sums + all * b * g, r->c + (all + first + k) * b * h,
+                    r->bents + all * b * h,
+                    pro->outputs ? u->dm + k * b * h : d_state + k * t_all * b * s,
+                    r->dc + (first + k) * b * h, d_sums + k * t_all * b * g);
+    }
+    through(&u->recurrent, rec, group, b, 1, d_sums, u->sums, dr, u->narrow,
+            rec->inner + (first * t_all + t) * b * rec->rank, t_all * b * rec->rank, 0);
+  }
+}
+
+/* Devices [from, to); 0, or 1 where memory ran out. */
+static int run(const recurrence *r, long from, long to, int back) {
+  int shared = !r->recurrent.weight_apart && !(r->project.outputs && r->project.weight_apart);
+  long group = shared ? to - from : 1;
+  tools u;
+  int failed = equip(&u, r, group);
+  for (long first = from; first < to && !failed; first += group) {
+    failed = prepare(&u.recurrent, &r->recurrent, first, group, back);
+    if (r->project.outputs) failed |= prepare(&u.project, &r->project, first, group, back);
+    if (!failed) (back ? backward_group : forward_group)(r, &u, first, group);
+  }
+  put_away(&u);
+  return failed;
+}
+
+int recurrence_forward(const recurrence *r, long from, long to) { return run(r, from, to, 0); }
+
+int recurrence_backward(const recurrence *r, long from, long to) { return run(r, from, to, 1); }

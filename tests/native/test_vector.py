@@ -1,0 +1,64 @@
+"""Compiled functions of single numbers against numpy's in double precision."""
+
+from __future__ import annotations
+
+import ctypes
+
+import numpy as np
+import pytest
+
+from pfl_lm import native
+
+FUNCTIONS = {  # name: reference, largest error in units of the last place
+    "exp2": (np.exp2, 1.5),
+    "exp": (np.exp, 1.5),
+    "sigmoid": (lambda x: 1 / (1 + np.exp(-x)), 3),
+    "tanh": (np.tanh, 2),
+}
+LEAST = 1.2e-38  # the least number of full precision
+
+
+@pytest.fixture(scope="module")
+def loops():
+    found = native.library("elementwise")
+    if found is None:
+        pytest.skip("no compiled loops: no compiler, or PFL_LM_NATIVE=0")
+    return found
+
+
+def applied(loops, name: str, x: np.ndarray) -> np.ndarray:
+    y = np.empty_like(x)
+    getattr(loops, f"{name}_each")(
+        ctypes.c_long(len(x)), ctypes.c_void_p(x.ctypes.data), ctypes.c_void_p(y.ctypes.data)
+    )
+    return y
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_the_error_is_a_few_units_in_the_last_place_everywhere(loops, name: str) -> None:
+    tiny = np.geomspace(1e-40, 100, 100_003)
+    spread = (np.linspace(-160, 140, 400_001), np.linspace(-10, 10, 400_003), tiny, -tiny)
+    x = np.concatenate(spread).astype(np.float32)
+    reference, units = FUNCTIONS[name]
+    with np.errstate(over="ignore"):
+        exact = reference(x.astype(np.float64))
+        nearest = exact.astype(np.float32)
+    y = applied(loops, name, x)
+    np.testing.assert_array_equal(np.isinf(y), np.isinf(nearest))
+    full = np.isfinite(nearest) & (np.abs(nearest) > LEAST)
+    error = np.abs(y[full] - exact[full]) / np.spacing(np.abs(nearest[full]))
+    assert error.max() < units
+    small = np.isfinite(nearest) & ~full
+    np.testing.assert_allclose(y[small], exact[small], atol=LEAST)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("count", [1, 7, 8, 9, 31])
+def test_infinity_and_nan_propagate_wherever_they_stand(loops, name: str, count: int) -> None:
+    for special in (np.inf, -np.inf, np.nan, 0.0):
+        for place in range(count):
+            x = np.zeros(count, np.float32)
+            x[place] = special
+            with np.errstate(over="ignore"):
+                expected = FUNCTIONS[name][0](x)
+            np.testing.assert_allclose(applied(loops, name, x), expected, rtol=1e-6)
