@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -108,7 +109,9 @@ def test_an_interrupted_run_goes_on_at_its_hour(scenario, new_watcher, tmp_path)
 def test_a_class_without_the_memory_is_left_out_and_named(
     scenario, fleet_file, new_watcher, tmp_path
 ) -> None:
-    run = simulate(scenario(fleet=fleet_file(small=0.01)), tmp_path / "run", new_watcher())
+    chosen = scenario(fleet=fleet_file(small=0.01))
+    chosen = replace(chosen, evaluation=replace(chosen.evaluation, every=2))
+    run = simulate(chosen, tmp_path / "run", new_watcher())
     assert run.manifest()["fleet"]["left_out"] == ["small"]
     assert all(e["fleet"]["reports_by_profile"]["small"] == 0 for e in rounds_of(run))
     rows = {row["name"]: row for row in read_json(run.evaluation_path)["profiles"]}
@@ -117,6 +120,15 @@ def test_a_class_without_the_memory_is_left_out_and_named(
     facts = dict(fleet_facts(read_run(run)))
     assert facts["phones left out for memory"] == "small"
     assert float(facts["rounds a day"]) > 5
+    lost = [sum(e["fleet"]["lost"].values()) for e in rounds_of(run)]
+    late = [e["fleet"]["lost"]["after the goal"] for e in rounds_of(run)]
+    gone = 100 * (sum(lost) - sum(late)) / sum(e["invited"] for e in rounds_of(run))
+    assert facts["lost of the invited"] == f"{gone:.1f}%"
+    assert facts["reports from small (40% of the phones)"] == "0%"
+    assert facts["reports from large (60% of the phones)"] == "100%"
+    assert facts["spent by a phone, a report"].endswith(" J")
+    assert facts["moved, a report"]
+    assert facts["to within 5% of the last perplexity"]
     assert any("never takes part" in name for name in facts)
     assert {title for title, *_ in fleet_charts(read_run(run))} >= {"Time", "Who takes part"}
 

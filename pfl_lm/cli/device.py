@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from pfl_lm.devices.fleet import Fleet
 
+_WIDE = 110  # columns of a terminal that hold what memory is made of, too
+
 app = typer.Typer(help="A phone's side of training.", no_args_is_help=True)
 app.command("run")(device)
 
@@ -27,7 +29,7 @@ def fit(
     ] = None,
     budget: Annotated[
         list[float] | None,
-        typer.Option(help="Name the best ways for this much training memory, in MB; repeat it."),
+        typer.Option(help="List the ways that take no more training memory, in MB; repeat it."),
     ] = None,
     measure: Annotated[
         bool, typer.Option(help="Train one device by each way and measure; takes minutes.")
@@ -36,9 +38,9 @@ def fit(
 ) -> None:
     """Say by which ways of training a scenario fits into which phones.
 
-    For each way: memory at the peak of training (model, payload and work), operations, bytes down
-    and up, and how long a phone of each profile takes. Memory is predicted within a tenth of what
-    --measure finds.
+    For each way: memory at the peak of training, operations, bytes down and up, and how long a
+    phone of each profile takes, or that it has no room. Memory is predicted within a tenth of what
+    --measure finds; a wide terminal, or --json, shows what it is made of.
     """
     from rich.console import Console
 
@@ -54,11 +56,11 @@ def fit(
         typer.echo(json.dumps(rows, indent=2))
         return
     console = Console()
-    console.print(_table(rows, phones, path.stem))
+    console.print(_table(rows, phones, path.stem, parts=console.width >= _WIDE))
     for limit in budget or []:
         within = [row for row in rows if row["peak_bytes"] <= limit * 1e6]
-        names = ", ".join(row["way"] for row in within) or "nothing"
-        console.print(f"[bold]{limit:g} MB[/]: {names}")
+        names = "; ".join(row["way"] for row in within) or "nothing"
+        console.print(f"[bold]{limit:g} MB[/] hold: {names}")
 
 
 def _rows(scenario: Any, fleet: Fleet, measure: bool) -> list[dict[str, Any]]:
@@ -76,16 +78,24 @@ def _rows(scenario: Any, fleet: Fleet, measure: bool) -> list[dict[str, Any]]:
     return rows
 
 
-def _table(rows: list[dict[str, Any]], fleet: Fleet, name: str) -> Table:
+def _table(rows: list[dict[str, Any]], fleet: Fleet, name: str, parts: bool) -> Table:
+    from rich import box
     from rich.table import Table
 
-    table = Table(title=f"Fleet {name}: {fleet.description}", title_style="bold")
-    for column in ("way", "peak MB", "model", "payload", "work", "GFLOP", "down KB", "up KB"):
-        table.add_column(column, justify="left" if column == "way" else "right")
+    title = f"Fleet {name}: {fleet.description}"
+    table = Table(title=title, title_style="bold", title_justify="left", box=box.SIMPLE_HEAD)
+    table.padding = (0, 1, 0, 0)  # so that 80 columns hold three profiles
+    memory = ("peak", "model", "payload", "work") if parts else ("peak",)
+    table.add_column("way", no_wrap=True)
+    for column in memory:
+        table.add_column(f"{column}\nMB", justify="right")
+    for column in ("work\nGFLOP", "down\nKB", "up\nKB"):
+        table.add_column(column, justify="right")
     for profile, phone in fleet.profiles.items():
-        table.add_column(f"{profile}\n{phone.training_memory_mb:g} MB, s", justify="right")
+        room = f"{phone.training_memory_mb:g} MB"
+        table.add_column(f"{profile}\n{room}\ns", justify="right", no_wrap=True)
     for row in rows:
-        parts = (row[f"{part}_bytes"] / 1e6 for part in ("peak", "model", "payload", "work"))
+        sizes = (row[f"{part}_bytes"] / 1e6 for part in memory)
         traffic = (row[f"{way}load_bytes"] / 1e3 for way in ("down", "up"))
         seconds = (
             f"{row['seconds'][profile]:.1f}" if row["fits"][profile] else "[red]no room[/]"
@@ -93,7 +103,7 @@ def _table(rows: list[dict[str, Any]], fleet: Fleet, name: str) -> Table:
         )
         table.add_row(
             row["way"],
-            *(f"{part:.1f}" for part in parts),
+            *(f"{size:.1f}" for size in sizes),
             f"{row['flops'] / 1e9:.1f}",
             *(f"{size:,.0f}" for size in traffic),
             *seconds,

@@ -204,7 +204,8 @@ class _Forward:
         layer = cache(lambda name: dense.layer(weights, name, self.spec.lora))
         state = recurrent.zero_state(self.spec, *batch.inputs.shape[:2])
         for start in range(0, batch.inputs.shape[2], self._stretch):
-            words = Batch(*(part[:, :, start : start + self._stretch] for part in batch))
+            where = slice(start, start + self._stretch)
+            words = Batch(*(part[:, :, where].contiguous() for part in batch))
             found = []
             for t in range(words.inputs.shape[2]):
                 embedded = embedding.read(words.inputs[:, :, t].contiguous())  # (A, B, D)

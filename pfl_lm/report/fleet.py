@@ -6,11 +6,12 @@ import math
 from typing import Any
 
 from pfl_lm.report.charts import Series, legend, line_chart
-from pfl_lm.report.numbers import is_number, percent, significant, size, whole
+from pfl_lm.report.numbers import duration, is_number, percent, significant, size, whole
 from pfl_lm.report.source import FEDERATED, Run
 
-_STYLES = ("s0", "s1", "s2", "s3")
-_POINTS = 200  # a line over thousands of rounds is drawn by the means of so many stretches
+_STYLES = ("s0", "s1", "s2", "s3", "s4")
+_POINTS = 60  # a line over thousands of rounds is drawn by the means of so many stretches
+_LATE = "after the goal"  # a phone that came to nothing, and is not lost
 
 
 def fleet_facts(run: Run) -> tuple[tuple[str, str], ...]:
@@ -24,13 +25,16 @@ def fleet_facts(run: Run) -> tuple[tuple[str, str], ...]:
     facts = [
         ("rounds a day", significant(len(rounds) / days) if days > 0 else ""),
         ("simulated time", f"{days:.1f} days"),
-        ("a round, median", f"{_median(rounds, 'minutes'):.1f} minutes"),
+        ("a round, median", duration(60 * _median(rounds, "minutes"))),
         ("waiting for free phones", percent(_share_of_time(rounds, days))),
         ("spent by a phone, a report", f"{_mean(rounds, 'joules_per_report'):.1f} J"),
         ("moved, a report", size(_mean(rounds, "bytes_per_report"))),
         ("memory at the peak of training", size(last["peak_memory_bytes"])),
         ("phones left out for memory", ", ".join(left_out) or "none"),
+        ("lost of the invited", percent(_lost(rounds), 1)),
+        ("came after the goal", percent(_late(rounds), 1)),
         ("to within 5% of the last perplexity", _time_to_quality(run)),
+        *_taking_part(run, rounds),
         *_quality(run),
     ]
     return tuple((name, value) for name, value in facts if value)
@@ -43,13 +47,19 @@ def fleet_charts(run: Run) -> list[tuple[str, str, Any, Any]]:
         return []
     minutes = [entry["minutes"] for entry in rounds]
     waited = [entry["waited_minutes"] for entry in rounds]
-    lost = {name: [entry["lost"].get(name, 0) for entry in rounds] for name in rounds[0]["lost"]}
+    lost = {
+        name: [entry["lost"].get(name, 0) / _invited(entry) for entry in rounds]
+        for name in rounds[0]["lost"]
+        if name != _LATE
+    }
     away = {
         name: [entry["turned_away"].get(name, 0) / entry["checked_in"] for entry in rounds]
         for name in rounds[0]["turned_away"]
     }
     taking = {
-        name: [entry["reports_by_profile"].get(name, 0) for entry in rounds]
+        name: [
+            entry["reports_by_profile"].get(name, 0) / max(1, _reports(entry)) for entry in rounds
+        ]
         for name in rounds[0]["reports_by_profile"]
     }
     learning = [
@@ -60,11 +70,11 @@ def fleet_charts(run: Run) -> list[tuple[str, str, Any, Any]]:
     pictures = [
         ("Time", "Minutes of a round, and waited before it until enough phones were free.",
          _lines({"a round": minutes, "waited": waited}), "minutes"),
-        ("Lost phones", "Invited phones whose report is not in the sum, by where they were lost.",
-         _lines(lost), "phones a round"),
+        ("Lost phones", "Share of the invited phones that never reported, by where they were lost.",
+         _lines(lost), "share"),
         ("Turned away", "Share of the phones that checked in and were not invited, by reason.",
          _lines(away), "share"),
-        ("Who takes part", "Reports in the sum, by class of phone.", _lines(taking), "reports"),
+        ("Who takes part", "Share of the reports, by class of phone.", _lines(taking), "share"),
     ]  # fmt: skip
     drawn = [
         (title, note, line_chart(lines, x_label="round", y_label=label, zero=True), legend(lines))
@@ -91,6 +101,20 @@ def _thinned(values: list[float]) -> tuple[list[float], list[float | None]]:
     starts = range(0, len(values), width)
     means = [math.fsum(values[s : s + width]) / len(values[s : s + width]) for s in starts]
     return [s + (width + 1) / 2 for s in starts], list(means)
+
+
+def _taking_part(run: Run, rounds: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """Say how many of the reports come from each class, beside its share of the phones."""
+    total = sum(_reports(entry) for entry in rounds)
+    shares = {row["name"]: row.get("share") for row in run.final.get("profiles", [])}
+    return [
+        (
+            f"reports from {name} ({percent(shares.get(name), 0)} of the phones)",
+            percent(sum(entry["reports_by_profile"].get(name, 0) for entry in rounds) / total, 0),
+        )
+        for name in rounds[0]["reports_by_profile"]
+        if total and is_number(shares.get(name))
+    ]
 
 
 def _quality(run: Run) -> list[tuple[str, str]]:
@@ -129,6 +153,24 @@ def _time_to_quality(run: Run) -> str:
 
 def _rounds(run: Run) -> list[dict[str, Any]]:
     return [entry["fleet"] for entry in run.rounds if isinstance(entry.get("fleet"), dict)]
+
+
+def _reports(entry: dict[str, Any]) -> int:
+    return sum(entry["reports_by_profile"].values())
+
+
+def _invited(entry: dict[str, Any]) -> int:
+    return max(1, _reports(entry) + sum(entry["lost"].values()))
+
+
+def _lost(rounds: list[dict[str, Any]]) -> float:
+    gone = sum(sum(e["lost"].values()) - e["lost"].get(_LATE, 0) for e in rounds)
+    return gone / sum(_invited(entry) for entry in rounds)
+
+
+def _late(rounds: list[dict[str, Any]]) -> float:
+    late = sum(entry["lost"].get(_LATE, 0) for entry in rounds)
+    return late / sum(_invited(entry) for entry in rounds)
 
 
 def _mean(rounds: list[dict[str, Any]], key: str) -> float:
