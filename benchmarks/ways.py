@@ -1,34 +1,103 @@
 """Every way of fitting into a phone, trained on real text under the same policy.
 
-    python -m benchmarks.ways simulations/chat_partial.toml [--rounds 40] [--cohort 100]
+    python -m benchmarks.ways simulations/chat_partial.toml [--rounds 25] [--cohort 50] [--only …]
 
-One line a way: predicted peak of training memory, operations, bytes up, seconds a round on this
-machine, and the model's figures on validation users after the rounds, beside those of the model
-that training started from.
+One line a way: measured peak of training memory, operations, bytes up, and the model's figures on
+validation users after the rounds; then the best way within each budget of memory. What was found
+is kept in ``--keep``, a file a way, so that a line is trained once and a crash loses nothing: the
+last call prints the whole table. A line whose scenario has changed since is trained again.
+
+Every line is trained at the same ε. The noise of it follows from the policy, with two changes
+where a line needs them, neither of which moves ε: the grid (``grid_steps``) that updates are
+rounded to, and the smallest payload that the policy covers (``min_dim``). The coarser the one and
+the smaller the other, the more rounding lengthens an update, and the more noise pays for it.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
+import sys
 import tempfile
 import time
-from dataclasses import replace
+import tomllib
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from pfl_lm.devices.fleet import Fleet
+from pfl_lm.files import write_atomically
 from pfl_lm.fit import cost
 from pfl_lm.machine import tune
 from pfl_lm.recipes import load
 from pfl_lm.scenario import Scenario
 from pfl_lm.simulate import simulate
-from pfl_lm.ways import WAYS
+from pfl_lm.ways import WAYS, WAYS_BY_NAME
 
 FLEETS = Path(__file__).resolve().parents[1] / "simulations" / "fleets"
+BUDGETS_MB = (8, 64, 256, 1000)
+LEVELS = 8  # a coordinate of root mean square 1 lies within ±4: so wide is the range of the bits
 
-# Steps along one direction of unit length are small: its slope is one part in √n of the gradient.
-RATES = {"zeroth order": 20.0, "forward only": 0.3}
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the table: a way, and what is changed about it.
+
+    Attributes:
+        noise: fields of the policy's ``noise`` that differ.
+        rotate: whether updates are rotated before they are rounded.
+    """
+
+    name: str
+    way: str
+    rate: float | None = None
+    noise: dict[str, float] = field(default_factory=dict)
+    rotate: bool = False
+    training: dict[str, Any] = field(default_factory=dict)
+
+    def scenario(self, base: Scenario, folder: Path) -> Scenario:
+        """Apply the line to a scenario; a changed policy is written to ``folder``."""
+        changed = WAYS_BY_NAME[self.way].apply(base)
+        training = replace(changed.training, **self.training)
+        if self.rate is not None:
+            training = replace(training, learning_rate=self.rate)
+        policy = changed.policy
+        if self.noise and policy is not None:
+            policy = _derived(policy, self.noise, folder)
+        return replace(changed, training=training, policy=policy, rotate=self.rotate)
+
+
+def _coarse(bits: int, way: str, name: str) -> Line:
+    """Round the update to ``bits`` bits: 2^bits steps over ±4 root mean squares at the clip."""
+    return Line(
+        f"{name}, {bits}-bit update", way, noise={"grid_steps": 2**bits / LEVELS}, rotate=True
+    )
+
+
+_SMALL = {"min_dim": 256}  # biases are fewer coordinates than the shipped policy covers
+_OTHERS = (
+    *(
+        Line(f"forward only, rate {r:g}", "forward only", rate=r)
+        for r in (0.3, 0.03, 0.003, 0.0003)
+    ),
+    *(Line(f"zeroth order, rate {r:g}", "zeroth order", rate=r) for r in (20.0, 100.0)),
+    *(Line(f"zeroth order, LoRA, rate {r:g}", "zeroth order, LoRA", rate=r) for r in (10.0, 50.0)),
+    *(
+        Line(f"zeroth order, biases, rate {r:g}", "zeroth order, biases", rate=r)
+        for r in (10.0, 50.0, 250.0)
+    ),
+    *(_coarse(bits, "rows + LoRA", "rows + LoRA") for bits in (16, 8, 4, 2, 1)),
+    _coarse(4, "least of all", "4-bit model, recomputed"),
+    _coarse(4, "partial rows", "partial rows"),
+    _coarse(4, "8-bit model", "8-bit model"),
+)
+_REPLACED = {"biases": Line("biases", "biases", noise=_SMALL)}
+_TRIED = {"forward only", "zeroth order", "zeroth order, LoRA", "zeroth order, biases"}
+LINES = (
+    *(_REPLACED.get(way.name, Line(way.name, way.name)) for way in WAYS if way.name not in _TRIED),
+    *_OTHERS,
+)
 
 
 class Silent:
@@ -42,60 +111,150 @@ class Silent:
 
 
 def main() -> None:
+    chosen = _arguments()
+    tune()
+    base = _base(chosen)
+    folder = chosen.keep / f"{chosen.scenario.stem}_{chosen.rounds}_{chosen.cohort}_{chosen.users}"
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [line for line in LINES if not chosen.only or line.name in chosen.only]
+    found = []
+    for line in lines:
+        result = _of(line, base, folder, chosen.kept)
+        if result is not None:
+            found.append((line, result))
+            print(f"{line.name}: {_figures(result)}", file=sys.stderr, flush=True)
+    print_table(found)
+    print_best(found)
+
+
+def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("scenario", type=Path)
-    parser.add_argument("--rounds", type=int, default=40)
-    parser.add_argument("--cohort", type=int, default=100)
-    parser.add_argument("--users", type=int, default=300)
-    parser.add_argument("--only", nargs="+", choices=[way.name for way in WAYS])
-    chosen = parser.parse_args()
-    tune()
-    fleet = load(Fleet, FLEETS / "mixed.toml")
+    parser.add_argument("--rounds", type=int, default=25)
+    parser.add_argument("--cohort", type=int, default=50)
+    parser.add_argument("--users", type=int, default=120)
+    parser.add_argument("--only", nargs="+", choices=[line.name for line in LINES])
+    parser.add_argument("--keep", type=Path, default=Path("runs/ways"), help="where results lie")
+    parser.add_argument("--kept", action="store_true", help="print what is there, train nothing")
+    return parser.parse_args()
+
+
+def _base(chosen: argparse.Namespace) -> Scenario:
     base = load(Scenario, chosen.scenario)
-    base = replace(
+    return replace(
         base,
         rounds=chosen.rounds,
         cohort=chosen.cohort,
         population=replace(base.population, public_text=None),  # no baselines are asked for
         evaluation=replace(base.evaluation, every=chosen.rounds, users=chosen.users, final_users=1),
     )
-    print("| way | peak MB | GFLOP | up KB | s/round | perplexity | top-3 |")
-    print("|---|---|---|---|---|---|---|")
-    for way in WAYS:
-        if chosen.only and way.name not in chosen.only:
-            continue
-        scenario = way.apply(base)
-        rate = RATES.get(way.name, base.training.learning_rate)
-        scenario = replace(scenario, training=replace(scenario.training, learning_rate=rate))
-        asked = cost(scenario, fleet)
-        print(
-            f"| {way.name} | {asked['peak_bytes'] / 1e6:.1f} | {asked['flops'] / 1e9:.2f} | "
-            f"{asked['upload_bytes'] / 1e3:,.0f} | {learnt(scenario)} |",
-            flush=True,
-        )
 
 
-def learnt(scenario: Scenario) -> str:
-    """Train, and return seconds a round and what it did; or why the run was refused."""
+def _of(line: Line, base: Scenario, folder: Path, kept_only: bool) -> dict[str, Any] | None:
+    """Return a line's figures: those that lie there, or new ones, which are kept."""
+    path = folder / f"{line.name.replace(' ', '_').replace(',', '')}.json"
+    scenario = line.scenario(base, folder)
+    name = _name_of(scenario, line)
+    if path.exists():
+        result: dict[str, Any] = json.loads(path.read_text())
+        if result["scenario"] == name:
+            return result
+    if kept_only:
+        return None
+    fleet = load(Fleet, FLEETS / "mixed.toml")
+    asked = cost(scenario, fleet, measured=True)
+    result = {"scenario": name, "line": asdict(line), "cost": asked, **learnt(scenario)}
+    with write_atomically(path) as temporary:
+        temporary.write_text(json.dumps(result, indent=1))
+    return result
+
+
+def _name_of(scenario: Scenario, line: Line) -> str:
+    """Name what a line trains, wherever its recipes lie."""
+    about = (
+        scenario.model, scenario.payload, scenario.training, scenario.server, scenario.rounds,
+        scenario.cohort, scenario.clip_norm, scenario.seed, scenario.rotate,
+        scenario.evaluation, sorted(line.noise.items()),
+    )  # fmt: skip
+    return hashlib.sha256(repr(about).encode()).hexdigest()
+
+
+def learnt(scenario: Scenario) -> dict[str, Any]:
+    """Train; return first and last evaluation and seconds a round, or why it was refused."""
+    started = time.monotonic()
     try:
-        before, after, seconds = trained(scenario)
+        with tempfile.TemporaryDirectory() as folder:
+            run = simulate(scenario, Path(folder) / "run", Silent())
+            entries = [json.loads(text) for text in run.metrics_path.read_text().splitlines()]
     except ValueError as refusal:
-        return f"– | refused: {refusal} | –"
+        return {"refused": str(refusal)}
+    seconds = (time.monotonic() - started) / scenario.rounds
+    evaluations = [entry for entry in entries if entry["kind"] == "evaluation"]
+    rounds = [entry for entry in entries if entry["kind"] == "round"]
+    return {
+        "before": evaluations[0],
+        "after": evaluations[-1],
+        "epsilon": rounds[-1]["epsilon"],
+        "seconds": seconds,
+    }
+
+
+def _figures(result: dict[str, Any]) -> str:
+    if "refused" in result:
+        return f"refused: {result['refused']}"
+    before, after = result["before"], result["after"]
     return (
-        f"{seconds:.1f} | {before['perplexity']:.1f} → {after['perplexity']:.1f} | "
-        f"{before['top3']:.1%} → {after['top3']:.1%}"
+        f"{before['perplexity']:.1f} → {after['perplexity']:.1f}, top-3 {before['top3']:.1%} → "
+        f"{after['top3']:.1%}, ε {result['epsilon']:.3f}, {result['seconds']:.1f} s a round"
     )
 
 
-def trained(scenario: Scenario) -> tuple[dict[str, Any], dict[str, Any], float]:
-    """Run a scenario; return its first and last evaluation, and seconds a round."""
-    started = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
-        run = simulate(scenario, Path(folder) / "run", Silent())
-        entries = [json.loads(line) for line in run.metrics_path.read_text().splitlines()]
-    evaluations = [entry for entry in entries if entry["kind"] == "evaluation"]
-    spent = time.monotonic() - started
-    return evaluations[0], evaluations[-1], spent / scenario.rounds
+def print_table(found: list[tuple[Line, dict[str, Any]]]) -> None:
+    print("| way | peak MB | work MB | GFLOP | up KB | rounds | perplexity | top-3 |")
+    print("|---|---|---|---|---|---|---|---|")
+    for line, result in found:
+        asked = result["cost"]
+        if "refused" in result:
+            quality = f"– | refused: {result['refused']} | – |"
+        else:
+            after = result["after"]
+            quality = f"{after['round']} | {after['perplexity']:,.1f} | {after['top3']:.1%} |"
+        print(
+            f"| {line.name} | {asked['peak_bytes'] / 1e6:.1f} | {asked['work_bytes'] / 1e6:.2f} | "
+            f"{asked['flops'] / 1e9:.2f} | {asked['upload_bytes'] / 1e3:,.0f} | {quality}"
+        )
+
+
+def print_best(found: list[tuple[Line, dict[str, Any]]]) -> None:
+    """Name the line of least perplexity within each budget of memory."""
+    for budget in BUDGETS_MB:
+        within = [
+            (result["after"]["perplexity"], line.name, result["cost"]["peak_bytes"] / 1e6)
+            for line, result in found
+            if "after" in result and result["cost"]["peak_bytes"] <= budget * 1e6
+        ]
+        if within:
+            perplexity, name, peak = min(within)
+            print(f"{budget} MB: {name} ({peak:.1f} MB), perplexity {perplexity:.1f}")
+
+
+def _derived(policy: Path, noise: dict[str, float], folder: Path) -> Path:
+    """Write the policy with other ``noise`` fields, and without the review it no longer has."""
+    stated = tomllib.loads(policy.read_text())
+    stated.pop("reviewed", None)
+    stated["noise"] |= noise
+    label = "_".join(f"{name}_{value:g}" for name, value in noise.items())
+    path = folder / f"{policy.stem}_{label}.toml"
+    text = "".join(f"{name} = {_toml(value)}\n" for name, value in stated.items())
+    with write_atomically(path) as temporary:
+        temporary.write_text(text)
+    return path
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{name} = {_toml(part)}" for name, part in value.items()) + " }"
+    return json.dumps(value)
 
 
 if __name__ == "__main__":

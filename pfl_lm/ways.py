@@ -17,6 +17,8 @@ LORA_RANK = 8
 RESIDUAL_WIDTH = 32
 DIRECTIONS = 1024  # as few as the shipped policies cover
 ZEROTH_STEPS = 24
+ZEROTH_RATE = 20.0  # a slope along a unit vector is one part in √n of the gradient
+FORWARD_RATE = 0.003
 STRETCH = 5
 
 
@@ -84,19 +86,34 @@ def _only(dense: str) -> Callable[[Scenario], Scenario]:
     return apply
 
 
-def _zeroth_order(scenario: Scenario) -> Scenario:
+def _zeroth_order(rows: bool, dense: str) -> Callable[[Scenario], Scenario]:
+    """Directions of some rows and matrices, or of matrices alone: the fewer, the more it learns."""
+
+    def apply(scenario: Scenario) -> Scenario:
+        travels: dict[str, Any] = {"rows": _rows(scenario), "dense": dense}
+        if not rows:
+            travels |= {"rows": "none", "outside": "frozen"}
+        changed = _with(scenario, travels, {"loss": "sampled"}, lora=dense != "biases")
+        return replace(
+            changed,
+            payload=replace(changed.payload, directions=DIRECTIONS),
+            training=replace(
+                changed.training,
+                method="zeroth_order",
+                gradient_clip=None,
+                learning_rate=ZEROTH_RATE,
+                epochs=None,
+                steps=ZEROTH_STEPS,
+            ),
+        )
+
+    return apply
+
+
+def _forward_only(scenario: Scenario) -> Scenario:
     partial = _partial(scenario)
-    return replace(
-        partial,
-        payload=replace(partial.payload, directions=DIRECTIONS),
-        training=replace(
-            partial.training,
-            method="zeroth_order",
-            gradient_clip=None,
-            epochs=None,
-            steps=ZEROTH_STEPS,
-        ),
-    )
+    training = replace(partial.training, method="forward_only", learning_rate=FORWARD_RATE)
+    return replace(partial, training=training)
 
 
 def _one_layer(scenario: Scenario) -> Scenario:
@@ -153,16 +170,17 @@ WAYS = (
         "4-bit model, recomputed activations",
         lambda s: _partial(s, weight_bits=4, activations="recomputed", stretch=STRETCH),
     ),
-    Way(
-        "forward only",
-        "rows + LoRA without a backward pass (Pau and Aymone 2024)",
-        lambda s: replace(
-            _partial(s), training=replace(_partial(s).training, method="forward_only")
-        ),
-    ),
+    Way("forward only", "rows + LoRA without a backward pass (Pau and Aymone 2024)", _forward_only),
     Way(
         "zeroth order",
         f"coefficients of {DIRECTIONS} public directions (Spall 1992; Qin et al. 2024)",
-        _zeroth_order,
+        _zeroth_order(True, "lora"),
     ),
+    Way(
+        "zeroth order, LoRA",
+        "the same of the second factors alone, no rows",
+        _zeroth_order(False, "ffa_lora"),
+    ),
+    Way("zeroth order, biases", "the same of the biases alone", _zeroth_order(False, "biases")),
 )
+WAYS_BY_NAME = {way.name: way for way in WAYS}
