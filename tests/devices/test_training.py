@@ -178,10 +178,11 @@ def reference_step(spec, parameters, payload, windows, rate: float, clip: float 
 
 
 @pytest.mark.parametrize("kind", ["cifg_lstm", "lstm", "transformer"])
-@pytest.mark.parametrize("dense", ["all", "lora", "ffa_lora"])
+@pytest.mark.parametrize("dense", ["all", "lora", "ffa_lora", "biases", "biases_residual"])
 @pytest.mark.parametrize("clip", [None, 0.05])
 def test_partial_payload_is_autograd_restricted_to_it(kind, dense, clip) -> None:
-    spec = spec_of(kind, lora=None if dense == "all" else LoraSpec(2), tied=kind == "lstm")
+    parts = {"lora": LoraSpec(2)} if "lora" in dense else {}
+    spec = spec_of(kind, **parts, residual=3 if "residual" in dense else 0, tied=kind == "lstm")
     parameters, payload, values = setting(spec, PayloadPlan(rows=15, dense=dense, draw="unigram"))
     windows = text_of((5,))[0]
     expected, loss = reference_step(spec, parameters, payload, windows, 0.5, clip)
