@@ -21,11 +21,14 @@ from pfl_lm.devices.batches import LocalTraining
 from pfl_lm.devices.training import train
 from pfl_lm.dp.bits import reproducible_bits
 from pfl_lm.dp.grid import Grid
+from pfl_lm.dp.ledger import verify
 from pfl_lm.dp.mechanisms import decode, protect
 from pfl_lm.language.models import LoraSpec, ModelSpec, Parameters, initialise, roles
 from pfl_lm.payload import Payload, PayloadPlan, choose, expand, gather
 from pfl_lm.scenario import PopulationChoice, Scenario
+from pfl_lm.simulate import simulate
 from pfl_lm.ways import WAYS, Way
+from pfl_lm.world import open_world
 
 V = 60
 UNIGRAM = np.arange(V, 0, -1) / (V * (V + 1) / 2)
@@ -193,3 +196,32 @@ def test_no_score_of_the_whole_vocabulary_is_ever_made(loss: Any, method: Any) -
         )  # fmt: skip
     rows = WORDS.size
     assert 0 < seen.found <= max(rows * 30, rows * 30 * 2, 50 * 9) < vocabulary * 8
+
+
+def test_coefficients_are_what_is_clipped_noised_and_accounted_for(
+    tiny_scenario, policy_file, new_watcher, tmp_path
+) -> None:
+    """Private zeroth order: d coefficients at the clip's sensitivity, and nothing else leaves."""
+    chosen = tiny_scenario(
+        policy=policy_file(),
+        rounds=2,
+        clip_norm=1e-3,
+        payload=PayloadPlan(rows="none", dense="biases", directions=1024),
+        training=LocalTraining(
+            5.0, batch_size=4, window=8, max_tokens=64, method="zeroth_order", steps=6, epochs=None
+        ),
+    )
+    run = simulate(chosen, tmp_path / "run", new_watcher())
+    world = open_world(chosen)
+    grid = world.protection.grid(1024)
+    entries = [entry for entry in verify(run.ledger_path) if entry["kind"] == "round"]
+    assert len(entries) == 2
+    for entry in entries:
+        assert entry["event"]["dim"] == entry["payload"]["dim"] == 1024
+        assert entry["grid"]["norm_bound"] == grid.norm_bound
+        assert (
+            entry["event"]["noise_multiplier"] >= 0.99 * world.protection.guarantee.noise_multiplier
+        )
+    rounds = [entry for entry in run.metrics() if entry["kind"] == "round"]
+    assert all(entry["clipped_share"] > 0 for entry in rounds)
+    assert all(entry["payload_dim"] == 1024 for entry in rounds)
