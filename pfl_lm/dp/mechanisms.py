@@ -10,16 +10,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from pfl_lm.dp.bits import Bits
 from pfl_lm.dp.grid import Grid
+from pfl_lm.dp.look_up import Int64s
 from pfl_lm.dp.noise import NoiseShare, sources_of
-from pfl_lm.dp.samplers import LARGEST_STD, Doubles, Flags, Int64s, add_noise
-
-Updates = np.ndarray[Any, np.dtype[np.float32]]
+from pfl_lm.dp.rounding import Updates, round_at_random, scale, sum_of_squares
+from pfl_lm.dp.samplers import LARGEST_STD, Doubles, Flags, add_noise
 
 _BLOCK = 1 << 16  # coordinates at a time; part of what a reproducible stream means, never change
 _TRIES = 64  # of conditional rounding; each fails with probability ≤ e^(−1/2), all with < 2^-46
@@ -38,20 +37,16 @@ class Clipped:
 def norms(updates: Updates) -> Doubles:
     """Return float64[K], the ℓ2 norm of each row, summed in float64; not finite if the row is not.
 
+    The order of summation is fixed, so that a reproducible run does not depend on the machine.
+
     Squares of float32 cannot overflow float64, so a norm is inf or nan only if a coordinate is.
     """
     _check(updates)
-    squares = np.empty(len(updates))
-    wide = np.empty(min(_BLOCK, updates.shape[1]))
-    for k, row in enumerate(updates):
-        total = 0.0
-        for begin in range(0, len(row), _BLOCK):
-            part = row[begin : begin + _BLOCK]
-            block = wide[: len(part)]
-            np.copyto(block, part)
-            total += float(np.dot(block, block))
-        squares[k] = total
-    return np.sqrt(squares)
+    totals = [
+        sum(sum_of_squares(row[at : at + _BLOCK]) for at in range(0, len(row), _BLOCK))
+        for row in updates
+    ]
+    return np.sqrt(np.array(totals, dtype=np.float64))
 
 
 def clip(updates: Updates, clip_norm: float, in_place: bool = False) -> Clipped:
@@ -89,7 +84,7 @@ def clip(updates: Updates, clip_norm: float, in_place: bool = False) -> Clipped:
         if factors[k] == 0.0:
             values[k] = 0.0
         else:
-            _scale(values[k], float(factors[k]), values[k])
+            scale(values[k], float(factors[k]), values[k])
     return Clipped(values, _reported(before), factors != 1.0)
 
 
@@ -179,14 +174,6 @@ def _reported(lengths: Doubles) -> Doubles:
     return np.where(np.isfinite(lengths), lengths, np.nan)
 
 
-def _scale(row: Updates, factor: float, out: Updates) -> None:
-    """Write row·factor; in float64 where the factor would lose bits as a float32."""
-    if factor < 2.0**-64:
-        np.multiply(row, np.float64(factor), out=out, casting="same_kind")
-    else:
-        np.multiply(row, np.float32(factor), out=out)
-
-
 def _encode(
     updates: Updates,
     factors: Doubles,
@@ -235,39 +222,18 @@ def _round_once(
 ) -> int:
     """Write the stochastic rounding of row·factor plus noise; return its squared norm, unnoised."""
     size = min(_BLOCK, len(row))
-    scaled, dither = np.empty(size, np.float32), np.empty(size, np.float32)
     words, rounded = np.empty(size, np.uint16), np.empty(size, np.int32)
+    scratch = np.empty(size, np.float32), np.empty(size, np.float32)
     squares = 0
     for begin in range(0, len(row), _BLOCK):
         part = row[begin : begin + _BLOCK]
-        if len(part) < size:
-            scaled, dither = scaled[: len(part)], dither[: len(part)]
-            words, rounded = words[: len(part)], rounded[: len(part)]
-        _scale(part, factor, scaled)
+        words, rounded = words[: len(part)], rounded[: len(part)]
         bits.fill(words)
-        np.multiply(words, np.float32(2.0**-16), out=dither)
-        scaled += dither
-        scaled += np.float32(2.0**-17)
-        np.floor(scaled, out=scaled)
-        squares += _exact_squares(scaled)
+        squares += round_at_random(part, factor, words, rounded, scratch)
         target = out[begin : begin + _BLOCK]
-        np.copyto(rounded, scaled, casting="unsafe")
         if share is not None and share.variance <= LARGEST_STD**2:
             add_noise(share.kind, share.variance, rounded, bits)
         np.copyto(target, rounded)
         if share is not None and share.variance > LARGEST_STD**2:
             add_noise(share.kind, share.variance, target, bits)
     return squares
-
-
-def _exact_squares(integers: Updates) -> int:
-    """Return the exact sum of squares of whole numbers up to 2^23, given as float32.
-
-    A sum of whole numbers that stays below 2^24 is exact in float32 in any order, and one that
-    does not ends at 2^24 or above; likewise 2^53 in float64.
-    """
-    quick = float(np.dot(integers, integers))
-    if quick < 2.0**24:
-        return int(quick)
-    wide = integers.astype(np.float64)
-    return int(np.dot(wide, wide))

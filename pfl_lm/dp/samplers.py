@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -10,19 +11,36 @@ from typing import Any
 import numpy as np
 
 from pfl_lm.dp.bits import Bits
+from pfl_lm.dp.look_up import (
+    STEPS,
+    UNDECIDED,
+    Guide,
+    Halves,
+    Int64s,
+    Integers,
+    Words,
+    look_up,
+    pass_boundaries,
+)
 from pfl_lm.dp.pmf import UNIT, Kind, TableKind, survival
 
-Integers = np.ndarray[Any, np.dtype[Any]]
-Int64s = np.ndarray[Any, np.dtype[np.int64]]
-Words = np.ndarray[Any, np.dtype[np.uint64]]
 Doubles = np.ndarray[Any, np.dtype[np.float64]]
 Flags = np.ndarray[Any, np.dtype[np.bool_]]
 
 _BLOCK = 1 << 16  # samples at a time; part of what a reproducible stream means, so never change it
-_FEW = 2  # boundaries passed one by one before falling back to a binary search
 _GUIDE_STD = 2048  # above it 16 bits decide too few samples, and a sample overflows int16
-_UNDECIDED = np.iinfo(np.int16).min  # what the guide says where 16 bits do not decide
 LARGEST_STD = float(1 << 18)  # of one table; beyond it noise is composed
+
+
+class _Scratch(threading.local):
+    """A thread's buffers for one block: fresh memory would cost more than the samples."""
+
+    def __init__(self) -> None:
+        self.words: Halves = np.empty(_BLOCK, np.uint16)
+        self.places: Halves = np.empty(_BLOCK, np.uint16)
+
+
+_scratch = _Scratch()
 
 
 @dataclass(frozen=True)
@@ -53,45 +71,28 @@ class Table:
     boundaries: Words  # sorted first 64 bits, padded by 2^64 − 1
     start: np.ndarray[Any, np.dtype[np.int32]]  # boundaries below each cell of the second step
     start_shift: int
-    guide: np.ndarray[Any, np.dtype[np.int16]] | None  # sample by 16-bit cell, or _UNDECIDED
+    guide: Guide | None  # sample by 16-bit cell, or UNDECIDED
 
     def add_to(self, out: Integers, bits: Bits) -> None:
         """Add one independent sample to each coordinate of int32[n] or int64[n], in place."""
-        size = min(_BLOCK, len(out))
-        words, cells = np.empty(size, np.uint16), np.empty(size, np.intp)
-        drawn, undecided = np.empty(size, np.int16), np.empty(size, np.bool_)
         for begin in range(0, len(out), _BLOCK):
             part = out[begin : begin + _BLOCK]
             if self.guide is None:
                 part += self._resolve(bits.uint64(len(part)), bits)
                 continue
-            if len(part) < size:
-                words, cells = words[: len(part)], cells[: len(part)]
-                drawn, undecided = drawn[: len(part)], undecided[: len(part)]
+            words = _scratch.words[: len(part)]
             bits.fill(words)
-            np.copyto(cells, words)
-            np.take(self.guide, cells, out=drawn, mode="clip")
-            np.equal(drawn, _UNDECIDED, out=undecided)
-            places = np.flatnonzero(undecided)
+            places = look_up(self.guide, words, part, _scratch.places)
             if len(places):
                 uniform = words[places].astype(np.uint64) << np.uint64(48)
                 uniform |= bits.uint64(len(places)) >> np.uint64(16)
-                drawn[places] = self._resolve(uniform, bits)
-            part += drawn
+                part[places] += self._resolve(uniform, bits)
 
     def _resolve(self, uniform: Words, bits: Bits) -> Int64s:
         """Return the samples of the given first 64 bits of U."""
-        cell = (uniform >> np.uint64(self.start_shift)).astype(np.intp)
-        passed = np.take(self.start, cell, mode="clip").astype(np.intp)
-        for _ in range(_FEW):
-            passed += np.take(self.boundaries, passed, mode="clip") < uniform
-        reached = np.take(self.boundaries, passed, mode="clip")
-        far = np.flatnonzero(reached < uniform)
-        if len(far):
-            passed[far] = np.searchsorted(self.boundaries, uniform[far])
-            reached[far] = self.boundaries[passed[far]]
+        passed = pass_boundaries(self.boundaries, self.start, self.start_shift, uniform)
         samples = passed + self.lowest
-        for tie in np.flatnonzero(reached == uniform):
+        for tie in np.flatnonzero(self.boundaries[passed] == uniform):
             samples[tie] = self._exact((int(uniform[tie]) << 192) | bits.integer(192))
         return samples
 
@@ -118,7 +119,7 @@ def table(kind: TableKind, variance: float) -> Table:
     # Boundaries with the same first 64 bits end in the third step; one stands for all of them.
     tails = tails[max(0, int(np.count_nonzero(tails == 0)) - 1) :]
     upper = np.uint64(2**64 - 1) - tails[::-1]
-    padding = np.full(_FEW + 1, 2**64 - 1, dtype=np.uint64)
+    padding = np.full(STEPS + 1, 2**64 - 1, dtype=np.uint64)
     boundaries = np.concatenate([tails, upper, padding])
     lowest = -len(tails)
     start_bits = min(22, max(16, math.ceil(math.log2(variance) / 2) + 4))
@@ -130,12 +131,12 @@ def table(kind: TableKind, variance: float) -> Table:
     return Table(kind, variance, lowest, boundaries, start, 64 - start_bits, guide)
 
 
-def _guide(boundaries: Words, lowest: int) -> np.ndarray[Any, np.dtype[np.int16]]:
-    """Return int16[2^16]: the sample of each cell that no boundary cuts, else _UNDECIDED."""
+def _guide(boundaries: Words, lowest: int) -> Guide:
+    """Return int16[2^16]: the sample of each cell that no boundary cuts, else UNDECIDED."""
     edges = np.arange(1 << 16, dtype=np.uint64) << np.uint64(48)
     below = np.searchsorted(boundaries, edges, side="left")
     within = np.searchsorted(boundaries, edges | np.uint64(2**48 - 1), side="right")
-    return np.where(below == within, below + lowest, _UNDECIDED).astype(np.int16)
+    return np.where(below == within, below + lowest, UNDECIDED).astype(np.int16)
 
 
 def add_noise(kind: Kind, variance: float, out: Integers, bits: Bits) -> None:

@@ -1,0 +1,142 @@
+"""The compiled loops of the privacy path give the integers that numpy gives, to the last bit."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pfl_lm import native
+from pfl_lm.dp.bits import reproducible_bits
+from pfl_lm.dp.grid import Grid
+from pfl_lm.dp.look_up import look_up, pass_boundaries
+from pfl_lm.dp.mechanisms import norms, protect
+from pfl_lm.dp.noise import NoiseShare
+from pfl_lm.dp.rounding import round_at_random, sum_of_squares
+from pfl_lm.dp.samplers import add_noise, table
+from pfl_lm.streams import key
+
+pytestmark = [
+    pytest.mark.skipif(
+        any(native.library(name) is None for name in ("encode", "look_up")),
+        reason="no C compiler",
+    ),
+]
+SIZES = st.sampled_from([1, 2, 15, 16, 17, 255, 256, 257, 2047, 2048, 2049, 5000, 65_536])
+fixtures_are_fine = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@pytest.fixture
+def both():
+    """Run an action with the compiled loops and with numpy."""
+
+    def run(action):
+        compiled = action()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(native, "library", lambda name: None)
+            return compiled, action()
+
+    return run
+
+
+def values_of(count: int, seed: int, exponent: int) -> np.ndarray:
+    drawn = np.random.default_rng(seed).standard_normal(count) * 2.0**exponent
+    drawn[::7] = 0.0
+    return drawn.astype(np.float32)
+
+
+@fixtures_are_fine
+@given(SIZES, st.integers(0, 99), st.integers(-140, 120))
+def test_norms(both, count, seed, exponent):
+    values = values_of(count, seed, exponent)
+    compiled, numpy = both(lambda: sum_of_squares(values))
+    assert compiled == numpy
+    assert compiled == pytest.approx(float(np.sum(values.astype(np.float64) ** 2)), rel=1e-12)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 3e38, 1e-45, -0.0])
+@pytest.mark.parametrize("place", [0, 700, 999])
+def test_norms_of_what_is_no_ordinary_number(both, bad, place):
+    rows = np.zeros((1, 1000), np.float32)
+    rows[0, place] = bad
+    compiled, numpy = both(lambda: norms(rows))
+    assert np.array_equal(compiled, numpy, equal_nan=True)
+    assert np.isfinite(compiled[0]) == np.isfinite(np.float32(bad))
+
+
+@fixtures_are_fine
+@given(SIZES, st.integers(0, 99), st.integers(-100, 100), st.floats(1e-3, 2e3))
+def test_rounding(both, count, seed, exponent, steps):
+    """At any factor whose product lies on the grid, be it below the least that float32 holds."""
+    values, factor = values_of(count, seed, exponent), steps * 2.0**-exponent
+    words = np.random.default_rng(seed).integers(0, 2**16, count, dtype=np.uint16)
+
+    def action():
+        out, scratch = np.empty(count, np.int32), np.empty((2, count), np.float32)
+        return round_at_random(values, factor, words, out, tuple(scratch)), out
+
+    (squares, compiled), (other, numpy) = both(action)
+    assert np.array_equal(compiled, numpy)
+    assert squares == other == sum(int(v) ** 2 for v in compiled)
+
+
+@pytest.mark.parametrize("share", [None, 3.5, 253.0**2, 2**25 + 0.5])
+@pytest.mark.parametrize("kind", ["skellam", "discrete_gaussian"])
+def test_protected_updates(both, share, kind):
+    """Blocks whole and broken; rows to scale down, to leave, to erase."""
+    dim = 70_001
+    rows = np.stack([values_of(dim, k, e) for k, e in enumerate((0, -12, -60, 100, 3))])
+    rows[4, 5] = np.nan
+    grid = Grid.choose(dim, 1.0, reports_max=100, noise_multiplier=0.0)
+    noise = None if share is None else NoiseShare(kind, share)
+
+    def action():
+        return protect(rows, grid, noise, reproducible_bits(key(3, "both", kind)))[0]
+
+    compiled, numpy = both(action)
+    assert np.array_equal(compiled, numpy)
+
+
+@fixtures_are_fine
+@given(SIZES, st.sampled_from([0.3, 20.0, 253.0**2, 2000.0**2]), st.sampled_from(["<i4", "<i8"]))
+def test_the_guide(both, count, variance, integers):
+    guide = table("skellam", variance).guide
+    words = np.random.default_rng(count).integers(0, 2**16, count, dtype=np.uint16)
+
+    def action():
+        out = np.arange(count, dtype=integers)
+        return look_up(guide, words, out, np.empty(2**16, np.uint16)).tolist(), out.tolist()
+
+    compiled, numpy = both(action)
+    assert compiled == numpy
+    assert set(compiled[0]) == set(np.flatnonzero(guide[words] == -(2**15)).tolist())
+
+
+@pytest.mark.parametrize("variance", [0.3, 20.0, 253.0**2, 9000.0**2])
+def test_boundaries(both, variance):
+    """Numbers everywhere, in the far tails, and exactly on boundaries and beside them."""
+    found = table("skellam", variance)
+    ends = found.boundaries[:: max(1, len(found.boundaries) // 500)]
+    tails = np.uint64(1) << np.arange(64, dtype=np.uint64)
+    drawn = np.random.default_rng(1).integers(0, 2**64, 5000, dtype=np.uint64)
+    uniform = np.concatenate([ends, ends + np.uint64(1), ends - np.uint64(1), tails, ~tails, drawn])
+
+    def action():
+        return pass_boundaries(found.boundaries, found.start, found.start_shift, uniform)
+
+    compiled, numpy = both(action)
+    assert np.array_equal(compiled, numpy)
+    assert np.array_equal(compiled, np.searchsorted(found.boundaries, uniform))
+
+
+def test_noise_of_every_sampler_in_one_stream(both):
+    def action():
+        bits, out = reproducible_bits(key(4, "stream")), np.zeros(66_000, np.int64)
+        for variance in (0.2, 900.0, 5000.0**2):
+            add_noise("skellam", variance, out, bits)
+            add_noise("discrete_gaussian", variance, out, bits)
+        return out
+
+    compiled, numpy = both(action)
+    assert np.array_equal(compiled, numpy)
