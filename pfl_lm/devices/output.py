@@ -38,7 +38,7 @@ class Objective:
     ) -> None:
         loss, negatives = training.loss, training.negatives
         self.loss, self.unigram, self.precision = loss, unigram, training.dtype
-        self._buffer: Tensor | None = None
+        self._buffer: tuple[int, Tensor] | None = None  # rows that it is for, and it
         self.words: np.ndarray = np.arange(spec.vocabulary_size)
         self.inclusion: np.ndarray | None = None
         some = payload.rows is not None and len(payload.rows) > 0
@@ -159,7 +159,7 @@ class Objective:
             )
             return loss.view_as(weight), gradient.view_as(vectors)
         loss, gradient = torch.empty_like(weight), torch.empty_like(vectors)
-        scratch = self._scratch(vectors, len(table.frozen))
+        scratch = self._scratch(vectors[0], table.now[0])
         for k in range(len(vectors)):
             loss[k], gradient[k] = losses.full_softmax(
                 vectors[k],
@@ -177,9 +177,9 @@ class Objective:
             )
         return loss, gradient
 
-    def _scratch(self, vectors: Tensor, words: int) -> Tensor:
+    def _scratch(self, vectors: Tensor, table: Tensor) -> Tensor:
         """One buffer for all devices and steps; made anew when the number of rows changes."""
-        rows = vectors.shape[1]
-        if self._buffer is None or self._buffer.shape[1] != rows:
-            self._buffer = losses.scratch_for(rows, words, vectors)
-        return self._buffer
+        if self._buffer is None or self._buffer[0] != len(vectors):
+            made = losses.scratch_for(vectors, table, self.precision)
+            self._buffer = (len(vectors), made)
+        return self._buffer[1]

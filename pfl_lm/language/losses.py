@@ -24,6 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pfl_lm.language import softmax
+
 BLOCK_BYTES = 1 << 20  # of scores at a time: a block stays in the cache between its passes
 LEAST_BLOCK = 256  # words, however many rows
 KEEP_BYTES = 512 << 20  # of powers kept between the two passes; beyond it they are made twice
@@ -192,7 +194,7 @@ def full_softmax(
     Returns:
         Loss (N,), unweighted; gradient of the weighted sum by the vectors (N, P).
     """
-    held = _Blocks(vectors, table, bias, scratch, precision)
+    held = _blocks(vectors, table, bias, into, scratch, precision)
     total, mixed = held.sums()
     if not bool(((total > SAFE_SUM[0]) & (total < SAFE_SUM[1])).all()):
         held.shift = held.largest_scores()
@@ -210,9 +212,28 @@ def full_softmax(
     return loss, gradient
 
 
-def scratch_for(rows: int, words: int, like: Tensor) -> Tensor:
-    """Make the buffer that :func:`full_softmax` keeps powers in, (V or w, N)."""
-    return like.new_empty(words if _keeps(rows, words) else block_width(rows), rows)
+def scratch_for(vectors: Tensor, table: Tensor, precision: torch.dtype = torch.float32) -> Tensor:
+    """Make the buffer that :func:`full_softmax` keeps powers in, for so many rows and words."""
+    rows, words = len(vectors), len(table)
+    if precision == torch.float32 and softmax.suits(table):
+        return softmax.scratch_for(rows, words, _keeps(rows, words))
+    return vectors.new_empty(words if _keeps(rows, words) else block_width(rows), rows)
+
+
+def _blocks(
+    vectors: Tensor,
+    table: Tensor,
+    bias: Tensor | None,
+    into: tuple[Tensor | None, Tensor | None],
+    scratch: Tensor | None,
+    precision: torch.dtype,
+) -> _Blocks | softmax.Blocks:
+    """Compiled loops where they may be used, else torch."""
+    scratch = scratch_for(vectors, table, precision) if scratch is None else scratch
+    if precision == torch.float32 and softmax.suits(table, bias, *into) and scratch.dim() == 1:
+        kept = _keeps(len(vectors), len(table))
+        return softmax.Blocks(vectors, table, bias, scratch, kept)
+    return _Blocks(vectors, table, bias, scratch, precision)
 
 
 class _Blocks:
@@ -223,7 +244,7 @@ class _Blocks:
         vectors: Tensor,
         table: Tensor,
         bias: Tensor | None,
-        scratch: Tensor | None,
+        scratch: Tensor,
         precision: torch.dtype,
     ) -> None:
         rows, words = len(vectors), len(table)
@@ -234,7 +255,7 @@ class _Blocks:
         self.bias = None if bias is None else (bias * LOG2_E).unsqueeze(1)
         self.shift: Tensor | None = None  # (N,), taken off the scaled scores
         self.keeps, width = _keeps(rows, words), block_width(rows)
-        self.scratch = scratch_for(rows, words, vectors) if scratch is None else scratch
+        self.scratch = scratch
         self.slices = [slice(start, min(start + width, words)) for start in range(0, words, width)]
 
     def sums(self) -> tuple[Tensor, Tensor]:

@@ -31,8 +31,10 @@ INLINE long panels(long columns) { return (columns + WIDTH - 1) / WIDTH; }
 
 INLINE long smaller(long a, long b) { return a < b ? a : b; }
 
-/* The sums of `rows` rows of A with one panel, over n products, into a local array `sum`. */
-#define SUMS(rows, n, a, at, b, step, ahead)                                          \
+/* The sums of `rows` rows of A with one panel, over n products, into a local array `sum`. Row i
+   begins at a + at[i]; `place` says with the variable k where in a row a factor lies, `soon` what
+   will be needed later. */
+#define SUMS(rows, n, a, at, place, b, step, soon)                                        \
   vec sum[rows][2];                                                                   \
   const float *row[rows];                                                             \
   for (int i = 0; i < rows; i++) {                                                    \
@@ -42,15 +44,30 @@ INLINE long smaller(long a, long b) { return a < b ? a : b; }
   const float *panel = (b);                                                           \
   for (long k = 0; k < (n); k++) {                                                    \
     vec left = load(panel), right = load(panel + LANES);                              \
-    if (ahead) __builtin_prefetch(panel + (ahead));                                   \
+    __builtin_prefetch(soon);                                                         \
     IN_REGISTER(left);                                                                \
     IN_REGISTER(right);                                                               \
     for (int i = 0; i < rows; i++) {                                                  \
-      vec one = all(row[i][k]);                                                       \
+      vec one = all(row[i][place]);                                                   \
       sum[i][0] += one * left;                                                        \
       sum[i][1] += one * right;                                                       \
     }                                                                                 \
     panel += (step);                                                                  \
+  }
+
+/* The sums stored to, or added to, rows of C: as many columns of the panel as there are. */
+#define ADD_SUMS(rows, c, to, columns, add)                                           \
+  for (int i = 0; i < rows; i++) {                                                    \
+    float *line = (c) + (to)[i];                                                      \
+    if ((columns) >= WIDTH) {                                                         \
+      store(line, (add) ? load(line) + sum[i][0] : sum[i][0]);                        \
+      store(line + LANES, (add) ? load(line + LANES) + sum[i][1] : sum[i][1]);        \
+    } else {                                                                          \
+      float tail[WIDTH];                                                              \
+      store(tail, sum[i][0]);                                                         \
+      store(tail + LANES, sum[i][1]);                                                 \
+      for (int j = 0; j < (columns); j++) line[j] = (add) ? line[j] + tail[j] : tail[j]; \
+    }                                                                                 \
   }
 
 /* One tile: the sums stored to, or added to, rows of C. */
@@ -58,19 +75,8 @@ INLINE long smaller(long a, long b) { return a < b ? a : b; }
   static void tile_##rows(long n, const float *a, const long *at, const float *b,     \
                           long step, float *c, const long *to, long columns, int add) { \
     for (int i = 0; i < rows; i++) __builtin_prefetch(c + to[i], 1);                  \
-    SUMS(rows, n, a, at, b, step, 16 * WIDTH)                                         \
-    for (int i = 0; i < rows; i++) {                                                  \
-      float *into = c + to[i];                                                        \
-      if (columns >= WIDTH) {                                                         \
-        store(into, add ? load(into) + sum[i][0] : sum[i][0]);                        \
-        store(into + LANES, add ? load(into + LANES) + sum[i][1] : sum[i][1]);        \
-      } else {                                                                        \
-        float tail[WIDTH];                                                            \
-        store(tail, sum[i][0]);                                                       \
-        store(tail + LANES, sum[i][1]);                                               \
-        for (int j = 0; j < columns; j++) into[j] = add ? into[j] + tail[j] : tail[j]; \
-      }                                                                               \
-    }                                                                                 \
+    SUMS(rows, n, a, at, k, b, step, panel + 16 * WIDTH)                                         \
+    ADD_SUMS(rows, c, to, columns, add)                                               \
   }
 
 TILE(1) TILE(2) TILE(3) TILE(4) TILE(5) TILE(6)
@@ -94,7 +100,7 @@ static void pass(long rows, long n, const float *a, const long *at, const float 
 }
 
 /* C = or += A B with B packed; row i of A begins at a + at[i], of C at c + to[i]. */
-static void multiply(long rows, long columns, long depth, const float *a, const long *at,
+__attribute__((unused)) static void multiply(long rows, long columns, long depth, const float *a, const long *at,
                      const float *packed, float *c, const long *to, int add) {
   for (long first = 0; first < rows; first += NEAR_ROWS)
     for (long k = 0; k < depth; k += DEPTH)
@@ -127,7 +133,7 @@ static void pack(long depth, long columns, const float *b, long down, long along
 }
 
 /* Bᵀ of a matrix (rows, columns) with contiguous rows, to rows of length `rows`. */
-static void transpose(long rows, long columns, const float *from, long stride, float *to) {
+__attribute__((unused)) static void transpose(long rows, long columns, const float *from, long stride, float *to) {
   for (long j = 0; j < columns; j += 16)
     for (long i = 0; i < rows; i += 16)
       for (long y = j; y < smaller(j + 16, columns); y++)

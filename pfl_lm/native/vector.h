@@ -47,34 +47,37 @@ INLINE float sum_of(vec x) {
   return sum;
 }
 
-/* 2^n for whole n in [-126, 127], given as floats. */
-INLINE vec whole_power(vec n) {
-  return (vec)((__builtin_convertvector(n, ints) + 127) << 23);
+/* p 2^n for whole n from -126, where it is 0, to 128, where 2^n itself is infinite. */
+INLINE vec times_power(vec p, vec n) {
+  return (p + p) * (vec)((__builtin_convertvector(n, ints) + 126) << 23);
 }
 
-/* The nearest whole number, for |x| < 2^22. */
+/* The nearest whole number, for |x| < 2^22; NaN stays NaN. */
 INLINE vec nearest(vec x) { return (x + 12582912.0f) - 12582912.0f; }
 
-/* 2^x: whole and broken part; twice half of the whole one, so that small results stay gradual. */
-INLINE vec exp2_of(vec x) {
-  vec inside = either(x > 129.0f, all(129.0f), x);
-  inside = either(x < -151.0f, all(-151.0f), inside);
-  vec n = nearest(inside), f = inside - n; /* f in [-1/2, 1/2] */
+/* 2^f for f in [-1/2, 1/2]. */
+INLINE vec broken_power(vec f) {
   vec p = all(1.535336188319500e-4f);
   p = p * f + 1.339887440266574e-3f;
   p = p * f + 9.618437357674640e-3f;
   p = p * f + 5.550332471162809e-2f;
   p = p * f + 2.402264791363012e-1f;
   p = p * f + 6.931472028550421e-1f;
-  p = p * f + 1.0f;
-  vec half = nearest(n * 0.5f);
-  return p * whole_power(half) * whole_power(n - half);
+  return p * f + 1.0f;
 }
 
-/* e^x: as 2^(x log2 e), the product's rounding error carried along. */
+/* 2^x; 0 below 2^-125.5, about where float32 would go on with fewer digits. */
+INLINE vec exp2_of(vec x) {
+  vec inside = either(x > 128.0f, all(128.0f), x);
+  inside = either(x < -126.0f, all(-126.0f), inside);
+  vec n = nearest(inside);
+  return times_power(broken_power(inside - n), n);
+}
+
+/* e^x; 0 below 2^-125.5. The reduction carries the rounding error of the product with log 2. */
 INLINE vec exp_of(vec x) {
-  vec inside = either(x > 90.0f, all(90.0f), x);
-  inside = either(x < -106.0f, all(-106.0f), inside);
+  vec inside = either(x > 89.0f, all(89.0f), x);
+  inside = either(x < -87.3f, all(-87.3f), inside);
   vec n = nearest(inside * 1.44269504088896341f);
   vec f = (inside - n * 0.693359375f) + n * 2.12194440e-4f; /* |f| <= log(2) / 2 */
   vec p = all(1.9875691500e-4f);
@@ -84,8 +87,7 @@ INLINE vec exp_of(vec x) {
   p = p * f + 1.6666665459e-1f;
   p = p * f + 5.0000001201e-1f;
   p = p * f * f + f + 1.0f;
-  vec half = nearest(n * 0.5f);
-  return p * whole_power(half) * whole_power(n - half);
+  return times_power(p, n);
 }
 
 INLINE vec sigmoid_of(vec x) { return 1.0f / (1.0f + exp_of(-x)); }
