@@ -15,14 +15,12 @@ import numpy as np
 
 from pfl_lm.devices.fleet import Fleet
 from pfl_lm.dp.grid import WRAP_BITS, Grid
-from pfl_lm.dp.noise import skellam_from_seed
 from pfl_lm.interop.tff_sum import TffMean, TffRound
 from pfl_lm.protection import Protection
 from pfl_lm.scenario import Scenario
 from pfl_lm.secagg.config import RoundConfig
 from pfl_lm.secagg.errors import TooFewReports
 from pfl_lm.secagg.local import Step
-from pfl_lm.secagg.noise import RemovableNoise
 from pfl_lm.secagg.parameters import Adversary, GraphParameters, at_best, bounds, required
 from pfl_lm.secagg.ring import MIN_BITS
 from pfl_lm.secagg.rounds import Aggregator, Kind, open_aggregator
@@ -140,8 +138,7 @@ class Aggregation:
             bits.fill(drawn)
             return drawn.tobytes()
 
-        plan = protection.noise_plan(grid, config.cohort)
-        noise = None if plan is None else RemovableNoise(plan, skellam_from_seed)
+        noise = protection.removable_noise(grid, config.cohort)
         goal = protection.most_reports
         opened = open_aggregator(self.kind, config, goal, silent, entropy, noise)
         if not protection.foreign_noise:
@@ -188,14 +185,16 @@ class Aggregation:
     def _state(self, graph: GraphParameters, exact: dict[str, float]) -> str:
         """Say what the graph withstands, and with which probability it does not."""
 
-        def below(bits: float) -> str:
-            return "never" if math.isinf(bits) else f"with probability below 2^-{math.floor(bits)}"
+        def but_for(bits: float) -> str:
+            if math.isinf(bits):
+                return "always"
+            return f"but for a probability below 2^-{math.floor(bits)}"
 
-        leaks, fails = below(min(exact["secret"], exact["connected"])), below(exact["correct"])
+        private = but_for(min(exact["secret"], exact["connected"]))
         return (
-            f"{graph}; with {graph.corrupt} corrupt devices and a {self.adversary.value} server "
-            f"more than the sum leaks {leaks}; at {self.planned_dropout:.0%} dropout it cannot be "
-            f"opened {fails}"
+            f"{graph}; nothing but the sum is learnt by {graph.corrupt} corrupt devices and a "
+            f"{self.adversary.value} server together ({private}); at {self.planned_dropout:.0%} "
+            f"dropout the sum can be opened ({but_for(exact['correct'])})"
         )
 
 

@@ -10,12 +10,14 @@ from pfl_lm.budget import Budget
 from pfl_lm.checkpoints import save_checkpoint
 from pfl_lm.devices.report import Trace
 from pfl_lm.dp.ledger import Ledger
-from pfl_lm.ranks import Ranks
+from pfl_lm.language.models import Parameters
+from pfl_lm.model_file import Model, save_model
+from pfl_lm.ranks import ALONE, Ranks
 from pfl_lm.resume import begin_run, resume_run
-from pfl_lm.runs import RunFolder, RunLog
+from pfl_lm.runs import RunFolder, RunLog, write_json
 from pfl_lm.secagg.traffic import Traffic
 from pfl_lm.server.state import ServerState
-from pfl_lm.world import World, choose_payload
+from pfl_lm.world import World, choose_payload, validate
 
 
 class Watch(Protocol):
@@ -147,3 +149,23 @@ class RoundFigures:
             "upload_bytes": traffic.upload_bytes,
             **self.more,
         }
+
+
+def validation(world: World, state: ServerState, ranks: Ranks = ALONE) -> dict[str, Any]:
+    """Measure the model on validation users: a line of the metrics."""
+    found = validate(world, dict(state.parameters), ranks, state.round).as_dict()
+    return {"kind": "evaluation", "round": state.round, "split": "validation", **found}
+
+
+def write_results(
+    world: World, folder: RunFolder, parameters: Parameters, found: dict[str, Any]
+) -> None:
+    """Write a run's final evaluation and its model; both can be repeated after a crash."""
+    origin = {
+        "kind": "federated",
+        "text": world.population.name,
+        "tokenizer_digest": world.tokenizer.digest,
+        "statements": folder.manifest()["statements"],
+    }
+    write_json(folder.evaluation_path, found)
+    save_model(folder.model_path, Model(world.spec, parameters, origin))

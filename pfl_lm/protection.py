@@ -20,11 +20,16 @@ from pfl_lm.dp.events import RoundEvent
 from pfl_lm.dp.grid import Grid
 from pfl_lm.dp.guarantee import Guarantee, guarantee
 from pfl_lm.dp.mechanisms import decode
-from pfl_lm.dp.noise import NoiseShare, add_central_gaussian, cohort_noise
+from pfl_lm.dp.noise import (
+    NoiseShare,
+    add_central_gaussian,
+    cohort_noise,
+    skellam_from_seed,
+)
 from pfl_lm.dp.policy import Policy
 from pfl_lm.dp.rotation import Rotation
 from pfl_lm.dp.sampling import CohortRule
-from pfl_lm.secagg.noise import NoisePlan
+from pfl_lm.secagg.noise import NoisePlan, RemovableNoise
 from pfl_lm.streams import key
 
 _DEVIATIONS = 8  # a Poisson cohort beyond its mean by more of these is not expected, ever
@@ -183,6 +188,11 @@ class Protection:
             return None
         variance = grid.noise_variance(self.sum_multiplier)
         return NoisePlan(variance, cohort, *self.noise_levels(cohort))
+
+    def removable_noise(self, grid: Grid, cohort: int) -> RemovableNoise | None:
+        """Return what devices add and what comes off with the excess; None where nothing does."""
+        plan = self.noise_plan(grid, cohort)
+        return None if plan is None else RemovableNoise(plan, skellam_from_seed)
 
     @property
     def kind(self) -> Literal["skellam", "discrete_gaussian", "gaussian", "none"]:

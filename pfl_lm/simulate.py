@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from pfl_lm.attendance import attend, by_profile
-from pfl_lm.books import Books, RoundFigures, Watch
+from pfl_lm.books import Books, RoundFigures, Watch, validation, write_results
 from pfl_lm.devices.report import Trace
 from pfl_lm.devices.training import devices_at_once, groups, train
 from pfl_lm.dp.grid import Grid
@@ -25,16 +25,14 @@ from pfl_lm.dp.ledger import Ledger
 from pfl_lm.dp.mechanisms import protect
 from pfl_lm.dp.sampling import cohort
 from pfl_lm.interop.tff_sum import TffRound
-from pfl_lm.language.population import windows
-from pfl_lm.model_file import Model, save_model
 from pfl_lm.ranks import ALONE, Ranks
-from pfl_lm.runs import RunFolder, write_json
+from pfl_lm.runs import RunFolder
 from pfl_lm.scenario import Scenario
 from pfl_lm.secagg.errors import Refused, TooFewAnswers, TooFewReports
 from pfl_lm.secagg.noise import NoisePlan
 from pfl_lm.secagg.rounds import Aggregator
 from pfl_lm.server.state import Broadcast, ServerState, abandon_round, close_round, open_round
-from pfl_lm.world import World, choose_payload, final_evaluation, open_world, validate
+from pfl_lm.world import World, choose_payload, final_evaluation, open_world
 
 
 @dataclass(frozen=True)
@@ -112,7 +110,7 @@ def participate(
     share = protection.own_share(grid, cohort or len(invited))
     rotation = protection.rotation(grid.dim, broadcast.round)
     number = broadcast.round
-    own = {user: _windows(world, user, number) for user in ranks.share(invited).tolist()}
+    own = {user: world.text_of(user, number) for user in ranks.share(invited).tolist()}
     at_once = devices_at_once(world.spec, broadcast.payload, scenario.training)
     sizes = np.empty(len(invited), dtype=np.int64)
     parts = ranks.exchange((at_once, [len(text) for text in own.values()]))
@@ -127,7 +125,7 @@ def participate(
             dict(state.parameters),
             broadcast.payload,
             broadcast.values,
-            [own[user] if user in own else _windows(world, user, number) for user in users],
+            [own[user] if user in own else world.text_of(user, number) for user in users],
             scenario.training,
             world.tokenizer.unigram,
             scenario.seed,
@@ -257,9 +255,7 @@ def _evaluate(world: World, state: ServerState, books: Books, ranks: Ranks) -> N
     """Measure the model on validation users."""
     if not world.scenario.evaluation.every:
         return
-    found = validate(world, dict(state.parameters), ranks, state.round).as_dict()
-    entry = {"kind": "evaluation", "round": state.round, "split": "validation", **found}
-    ranks.first(books.evaluated, entry)
+    ranks.first(books.evaluated, validation(world, state, ranks))
 
 
 def _finish(world: World, folder: RunFolder, state: ServerState, ranks: Ranks) -> RunFolder:
@@ -267,23 +263,5 @@ def _finish(world: World, folder: RunFolder, state: ServerState, ranks: Ranks) -
     parameters = dict(state.parameters)
     found = final_evaluation(world, parameters, ranks)
     found["profiles"] = by_profile(world, parameters, ranks)
-
-    def write() -> None:
-        origin = {
-            "kind": "federated",
-            "text": world.population.name,
-            "tokenizer_digest": world.tokenizer.digest,
-            "statements": folder.manifest()["statements"],
-        }
-        write_json(folder.evaluation_path, found)
-        save_model(folder.model_path, Model(world.spec, parameters, origin))
-
-    ranks.first(write)
+    ranks.first(write_results, world, folder, parameters, found)
     return folder
-
-
-def _windows(world: World, user: int, round: int) -> np.ndarray:
-    """Return a device's own text as int64[n, T + 1], as much of it as one round may use."""
-    training = world.scenario.training
-    limit = None if training.max_tokens is None else training.max_tokens + 1
-    return windows(world.people(round).tokens("train", user), training.window, limit)

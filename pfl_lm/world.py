@@ -17,7 +17,7 @@ from pfl_lm.evaluation.evaluate import ModelScorer, Scorer, evaluate
 from pfl_lm.evaluation.measures import Evaluation
 from pfl_lm.interop.tff import find_python
 from pfl_lm.language.models import ModelSpec, Parameters, Role, initialise, roles
-from pfl_lm.language.population import Population, PopulationStore
+from pfl_lm.language.population import Population, PopulationStore, windows
 from pfl_lm.language.tokenizer import Tokenizer
 from pfl_lm.model_file import Model, load_model
 from pfl_lm.participation import simulated_rule
@@ -86,6 +86,12 @@ class World:
             return self.population
         era = drift * round / self.scenario.rounds
         return replace(self.population, era=era)  # type: ignore[type-var]
+
+    def text_of(self, user: int, round: int) -> np.ndarray:
+        """Return a device's own text as int64[n, T + 1], as much of it as one round may use."""
+        training = self.scenario.training
+        limit = None if training.max_tokens is None else training.max_tokens + 1
+        return windows(self.people(round).tokens("train", user), training.window, limit)
 
 
 def open_world(scenario: Scenario) -> World:

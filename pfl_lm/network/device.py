@@ -16,11 +16,10 @@ from pfl_lm.dp.grid import Grid
 from pfl_lm.dp.mechanisms import protect
 from pfl_lm.dp.sampling import cohort
 from pfl_lm.language.models import Parameters
-from pfl_lm.language.population import windows
 from pfl_lm.network.broadcast import apply, model_digest
 from pfl_lm.network.caller import Caller, LeftOut
 from pfl_lm.network.identity import DeviceKey
-from pfl_lm.network.terms import Own, Terms, removable_noise, round_config, stated
+from pfl_lm.network.terms import Own, Terms, round_config, stated
 from pfl_lm.network.transport import Message
 from pfl_lm.payload import Payload
 from pfl_lm.secagg.config import DevicePolicy, RoundConfig
@@ -100,9 +99,8 @@ class Device:
         update = self._train(broadcast)  # first: whoever is switched off meanwhile costs nobody
         keys = KeysAdvertised.join(config, place, self._policy(config), self._key.identity)
         vector = self._protect(update, broadcast, config.cohort)
-        if (
-            noise := removable_noise(self._world, self._grid(broadcast), config.cohort)
-        ) is not None:
+        noise = self._world.protection.removable_noise(self._grid(broadcast), config.cohort)
+        if noise is not None:
             assert keys.noise is not None
             vector = noise.add(keys.noise, vector)
         shared = keys.share_keys(self._exchange(round, keys.message))
@@ -159,16 +157,13 @@ class Device:
     def _train(self, broadcast: Broadcast) -> np.ndarray:
         """Train on the device's own text: float32[1, d], trained − received."""
         world, number = self._world, self._key.number
-        training = world.scenario.training
-        limit = None if training.max_tokens is None else training.max_tokens + 1
-        text = windows(world.population.tokens("train", number), training.window, limit)
         updates, _ = train(
             world.spec,
             self._parameters,
             broadcast.payload,
             broadcast.values,
-            [text],
-            training,
+            [world.text_of(number, broadcast.round)],
+            world.scenario.training,
             world.tokenizer.unigram,
             world.scenario.seed,
             broadcast.round,

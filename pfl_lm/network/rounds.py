@@ -19,7 +19,7 @@ from pfl_lm.dp.sampling import cohort
 from pfl_lm.network.broadcast import model_digest
 from pfl_lm.network.desk import Desk
 from pfl_lm.network.store import Store
-from pfl_lm.network.terms import Terms, removable_noise, round_config
+from pfl_lm.network.terms import Terms, round_config
 from pfl_lm.network.transport import Limits
 from pfl_lm.secagg.config import RoundConfig
 from pfl_lm.secagg.errors import SecaggError, TooFewReports
@@ -107,7 +107,7 @@ def release(
     """Take the excess noise off, decode, keep the noisy mean, and debit the round: float32[d]."""
     world, number, total = office.world, broadcast.round, opened.vector
     protection, grid = world.protection, world.protection.grid(broadcast.payload.dim)
-    if (noise := removable_noise(world, grid, config.cohort)) is not None:
+    if (noise := protection.removable_noise(grid, config.cohort)) is not None:
         total = noise.remove(config, total, opened.noise_secrets, opened.reports)
     plan = protection.noise_plan(grid, config.cohort)
     mean = protection.mean(total, grid, opened.reports, number, plan)

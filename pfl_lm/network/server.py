@@ -7,16 +7,16 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import grpc
 import numpy as np
 
+from pfl_lm.books import Watch, validation, write_results
 from pfl_lm.budget import Budget
 from pfl_lm.checkpoints import newest_checkpoint, save_checkpoint
 from pfl_lm.dp.ledger import Ledger
 from pfl_lm.dp.sampling import cohort
-from pfl_lm.model_file import Model, save_model
 from pfl_lm.network.broadcast import Shelf
 from pfl_lm.network.desk import Desk
 from pfl_lm.network.door import Door
@@ -27,23 +27,13 @@ from pfl_lm.network.store import OVER, RoundRow, Store
 from pfl_lm.network.terms import Terms, served
 from pfl_lm.network.transport import Limits, handler, largest_message, server_options
 from pfl_lm.resume import begin_run, resume_run
-from pfl_lm.runs import RunFolder, RunLog, write_json
+from pfl_lm.runs import RunFolder, RunLog
 from pfl_lm.scenario import Scenario
 from pfl_lm.server.state import Broadcast, ServerState, close_round, open_round
 from pfl_lm.simulate import abandon
-from pfl_lm.world import World, choose_payload, final_evaluation, open_world, validate
+from pfl_lm.world import World, choose_payload, final_evaluation, open_world
 
 log = logging.getLogger("pfl_lm.network")
-
-
-class Watch(Protocol):
-    """Whoever wants to follow a run."""
-
-    def say(self, line: str) -> None: ...
-
-    def round_done(self, entry: dict[str, Any], rounds: int) -> None: ...
-
-    def evaluated(self, entry: dict[str, Any]) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -98,7 +88,9 @@ def serve(
             state = asyncio.run(_run(world, folder, ledger, store, state, serving, watch))
         finally:
             store.close()
-    return _finish(world, folder, state)
+    parameters = dict(state.parameters)
+    write_results(world, folder, parameters, final_evaluation(world, parameters))
+    return folder
 
 
 def recover(world: World, folder: RunFolder, ledger: Ledger, store: Store) -> ServerState:
@@ -218,35 +210,25 @@ def _look_in(
     scenario = world.scenario
     every = scenario.evaluation.every
     if every and state.round % every == 0:
-        found = validate(world, dict(state.parameters)).as_dict()
-        entry = {"kind": "evaluation", "round": state.round, "split": "validation", **found}
+        entry = validation(world, state)
         books.write(entry)
         watch.evaluated(entry)
     if state.round % scenario.checkpoint_every == 0:
         save_checkpoint(folder, state, ledger.head)
 
 
-def _finish(world: World, folder: RunFolder, state: ServerState) -> RunFolder:
-    """Evaluate on test users and write the model; both can be repeated after a crash."""
-    parameters = dict(state.parameters)
-    origin = {
-        "kind": "federated",
-        "text": world.population.name,
-        "tokenizer_digest": world.tokenizer.digest,
-        "statements": folder.manifest()["statements"],
-    }
-    write_json(folder.evaluation_path, final_evaluation(world, parameters))
-    save_model(folder.model_path, Model(world.spec, parameters, origin))
-    return folder
-
-
 def _open_store(folder: RunFolder, ledger: Ledger, identities: dict[int, bytes]) -> Store:
     """Open the store of a run, or start it where the ledger holds nothing but its beginning."""
     path = folder.path / "rounds.sqlite"
-    if len(ledger.entries()) == 1 and not (path.is_file() and Store.open(path).rounds()):
+    begun = len(ledger.entries()) > 1
+    if not begun and not path.is_file():
         return Store.create(path, identities)
     store = Store.open(path)
+    if not begun and not store.rounds():
+        store.close()
+        return Store.create(path, identities)
     if store.devices() != identities:
+        store.close()
         raise ValueError("other devices are enrolled than when the run began; begin another run")
     return store
 

@@ -181,9 +181,7 @@ class Store:
     def close(self) -> None:
         self._database.close()
 
-    def _move(
-        self, round: int, before: str | tuple[str, ...], after: str, **values: object
-    ) -> None:
+    def _move(self, round: int, before: tuple[str, ...], after: str, **values: object) -> None:
         """Take a round from one state to the next; anything else is a bug, and is refused."""
         fields = "".join(f", {name} = ?" for name in values)
         places = ", ".join("?" * len(before))

@@ -15,8 +15,6 @@ from typing import Any
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from pfl_lm.dp.grid import Grid
-from pfl_lm.dp.noise import skellam_from_seed
 from pfl_lm.dp.policy import Policy
 from pfl_lm.language.models import roles
 from pfl_lm.language.tokenizer import Tokenizer
@@ -26,7 +24,6 @@ from pfl_lm.protection import Protection
 from pfl_lm.runs import digest_of
 from pfl_lm.scenario import PopulationChoice, Scenario
 from pfl_lm.secagg.config import RoundConfig
-from pfl_lm.secagg.noise import RemovableNoise
 from pfl_lm.secagg.parameters import Adversary
 from pfl_lm.server.state import Broadcast
 from pfl_lm.world import World
@@ -211,12 +208,6 @@ def round_config(world: World, broadcast: Broadcast, invited: int, model: bytes)
     """
     grid = world.protection.grid(broadcast.payload.dim)
     return replace(world.aggregation.config(broadcast, grid, invited), model=model)
-
-
-def removable_noise(world: World, grid: Grid, invited: int) -> RemovableNoise | None:
-    """Return the noise that devices add and that comes off with the excess; None without."""
-    plan = world.protection.noise_plan(grid, invited)
-    return None if plan is None else RemovableNoise(plan, skellam_from_seed)
 
 
 def stated(config: RoundConfig) -> dict[str, int | bytes]:

@@ -15,6 +15,8 @@ from pfl_lm.payload import PayloadPlan
 
 KINDS = {1: "keys", 3: "shares", 5: "report", 7: "confirmation", 9: "answer"}
 
+BRISK = Limits(phase_seconds=8.0, training_seconds=60.0, grace_seconds=0.5, hold_seconds=2.0)
+
 
 class Died(BaseException):
     """A device that is switched off."""
@@ -28,12 +30,14 @@ def dies_before(kind: int):
     return sending
 
 
-@pytest.mark.parametrize("adversary", ["semi-honest", "active"])
+@pytest.mark.parametrize(
+    ("adversary", "rotate"), [("semi-honest", False), ("active", False), ("semi-honest", True)]
+)
 def test_the_model_is_the_simulations_to_the_byte(
-    trial, new_watcher, tmp_path, monkeypatch, same_model, adversary
+    trial, new_watcher, tmp_path, monkeypatch, same_model, adversary, rotate
 ):
     """Partial payloads, so that devices must catch up on what moved while it did not travel."""
-    run = trial(rounds=3, adversary=adversary, payload=PayloadPlan(rows=100))
+    run = trial(rounds=3, adversary=adversary, rotate=rotate, payload=PayloadPlan(rows=100))
     run.start_devices()
     watcher = new_watcher()
     folder = run.serve(watcher)
@@ -78,9 +82,14 @@ def test_too_few_devices_and_the_round_is_abandoned(trial, new_watcher, same_mod
     assert "round 1 is abandoned: 1 reports arrived and the threshold is 2" in caplog.text
 
 
-def test_under_a_policy_every_device_adds_its_own_noise(trial, new_watcher, policy_file):
-    """Nobody learns at a rate of zero, so what is opened is rounding and the devices' noise."""
-    noise = '{ at = "device", kind = "skellam", tolerated_dropout = 0.4 }'
+@pytest.mark.parametrize("excess", ["kept", "removed"])
+def test_under_a_policy_every_device_adds_its_own_noise(trial, new_watcher, policy_file, excess):
+    """Nobody learns at a rate of zero, so what is opened is rounding and the devices' noise.
+
+    Where its excess is removed the noise is that of the policy in round 1 too, which a device
+    leaves before it reports.
+    """
+    noise = f'{{ at = "device", kind = "skellam", tolerated_dropout = 0.4, excess = "{excess}" }}'
     policy = policy_file(
         population="6",
         report_goal="6",
@@ -89,15 +98,20 @@ def test_under_a_policy_every_device_adds_its_own_noise(trial, new_watcher, poli
         participation='{ kind = "rotation", min_separation = 1 }',
         rounds="2",
     )
-    run = trial(policy=policy, reproducible=False)
+    run = trial(policy=policy, reproducible=False, limits=BRISK)
     quiet = replace(run.scenario.training, learning_rate=1e-9)
     run.scenario = replace(run.scenario, training=quiet)
-    run.start_devices()
+    run.start_devices(range(5))
+    run.start_devices([5], dies_before(5) if excess == "removed" else lambda round, kind: None)
     watcher = new_watcher()
     folder = run.serve(watcher)
-    run.join()
+    run.join(Died)
+    reports = [entry["reports"] for entry in watcher.rounds]
+    assert reports == ([6, 5] if excess == "removed" else [6, 6])
     for entry in watcher.rounds:
         # The norm of d independent values concentrates: 5 deviations of a chi with d = 3172.
         assert entry["mean_norm"] == pytest.approx(entry["noise_norm"], rel=5 / np.sqrt(2 * 3172))
     assert watcher.rounds[-1]["epsilon"] > 0
-    assert folder.manifest()["noise"]["drawn"] == "by every device, its own share"
+    drawn = "by every device, its own share"
+    drawn += " and removable components" if excess == "removed" else ""
+    assert folder.manifest()["noise"]["drawn"] == drawn
