@@ -54,6 +54,8 @@ FORWARD = (
     (PayloadPlan(), replace(LOCAL, batch_size=4, loss="softmax", window=30)),
 )
 
+Row = tuple[np.ndarray, memory.Memory, memory.Memory]  # features, measured, predicted
+
 
 def settings(family: str) -> Iterator[tuple[ModelSpec, PayloadPlan, LocalTraining]]:
     ways = [(plan, training) for plan, training in WAYS]
@@ -78,7 +80,7 @@ def main() -> None:
     parser.add_argument("--fit", action="store_true")
     parser.add_argument("--work", nargs="+", choices=MODELS, default=list(MODELS))
     chosen = parser.parse_args()
-    found: dict[str, list[tuple[np.ndarray, memory.Memory]]] = {}
+    found: dict[str, list[Row]] = {}
     for family in chosen.work:
         for spec, plan, training in settings(family):
             measured = memory.measure(spec, plan, training)
@@ -86,7 +88,7 @@ def main() -> None:
             predicted = memory.predict(spec, payload, training)
             sizes = np.asarray(memory.features(spec, payload, training))
             kind = memory.kind_of(spec, payload, training)
-            found.setdefault(kind, []).append((sizes, measured))
+            found.setdefault(kind, []).append((sizes, measured, predicted))
             error = predicted.peak_bytes / measured.peak_bytes - 1
             work = predicted.work_bytes / measured.work_bytes - 1
             print(
@@ -95,17 +97,28 @@ def main() -> None:
                 f"predicted {error:+.1%} (work {work:+.0%})",
                 flush=True,
             )
+    print_worst(found)
     if chosen.fit:
         for kind, rows in found.items():
             print(f'    "{kind}": {fit(rows)},')
 
 
-def fit(rows: list[tuple[np.ndarray, memory.Memory]]) -> tuple[float, ...]:
+def print_worst(found: dict[str, list[Row]]) -> None:
+    """Print the largest error of the predicted peak, and of its work, for each kind of step."""
+    print("| steps | settings | worst error of the peak | of the work |")
+    print("|---|---|---|---|")
+    for kind, rows in found.items():
+        peak = max((p.peak_bytes / m.peak_bytes - 1 for _, m, p in rows), key=abs)
+        work = max((p.work_bytes / m.work_bytes - 1 for _, m, p in rows), key=abs)
+        print(f"| {kind} | {len(rows)} | {peak:+.1%} | {work:+.0%} |")
+
+
+def fit(rows: list[Row]) -> tuple[float, ...]:
     from scipy.optimize import nnls
 
-    weight = np.asarray([1 / measured.peak_bytes for _, measured in rows])
-    sizes = np.stack([size for size, _ in rows])
-    work = np.asarray([measured.work_bytes for _, measured in rows])
+    weight = np.asarray([1 / measured.peak_bytes for _, measured, _ in rows])
+    sizes = np.stack([size for size, *_ in rows])
+    work = np.asarray([measured.work_bytes for _, measured, _ in rows])
     found, _ = nnls(sizes * weight[:, None], work * weight)
     return tuple(round(float(value), 3) for value in found)
 

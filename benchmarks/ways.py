@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 import tomllib
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ class Line:
     name: str
     way: str
     rate: float | None = None
-    noise: dict[str, float] = field(default_factory=dict)
+    noise: Mapping[str, float] = field(default_factory=dict)
     rotate: bool = False
     training: dict[str, Any] = field(default_factory=dict)
 
@@ -238,11 +239,11 @@ def print_best(found: list[tuple[Line, dict[str, Any]]]) -> None:
             print(f"{budget} MB: {name} ({peak:.1f} MB), perplexity {perplexity:.1f}")
 
 
-def _derived(policy: Path, noise: dict[str, float], folder: Path) -> Path:
+def _derived(policy: Path, noise: Mapping[str, float], folder: Path) -> Path:
     """Write the policy with other ``noise`` fields, and without the review it no longer has."""
     stated = tomllib.loads(policy.read_text())
     stated.pop("reviewed", None)
-    stated["noise"] |= noise
+    stated["noise"] |= dict(noise)
     label = "_".join(f"{name}_{value:g}" for name, value in noise.items())
     path = folder / f"{policy.stem}_{label}.toml"
     text = "".join(f"{name} = {_toml(value)}\n" for name, value in stated.items())
