@@ -5,16 +5,19 @@ Source: Shamir 1979, "How to share a secret".
 
 from __future__ import annotations
 
+import ctypes
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
+from pfl_lm import native
 from pfl_lm.secagg.errors import MalformedMessage, Refused
 
 PRIME = (1 << 256) + 297  # the least prime above 2^256: every 32-byte string is an element
 SECRET_BYTES = 32
 SHARE_BYTES = 33
+_ELEMENT_BYTES = 40  # of a field element in the compiled loops
 
 Entropy = Callable[[int], bytes]
 
@@ -40,18 +43,16 @@ def share(
         raise ValueError("holders must be distinct indices from 0")
     if not 1 <= threshold <= len(holders):
         raise ValueError(f"threshold must be from 1 to the {len(holders)} holders: {threshold}")
-    random = entropy(48 * (threshold - 1))
+    random = entropy(48 * (threshold - 1))  # 384 bits for each coefficient but the last
     coefficients = [  # of the highest power first, for Horner's rule
         int.from_bytes(random[at : at + 48], "little") % PRIME for at in range(0, len(random), 48)
     ]
     coefficients.append(int.from_bytes(secret, "little"))
-    shares = {}
-    for holder in holders:
-        value = 0
-        for coefficient in coefficients:  # points are small: one reduction at the end is cheaper
-            value = value * (holder + 1) + coefficient
-        shares[holder] = (value % PRIME).to_bytes(SHARE_BYTES, "little")
-    return shares
+    values = _evaluate(coefficients, [holder + 1 for holder in holders])
+    return {
+        holder: value.to_bytes(SHARE_BYTES, "little")
+        for holder, value in zip(holders, values, strict=True)
+    }
 
 
 def recover(shares: Mapping[int, bytes], weights: Mapping[int, int]) -> bytes:
@@ -83,12 +84,34 @@ def element(share: bytes) -> int:
 def lagrange_weights(holders: Iterable[int]) -> dict[int, int]:
     """Lagrange's coefficients at zero for these holders, with one inversion for all of them."""
     points = [holder + 1 for holder in holders]
+    loops = _native(points)
+    if loops is not None:
+        weights, scratch = (_elements(len(points)) for _ in range(2))
+        loops.lagrange(_words(points), len(points), weights, scratch)
+        return {x - 1: weight for x, weight in zip(points, _integers(weights), strict=True)}
     whole = math.prod(points) % PRIME
     denominators = [math.prod(row) % PRIME for row in _denominators(points)]
     return {
         x - 1: whole * inverse % PRIME
         for x, inverse in zip(points, _invert_all(denominators), strict=True)
     }
+
+
+def _evaluate(coefficients: Sequence[int], points: Sequence[int]) -> list[int]:
+    """The polynomial's values at the points, by Horner's rule, the highest power first."""
+    loops = _native(points)
+    if loops is not None:
+        packed = b"".join(c.to_bytes(_ELEMENT_BYTES, "little") for c in coefficients)
+        values = _elements(len(points))
+        loops.evaluate(packed, len(coefficients), _words(points), len(points), values)
+        return _integers(values)
+    found = []
+    for x in points:
+        value = 0
+        for coefficient in coefficients:  # points are small: one reduction at the end is cheaper
+            value = value * x + coefficient
+        found.append(value % PRIME)
+    return found
 
 
 def _denominators(points: Sequence[int]) -> list[list[int]]:
@@ -117,3 +140,28 @@ def _invert_all(values: Sequence[int]) -> list[int]:
         inverses[at] = inverse * prefix[at] % PRIME
         inverse = inverse * values[at] % PRIME
     return inverses
+
+
+def _native(points: Sequence[int]) -> ctypes.CDLL | None:
+    """``native/field.c``, which computes the same; None without a compiler, or for huge points."""
+    loops = native.library("field") if max(points, default=0) < 1 << 32 else None
+    if loops is not None:
+        pointer, size = ctypes.c_void_p, ctypes.c_int64
+        loops.evaluate.argtypes = (ctypes.c_char_p, size, pointer, size, pointer)
+        loops.lagrange.argtypes = (pointer, size, pointer, pointer)
+        loops.evaluate.restype = loops.lagrange.restype = None
+    return loops
+
+
+def _words(points: Sequence[int]) -> ctypes.Array[ctypes.c_uint64]:
+    return (ctypes.c_uint64 * len(points))(*points)
+
+
+def _elements(count: int) -> ctypes.Array[ctypes.c_char]:
+    return ctypes.create_string_buffer(count * _ELEMENT_BYTES)
+
+
+def _integers(elements: ctypes.Array[ctypes.c_char]) -> list[int]:
+    raw = elements.raw
+    pieces = range(0, len(raw), _ELEMENT_BYTES)
+    return [int.from_bytes(raw[at : at + _ELEMENT_BYTES], "little") for at in pieces]

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import os
+from operator import mul
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from pfl_lm import native
 from pfl_lm.secagg.errors import MalformedMessage, Refused
-from pfl_lm.secagg.sharing import PRIME, SHARE_BYTES, element, lagrange_weights, recover, share
+from pfl_lm.secagg.sharing import (
+    PRIME,
+    SHARE_BYTES,
+    _evaluate,
+    element,
+    lagrange_weights,
+    recover,
+    share,
+)
 
 
 @given(st.binary(min_size=32, max_size=32), st.sets(st.integers(0, 10**6), min_size=1), st.data())
@@ -67,3 +77,25 @@ def test_what_is_no_field_element_is_no_share(wrong):
 def test_impossible_sharings_are_refused(arguments, match):
     with pytest.raises(ValueError, match=match):
         share(*arguments, os.urandom)
+
+
+EDGES = [0, 1, 2, 296, 297, 298, 2**64, 2**255, 2**256 - 1, 2**256, PRIME - 2, PRIME - 1]
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(st.sampled_from(EDGES) | st.integers(0, PRIME - 1), min_size=1, max_size=50),
+    st.sets(st.integers(1, 2**32 - 1) | st.integers(1, 1000), min_size=1, max_size=50),
+)
+def test_the_compiled_field_is_the_integers_modulo_the_prime(coefficients, points):
+    points = sorted(points, key=hash)
+    if native.library("field") is None:
+        pytest.skip("no C compiler")
+    values, weights = _evaluate(coefficients, points), lagrange_weights(x - 1 for x in points)
+    for x, value in zip(points, values, strict=True):
+        powers = (pow(x, at, PRIME) for at in range(len(coefficients)))
+        assert value == sum(map(mul, reversed(coefficients), powers)) % PRIME
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native, "library", lambda name: None)
+        assert _evaluate(coefficients, points) == values
+        assert lagrange_weights(x - 1 for x in points) == weights
