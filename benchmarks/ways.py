@@ -90,6 +90,8 @@ _OTHERS = (
     ),
     *(_coarse(bits, "rows + LoRA", "rows + LoRA") for bits in (16, 8, 4, 2, 1)),
     _coarse(4, "least of all", "4-bit model, recomputed"),
+    Line("4-bit model, light path", "light path", training={"weight_bits": 4}),
+    Line("4-bit model, rows + light path", "rows + light path", training={"weight_bits": 4}),
     _coarse(4, "partial rows", "partial rows"),
     _coarse(4, "8-bit model", "8-bit model"),
 )
