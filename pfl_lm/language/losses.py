@@ -216,7 +216,7 @@ def scratch_for(vectors: Tensor, table: Tensor, precision: torch.dtype = torch.f
     """Make the buffer that :func:`full_softmax` keeps powers in, for so many rows and words."""
     rows, words = len(vectors), len(table)
     if precision == torch.float32 and softmax.suits(table):
-        return softmax.scratch_for(rows, words, _keeps(rows, words))
+        return softmax.scratch_for(rows, table, _keeps(rows, words))
     return vectors.new_empty(words if _keeps(rows, words) else block_width(rows), rows)
 
 

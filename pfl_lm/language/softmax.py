@@ -17,7 +17,7 @@ from pfl_lm import native
 from pfl_lm.native import products
 
 LOG2_E = 1.4426950408889634
-_NAMES = ("columns", "table", "bias", "shift", "powers")
+_NAMES = ("columns", "table", "bias", "shift", "scratch")
 
 
 class _Softmax(ctypes.Structure):
@@ -39,11 +39,11 @@ def suits(*tensors: Tensor | None) -> bool:
     )
 
 
-def scratch_for(rows: int, words: int, kept: bool) -> Tensor:
+def scratch_for(rows: int, table: Tensor, kept: bool) -> Tensor:
     """Make room for the powers of all words, or of one block."""
     loops = _loops()
     assert loops is not None
-    return torch.empty(loops.powers_size(rows, words, kept))
+    return torch.empty(loops.scratch_size(rows, *table.shape, kept))
 
 
 class Blocks:
@@ -98,6 +98,6 @@ def _pointer(tensor: Tensor | None) -> ctypes.c_void_p:
 
 def _loops() -> ctypes.CDLL | None:
     found = native.library("softmax")
-    if found is not None and found.powers_size.restype is not ctypes.c_long:
-        found.powers_size.restype, found.powers_size.argtypes = ctypes.c_long, [ctypes.c_long] * 3
+    if found is not None and found.scratch_size.restype is not ctypes.c_long:
+        found.scratch_size.restype, found.scratch_size.argtypes = ctypes.c_long, [ctypes.c_long] * 4
     return found

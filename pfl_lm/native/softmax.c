@@ -10,25 +10,28 @@
 #include "products.h"
 
 #define LOG2_E 1.4426950408889634f
-#define BLOCK 144 /* words of a block, whatever N: a row's bits are the same beside any others */
+/* Words of a block, whatever N: a row's bits are the same beside any others. Of 144 words, the
+   panels of a block's powers would meet in the same places of the first cache. */
+#define BLOCK 150
 
 typedef struct {
   long rows, words, width; /* N, V, P */
-  long kept;               /* whether `powers` has room for all blocks, or for one */
+  long kept;               /* whether there is room for the powers of all blocks, or of one */
   const float *columns;    /* vectors · log2 e, packed as (P, N) */
   const float *table;      /* (V, P) */
   const float *bias;       /* (V,) or none */
   const float *shift;      /* (N rounded up,): taken off the scaled scores */
-  float *powers;           /* see powers_size */
+  float *scratch;          /* see scratch_size */
 } softmax;
 
-/* Floats that the powers of all words, or of one block, take. */
-long powers_size(long rows, long words, long kept) {
-  return panels(rows) * WIDTH * (kept ? words : smaller(words, BLOCK));
+/* Floats of scratch: a block of the table in panels, then powers of all words or of one block. */
+long scratch_size(long rows, long words, long width, long kept) {
+  return (panels(rows) * (kept ? words : BLOCK) + panels(width) * BLOCK) * WIDTH;
 }
 
-static float *place_of(const softmax *s, long first) {
-  return s->powers + (s->kept ? first * panels(s->rows) * WIDTH : 0);
+static float *powers_of(const softmax *s, long first) {
+  long in_panels = panels(s->width) * BLOCK * WIDTH;
+  return s->scratch + in_panels + (s->kept ? first * panels(s->rows) * WIDTH : 0);
 }
 
 /* Scores of some words with one panel of rows, then powers, stored and added to `total`; or, with
@@ -87,39 +90,35 @@ static void score_block(const softmax *s, long first, long count, float *powers,
 
 /* powersᵀ · table of a block, added to `mixed`: `height` rows of one panel, WIDTH coordinates. */
 #define MIX_TILE(height)                                                                    \
-  static void mix_##height(long count, const float *powers, const float *table, long step,  \
+  static void mix_##height(long count, const float *powers, const float *table,             \
                            float *mixed, long width, long columns) {                        \
     long at[height], to[height];                                                            \
     offsets(height, 1, at);                                                                 \
     offsets(height, width, to);                                                             \
-    SUMS(height, count, powers, at, k * WIDTH, table, step, panel + 16 * step)                                 \
+    SUMS(height, count, powers, at, k * WIDTH, table, WIDTH, panel + 16 * WIDTH)            \
     ADD_SUMS(height, mixed, to, columns, 1)                                                 \
   }
 
 MIX_TILE(1) MIX_TILE(2) MIX_TILE(3) MIX_TILE(4) MIX_TILE(5) MIX_TILE(6)
 
 static void mix_block(const softmax *s, long first, long count, const float *powers, float *mixed) {
-  const float *table = s->table + first * s->width;
-  long whole = s->width / WIDTH * WIDTH, rest = s->width - whole;
-  float tail[(rest ? count : 1) * WIDTH]; /* the last coordinates: no full panel beyond them */
-  if (rest) pack(count, rest, table + whole, s->width, 1, tail);
+  long p = s->width;
+  pack(count, p, s->table + first * p, p, 1, s->scratch);
   for (long column = 0; column < s->rows; column += WIDTH)
-    for (long j = 0; j < s->width; j += WIDTH) {
-      const float *part = j < whole ? table + j : tail, *own = powers + column * count;
-      long step = j < whole ? s->width : WIDTH, rows = smaller(WIDTH, s->rows - column);
-      float *to = mixed + column * s->width + j;
-      for (long i = 0, tiles = (rows + HEIGHT - 1) / HEIGHT; tiles > 0; tiles--) {
-        long height = (rows - i + tiles - 1) / tiles;
-        float *into = to + i * s->width;
-        switch (height) {
-          case 1: mix_1(count, own + i, part, step, into, s->width, s->width - j); break;
-          case 2: mix_2(count, own + i, part, step, into, s->width, s->width - j); break;
-          case 3: mix_3(count, own + i, part, step, into, s->width, s->width - j); break;
-          case 4: mix_4(count, own + i, part, step, into, s->width, s->width - j); break;
-          case 5: mix_5(count, own + i, part, step, into, s->width, s->width - j); break;
-          default: mix_6(count, own + i, part, step, into, s->width, s->width - j);
+    for (long j = 0; j < p; j += WIDTH) {
+      const float *part = s->scratch + j * count, *own = powers + column * count;
+      float *to = mixed + column * p + j;
+      long rows = smaller(WIDTH, s->rows - column), height;
+      for (long tiles = (rows + HEIGHT - 1) / HEIGHT; tiles > 0; tiles--) {
+        switch (height = (rows + tiles - 1) / tiles) {
+          case 1: mix_1(count, own, part, to, p, p - j); break;
+          case 2: mix_2(count, own, part, to, p, p - j); break;
+          case 3: mix_3(count, own, part, to, p, p - j); break;
+          case 4: mix_4(count, own, part, to, p, p - j); break;
+          case 5: mix_5(count, own, part, to, p, p - j); break;
+          default: mix_6(count, own, part, to, p, p - j);
         }
-        i += height;
+        rows -= height, own += height, to += height * p;
       }
     }
 }
@@ -173,7 +172,7 @@ static void bias_block(const softmax *s, long count, const float *powers, const 
 void softmax_sums(const softmax *s, float *total, float *mixed) {
   for (long first = 0; first < s->words; first += BLOCK) {
     long count = smaller(BLOCK, s->words - first);
-    float *powers = mixed ? place_of(s, first) : 0;
+    float *powers = mixed ? powers_of(s, first) : 0;
     score_block(s, first, count, powers, total);
     if (mixed) mix_block(s, first, count, powers, mixed);
   }
@@ -186,7 +185,7 @@ void softmax_gradients(const softmax *s, const float *scaled, const float *share
                        float *bias, float *total) {
   for (long first = 0; first < s->words; first += BLOCK) {
     long count = smaller(BLOCK, s->words - first);
-    float *powers = place_of(s, first);
+    float *powers = powers_of(s, first);
     if (!s->kept) score_block(s, first, count, powers, total);
     if (table) table_block(s, count, powers, scaled, table + first * s->width);
     if (bias) bias_block(s, count, powers, share, bias + first);
