@@ -157,19 +157,17 @@ def _of(line: Line, base: Scenario, folder: Path, kept_only: bool) -> dict[str, 
     """Return a line's figures: those that lie there, or new ones, which are kept."""
     path = folder / f"{line.name.replace(' ', '_').replace(',', '')}.json"
     scenario = line.scenario(base, folder)
-    name = _name_of(scenario, line)
-    if path.exists():
-        result: dict[str, Any] = json.loads(path.read_text())
-        if result["scenario"] == name:
-            return result
-    if kept_only:
-        return None
-    fleet = load(Fleet, FLEETS / "mixed.toml")
-    asked = cost(scenario, fleet, measured=True)
-    result = {"scenario": name, "line": asdict(line), "cost": asked, **learnt(scenario)}
-    with write_atomically(path) as temporary:
-        temporary.write_text(json.dumps(result, indent=1))
-    return result
+    name, fleet = _name_of(scenario, line), load(Fleet, FLEETS / "mixed.toml")
+    result: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    if result.get("scenario") != name:
+        if kept_only:
+            return None
+        asked = cost(scenario, fleet, measured=True)
+        result = {"scenario": name, "line": asdict(line), "measured": asked, **learnt(scenario)}
+        with write_atomically(path) as temporary:
+            temporary.write_text(json.dumps(result, indent=1))
+    memory = {part: result["measured"][part] for part in ("peak_bytes", "work_bytes")}
+    return result | {"cost": cost(scenario, fleet) | memory}
 
 
 def _name_of(scenario: Scenario, line: Line) -> str:

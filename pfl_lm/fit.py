@@ -66,12 +66,14 @@ def cost(scenario: Scenario, fleet: Fleet, measured: bool = False) -> dict[str, 
 def _bits(scenario: Scenario, dim: int) -> int:
     """Return the width of the ring that the deployment's reports travel in."""
     if scenario.policy is None:
-        return Grid.choose(dim, scenario.clip_norm, reports_max=scenario.cohort).modulus_bits
+        return Grid.choose(
+            dim, scenario.clip_norm, reports_max=scenario.cohort, rotated=scenario.rotate
+        ).modulus_bits
     policy = load_policy(scenario.policy)
     from pfl_lm.participation import simulated_rule
     from pfl_lm.protection import Protection
 
     goal = policy.report_goal
     rule = simulated_rule(policy, policy.population, goal)
-    full = Protection(policy, goal, scenario.clip_norm, rule, 0, False)
+    full = Protection(policy, goal, scenario.clip_norm, rule, 0, False, rotate=scenario.rotate)
     return full.grid(dim).modulus_bits

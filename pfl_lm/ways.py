@@ -17,7 +17,7 @@ LORA_RANK = 8
 RESIDUAL_WIDTH = 32
 DIRECTIONS = 1024  # as few as the shipped policies cover
 ZEROTH_STEPS = 24
-ZEROTH_RATE = 20.0  # a slope along a unit vector is one part in √n of the gradient
+ZEROTH_RATE = 50.0  # a slope along a unit vector is one part in √n of the gradient
 FORWARD_RATE = 0.003
 STRETCH = 5
 

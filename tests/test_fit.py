@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -64,3 +65,9 @@ def test_ways_order_as_the_literature_has_it(scenario, fleet) -> None:
     assert found["1-bit model"]["model_bytes"] < found["4-bit model"]["model_bytes"]
     assert found["least of all"]["peak_bytes"] < found["recomputed"]["peak_bytes"]
     assert found["light path"]["work_bytes"] < found["biases"]["work_bytes"]
+
+
+def test_a_rotated_update_is_narrower(scenario, fleet) -> None:
+    plain, rotated = (cost(replace(scenario, rotate=rotate), fleet) for rotate in (False, True))
+    assert rotated["upload_bytes"] < 0.9 * plain["upload_bytes"]
+    assert rotated["download_bytes"] == plain["download_bytes"]
