@@ -18,7 +18,7 @@ from pfl_lm.dp.ledger import Ledger
 from pfl_lm.dp.sampling import cohort
 from pfl_lm.network.broadcast import model_digest
 from pfl_lm.network.desk import Desk
-from pfl_lm.network.store import Store
+from pfl_lm.network.store import RoundRow, Store
 from pfl_lm.network.terms import Terms, round_config
 from pfl_lm.network.transport import Limits
 from pfl_lm.secagg.config import RoundConfig
@@ -144,6 +144,18 @@ def _abandon(office: Office, number: int, failure: SecaggError) -> None:
         office.desk.end(f"the round was abandoned: {failure}")
 
 
+def remembered(world: World, row: RoundRow) -> dict[str, Any]:
+    """Return the figures of a round that ended with the server's life, of what the store holds."""
+    payload = choose_payload(world, row.round)
+    invited = len(cohort(world.protection.rule, world.scenario.seed, row.round))
+    entry = _Entry(row.round, invited, payload.dim)
+    if row.state == "closed" and row.mean is not None and row.reports is not None:
+        broadcast = Broadcast(row.round, payload, np.empty(0, np.float32))  # sizes are all it gives
+        config = world.aggregation.config(broadcast, world.protection.grid(payload.dim), invited)
+        entry.opened(world, config, row.reports, row.mean)
+    return entry.finish(None)
+
+
 class _Entry:
     """A round's figures: nothing that devices did not mean to tell."""
 
@@ -173,5 +185,6 @@ class _Entry:
             "upload_bytes": traffic.upload_bytes,
         }
 
-    def finish(self, seconds: float) -> dict[str, Any]:
+    def finish(self, seconds: float | None) -> dict[str, Any]:
+        """Return the line; seconds are None where nobody lived to count them."""
         return {**self._figures, "seconds": seconds}

@@ -21,7 +21,7 @@ from pfl_lm.network.broadcast import Shelf
 from pfl_lm.network.desk import Desk
 from pfl_lm.network.door import Door
 from pfl_lm.network.identity import ServerKeys
-from pfl_lm.network.rounds import Office, charge, run_round
+from pfl_lm.network.rounds import Office, charge, remembered, run_round
 from pfl_lm.network.service import Service
 from pfl_lm.network.store import OVER, RoundRow, Store
 from pfl_lm.network.terms import Terms, served
@@ -156,6 +156,7 @@ async def _run(
     present = min(len(identities), serving.present or world.scenario.cohort)
     server = await _listen(service, world, serving, len(identities))
     books = RunLog(folder, state.round)
+    _fill_in(world, folder, store, books)
     try:
         while state.round < world.scenario.rounds:
             budget.check(state.round)
@@ -173,6 +174,14 @@ async def _run(
         books.close()
         await server.stop(grace=1.0)
     return state
+
+
+def _fill_in(world: World, folder: RunFolder, store: Store, books: RunLog) -> None:
+    """Note the rounds that ended when a server was killed, before it could note them."""
+    noted = {line["round"] for line in folder.metrics() if line["kind"] == "round"}
+    for row in store.rounds():
+        if row.round not in noted:
+            books.write(remembered(world, row))
 
 
 async def _listen(service: Service, world: World, serving: Serving, devices: int) -> Any:

@@ -175,3 +175,8 @@ def test_servers_killed_at_every_point_while_devices_wait(trial, new_watcher):
     ]
     states = [row.state for row in Store.open(run.folder / "rounds.sqlite").rounds()]
     assert states == ["abandoned", "lost", "closed", "closed", "closed", "closed"]
+    rounds = [line for line in RunFolder(run.folder).metrics() if line["kind"] == "round"]
+    assert [line["round"] for line in rounds] == list(range(6))  # noted by whoever came after
+    assert [line["reports"] > 0 for line in rounds] == [False, False, True, True, True, True]
+    assert all(line["upload_bytes"] > 0 for line in rounds[2:])
+    assert [line["seconds"] is None for line in rounds] == [True] * 5 + [False]
