@@ -4,6 +4,8 @@
     python benchmarks/secagg.py round --dim 100000         1000 devices and a server, one process
     python benchmarks/secagg.py paper                      100,000 devices, from measured parts
 
+Each in a ring of 32 bits, as wide as Flower's, and of 24, as wide as a thousand reports need here.
+
 Seconds are CPU seconds of one thread (they survive a busy machine; the cache does not), the best
 of some repetitions for the client. For Flower's side make an environment of its own first:
 
@@ -25,7 +27,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 FLOWER = ROOT / ".env-flower" / "bin" / "python"
-COHORT, NEIGHBOURS, THRESHOLD, BITS = 1000, 74, 45, 32
+COHORT, NEIGHBOURS, THRESHOLD = 1000, 74, 45
+FLOWER_BITS = 32  # of Flower's modulus
 clock = time.thread_time
 
 
@@ -71,15 +74,15 @@ def best_of(times: int, work: Callable[[], Any]) -> float:
     return min(seconds)
 
 
-def config_of(cohort: int, dim: int) -> Any:
+def config_of(cohort: int, dim: int, bits: int) -> Any:
     from pfl_lm.secagg.config import RoundConfig
     from pfl_lm.secagg.parameters import GraphParameters
 
     graph = GraphParameters(NEIGHBOURS, THRESHOLD, cohort // 5)
-    return RoundConfig(1, bytes(32), bytes(32), dim, BITS, cohort, cohort * 8 // 10, graph)
+    return RoundConfig(1, bytes(32), bytes(32), dim, bits, cohort, cohort * 8 // 10, graph)
 
 
-def our_client(dim: int) -> dict[str, float]:
+def our_client(dim: int, bits: int) -> dict[str, float]:
     """One device among 75 that are all neighbours: the work of k = 74 in any cohort."""
     import numpy as np
 
@@ -87,7 +90,7 @@ def our_client(dim: int) -> dict[str, float]:
     from pfl_lm.secagg.device import KeysAdvertised
     from pfl_lm.secagg.server import CollectingKeys
 
-    config, watch = config_of(NEIGHBOURS + 1, dim), Stopwatch()
+    config, watch = config_of(NEIGHBOURS + 1, dim, bits), Stopwatch()
     policy = DevicePolicy(2, 3, 2)
     vector = np.random.default_rng(0).integers(-99, 99, dim)
     devices: dict[int, Any] = {i: KeysAdvertised.join(config, i, policy) for i in range(1, 75)}
@@ -123,7 +126,7 @@ def flower_client(dim: int) -> dict[str, float]:
         Key.THRESHOLD: THRESHOLD,
         Key.CLIPPING_RANGE: 8.0,
         Key.TARGET_RANGE: 1 << 20,
-        Key.MOD_RANGE: 1 << BITS,
+        Key.MOD_RANGE: 1 << FLOWER_BITS,
         Key.MAX_WEIGHT: 1.0,
     }
     # The package exports a function of the same name over the module.
@@ -152,48 +155,66 @@ def flower_client(dim: int) -> dict[str, float]:
     return watch.seconds
 
 
-def client(dim: int) -> None:
-    """Print the client's parts, the floor, and Flower's client of the same run."""
+def client(dim: int, widths: list[int]) -> None:
+    """Print the client's parts and the floor, for rings of these bits, and Flower's client."""
+    print(f"client, n = {COHORT}, k = {NEIGHBOURS}, t = {THRESHOLD}, d = {dim:,}")
+    theirs = flower_beside(dim)
+    for name, seconds in theirs.items():
+        print(f"  Flower {name:15} {1e3 * seconds:8.1f} ms")
+    for bits in widths:
+        total = client_at(dim, bits)
+        if theirs:
+            whole = sum(theirs.values())
+            print(f"  Flower total {1e3 * whole:.0f} ms = {whole / total:.1f} x ours at b = {bits}")
+
+
+def client_at(dim: int, bits: int) -> float:
+    """Print the client's parts beside the floor of the same run; return its seconds."""
     rate, agreements = machine_rates()
-    floor = (NEIGHBOURS + 1) * dim * 4 / rate + 2 * NEIGHBOURS / agreements
-    runs = [our_client(dim) for _ in range(7)]
+    runs = [our_client(dim, bits) for _ in range(9)]
     ours = min(runs, key=lambda run: sum(run.values()))
-    rate = max(rate, machine_rates()[0])
-    print(f"client, n = {COHORT}, k = {NEIGHBOURS}, t = {THRESHOLD}, d = {dim:,}, b = {BITS}")
-    print(f"  AES-128-CTR {rate / 1e9:.1f} GB/s, X25519 {agreements:,.0f}/s")
+    rates = machine_rates()
+    rate, agreements = max(rate, rates[0]), max(agreements, rates[1])
+    streams = (NEIGHBOURS + 1) * dim * bits / 8 / rate
+    floor = streams + 2 * NEIGHBOURS / agreements
+    print(f"b = {bits}: AES-128-CTR {rate / 1e9:.1f} GB/s, X25519 {agreements:,.0f}/s")
     print(f"  floor (75 key streams, 148 agreements) {1e3 * floor:.1f} ms")
     for name, seconds in ours.items():
         print(f"  {name:15} {1e3 * seconds:8.2f} ms")
     total = sum(ours.values())
     print(f"  total           {1e3 * total:8.2f} ms = {total / floor:.2f} x floor")
-    masks = (NEIGHBOURS + 1) * dim * 4 / rate / mask_seconds(dim)
-    print(f"  masks are added at {masks:.0%} of the key stream's rate")
+    share = streams / mask_seconds(dim, bits)
+    print(f"  masks are added at {share:.0%} of the key stream's rate", flush=True)
+    return total
+
+
+def flower_beside(dim: int) -> dict[str, float]:
+    """The seconds of Flower's client, in its own environment; the best of three."""
     if not FLOWER.exists():
         print("  Flower: no environment .env-flower (see the first lines of this file)")
-        return
+        return {}
     command = [str(FLOWER), __file__, "flower", "--dim", str(dim)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-    theirs = json.loads(done.stdout.splitlines()[-1])
-    for name, seconds in theirs.items():
-        print(f"  Flower {name:15} {1e3 * seconds:8.1f} ms")
-    whole = sum(theirs.values())
-    print(f"  Flower total {1e3 * whole:.0f} ms = {whole / total:.1f} x ours")
+    runs = []
+    for _ in range(3):
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+        runs.append(json.loads(done.stdout.splitlines()[-1]))
+    return min(runs, key=lambda run: sum(run.values()))
 
 
-def mask_seconds(dim: int) -> float:
+def mask_seconds(dim: int, bits: int) -> float:
     """Adding 75 masks to a vector."""
-    import numpy as np
 
     from pfl_lm.secagg.masks import add_masks
     from pfl_lm.secagg.ring import Ring
 
-    total = np.zeros(dim, dtype="<u4")
+    ring = Ring(bits)
+    total = ring.zeros(dim)
     seeds = [os.urandom(32) for _ in range(NEIGHBOURS + 1)]
-    return best_of(7, lambda: add_masks(Ring(BITS), total, seeds[::2], seeds[1::2]))
+    return best_of(7, lambda: add_masks(ring, total, seeds[::2], seeds[1::2]))
 
 
-def whole_round(dim: int, cohort: int, dropout: float) -> None:
+def whole_round(dim: int, bits: int, cohort: int, dropout: float) -> None:
     """Every message of every device, in one process; devices drop out before they report."""
     import numpy as np
 
@@ -201,7 +222,7 @@ def whole_round(dim: int, cohort: int, dropout: float) -> None:
     from pfl_lm.secagg.device import KeysAdvertised
     from pfl_lm.secagg.server import CollectingKeys
 
-    config, devices_watch, server_watch = config_of(cohort, dim), Stopwatch(), Stopwatch()
+    config, devices_watch, server_watch = config_of(cohort, dim, bits), Stopwatch(), Stopwatch()
     policy, started = DevicePolicy(2, 3, 2), time.perf_counter()
     silent = set(range(int(cohort * dropout)))
     vector = np.random.default_rng(0).integers(-99, 99, dim)
@@ -239,10 +260,11 @@ def _report_round(
     from pfl_lm.secagg.traffic import device_traffic
 
     rate, _ = machine_rates()
-    floor = streams * config.dim * 4 / rate
+    floor = streams * config.dim * config.bits / 8 / rate
     total = sum(server.seconds.values())
     print(
-        f"round, n = {config.cohort}, k = {NEIGHBOURS}, d = {config.dim:,}, {dropout:.0%} dropout"
+        f"round, n = {config.cohort}, k = {NEIGHBOURS}, d = {config.dim:,}, b = {config.bits}, "
+        f"{dropout:.0%} dropout"
     )
     for name in server.seconds:
         both = f"devices {devices.seconds[name]:8.2f} s   server {server.seconds[name]:7.2f} s"
@@ -256,7 +278,7 @@ def _report_round(
     )
 
 
-def paper(dim: int) -> None:
+def paper(dim: int, bits: int) -> None:
     """Extrapolate to 100,000 devices: what grows with n, k and d, at the rates measured here."""
     from pfl_lm.secagg.keys import commit
     from pfl_lm.secagg.parameters import Adversary, required
@@ -270,16 +292,16 @@ def paper(dim: int) -> None:
     weights = best_of(5, lambda: lagrange_weights(range(t)))
     commitments = best_of(5, lambda: [commit(bytes(32), b"s", 1, i, bytes(33)) for i in range(k)])
     parts = {
-        "masks (half as fast as the key stream)": 2 * streams * dim * 4 / rate,
+        "masks (half as fast as the key stream)": 2 * streams * dim * bits / 8 / rate,
         "agreements": cohort * dropout * k * (1 - dropout) / agreements,
         "recovered secrets": cohort * weights,
         "shares read and checked (3 hashes long)": 3 * cohort * (1 - dropout) ** 2 * commitments,
-        "vectors read and added at 2 GB/s": cohort * (1 - dropout) * dim * 4 / 2e9,
+        "vectors read and added at 2 GB/s": cohort * (1 - dropout) * dim * bits / 8 / 2e9,
     }
-    print(f"on paper, n = {cohort:,}, {graph}, d = {dim:,}, {dropout:.0%} dropout")
+    print(f"on paper, n = {cohort:,}, {graph}, d = {dim:,}, b = {bits}, {dropout:.0%} dropout")
     for name, seconds in parts.items():
         print(f"  {name:40} {seconds:10.0f} core-seconds")
-    client_seconds = 2 * (k + 1) * dim * 4 / rate + 2 * k / agreements
+    client_seconds = 2 * (k + 1) * dim * bits / 8 / rate + 2 * k / agreements
     print(f"  server {sum(parts.values()) / 3600:.2f} core-hours; a device {client_seconds:.3f} s")
 
 
@@ -291,15 +313,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("what", choices=["client", "round", "paper", "flower"])
     parser.add_argument("--dim", type=int)
+    parser.add_argument("--bits", type=int, nargs="+", default=[FLOWER_BITS, 24])
     parser.add_argument("--cohort", type=int, default=COHORT)
     parser.add_argument("--dropout", type=float, default=0.1)
     options = parser.parse_args()
     if options.what == "client":
-        client(options.dim or 1_000_000)
+        client(options.dim or 1_000_000, options.bits)
     elif options.what == "round":
-        whole_round(options.dim or 100_000, options.cohort, options.dropout)
+        for bits in options.bits:
+            whole_round(options.dim or 100_000, bits, options.cohort, options.dropout)
     elif options.what == "paper":
-        paper(options.dim or 100_000)
+        for bits in options.bits:
+            paper(options.dim or 100_000, bits)
     else:
         print(json.dumps(flower_client(options.dim or 1_000_000)))
 

@@ -134,22 +134,27 @@ static inline void add_piece(
     }
 }
 
-/* total[i] ±= field i of each of `vectors` packed vectors, `stride` bytes apart, modulo 2^(8*width).
- *
- * total: `count` words of `width` bytes (2, 4, 8); bits: 8 to 8*width. No byte after the last field
- * of a vector is read. */
-void add_packed(
-    void *total, int width, const uint8_t *packed, int64_t vectors, int64_t stride, int64_t count,
-    int bits, int subtract)
+/* A buffer of packed vectors and the words to which they are added, `width` bytes each (2, 4, 8). */
+struct sum {
+    void *total;
+    const uint8_t *packed;
+    int64_t stride; /* bytes from one vector to the next */
+    int width, bits, subtract;
+};
+
+/* total[first + i] ±= field i of each of the first `vectors` vectors, modulo 2^(8*width), for
+ * `count` fields. No byte after the last field of a vector is read. */
+void add_packed(const struct sum *sum, int64_t first, int64_t count, int64_t vectors)
 {
-    int64_t bytes = (count * bits + 7) / 8;
+    const int width = sum->width, bits = sum->bits;
+    const int64_t bytes = (count * bits + 7) / 8;
     for (int64_t start = 0; start < count; start += PIECE) {
         int64_t piece = count - start < PIECE ? count - start : PIECE;
         int64_t at = start / GROUP * bits;
+        char *to = (char *)sum->total + (first + start) * width;
         for (int64_t v = 0; v < vectors; v++) {
-            const uint8_t *from = packed + v * stride + at;
-            char *to = (char *)total + start * width;
-            if (subtract)
+            const uint8_t *from = sum->packed + v * sum->stride + at;
+            if (sum->subtract)
                 add_piece(to, width, from, bytes - at, piece, bits, 1);
             else
                 add_piece(to, width, from, bytes - at, piece, bits, 0);

@@ -23,6 +23,7 @@ Words = NDArray[np.unsignedinteger[Any]]
 Bytes = NDArray[np.uint8]
 
 SLACK = 16  # bytes behind the last field of a vector that reading it in numpy may touch
+_LINE = 64  # bytes of a cache line
 _GROUP = 8  # fields that fill whole bytes, whatever b is
 
 Add = Callable[[int, int, int], None]
@@ -32,6 +33,13 @@ Add = Callable[[int, int, int], None]
 def packed_bytes(count: int, bits: int) -> int:
     """Bytes of ``count`` fields: ``ceil(count * bits / 8)``."""
     return (count * bits + 7) // 8
+
+
+def zeros(count: int, word: np.dtype[Any]) -> Words:
+    """Words to add to, at the beginning of a cache line: loops then split none of their stores."""
+    raw = np.zeros(count * word.itemsize + _LINE, dtype=np.uint8)
+    start = -raw.ctypes.data % _LINE
+    return raw[start : start + count * word.itemsize].view(word)
 
 
 def add_packed(total: Words, packed: bytes | memoryview, bits: int) -> None:
@@ -60,11 +68,18 @@ def adder(total: Words, rows: Bytes, bits: int, subtract: bool = False) -> Add:
                 _add_fields(total[first : first + count], row, bits, operation)
 
         return add
-    base, width, source, stride = total.ctypes.data, total.itemsize, rows.ctypes.data, rows.shape[1]
-    loop = library.add_packed
+    described = _Sum(
+        total.ctypes.data,
+        rows.ctypes.data,
+        rows.shape[1],
+        total.itemsize,
+        bits,
+        subtract,
+    )
+    loop, sum_ = library.add_packed, ctypes.byref(described)
 
     def add_compiled(first: int, count: int, vectors: int) -> None:
-        loop(base + first * width, width, source, vectors, stride, count, bits, subtract)
+        loop(sum_, first, count, vectors)
 
     return add_compiled
 
@@ -139,12 +154,25 @@ def _join_neighbours(words: Words, width: int) -> tuple[NDArray[np.uint64], int]
     return words.view(np.uint64), width
 
 
+class _Sum(ctypes.Structure):
+    """``struct sum`` of ``native/packed.c``."""
+
+    _fields_ = (
+        ("total", ctypes.c_void_p),
+        ("packed", ctypes.c_void_p),
+        ("stride", ctypes.c_int64),
+        ("width", ctypes.c_int),
+        ("bits", ctypes.c_int),
+        ("subtract", ctypes.c_int),
+    )
+
+
 def _native() -> ctypes.CDLL | None:
     """The compiled loops, which are told how to take their arguments; None without them."""
     library = native.library("packed")
     if library is not None:
-        pointer, size, flag = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
-        library.add_packed.argtypes = [pointer, flag, pointer, size, size, size, flag, flag]
-        library.pack.argtypes = [pointer, pointer, flag, size, flag]
+        pointer, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+        library.add_packed.argtypes = (pointer, size, size, size)
+        library.pack.argtypes = (pointer, pointer, number, size, number)
         library.add_packed.restype = library.pack.restype = None
     return library

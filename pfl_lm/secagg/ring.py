@@ -47,9 +47,14 @@ class Ring:
         """The narrowest unsigned machine word, little-endian, that holds ``bits`` bits."""
         return np.dtype("<u2" if self.bits <= 16 else "<u4" if self.bits <= 32 else "<u8")
 
+    def zeros(self, dim: int) -> Words:
+        """A running sum before anything was added to it: (dim,) words."""
+        return packing.zeros(dim, self.word)
+
     def embed(self, integers: NDArray[np.int64]) -> Words:
         """Map integers to ring elements, a fresh array of ``word`` of the same shape."""
-        words: Words = integers.astype(self.word)
+        words = self.zeros(integers.size).reshape(integers.shape)
+        np.copyto(words, integers, casting="unsafe")
         return self.reduce(words)
 
     def reduce(self, words: Words) -> Words:
@@ -86,7 +91,7 @@ class Ring:
             MalformedMessage: see ``check_packed``.
         """
         self.check_packed(packed, dim)
-        words = np.zeros(dim, dtype=self.word)
+        words = self.zeros(dim)
         self.add_packed(words, packed)
         return self.reduce(words)
 

@@ -17,8 +17,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-import numpy as np
-
 from pfl_lm.secagg import checks, keys
 from pfl_lm.secagg.config import RoundConfig
 from pfl_lm.secagg.errors import Refused, TooFewAnswers, TooFewReports
@@ -153,7 +151,7 @@ class CollectingInputs(Phase[MaskedInput]):
         self._registry = registry
         self._goal = goal
         self._survivors: set[int] = set()
-        self._total = np.zeros(config.dim, dtype=config.ring.word)
+        self._total = config.ring.zeros(config.dim)
 
     @property
     def missing(self) -> frozenset[int]:
