@@ -4,7 +4,8 @@ The shapes say which: a weight (O, I) is shared, and its product is ONE matrix m
 the rows of all devices; a weight (K, O, I) is per device, a batched one. A weight (K, O, I) whose
 first stride is 0 (``tensor.expand``) is per device and still equal everywhere, as in the first
 local step: its forward product is shared, its gradient is per device. A weight in bfloat16 has
-its products made in bfloat16, with sums and everything between layers in float32.
+its products made in bfloat16, with sums and everything between layers in float32. Float32 products
+go through compiled loops where there are any (``native/products``), else through torch.
 
 Legend: K devices, N rows of a device (batch · time), I input width, O output width, R LoRA rank.
 
@@ -24,6 +25,7 @@ from torch.autograd.function import once_differentiable
 
 from pfl_lm import machine
 from pfl_lm.language.spec import LoraSpec
+from pfl_lm.native import products
 
 NARROW = 64  # columns of a product
 
@@ -114,6 +116,8 @@ def apply(x: Tensor, dense: Dense) -> Tensor:
 
 def times(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return x Wᵀ (+ bias): (K, N, I) → (K, N, O)."""
+    if products.suits(x, weight, bias):
+        return products.times(x, weight.mT, bias)
     one = _the_one(weight)
     if one is not None and one.dtype == x.dtype and bias is not None and bias.dim() == 1:
         return F.linear(x, one, bias)
@@ -124,7 +128,9 @@ def times(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def add_times(y: Tensor, x: Tensor, weight: Tensor) -> None:
     """Add x Wᵀ to y (K, N, O) in place."""
     one = _the_one(weight)
-    if weight.dtype == y.dtype and one is None:
+    if products.suits(y, x, weight) and y.stride(-1) == 1:
+        products.times(x, weight.mT, None, y)
+    elif weight.dtype == y.dtype and one is None:
         y.baddbmm_(x, weight.mT)
     elif weight.dtype == y.dtype and one is not None and y.is_contiguous():
         y.view(-1, y.shape[-1]).addmm_(x.reshape(-1, x.shape[-1]), one.mT)
@@ -149,12 +155,17 @@ def weight_gradient(dy: Tensor, x: Tensor, weight: Tensor) -> Tensor:
         dy, x = dy.reshape(1, -1, dy.shape[-1]), x.reshape(1, -1, x.shape[-1])
     # Where one side is narrow, the product with the longer output rows is the faster one.
     narrow = x.shape[-1] < min(NARROW, dy.shape[-1])
-    gradient = torch.bmm(x.mT, dy).mT if narrow else _times_each(dy.mT, x)
+    if products.suits(dy, x):
+        gradient = products.gradient(x, dy).mT if narrow else products.gradient(dy, x)
+    else:
+        gradient = torch.bmm(x.mT, dy).mT if narrow else _times_each(dy.mT, x)
     return gradient[0] if weight.dim() == 2 else gradient
 
 
 def _product(x: Tensor, matrix: Tensor) -> Tensor:
     """(K, N, I) times (I, O) or (K, I, O), in the matrix's precision, returned in that of x."""
+    if products.suits(x, matrix):
+        return products.times(x, matrix)
     one, low = _the_one(matrix), x.to(matrix.dtype)
     if one is None:
         return _times_each(low, matrix).to(x.dtype)

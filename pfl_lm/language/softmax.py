@@ -34,7 +34,6 @@ def suits(*tensors: Tensor | None) -> bool:
     return (
         products.suits(*tensors)
         and all(x.is_contiguous() for x in tensors if x is not None)
-        and torch.get_num_threads() == 1
         and _loops() is not None
     )
 

@@ -114,30 +114,57 @@ static void offsets(long rows, long stride, long *at) {
   for (long i = 0; i < rows; i++) at[i] = i * stride;
 }
 
-/* Pack B (K, N), whose element (k, j) lies at b[k * down + j * along], into panels; the columns that
-   are missing from the last one are 0. */
+typedef float eight __attribute__((vector_size(32)));
+typedef float loose_eight __attribute__((vector_size(32), aligned(4), may_alias));
+
+/* Eight rows of eight numbers, turned: to[j * wide + i] = factor from[i * stride + j]. */
+INLINE void turn_eight(const float *from, long stride, float *to, long wide, float factor) {
+  eight r[8], s[8];
+  for (int i = 0; i < 8; i++) r[i] = *(const loose_eight *)(from + i * stride) * factor;
+  for (int i = 0; i < 4; i++) { /* rows i and i + 4, number by number; three times over */
+    s[2 * i] = __builtin_shufflevector(r[i], r[i + 4], 0, 8, 1, 9, 2, 10, 3, 11);
+    s[2 * i + 1] = __builtin_shufflevector(r[i], r[i + 4], 4, 12, 5, 13, 6, 14, 7, 15);
+  }
+  for (int i = 0; i < 4; i++) {
+    r[2 * i] = __builtin_shufflevector(s[i], s[i + 4], 0, 8, 1, 9, 2, 10, 3, 11);
+    r[2 * i + 1] = __builtin_shufflevector(s[i], s[i + 4], 4, 12, 5, 13, 6, 14, 7, 15);
+  }
+  for (int i = 0; i < 4; i++) {
+    s[2 * i] = __builtin_shufflevector(r[i], r[i + 4], 0, 8, 1, 9, 2, 10, 3, 11);
+    s[2 * i + 1] = __builtin_shufflevector(r[i], r[i + 4], 4, 12, 5, 13, 6, 14, 7, 15);
+  }
+  for (int j = 0; j < 8; j++) *(loose_eight *)(to + j * wide) = s[j];
+}
+
+/* to[j * wide + i] = factor from[i * stride + j] for i < rows, j < columns. */
+static void turn(long rows, long columns, const float *from, long stride, float *to, long wide,
+                 float factor) {
+  long j = 0;
+  for (; j + 8 <= columns; j += 8) {
+    long i = 0;
+    for (; i + 8 <= rows; i += 8)
+      turn_eight(from + i * stride + j, stride, to + j * wide + i, wide, factor);
+    for (; i < rows; i++)
+      for (long y = j; y < j + 8; y++) to[y * wide + i] = factor * from[i * stride + y];
+  }
+  for (; j < columns; j++)
+    for (long i = 0; i < rows; i++) to[j * wide + i] = factor * from[i * stride + j];
+}
+
+/* Pack B (K, N), whose element (k, j) lies at b[k * down + j * along], one of the two being 1, into
+   panels; the columns that are missing from the last one are 0. */
 static void pack(long depth, long columns, const float *b, long down, long along, float *packed) {
   for (long j = 0; j < columns; j += WIDTH, packed += depth * WIDTH) {
     long width = smaller(WIDTH, columns - j);
     if (width < WIDTH) memset(packed, 0, 4 * depth * WIDTH);
     const float *from = b + j * along;
-    if (along == 1) {
+    if (along != 1)
+      turn(width, depth, from, along, packed, WIDTH, 1.0f);
+    else if (width == WIDTH)
+      for (long k = 0; k < depth; k++) memcpy(packed + k * WIDTH, from + k * down, 4 * WIDTH);
+    else
       for (long k = 0; k < depth; k++) memcpy(packed + k * WIDTH, from + k * down, 4 * width);
-    } else {
-      for (long near = 0; near < depth; near += 16) /* of each column one cache line at a time */
-        for (long i = 0; i < width; i++)
-          for (long k = near; k < smaller(near + 16, depth); k++)
-            packed[k * WIDTH + i] = from[k * down + i * along];
-    }
   }
-}
-
-/* Bᵀ of a matrix (rows, columns) with contiguous rows, to rows of length `rows`. */
-__attribute__((unused)) static void transpose(long rows, long columns, const float *from, long stride, float *to) {
-  for (long j = 0; j < columns; j += 16)
-    for (long i = 0; i < rows; i += 16)
-      for (long y = j; y < smaller(j + 16, columns); y++)
-        for (long x = i; x < smaller(i + 16, rows); x++) to[y * rows + x] = from[x * stride + y];
 }
 
 #endif

@@ -1,4 +1,7 @@
-"""Packed operands of compiled matrix products (``products.c``), from and to torch's tensors."""
+"""Compiled matrix products (``products.c``) on torch's tensors: K devices in a call.
+
+Legend: K devices, N rows of a device, I input width, O output width.
+"""
 
 from __future__ import annotations
 
@@ -10,31 +13,102 @@ from torch import Tensor
 from pfl_lm import native
 
 
-def loops() -> ctypes.CDLL | None:
-    """The compiled product, its argument types stated once; None without compiled loops."""
-    found = native.library("products")
-    if found is not None and found.packed_size.restype is not ctypes.c_long:
-        long, pointer = ctypes.c_long, ctypes.c_void_p
-        found.packed_size.restype, found.packed_size.argtypes = long, [long] * 2
-        found.pack_matrix.argtypes = [long, long, pointer, long, long, pointer]
-        found.multiply_packed.argtypes = (
-            [long] * 3 + [pointer, long, pointer, pointer, long] + [ctypes.c_int]
-        )
-    return found
-
-
 def suits(*tensors: Tensor | None) -> bool:
-    """Whether tensors are what the loops work on: float32 in the processor's memory."""
-    return all(
-        x.dtype == torch.float32 and x.device.type == "cpu" for x in tensors if x is not None
+    """Whether the loops may work on these tensors: float32, here, with one thread."""
+    return (
+        all(x.dtype == torch.float32 and x.device.type == "cpu" for x in tensors if x is not None)
+        and torch.get_num_threads() == 1
+        and _loops() is not None
     )
 
 
 def pack(matrix: Tensor) -> Tensor:
-    """Lay (K, N), whatever its strides, out in panels: the right operand of products to come."""
-    compiled = loops()
-    assert compiled is not None
-    depth, columns = matrix.shape
-    packed = matrix.new_empty(compiled.packed_size(depth, columns))
-    compiled.pack_matrix(depth, columns, matrix.data_ptr(), *matrix.stride(), packed.data_ptr())
+    """Lay (I, O) out in panels, the right operand of products to come."""
+    matrix = _plain(matrix)
+    packed = matrix.new_empty(_call("packed_size", *matrix.shape))
+    _call("pack_matrix", *matrix.shape, matrix.data_ptr(), *matrix.stride(), packed.data_ptr())
     return packed
+
+
+def times(
+    x: Tensor, matrix: Tensor, bias: Tensor | None = None, into: Tensor | None = None
+) -> Tensor:
+    """Return x (K, N, I) times matrix (I, O) or (K, I, O), plus bias (O,) or (K, O).
+
+    Args:
+        into: (K, N, O), rows contiguous: the product is added to it instead.
+    """
+    x, matrix = _in_rows(x), _plain(matrix)
+    devices, rows, depth = x.shape
+    columns = matrix.shape[-1]
+    y = x.new_empty(devices, rows, columns) if into is None else into
+    bias = None if bias is None else _in_rows(bias)
+    _check(
+        _call(
+            "multiply_devices",
+            *(devices, rows, columns, depth),
+            *(x.data_ptr(), *x.stride()[:2]),
+            *(matrix.data_ptr(), _apart(matrix, 3), *matrix.stride()[-2:]),
+            *((None, 0) if bias is None else (bias.data_ptr(), _apart(bias, 2))),
+            *(y.data_ptr(), *y.stride()[:2], into is not None),
+        )
+    )
+    return y
+
+
+def gradient(dy: Tensor, x: Tensor) -> Tensor:
+    """Return dyᵀ x (K, O, I) of dy (K, N, O) and x (K, N, I)."""
+    dy, x = _in_rows(dy), _in_rows(x)
+    devices, rows, outputs = dy.shape
+    found = x.new_empty(devices, outputs, x.shape[-1])
+    _check(
+        _call(
+            "gradient_devices",
+            *(devices, rows, outputs, x.shape[-1]),
+            *(dy.data_ptr(), *dy.stride()[:2]),
+            *(x.data_ptr(), *x.stride()[:2]),
+            *(found.data_ptr(), found.stride(0), 1.0, 0),
+        )
+    )
+    return found
+
+
+def _in_rows(x: Tensor) -> Tensor:
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _plain(matrix: Tensor) -> Tensor:
+    """Rows or columns contiguous, as packing asks."""
+    return matrix if 1 in matrix.stride()[-2:] else matrix.contiguous()
+
+
+def _apart(tensor: Tensor, dims: int) -> int:
+    """Floats from one device's to the next one's; 0 where all hold the same."""
+    return tensor.stride(0) if tensor.dim() == dims and len(tensor) > 1 else 0
+
+
+def _check(failed: int) -> None:
+    if failed:
+        raise MemoryError("a compiled product could not have the memory that it asked for")
+
+
+def _call(name: str, *arguments: float | None) -> int:
+    found: int = getattr(_loops(), name)(*arguments)
+    return found
+
+
+def _loops() -> ctypes.CDLL | None:
+    """The compiled products, their types stated once; None without compiled loops."""
+    found = native.library("products")
+    if found is not None and found.packed_size.restype is not ctypes.c_long:
+        long, pointer = ctypes.c_long, ctypes.c_void_p
+        operand, number = [pointer, long, long], ctypes.c_int
+        found.packed_size.restype, found.packed_size.argtypes = long, [long] * 2
+        found.pack_matrix.argtypes = [long, long, *operand, pointer]
+        found.multiply_devices.argtypes = (
+            [long] * 4 + operand + [*operand, long] + [pointer, long] + [*operand, number]
+        )
+        found.gradient_devices.argtypes = (
+            [long] * 4 + operand * 2 + [pointer, long, ctypes.c_float, number]
+        )
+    return found

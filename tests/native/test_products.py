@@ -2,45 +2,28 @@
 
 from __future__ import annotations
 
-import ctypes
-
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pfl_lm import native
+from pfl_lm.native import products
 
 SIZES = st.integers(1, 70)
 
 
-def long(*numbers: int) -> list[ctypes.c_long]:
-    return [ctypes.c_long(number) for number in numbers]
-
-
-def at(array: np.ndarray) -> ctypes.c_void_p:
-    return ctypes.c_void_p(array.ctypes.data)
-
-
 @pytest.fixture(scope="module", autouse=True)
 def loops():
-    found = native.library("products")
-    if found is None:
+    if native.library("products") is None:
         pytest.skip("no compiled loops: no compiler, or PFL_LM_NATIVE=0")
-    return found
 
 
 def product(x: np.ndarray, matrix: np.ndarray, into: np.ndarray | None = None) -> np.ndarray:
-    """x times matrix, packed from whichever layout it has; added to ``into`` if that is given."""
-    loops = native.library("products")
-    (rows, depth), columns = x.shape, matrix.shape[1]
-    packed = np.full(loops.packed_size(*long(depth, columns)), np.nan, np.float32)
-    strides = [stride // 4 for stride in matrix.strides]
-    loops.pack_matrix(*long(depth, columns), at(matrix), *long(*strides), at(packed))
-    y = np.full((rows, columns), np.nan, np.float32) if into is None else into.copy()
-    operands = (at(x), *long(depth), at(packed), at(y), *long(columns), int(into is not None))
-    assert loops.multiply_packed(*long(rows, columns, depth), *operands) == 0
-    return y
+    """x times matrix of one device; added to ``into`` if that is given."""
+    y = None if into is None else torch.from_numpy(into.copy())[None]
+    return products.times(torch.from_numpy(x)[None], torch.from_numpy(matrix), None, y)[0].numpy()
 
 
 @given(SIZES, SIZES, st.one_of(SIZES, st.integers(330, 700)), st.booleans(), st.integers(0, 9))
@@ -72,3 +55,23 @@ def test_infinity_and_nan_reach_their_row_and_no_other() -> None:
     assert np.isnan(y[2]).all()
     assert np.isposinf(y[5]).all()
     np.testing.assert_array_equal(np.delete(y, (2, 5), 0), 20)
+
+
+@given(st.integers(1, 4), SIZES, SIZES, st.one_of(SIZES, st.just(340)), st.integers(0, 15))
+def test_devices_together_shared_or_not_with_bias_and_gradients(
+    devices: int, rows: int, outputs: int, inputs: int, case: int
+) -> None:
+    draw = torch.Generator().manual_seed(case)
+    shared, own_bias, strided = case & 1, case & 2, case & 4
+    x = torch.randn(devices, rows + 3, inputs, generator=draw)[:, 3:]
+    dy = torch.randn(devices, rows, outputs + 2, generator=draw)[..., : None if strided else -2]
+    width = dy.shape[-1]
+    weight = torch.randn(*(() if shared else (devices,)), width, inputs, generator=draw)
+    bias = torch.randn(*((devices,) if own_bias else ()), width, generator=draw)
+    expected = x.double() @ weight.double().mT + (bias[:, None] if own_bias else bias)
+    close = {"atol": 1e-4, "rtol": 1e-4}
+    torch.testing.assert_close(products.times(x, weight.mT, bias).double(), expected, **close)
+    back = dy.double() @ weight.double()
+    torch.testing.assert_close(products.times(dy, weight).double(), back, **close)
+    summed = dy.double().mT @ x.double()
+    torch.testing.assert_close(products.gradient(dy, x).double(), summed, **close)
