@@ -37,6 +37,11 @@ SETTINGS = {
     "forward only": (LSTM, PARTIAL, replace(LOCAL, method="forward_only")),
     "transformer": (TRANSFORMER, PARTIAL, replace(LOCAL, gradient_clip=1.0)),
     "transformer, everything": (TRANSFORMER, PayloadPlan(), replace(LOCAL, loss="softmax")),
+    "transformer, light path": (
+        replace(TRANSFORMER, residual=24),
+        PayloadPlan(rows="none", dense="residual"),
+        LOCAL,
+    ),
     "transformer, NCE": (TRANSFORMER, PayloadPlan(rows=700), replace(LOCAL, loss="nce")),
     "transformer, recomputed": (TRANSFORMER, PARTIAL, replace(LOCAL, activations="recomputed")),
     "transformer, zeroth order": (
