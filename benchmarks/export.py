@@ -23,7 +23,8 @@ from pfl_lm.export.formats import FORMATS, PRECISIONS, ExportedFile, convert, op
 from pfl_lm.export.graphs import predict
 from pfl_lm.export.parity import HeldOutText, Reading, compare, read
 from pfl_lm.export.ports import Graph
-from pfl_lm.export.quantise import fitted
+from pfl_lm.export.quantise import fitted_layers
+from pfl_lm.export.tables import layers_of
 from pfl_lm.language.population import PopulationStore
 from pfl_lm.language.tokenizer import Tokenizer
 from pfl_lm.model_file import Model, load_model
@@ -68,8 +69,9 @@ def _convert(options: argparse.Namespace, graph: Graph, model: Model, blocked: n
             if record.is_file():
                 continue
             source = graph
-            if precision == "int4":
-                source = predict(fitted(model, windows), blocked=blocked)
+            if layers := layers_of(precision):
+                layers = fitted_layers(model, windows) if precision == "int4" else layers
+                source = predict(model, blocked=blocked, layers=layers)
             file = convert(source, name, precision, options.folder)
             record.write_text(json.dumps(file.as_dict()))
             print(f"{file.name}: {file.bytes / 1e6:.2f} MB", flush=True)

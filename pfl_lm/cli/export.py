@@ -81,7 +81,13 @@ def run_(
     if zip and output.suffix != ".zip":
         output = output.with_name(f"{output.name}.zip")
     signal.signal(signal.SIGTERM, _stop)  # so that what is half written is cleared away
-    rows = export(source, output, choice, text, Watch(lambda line: typer.echo(line, err=True)))
+    seen: list[Row] = []
+    watch = Watch(lambda line: typer.echo(line, err=True), seen.append)
+    try:
+        rows = export(source, output, choice, text, watch)
+    except ValueError:
+        _show(seen, text)  # the figures say what to change
+        raise
     _show(rows, text)
     typer.echo(str(output))
 

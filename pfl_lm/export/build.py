@@ -25,8 +25,9 @@ from pfl_lm.export.lessons import Lessons, train_graph, write_weights
 from pfl_lm.export.parity import HeldOutText, Parity, Reading, compare, read
 from pfl_lm.export.personal import PersonalPlan, personal_step, plain, whitening
 from pfl_lm.export.ports import Graph
-from pfl_lm.export.quantise import fitted
+from pfl_lm.export.quantise import fitted_layers
 from pfl_lm.export.source import Source
+from pfl_lm.export.tables import layers_of
 from pfl_lm.export.verify import verify_bundle
 from pfl_lm.export.words import BlockList, write_words
 from pfl_lm.files import folder_atomically
@@ -198,11 +199,10 @@ def _predictors(work: _Work, graph: Graph) -> None:
     """Convert ``predict`` into every format and precision; compare and measure each."""
     work.watch.say("reading held-out text with the torch model")
     reference = read(graph, graph.interface, graph.start, work.text)
-    four_bits = _graph(work, "int4") if "int4" in work.choice.precisions else graph
+    rounded = {name: _graph(work, name) for name in work.choice.precisions if layers_of(name)}
     for format, precision in work.choice.predictors():
         work.watch.say(f"{format} {precision}")
-        chosen = four_bits if precision == "int4" else graph
-        file = convert(chosen, format, precision, work.graphs)
+        file = convert(rounded.get(precision, graph), format, precision, work.graphs)
         row = _measured(work, graph, file, reference)
         work.rows.append(row)
         work.watch.row(row)
@@ -223,15 +223,17 @@ def _bar(work: _Work, row: Row) -> float:
 
 
 def _graph(work: _Work, precision: str) -> Graph:
-    """Return ``predict`` of the model as the precision wants it: four bits need fitting."""
-    model = work.source.model
+    """Return ``predict`` of the model with its tables as the precision holds them."""
+    model, layers = work.source.model, layers_of(precision)
     if precision == "int4":
-        model = fitted(model, invented_windows(plain(model), CALIBRATION_TEXTS))
+        work.watch.say("fitting four bits on text that the model invents")
+        layers = fitted_layers(model, invented_windows(plain(model), CALIBRATION_TEXTS))
     return predict(
         model,
         best=BEST,
         blocked=work.blocked.ids,
         adapter_rank=work.plan.rank if work.choice.personal else 0,
+        layers=layers,
     )
 
 

@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from pfl_lm.export.grids import INT4
+from pfl_lm.export.grids import GRIDS, INT4
 from pfl_lm.export.ports import Arrays, Graph, Interface, Port
+from pfl_lm.export.tables import grids_by_rows
 
 NOT_RUN = "Core ML's runtime was not run: it exists on Apple systems only; interpreted in numpy"
 
@@ -38,11 +39,9 @@ def convert(graph: Graph, precision: str, path: Path) -> list[str]:
     )
     notes = [NOT_RUN]
     if precision in ("int8", "int4"):
-        package = _quantised(package, precision)
+        package = _quantised(package, graph, precision)
         notes.append(
-            "weights: 4 bits in groups of 32 for the word tables, 8 bits per row for the rest"
-            if precision == "int4"
-            else "weights: 8 bits per row; arithmetic fp16"
+            f"word table {GRIDS[precision]}, 8 more for frequent words; the rest fp16, like sums"
         )
     package.short_description = f"pfl_lm {graph.name}"
     package.save(str(path))
@@ -95,35 +94,22 @@ def _tensor(port: Port) -> Any:
     return ct.TensorType(name=port.name, shape=port.shape, dtype=dtype)
 
 
-def _quantised(package: Any, precision: str) -> Any:
-    """Quantise weights by coremltools' own optimiser."""
+def _quantised(package: Any, graph: Graph, precision: str) -> Any:
+    """Quantise the word tables by coremltools' own optimiser; the layers between stay fp16."""
     import coremltools.optimize.coreml as cto
 
     def linear(**more: Any) -> Any:
-        return cto.OpLinearQuantizerConfig(
-            mode="linear_symmetric", weight_threshold=1 << 12, **more
-        )
+        return cto.OpLinearQuantizerConfig(mode="linear_symmetric", **more)
 
     by_row = linear(dtype="int8", granularity="per_channel")
-    if precision == "int8":
-        return cto.linear_quantize_weights(package, cto.OptimizationConfig(by_row))
     in_groups = linear(dtype="int4", granularity="per_block", block_size=INT4.group)
-    names = _tables(package)
-    chosen = cto.OptimizationConfig(by_row, op_name_configs=dict.fromkeys(names, in_groups))
-    return cto.linear_quantize_weights(package, chosen)
-
-
-def _tables(package: Any) -> list[str]:
-    """Names of the constants that hold word tables: matrices with the most rows."""
-    import coremltools.optimize.coreml as cto
-
-    found = {
-        name: meta.val.shape
+    grids = grids_by_rows(graph, precision)
+    chosen = {
+        name: in_groups if grids[len(meta.val)] == INT4 else by_row
         for name, meta in cto.get_weights_metadata(package, weight_threshold=1 << 12).items()
-        if meta.val.ndim == 2
+        if meta.val.ndim == 2 and len(meta.val) in grids
     }
-    most = max(shape[0] for shape in found.values())
-    return [name for name, shape in found.items() if shape[0] == most]
+    return cto.linear_quantize_weights(package, cto.OptimizationConfig(op_name_configs=chosen))
 
 
 def _register_alias() -> None:

@@ -12,11 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from pfl_lm.export.grids import Grid, grid_of, scales_of
+from pfl_lm.export.grids import GRIDS, INT8, Grid, scales_of
 from pfl_lm.export.ports import Arrays, Graph, Interface
 
 METHOD = "forward"
 TWICE = "the word table is stored twice: to read words, and in the delegate's own layout"
+WEIGHTS = "torchao: word table {}, 8 more for frequent words, activations int8, dynamic"
+HALVES = "layers between fp16: a processor with fp16 arithmetic (ARMv8.2, x86 with AVX2) is needed"
 
 
 def convert(graph: Graph, precision: str, path: Path) -> list[str]:
@@ -33,7 +35,7 @@ def convert(graph: Graph, precision: str, path: Path) -> list[str]:
     if precision in ("int8", "int4"):
         module = _quantised(graph, precision)
         partitioners.insert(0, XnnpackDynamicallyQuantizedPartitioner())
-        notes.append("torchao: weight-only embedding, linears with dynamic int8 activations")
+        notes += [WEIGHTS.format(GRIDS[precision]), HALVES]
     program = torch.export.export(module, graph.examples())
     edge = to_edge_transform_and_lower(
         program,
@@ -78,35 +80,54 @@ def open(path: Path, interface: Interface, threads: int = 1) -> Method:
 
 
 def _quantised(graph: Graph, precision: str) -> Any:
-    """Quantise a copy of the module by torchao: embedding by weight, linears dynamically."""
+    """Quantise a copy of the module: tables by torchao, the layers between become fp16."""
     import torch
     from torch import nn
     from torchao.utils import unwrap_tensor_subclass
 
     module: Any = copy.deepcopy(graph.module)
-    table = module.output.weight.detach().clone()
-    module.output.weight = nn.Parameter(table, False)  # a layer's weight is replaced, not shared
-    for layer in module.modules():
-        if isinstance(layer, nn.Embedding | nn.Linear):
-            is_table = layer is module.output or isinstance(layer, nn.Embedding)
-            grid = grid_of(precision, is_table)
-            weight = _integers(layer.weight, grid, isinstance(layer, nn.Linear))
-            layer.weight = nn.Parameter(weight, requires_grad=False)
+    tables = dict.fromkeys((module.output, module.rows.first), GRIDS[precision])
+    tables |= dict.fromkeys((module.frequent_output, module.rows.second), INT8)
+    # A layer's weight is replaced, not shared: all are read before any is set.
+    weights = {
+        layer: _integers(layer.weight.detach().clone(), grid, isinstance(layer, nn.Linear))
+        for layer, grid in tables.items()
+        if layer is not None
+    }
+    for layer, weight in weights.items():
+        layer.weight = nn.Parameter(weight, requires_grad=False)
+    for name, layer in module.linears.items():
+        module.linears[name] = _half(layer)
     with torch.no_grad():
         return unwrap_tensor_subclass(module)
 
 
+def _half(linear: Any) -> Any:
+    """The layer with weights and arithmetic in fp16, between fp32 values."""
+    from torch import nn
+
+    class Half(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = linear.half()
+
+        def forward(self, x: Any) -> Any:
+            return self.inner(x.half()).float()
+
+    return Half()
+
+
 def _integers(weight: Any, grid: Grid, dynamic: bool) -> Any:
-    """A weight as torchao's integers on our grid; 8 bits take one scale for each row."""
+    """A weight as torchao's integers on our grid."""
     import torch
     from torchao.quantization import IntxUnpackedToInt8Tensor
 
-    group = grid.group if grid.bits == 4 else weight.shape[1]
+    group = grid.group or weight.shape[1]
     scales = torch.from_numpy(
-        scales_of(weight.detach().unflatten(1, (-1, group)).abs().amax(-1).numpy(), grid)
+        scales_of(weight.unflatten(1, (-1, group)).abs().amax(-1).numpy(), grid)
     )
     return IntxUnpackedToInt8Tensor.from_hp(
-        weight.detach(),
+        weight,
         (1, group),
         getattr(torch, f"int{grid.bits}"),
         activation_quantization="int8_asym_per_token" if dynamic else None,

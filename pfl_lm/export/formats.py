@@ -9,8 +9,12 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
-from collections.abc import Sequence
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -152,11 +156,25 @@ def convert(graph: Graph, format: str, precision: str, folder: Path) -> Exported
     if remedy := known.missing():
         raise ValueError(remedy)
     path = Path(folder) / f"{graph.name}.{precision}{known.suffix}"
-    notes: Sequence[str] = known.module().convert(graph, precision, path)
+    with _hushed():
+        notes: Sequence[str] = known.module().convert(graph, precision, path)
     return ExportedFile(
         path.name, format, graph.name, precision, graph.interface, size_of(path),
         known.versions(), tuple(notes),
     )  # fmt: skip
+
+
+@contextmanager
+def _hushed() -> Iterator[None]:
+    """Keep converters' progress bars and warnings about one another off the screen."""
+    off = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(off)
 
 
 def open_file(folder: Path, exported: ExportedFile, threads: int = 1) -> Runner:

@@ -1,7 +1,7 @@
 """What a keyboard runs: the next words and the completions of a letter, from one graph.
 
 Legend: V words, D width of an embedding row, P width of the hidden vectors, R rank of an adapter,
-T tokens of a sequence, k suggestions.
+T tokens of a sequence, k suggestions, F frequent words, S words of the shortlist.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pfl_lm.export import trunk
 from pfl_lm.export.ports import Graph, Interface, Port
+from pfl_lm.export.tables import Layers
 from pfl_lm.language.models import merge
 from pfl_lm.language.tokenizer import Tokenizer
 from pfl_lm.model_file import Model
@@ -23,7 +25,12 @@ BEST = 3
 
 
 def predict(
-    model: Model, *, best: int = BEST, blocked: Sequence[int] = (), adapter_rank: int = 0
+    model: Model,
+    *,
+    best: int = BEST,
+    blocked: Sequence[int] = (),
+    adapter_rank: int = 0,
+    layers: Layers | None = None,
 ) -> Graph:
     """Read one word, suggest the next ones.
 
@@ -42,10 +49,13 @@ def predict(
     Args:
         model: LoRA factors are merged, widths padded to multiples of 32.
         blocked: ids that must never be suggested, whatever the mask; a constant of the graph.
+        layers: how a file of few bits holds the word table (``tables.layers_of(precision)``):
+            its values are rounded so here. Where the model ties its tables, ``scores`` come a
+            little closer to the model's than ``logits``.
 
     A transformer's state holds ``context`` words; the caller begins anew after so many.
     """
-    module = _Predict(_ready(model), best, blocked, adapter_rank)
+    module = _Predict(_ready(model), best, blocked, adapter_rank, layers)
     ports, start = _predict_inputs(module, adapter_rank)
     token = Port("token", "int32", (1,))
     start["token"] = np.array([Tokenizer.bos_id], np.int32)
@@ -59,6 +69,7 @@ def predict_sequence(
     best: int = BEST,
     blocked: Sequence[int] = (),
     adapter_rank: int = 0,
+    layers: Layers | None = None,
 ) -> Graph:
     """Read several words at once: ``tokens`` int32[T], padded at the end with 0.
 
@@ -68,7 +79,7 @@ def predict_sequence(
     """
     if length < 1:
         raise ValueError(f"length = {length}: a sequence has at least one token")
-    module = _PredictSequence(_ready(model), best, blocked, adapter_rank)
+    module = _PredictSequence(_ready(model), best, blocked, adapter_rank, layers)
     ports, start = _predict_inputs(module, adapter_rank)
     tokens = Port("tokens", "int32", (length,))
     start["tokens"] = np.array([Tokenizer.bos_id] + [0] * (length - 1), np.int32)
@@ -80,10 +91,36 @@ def _ready(model: Model) -> Model:
     return trunk.padded(Model(spec, parameters, model.origin))
 
 
-class _Predict(nn.Module):
-    """The model as modules that quantisers know: one embedding, linears by name."""
+class _Rows(nn.Module):
+    """Reads rows of a word table, from both its layers where it has two."""
 
-    def __init__(self, model: Model, best: int, blocked: Sequence[int], adapter_rank: int) -> None:
+    def __init__(self, table: Tensor, layers: Layers | None) -> None:
+        super().__init__()
+        self.second = None
+        if layers is not None:
+            table, second = (torch.from_numpy(part) for part in layers.split(table.numpy()))
+            self.second = nn.Embedding.from_pretrained(second)
+        self.first = nn.Embedding.from_pretrained(table)
+
+    def forward(self, words: Tensor) -> Tensor:
+        words = words.to(torch.int64)  # ExecuTorch reads no other type
+        rows: Tensor = self.first(words)
+        if self.second is None:
+            return rows
+        return rows + self.second(words.clamp_max(self.second.num_embeddings - 1))
+
+
+class _Predict(nn.Module):
+    """The model as modules that quantisers know: tables of rows, linears by name."""
+
+    def __init__(
+        self,
+        model: Model,
+        best: int,
+        blocked: Sequence[int],
+        adapter_rank: int,
+        layers: Layers | None,
+    ) -> None:
         super().__init__()
         spec, parameters = model.spec, model.parameters
         if not 1 <= best <= spec.vocabulary_size:
@@ -92,9 +129,12 @@ class _Predict(nn.Module):
         self.names = list(trunk.zero_state(spec))
         # Parameters of their own: no exporter or quantiser may touch the model that came in.
         own = {name: value.detach().clone().float() for name, value in parameters.items()}
-        self.embedding = nn.Embedding.from_pretrained(own["embedding"])
-        table = self.embedding.weight if spec.tied else own["output"]
-        self.output = _linear(table, own.get("output_bias"))
+        self.rows = _Rows(own["embedding"], layers)
+        self.output = _linear(self.rows.first.weight if spec.tied else own["output"], None)
+        self.frequent_output, self.shortlist = None, 0
+        if self.rows.second is not None and layers is not None and spec.tied:
+            self.frequent_output = _linear(self.rows.second.weight, None)
+            self.shortlist = min(max(layers.shortlist, best), spec.vocabulary_size)
         self.linears = nn.ModuleDict(
             {
                 name.replace(".", "_"): _linear(value, own.get(f"{name}_bias"))
@@ -106,9 +146,11 @@ class _Predict(nn.Module):
         self.others = list(others | trunk.turns(spec))
         for name, value in (others | trunk.turns(spec)).items():
             self.register_buffer(name.replace(".", "_"), value)
-        never = torch.zeros(1, spec.vocabulary_size)
-        never[0, list(blocked)] = AWAY
-        self.register_buffer("never", never)
+        bias = own.get("output_bias", torch.zeros(spec.vocabulary_size))
+        never = torch.zeros(spec.vocabulary_size)
+        never[list(blocked)] = AWAY
+        self.register_buffer("bias", bias[None])
+        self.register_buffer("allowed", (bias + never)[None])
 
     def forward(self, token: Tensor, mask: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
         adapter, state = self._split(rest)
@@ -117,11 +159,7 @@ class _Predict(nn.Module):
 
     def step(self, token: Tensor, state: trunk.State) -> tuple[Tensor, trunk.State]:
         weights = {name: getattr(self, name.replace(".", "_")) for name in self.others}
-        return trunk.step(self.spec, self.linear, weights, self._read(token), state)
-
-    def _read(self, token: Tensor) -> Tensor:
-        row: Tensor = self.embedding(token.to(torch.int64))  # ExecuTorch reads no other type
-        return row
+        return trunk.step(self.spec, self.linear, weights, self.rows(token), state)
 
     def linear(self, name: str, x: Tensor) -> Tensor:
         y: Tensor = self.linears[name.replace(".", "_")](x)
@@ -134,9 +172,18 @@ class _Predict(nn.Module):
         if self.adapter:
             down, up = adapter
             adapted = vector + (vector @ down.mT) @ up.mT
-        logits = self.output(adapted)  # (1, V)
-        allowed = logits + (mask + self.get_buffer("never"))  # an addition is the fastest way
-        scores, words = torch.topk(allowed, self.best, -1)
+        products = self.output(adapted)  # (1, V)
+        if self.frequent_output is not None:
+            more = self.frequent_output(adapted)  # (1, F + 1)
+            products = products + F.pad(more, (0, products.shape[1] - more.shape[1]))
+        logits = products + self.get_buffer("bias")
+        allowed = mask + self.get_buffer("allowed")  # an addition is the fastest way to leave out
+        scores, words = torch.topk(products + allowed, self.shortlist or self.best, -1)
+        if self.shortlist:
+            short = words[0]
+            exact = (self.rows(short) * adapted).sum(-1) + allowed[0][short]  # (S,)
+            scores, places = torch.topk(exact[None], self.best, -1)
+            words = short[places[0]][None]
         return words.to(torch.int32), scores, logits, vector, *(after[n] for n in self.names)
 
     def _split(self, rest: tuple[Tensor, ...]) -> tuple[Sequence[Tensor], trunk.State]:

@@ -1,4 +1,4 @@
-"""Integer grids for weights: which codes and scales stand for a matrix.
+"""Integer grids for word tables: which codes and scales stand for a matrix.
 
 One rule for all formats, so that a matrix which lies on a grid is stored exactly by every
 toolchain's own quantiser: symmetric codes, the peak of a group is the grid's last code, scales of
@@ -16,20 +16,21 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Grid:
-    """Symmetric integers of ``bits``, one scale for each ``group`` of a row."""
+    """Symmetric integers of ``bits``, one scale for each ``group`` of a row; 0: for a whole row."""
 
     bits: int
-    group: int
+    group: int = 0
 
     @property
     def most(self) -> int:
         return (1 << (self.bits - 1)) - 1
 
     def __str__(self) -> str:
-        return f"{self.bits} bits in groups of {self.group}"
+        return f"{self.bits} bits {f'in groups of {self.group}' if self.group else 'by row'}"
 
 
-INT8, INT4 = Grid(8, 32), Grid(4, 32)
+INT8, INT4 = Grid(8), Grid(4, 32)
+GRIDS = {"int8": INT8, "int4": INT4}  # of the word tables, by precision
 
 
 @dataclass(frozen=True)
@@ -42,12 +43,8 @@ class Quantised:
 
     def values(self) -> np.ndarray:
         """Return the matrix that the codes stand for, float32 (O, I)."""
-        return self.codes * np.repeat(self.scales, self.grid.group, axis=1)
-
-
-def grid_of(precision: str, is_table: bool) -> Grid:
-    """Choose the grid: int4 is 4 bits for the word tables, which are the size, 8 for the rest."""
-    return INT4 if precision == "int4" and is_table else INT8
+        group = self.codes.shape[1] // self.scales.shape[1]
+        return self.codes * np.repeat(self.scales, group, axis=1)
 
 
 def quantise(matrix: np.ndarray, grid: Grid) -> Quantised:
@@ -57,12 +54,13 @@ def quantise(matrix: np.ndarray, grid: Grid) -> Quantised:
         ValueError: the columns are no multiple of the group.
     """
     rows, columns = matrix.shape
-    if columns % grid.group:
+    group = grid.group or columns
+    if columns % group:
         raise ValueError(
-            f"a matrix of {columns} columns does not divide into groups of {grid.group}; "
+            f"a matrix of {columns} columns does not divide into groups of {group}; "
             "choose widths that are multiples of 32"
         )
-    groups = matrix.reshape(rows, -1, grid.group).astype(np.float32)  # (O, G, group)
+    groups = matrix.reshape(rows, -1, group).astype(np.float32)  # (O, G, group)
     scales = scales_of(np.abs(groups).max(-1), grid)
     codes = codes_of(groups, scales[..., None], grid)
     return Quantised(grid, codes.reshape(rows, columns), scales)

@@ -1,26 +1,36 @@
 """LiteRT (TensorFlow Lite), for Android and elsewhere.
 
-int8 and int4 by the ai-edge quantiser's dynamic recipe: weights are stored as integers,
-activations are quantised as they come. A tied table stays one table.
+int8 and int4 by the ai-edge quantiser: word tables by its dynamic recipe (stored as integers,
+activations quantised as they come; a tied table stays one table), the layers between as fp16.
 """
 
 from __future__ import annotations
 
+import copy
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from pfl_lm.export.grids import GRIDS, INT4, INT8
 from pfl_lm.export.ports import Arrays, Graph, Interface
 
-TABLE = ".*logits_output.*"  # the product with the word table, by its output
+# Layers by the names that the converter gives to what they put out.
+SCORES, FREQUENT_SCORES = ".*Linear_output.*", ".*Linear_frequent_output.*"
+READ, FREQUENT_READ = ".*Embedding_first.*", ".*Embedding_second.*"
+WEIGHTS = "word table {}, 8 more for frequent words, activations int8; the rest fp16"
+BETWEEN = ".*(Linear_(?!output|frequent_output)|hidden_output).*"
+TINY = 1e-4  # moves a score by no more than a ten-thousandth of a hidden value
 
 
 def convert(graph: Graph, precision: str, path: Path) -> list[str]:
     """Write ``graph`` to ``path``; returns notes. See ``formats.convert``."""
     import litert_torch
 
+    if precision == "int4":
+        graph = _without_empty_groups(graph)
     names = [port.name for port in graph.inputs]
     arguments = dict(zip(names, graph.examples(), strict=True))
     edge = litert_torch.signature(graph.name, _named(graph), sample_kwargs=arguments).convert()
@@ -76,18 +86,28 @@ def _named(graph: Graph) -> Any:
     return Named().eval()
 
 
+def _without_empty_groups(graph: Graph) -> Graph:
+    """Give each 4-bit group of zeros one tiny value: XNNPACK refuses a scale of 0."""
+    module: Any = copy.deepcopy(graph.module)
+    groups = module.rows.first.weight.data.view(-1, INT4.group)
+    groups[(groups == 0).all(1), 0] = TINY
+    return replace(graph, module=module)
+
+
 def _quantise(plain: Path, precision: str, path: Path) -> list[str]:
-    from ai_edge_quantizer import qtyping, quantizer
+    from ai_edge_quantizer import algorithm_manager, qtyping, quantizer
 
     found, ops = quantizer.Quantizer(str(plain)), qtyping.TFLOperationName
-    found.add_dynamic_config(".*", ops.ALL_SUPPORTED, num_bits=8)
-    notes = ["weights: 8 bits per row; activations int8, dynamic"]
-    if precision == "int4":
-        # The last linear reads the table, and a tied table is one buffer: one recipe for both.
-        blocks = qtyping.QuantGranularity.BLOCKWISE_32
-        for scope, op in ((".*", ops.EMBEDDING_LOOKUP), (TABLE, ops.FULLY_CONNECTED)):
-            found.add_dynamic_config(scope, op, num_bits=4, granularity=blocks)
-        tables = "tables 4 bits in groups of 32, the rest 8 bits per row"
-        notes = [f"weights: {tables}; activations int8, dynamic"]
+    halves = algorithm_manager.AlgorithmName.FLOAT_CASTING
+    found.add_weight_only_config(BETWEEN, ops.FULLY_CONNECTED, num_bits=16, algorithm_key=halves)
+    # A table that is read and multiplied with is one buffer: one grid for both.
+    for grid, read, scored in (
+        (GRIDS[precision], READ, SCORES),
+        (INT8, FREQUENT_READ, FREQUENT_SCORES),
+    ):
+        kinds = qtyping.QuantGranularity
+        how = {"granularity": kinds.BLOCKWISE_32 if grid.group else kinds.CHANNELWISE}
+        found.add_dynamic_config(read, ops.EMBEDDING_LOOKUP, num_bits=grid.bits, **how)
+        found.add_dynamic_config(scored, ops.FULLY_CONNECTED, num_bits=grid.bits, **how)
     found.quantize().export_model(str(path), overwrite=True)
-    return notes
+    return [WEIGHTS.format(GRIDS[precision])]

@@ -165,6 +165,14 @@ def _scatter(v: Values) -> np.ndarray:
     return x
 
 
+def _pad(v: Values) -> np.ndarray:
+    if str(v.get("mode", "constant")) != "constant":
+        raise ValueError(f"pad in mode {v['mode']!r}: only a constant is known here")
+    pairs = np.reshape(_ints(v["pad"]), (-1, 2)).tolist()
+    pairs = [[0, 0]] * (np.ndim(v["x"]) - len(pairs)) + pairs
+    return np.pad(v["x"], pairs, constant_values=float(v.get("constant_val") or 0))
+
+
 def _reduce(function: Callable[..., Any]) -> Callable[[Values], Any]:
     return lambda v: function(v["x"], axis=_axes(v), keepdims=bool(v.get("keep_dims")))
 
@@ -223,6 +231,7 @@ OPERATIONS: dict[str, Callable[[Values], Any]] = {
     "squeeze": lambda v: np.squeeze(v["x"], _axes(v)),
     "slice_by_index": _slice,
     "scatter": _scatter,
+    "pad": _pad,
     "stack": lambda v: np.stack(v["values"], int(v["axis"])),
     "concat": lambda v: np.concatenate([np.atleast_1d(x) for x in v["values"]], int(v["axis"])),
     "tile": lambda v: np.tile(v["x"], _ints(v["reps"])),

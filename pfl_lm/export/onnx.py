@@ -1,8 +1,10 @@
 """ONNX, for ONNX Runtime on phones and on the web.
 
-int8 and int4: every large matrix becomes ``MatMulNBits``, the embedding ``GatherBlockQuantized``,
-and both read ONE table where the model ties them, which halves the file. Groups run along the
-rows; ONNX Runtime quantises the activations to int8 as it goes (``accuracy_level`` 4).
+int8: word tables are bytes with a scale for each row, read and multiplied by standard operations
+that are fast in WebAssembly too. int4: ``MatMulNBits`` and ``GatherBlockQuantized``, groups along
+the rows. Either way reading and scoring share ONE table where the model ties them, which halves
+the file, the activations are quantised to int8 as they come, and the layers between are stored in
+fp16.
 """
 
 from __future__ import annotations
@@ -12,12 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from pfl_lm.export.grids import Grid, Quantised, grid_of, quantise
+from pfl_lm.export.grids import Quantised, quantise
 from pfl_lm.export.ports import Arrays, Graph, Interface
+from pfl_lm.export.tables import grids_by_rows
 
 OPSET = 20
 LEAST = 1 << 14  # elements below which a matrix stays as it is
 CONTRIB = "com.microsoft"
+ZERO = 128  # the byte that stands for 0
 
 
 def convert(graph: Graph, precision: str, path: Path) -> list[str]:
@@ -97,7 +101,8 @@ def _halve(model: Any) -> str:
 
     graph, casts = model.graph, []
     for entry in list(graph.initializer):
-        if entry.data_type == TensorProto.FLOAT and np.prod(entry.dims) >= LEAST:
+        large = np.prod(entry.dims) >= LEAST and min(entry.dims) > 1  # a bias stays as it is
+        if entry.data_type == TensorProto.FLOAT and large:
             half = numpy_helper.to_array(entry).astype(np.float16)
             graph.initializer.remove(entry)
             graph.initializer.append(numpy_helper.from_array(half, f"{entry.name}_half"))
@@ -111,18 +116,16 @@ def _halve(model: Any) -> str:
 
 
 class _Quantiser:
-    """Rewrites Gemm, MatMul and Gather of constant matrices to their quantised forms."""
+    """Rewrites products with, and reads from, word tables to their quantised forms."""
 
     def __init__(self, model: Any, precision: str, graph: Graph) -> None:
         from onnx import numpy_helper
 
-        self.model, self.precision = model, precision
-        logits = next((p for p in graph.outputs if p.name == "logits"), None)
-        self.words = logits.shape[-1] if logits else 0
+        self.model, self.grids = model, grids_by_rows(graph, precision)
         self.values = {
             entry.name: numpy_helper.to_array(entry) for entry in model.graph.initializer
         }
-        self.tables: dict[str, Quantised] = {}
+        self.tables: list[_Table] = []
         self.added: list[Any] = []
 
     def run(self) -> str:
@@ -137,87 +140,156 @@ class _Quantiser:
         kept = [entry for entry in graph.initializer if entry.name in read]
         del graph.initializer[:]
         graph.initializer.extend(kept)
-        self.model.opset_import.append(helper.make_opsetid(CONTRIB, 1))
-        grids = sorted({f"{table.grid}" for table in self.tables.values()})
-        return f"weights: {', '.join(grids)}; activations int8"
+        if any(node.domain == CONTRIB for node in graph.node):
+            self.model.opset_import.append(helper.make_opsetid(CONTRIB, 1))
+        grid = self.tables[0].held.grid
+        return (
+            f"word table {grid}, 8 more for frequent words, activations int8; {_halve(self.model)}"
+        )
 
     def _rewritten(self, node: Any) -> list[Any]:
-        if node.op_type == "Gemm" and _attribute(node, "transB") and self._large(node.input[1]):
-            return self._product(node, self.values[node.input[1]], node.input[1])
-        if node.op_type == "MatMul" and self._large(node.input[1]):
-            return self._product(node, self.values[node.input[1]].T, f"{node.input[1]}_T")
-        if node.op_type == "Gather" and self._large(node.input[0]):
-            return self._lookup(node)
+        without_bias = (
+            node.op_type == "Gemm" and len(node.input) == 2 and _attribute(node, "transB")
+        )
+        if without_bias and self._is_table(node.input[1], 0):
+            return self._table(self.values[node.input[1]]).product(node)
+        if node.op_type == "MatMul" and self._is_table(node.input[1], 1):
+            return self._table(self.values[node.input[1]].T).product(node)
+        if node.op_type == "Gather" and self._is_table(node.input[0], 0):
+            return self._table(self.values[node.input[0]]).lookup(node)
         return [node]
 
-    def _large(self, name: str) -> bool:
+    def _is_table(self, name: str, axis: int) -> bool:
         value = self.values.get(name)
-        return value is not None and value.ndim == 2 and value.size >= LEAST
+        return value is not None and value.ndim == 2 and value.shape[axis] in self.grids
 
-    def _table(self, name: str, matrix: np.ndarray) -> Quantised:
+    def _table(self, matrix: np.ndarray) -> _Table:
+        """Store a matrix, unless it is stored already."""
+        held = quantise(matrix, self.grids[len(matrix)])
+        for table in self.tables:
+            if np.array_equal(table.held.codes, held.codes):
+                return table
+        name = f"table{len(self.tables)}"
+        table = _Fourbits(name, held) if held.grid.bits == 4 else _Bytes(name, held)
+        self.tables.append(table)
+        self.added += table.stored()
+        return table
+
+
+class _Table:
+    """A quantised table: what is stored of it, how it is read, how it is multiplied with."""
+
+    def __init__(self, name: str, held: Quantised) -> None:
+        self.name, self.held = name, held
+
+    def _constants(self, **values: np.ndarray) -> list[Any]:
         from onnx import numpy_helper
 
-        if name not in self.tables:
-            table = quantise(matrix, grid_of(self.precision, len(matrix) == self.words))
-            self.tables[name] = table
-            self.added.append(numpy_helper.from_array(_packed(table), f"{name}_q"))
-            self.added.append(numpy_helper.from_array(table.scales, f"{name}_scales"))
-        return self.tables[name]
+        return [numpy_helper.from_array(v, f"{self.name}_{name}") for name, v in values.items()]
 
-    def _product(self, node: Any, matrix: np.ndarray, name: str) -> list[Any]:
+    def stored(self) -> list[Any]:
+        raise NotImplementedError
+
+    def product(self, node: Any) -> list[Any]:
+        raise NotImplementedError
+
+    def lookup(self, node: Any) -> list[Any]:
+        raise NotImplementedError
+
+
+class _Bytes(_Table):
+    """Bytes with a scale for each row; unsigned, for signed ones overflow in some kernels."""
+
+    def stored(self) -> list[Any]:
+        codes = (self.held.codes.astype(np.int16) + ZERO).astype(np.uint8)
+        return self._constants(
+            codes=codes, scales=self.held.scales, zero=np.array(ZERO, np.uint8),
+            zero_float=np.array(ZERO, np.float32), flat=np.array([1, -1], np.int64),
+        )  # fmt: skip
+
+    def product(self, node: Any) -> list[Any]:
+        """Σ codes · activations in integers; the runtime lays the table out anew as it opens."""
         from onnx import helper
 
-        grid = self._table(name, matrix).grid
-        bias = node.input[2] if len(node.input) > 2 else ""
-        product = f"{node.output[0]}_product" if bias else node.output[0]
-        found = [
+        name, (x, _), (y,) = self.name, node.input, node.output
+        return [
+            helper.make_node("Transpose", [f"{name}_codes"], [f"{y}_codes"], perm=[1, 0]),
+            helper.make_node(
+                "DynamicQuantizeLinear", [x], [f"{y}_bytes", f"{y}_scale", f"{y}_zero"]
+            ),
+            helper.make_node(
+                "MatMulInteger",
+                [f"{y}_bytes", f"{y}_codes", f"{y}_zero", f"{name}_zero"],
+                [f"{y}_integers"],
+            ),
+            helper.make_node("Cast", [f"{y}_integers"], [f"{y}_sums"], to=1),
+            helper.make_node("Reshape", [f"{name}_scales", f"{name}_flat"], [f"{y}_scales"]),
+            helper.make_node("Mul", [f"{y}_scales", f"{y}_scale"], [f"{y}_step"]),
+            helper.make_node("Mul", [f"{y}_sums", f"{y}_step"], [y]),
+        ]
+
+    def lookup(self, node: Any) -> list[Any]:
+        from onnx import helper
+
+        name, (_, words), (y,) = self.name, node.input, node.output
+        return [
+            helper.make_node("Gather", [f"{name}_codes", words], [f"{y}_codes"], axis=0),
+            helper.make_node("Gather", [f"{name}_scales", words], [f"{y}_scales"], axis=0),
+            helper.make_node("Cast", [f"{y}_codes"], [f"{y}_floats"], to=1),
+            helper.make_node("Sub", [f"{y}_floats", f"{name}_zero_float"], [f"{y}_centred"]),
+            helper.make_node("Mul", [f"{y}_centred", f"{y}_scales"], [y]),
+        ]
+
+
+class _Fourbits(_Table):
+    """Four bits with a scale for each group, by ONNX Runtime's own operations."""
+
+    def stored(self) -> list[Any]:
+        shape = np.array([len(self.held.codes), -1], np.int64)
+        return self._constants(codes=_packed(self.held), scales=self.held.scales, shape=shape)
+
+    def product(self, node: Any) -> list[Any]:
+        from onnx import helper
+
+        rows, columns = self.held.codes.shape
+        return [
             helper.make_node(
                 "MatMulNBits",
-                [node.input[0], f"{name}_q", f"{name}_scales"],
-                [product],
-                name=f"{node.name}_nbits",
+                [node.input[0], f"{self.name}_codes", f"{self.name}_scales"],
+                list(node.output),
                 domain=CONTRIB,
-                K=matrix.shape[1],
-                N=matrix.shape[0],
-                bits=grid.bits,
-                block_size=grid.group,
+                K=columns,
+                N=rows,
+                bits=self.held.grid.bits,
+                block_size=self.held.grid.group,
                 accuracy_level=4,
             )
         ]
-        if bias:
-            found.append(helper.make_node("Add", [product, bias], [node.output[0]]))
-        return found
 
-    def _lookup(self, node: Any) -> list[Any]:
-        from onnx import helper, numpy_helper
+    def lookup(self, node: Any) -> list[Any]:
+        from onnx import helper
 
-        name = node.input[0]
-        table = self._table(name, self.values[name])
-        shape = np.array([len(self.values[name]), -1], np.int64)
-        flat = f"{name}_rows"
-        if not any(entry.name == f"{flat}_shape" for entry in self.added):
-            self.added.append(numpy_helper.from_array(shape, f"{flat}_shape"))
+        name, y = self.name, node.output[0]
         return [
-            helper.make_node("Reshape", [f"{name}_q", f"{flat}_shape"], [flat]),
+            helper.make_node("Reshape", [f"{name}_codes", f"{name}_shape"], [f"{y}_rows"]),
             helper.make_node(
                 "GatherBlockQuantized",
-                [flat, node.input[1], f"{name}_scales"],
-                [node.output[0]],
+                [f"{y}_rows", node.input[1], f"{name}_scales"],
+                [y],
                 domain=CONTRIB,
-                bits=table.grid.bits,
-                block_size=table.grid.group,
+                bits=self.held.grid.bits,
+                block_size=self.held.grid.group,
                 gather_axis=0,
                 quantize_axis=1,
             ),
         ]
 
 
-def _packed(table: Quantised) -> np.ndarray:
+def _packed(held: Quantised) -> np.ndarray:
     """Lay codes out as MatMulNBits reads them: uint8 (rows, groups, bytes of a group)."""
-    grid: Grid = table.grid
-    codes = (table.codes.astype(np.int16) + (1 << (grid.bits - 1))).astype(np.uint8)
-    codes = codes.reshape(len(codes), -1, grid.group)
-    return codes if grid.bits == 8 else codes[..., 0::2] | (codes[..., 1::2] << 4)
+    codes = (held.codes.astype(np.int16) + 8).astype(np.uint8)
+    codes = codes.reshape(len(codes), -1, held.grid.group)
+    return codes[..., 0::2] | (codes[..., 1::2] << 4)
 
 
 def _attribute(node: Any, name: str) -> Any:

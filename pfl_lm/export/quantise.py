@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from pfl_lm.export.grids import INT4, Grid, codes_of, scales_of
+from pfl_lm.export.tables import Layers
 from pfl_lm.export.trunk import padded
 from pfl_lm.language.models import hidden_of, merge
 from pfl_lm.model_file import Model
@@ -51,6 +52,15 @@ def fitted(model: Model, windows: np.ndarray, grid: Grid = INT4) -> Model:
         for name, moment in tables.items()
     }
     return Model(ready.spec, ready.parameters | new, model.origin)
+
+
+def fitted_layers(model: Model, windows: np.ndarray) -> Layers:
+    """Return 4-bit layers whose first one is fitted; the second holds what that leaves.
+
+    The output table of an untied model is rounded to the nearest.
+    """
+    first = fitted(model, windows).parameters["embedding"].numpy()
+    return Layers(INT4, first=first)
 
 
 def compensated(table: np.ndarray, second_moment: np.ndarray, grid: Grid) -> np.ndarray:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import pytest
 from typer.testing import CliRunner
 
@@ -69,15 +67,3 @@ def test_the_page_can_be_written_as_a_folder(bundle_folder, tmp_path):
     for name in ("index.html", "site.json", "bundle/bundle.json", *runtime.FILES):
         place = f"runtime/{name}" if name in runtime.FILES else name
         assert (tmp_path / "page" / place).is_file(), name
-
-
-@pytest.mark.skipif(importlib.util.find_spec("onnxscript") is None, reason="needs the onnx extra")
-def test_a_real_file_is_timed_in_a_process_of_its_own(source, tmp_path):
-    from pfl_lm.export.cost import measure
-    from pfl_lm.export.formats import convert
-    from pfl_lm.export.graphs import predict
-
-    file = convert(predict(source.model), "onnx", "fp32", tmp_path)
-    cost = measure(tmp_path, file)
-    assert 0 < cost.median_ms <= cost.p95_ms
-    assert cost.peak_memory_bytes > file.bytes / 2

@@ -193,3 +193,13 @@ def test_a_file_that_is_cut_off_is_refused_in_one_line(format, tmp_path):
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 3])
     with pytest.raises(ValueError, match=written.name):
         formats.open_file(tmp_path, written)
+
+
+def test_a_real_file_is_timed_in_a_process_of_its_own(tmp_path):
+    from pfl_lm.export.cost import measure
+
+    needs("onnx")
+    file = formats.convert(graphs.predict(model_of("cifg")), "onnx", "fp32", tmp_path)
+    cost = measure(tmp_path, file)
+    assert 0 < cost.median_ms <= cost.p95_ms
+    assert cost.peak_memory_bytes > file.bytes / 2
