@@ -156,7 +156,7 @@ async def _run(
     present = min(len(identities), serving.present or world.scenario.cohort)
     server = await _listen(service, world, serving, len(identities))
     books = RunLog(folder, state.round)
-    _fill_in(world, folder, store, books)
+    _fill_in(world, folder, store, books, budget)
     try:
         while state.round < world.scenario.rounds:
             budget.check(state.round)
@@ -176,12 +176,12 @@ async def _run(
     return state
 
 
-def _fill_in(world: World, folder: RunFolder, store: Store, books: RunLog) -> None:
-    """Note the rounds that ended when a server was killed, before it could note them."""
+def _fill_in(world: World, folder: RunFolder, store: Store, books: RunLog, budget: Budget) -> None:
+    """Note the rounds that ended when a server was killed, and what has been spent with them."""
     noted = {line["round"] for line in folder.metrics() if line["kind"] == "round"}
     for row in store.rounds():
         if row.round not in noted:
-            books.write(remembered(world, row))
+            books.write(remembered(world, row) | budget.spent())
 
 
 async def _listen(service: Service, world: World, serving: Serving, devices: int) -> Any:

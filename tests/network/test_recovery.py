@@ -180,3 +180,4 @@ def test_servers_killed_at_every_point_while_devices_wait(trial, new_watcher):
     assert [line["reports"] > 0 for line in rounds] == [False, False, True, True, True, True]
     assert all(line["upload_bytes"] > 0 for line in rounds[2:])
     assert [line["seconds"] is None for line in rounds] == [True] * 5 + [False]
+    assert all("epsilon" in line for line in rounds)
