@@ -44,42 +44,59 @@ DEFINE_ADD_GROUPS(uint64_t)
 DEFINE_ADD_GROUPS(uint32_t)
 
 #ifdef __AVX2__
-/* Eight fields at once: bytes to their lanes, and shifted down. Each field must lie within four
- * bytes of the sixteen that begin with its half of the group. */
-static __attribute__((noinline)) void add_groups_fast(
-    uint32_t *total, const uint8_t *packed, int64_t groups, int bits, int subtract)
+/* Does a field of so many bits lie within four bytes, whichever of the eight it is? */
+static inline int within_four_bytes(int bits) { return bits <= 26 || bits == 28; }
+
+/* Where the bytes of eight fields come from, and how far each is to be shifted down. Fields 0 to 3
+ * lie in the sixteen bytes from the group's first, fields 4 to 7 in those from its middle. */
+struct lanes { __m256i order, shift; int middle; };
+
+static inline struct lanes lanes_of(int bits)
 {
     uint8_t from[32];
-    uint32_t down[8];
+    uint32_t down[GROUP];
     for (int j = 0; j < GROUP; j++) {
         int half = j / 4 * (4 * bits) / 8, at = j * bits - 8 * half;
         for (int byte = 0; byte < 4; byte++)
             from[4 * j + byte] = (uint8_t)(at / 8 + byte);
         down[j] = at % 8;
     }
-    const __m256i order = _mm256_loadu_si256((const void *)from);
-    const __m256i shift = _mm256_loadu_si256((const void *)down);
-    const int middle = 4 * bits / 8;
+    struct lanes lanes = {
+        _mm256_loadu_si256((const void *)from), _mm256_loadu_si256((const void *)down),
+        4 * bits / 8};
+    return lanes;
+}
+
+static inline __m256i eight_fields(const uint8_t *group, struct lanes lanes)
+{
+    __m256i low = _mm256_castsi128_si256(_mm_loadu_si128((const void *)group));
+    __m128i high = _mm_loadu_si128((const void *)(group + lanes.middle));
+    __m256i bytes = _mm256_inserti128_si256(low, high, 1);
+    return _mm256_srlv_epi32(_mm256_shuffle_epi8(bytes, lanes.order), lanes.shift);
+}
+
+/* Groups of `vectors` vectors at once, whose sum stays in a register. */
+static inline __attribute__((always_inline)) void add_groups_fast(
+    uint32_t *total, const uint8_t *packed, int64_t stride, int vectors, int64_t groups, int bits,
+    int subtract)
+{
+    const struct lanes lanes = lanes_of(bits);
     for (int64_t group = 0; group < groups; group++, packed += bits, total += GROUP) {
-        __m256i bytes = _mm256_castsi128_si256(_mm_loadu_si128((const void *)packed));
-        bytes = _mm256_inserti128_si256(bytes, _mm_loadu_si128((const void *)(packed + middle)), 1);
-        __m256i values = _mm256_srlv_epi32(_mm256_shuffle_epi8(bytes, order), shift);
-        __m256i sum = _mm256_loadu_si256((const void *)total);
-        sum = subtract ? _mm256_sub_epi32(sum, values) : _mm256_add_epi32(sum, values);
+        __m256i sum = eight_fields(packed, lanes), before = _mm256_loadu_si256((void *)total);
+        for (int v = 1; v < vectors; v++)
+            sum = _mm256_add_epi32(sum, eight_fields(packed + v * stride, lanes));
+        sum = subtract ? _mm256_sub_epi32(before, sum) : _mm256_add_epi32(before, sum);
         _mm256_storeu_si256((void *)total, sum);
     }
 }
-
-/* Does a field of so many bits lie within four bytes, whichever of the eight it is? */
-static int within_four_bytes(int bits) { return bits <= 26 || bits == 28; }
 #endif
 
-static inline void add_groups(
+static void add_groups(
     void *total, int width, const uint8_t *packed, int64_t groups, int bits, int subtract)
 {
 #ifdef __AVX2__
     if (width == 4 && within_four_bytes(bits)) {
-        add_groups_fast(total, packed, groups, bits, subtract);
+        add_groups_fast(total, packed, 0, 1, groups, bits, subtract);
         return;
     }
 #endif
@@ -91,39 +108,47 @@ static inline void add_groups(
         add_groups_uint64_t(total, packed, groups, bits, subtract);
 }
 
-static inline void add_words(
-    void *total, int width, const uint8_t *packed, int64_t count, int subtract)
+/* A packed vector whose fields are words; it may begin anywhere, so they are copied out, which
+ * compiles to plain loads. */
+#define DEFINE_ADD_WORDS(WORD)                                                                  \
+    static void add_words_##WORD(                                                               \
+        WORD *total, const uint8_t *packed, int64_t count, int subtract)                        \
+    {                                                                                           \
+        for (int64_t i = 0; i < count; i++) {                                                   \
+            WORD value;                                                                         \
+            memcpy(&value, packed + i * sizeof value, sizeof value);                            \
+            total[i] += subtract ? (WORD)(0 - value) : value;                                   \
+        }                                                                                       \
+    }
+DEFINE_ADD_WORDS(uint16_t)
+DEFINE_ADD_WORDS(uint32_t)
+DEFINE_ADD_WORDS(uint64_t)
+
+static void add_words(void *total, int width, const uint8_t *packed, int64_t count, int subtract)
 {
-    /* The vector may begin anywhere: its words are copied out, which compiles to plain loads. */
-#define ADD_WORDS(WORD)                                                                         \
-    for (int64_t i = 0; i < count; i++) {                                                       \
-        WORD value;                                                                             \
-        memcpy(&value, packed + i * sizeof value, sizeof value);                                \
-        ((WORD *)total)[i] += subtract ? (WORD)(0 - value) : value;                             \
-    }
-    if (width == 2) {
-        ADD_WORDS(uint16_t)
-    } else if (width == 4) {
-        ADD_WORDS(uint32_t)
-    } else {
-        ADD_WORDS(uint64_t)
-    }
+    if (width == 2)
+        add_words_uint16_t(total, packed, count, subtract);
+    else if (width == 4)
+        add_words_uint32_t(total, packed, count, subtract);
+    else
+        add_words_uint64_t(total, packed, count, subtract);
 }
 
-/* Add one piece of one vector; `bytes` of `packed` may be read, and no more. */
-static inline void add_piece(
-    char *total, int width, const uint8_t *packed, int64_t bytes, int64_t count, int bits,
-    int subtract)
+/* Add `count` fields of one vector; none of its bytes from `bytes` on is read. The first `done`
+ * fields, whole groups, were added already. */
+static void add_piece(
+    char *total, int width, const uint8_t *packed, int64_t bytes, int64_t count, int64_t done,
+    int bits, int subtract)
 {
-    if (bits == 8 * width) {
-        add_words(total, width, packed, count, subtract);
-        return;
-    }
-    /* Whole groups whose reading stays inside; what is left goes through a padded copy. */
     int64_t safe = (bytes - REACH) / bits, groups = count / GROUP;
     groups = safe < 0 ? 0 : safe < groups ? safe : groups;
-    add_groups(total, width, packed, groups, bits, subtract);
-    for (int64_t done = groups * GROUP; done < count; done += GROUP) {
+    if (groups * GROUP > done) {
+        add_groups(
+            total + done * width, width, packed + done / GROUP * bits, groups - done / GROUP, bits,
+            subtract);
+        done = groups * GROUP;
+    }
+    for (; done < count; done += GROUP) { /* near the end: through a padded copy */
         int64_t left = count - done < GROUP ? count - done : GROUP;
         uint8_t copy[64 + REACH] = {0};
         uint64_t words[GROUP] = {0};
@@ -142,6 +167,25 @@ struct sum {
     int width, bits, subtract;
 };
 
+/* Add whole groups of four vectors at once where that is fast; return how many fields that were. */
+static int64_t add_four(const struct sum *sum, char *total, const uint8_t *packed, int64_t bytes,
+                        int64_t count)
+{
+#ifdef __AVX2__
+    int64_t safe = (bytes - REACH) / sum->bits, groups = count / GROUP;
+    groups = safe < 0 ? 0 : safe < groups ? safe : groups;
+    if (sum->width == 4 && within_four_bytes(sum->bits)) {
+        uint32_t *words = (uint32_t *)total;
+        if (sum->subtract)
+            add_groups_fast(words, packed, sum->stride, 4, groups, sum->bits, 1);
+        else
+            add_groups_fast(words, packed, sum->stride, 4, groups, sum->bits, 0);
+        return groups * GROUP;
+    }
+#endif
+    return 0;
+}
+
 /* total[first + i] ±= field i of each of the first `vectors` vectors, modulo 2^(8*width), for
  * `count` fields. No byte after the last field of a vector is read. */
 void add_packed(const struct sum *sum, int64_t first, int64_t count, int64_t vectors)
@@ -150,14 +194,17 @@ void add_packed(const struct sum *sum, int64_t first, int64_t count, int64_t vec
     const int64_t bytes = (count * bits + 7) / 8;
     for (int64_t start = 0; start < count; start += PIECE) {
         int64_t piece = count - start < PIECE ? count - start : PIECE;
-        int64_t at = start / GROUP * bits;
+        int64_t at = start / GROUP * bits, done = 0;
         char *to = (char *)sum->total + (first + start) * width;
-        for (int64_t v = 0; v < vectors; v++) {
-            const uint8_t *from = sum->packed + v * sum->stride + at;
-            if (sum->subtract)
-                add_piece(to, width, from, bytes - at, piece, bits, 1);
-            else
-                add_piece(to, width, from, bytes - at, piece, bits, 0);
+        const uint8_t *from = sum->packed + at;
+        for (int64_t v = 0; v < vectors; v++, from += sum->stride) {
+            if (bits == 8 * width) {
+                add_words(to, width, from, piece, sum->subtract);
+                continue;
+            }
+            if (v % 4 == 0)
+                done = vectors - v < 4 ? 0 : add_four(sum, to, from, bytes - at, piece);
+            add_piece(to, width, from, bytes - at, piece, done, bits, sum->subtract);
         }
     }
 }
