@@ -6,7 +6,7 @@ Each contender runs two processes of one thread; contenders take turns, so that 
 the machine does falls on all of them alike. The figure that survives a busy machine is CPU
 seconds per device; seconds on the wall are printed beside it. Before anything is timed, our dense
 update is compared with a plain torch loop's. Below each of our lines stands the count of its
-products by shape and the rate that each shape reaches by itself (``benchmarks/products.py``).
+products by shape and the rate that libraries reach there (``benchmarks/products.py``).
 """
 
 from __future__ import annotations
@@ -265,7 +265,7 @@ def _print(work: str, name: str, laps: list[Lap], peer: list[Lap]) -> None:
     seconds = sum(part.gflop / rate for part, rate in zip(parts, reached, strict=True))
     print(
         f"   {gflop:.1f} GFLOP at {gflop / cpu:.0f} GFLOP/s: {gflop / cpu / limit:.0%} of a large"
-        f" product's {limit:.0f}; {seconds / cpu:.0%} of what its own shapes allow:"
+        f" product's {limit:.0f}; libraries take {seconds:.3f} s for its products:"
     )
     for row in products.table(parts, reached):
         print(f"   {row}", flush=True)

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from pfl_lm import native
+
 openblas = False  # whether products may go there: like the threads, for the life of a process
 
 # mallopt parameters of glibc's <malloc.h>.
@@ -27,6 +29,7 @@ class Tuning:
     threads: int
     memory_kept: bool
     products: str  # "torch's default", "oneDNN", or "OpenBLAS" where it is the faster one
+    loops: str  # "compiled" (``native``) or "torch"
 
 
 def tune(threads: int | None = None) -> Tuning:
@@ -51,7 +54,8 @@ def tune(threads: int | None = None) -> Tuning:
         products = "oneDNN"
     elif use_openblas(torch.get_num_threads()):
         products = "OpenBLAS"
-    return Tuning(torch.get_num_threads(), keep_memory(), products)
+    loops = "compiled" if native.library("products") is not None else "torch"
+    return Tuning(torch.get_num_threads(), keep_memory(), products, loops)
 
 
 def keep_memory() -> bool:

@@ -13,7 +13,8 @@ PACKAGE = Path(__file__).resolve().parents[1] / "pfl_lm"
 
 # Lower number = lower layer. A module may import its own layer only inside its own part.
 LAYERS = (
-    ("streams", "files", "machine", "native", "ranks"),
+    ("native",),
+    ("streams", "files", "machine", "ranks"),
     ("directions", "row_draw", "payload_plan"),
     ("language", "payload", "dp", "secagg"),
     ("devices", "server"),

@@ -11,12 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pfl_lm import machine
+from pfl_lm import machine, native
 from pfl_lm import payload as payloads
 from pfl_lm.devices import training as hot
 from pfl_lm.devices.training import LocalTraining, train
-from pfl_lm.language import losses, models
+from pfl_lm.language import losses, models, recurrence, softmax
 from pfl_lm.language.models import LoraSpec, ModelSpec
+from pfl_lm.native import products
 from pfl_lm.payload import PayloadPlan
 from pfl_lm.streams import stream
 
@@ -93,16 +94,37 @@ def test_devices_at_once_equal_one_at_a_time(kind: str, loss: str, case: str) ->
 
 @pytest.mark.parametrize("kind", ["cifg_lstm", "lstm", "transformer"])
 @pytest.mark.parametrize("case", ["everything", "rows + lora"])
-def test_the_fast_paths_change_nothing(kind: str, case: str, monkeypatch) -> None:
-    """Products by OpenBLAS, and later steps taken by one device after another."""
+@pytest.mark.parametrize("loss", ["softmax", "sampled"])
+def test_the_fast_paths_change_nothing(kind: str, case: str, loss: str, monkeypatch) -> None:
+    """Compiled loops, products by OpenBLAS, and later steps taken by one device after another."""
     more, plan = PLANS[case]
     spec = spec_of(kind, **more)
     held = setting(spec, plan)
-    plain, _ = run(spec, *held, text_of(), LOCAL)
+    local = replace(LOCAL, loss=loss, negatives=9)
+    compiled, _ = run(spec, *held, text_of(), local)
+    for loops in (products, recurrence, softmax):
+        monkeypatch.setattr(loops, "suits", lambda *tensors: False)
+    plain, _ = run(spec, *held, text_of(), local)
+    np.testing.assert_allclose(compiled, plain, atol=1e-5)
     for module, name, value in ((machine, "openblas", True), (hot, "CACHE_BYTES", 1)):
         monkeypatch.setattr(module, name, value)
-        fast, _ = run(spec, *held, text_of(), LOCAL)
+        fast, _ = run(spec, *held, text_of(), local)
         np.testing.assert_allclose(fast, plain, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["cifg_lstm", "lstm"])
+@pytest.mark.parametrize("case", ["everything", "rows + lora"])
+def test_compiled_loops_give_a_device_the_same_bits_beside_any_others(kind: str, case: str) -> None:
+    if native.library("products") is None:
+        pytest.skip("no compiled loops: no compiler, or PFL_LM_NATIVE=0")
+    more, plan = PLANS[case]
+    spec = spec_of(kind, **more)
+    held = setting(spec, plan)
+    equal = text_of((4, 4, 4))  # as many windows: nothing is padded for a neighbour's sake
+    together, _ = run(spec, *held, equal, users=USERS[:3])
+    for k, windows in enumerate(equal):
+        alone, _ = run(spec, *held, [windows], users=[USERS[k]])
+        np.testing.assert_array_equal(alone[0], together[k])
 
 
 class PlainLSTM(nn.Module):
