@@ -18,7 +18,7 @@ from pfl_lm.dp.grid import Grid
 from pfl_lm.dp.look_up import Int64s
 from pfl_lm.dp.noise import NoiseShare, sources_of
 from pfl_lm.dp.rounding import Updates, round_at_random, scale, sum_of_squares
-from pfl_lm.dp.samplers import LARGEST_STD, Doubles, Flags, add_noise
+from pfl_lm.dp.samplers import Doubles, Flags, add_noise
 
 _BLOCK = 1 << 16  # coordinates at a time; part of what a reproducible stream means, never change
 _TRIES = 64  # of conditional rounding; each fails with probability ≤ e^(−1/2), all with < 2^-46
@@ -222,18 +222,14 @@ def _round_once(
 ) -> int:
     """Write the stochastic rounding of row·factor plus noise; return its squared norm, unnoised."""
     size = min(_BLOCK, len(row))
-    words, rounded = np.empty(size, np.uint16), np.empty(size, np.int32)
+    words = np.empty(size, np.uint16)
     scratch = np.empty(size, np.float32), np.empty(size, np.float32)
     squares = 0
     for begin in range(0, len(row), _BLOCK):
-        part = row[begin : begin + _BLOCK]
-        words, rounded = words[: len(part)], rounded[: len(part)]
+        part, target = row[begin : begin + _BLOCK], out[begin : begin + _BLOCK]
+        words = words[: len(part)]
         bits.fill(words)
-        squares += round_at_random(part, factor, words, rounded, scratch)
-        target = out[begin : begin + _BLOCK]
-        if share is not None and share.variance <= LARGEST_STD**2:
-            add_noise(share.kind, share.variance, rounded, bits)
-        np.copyto(target, rounded)
-        if share is not None and share.variance > LARGEST_STD**2:
+        squares += round_at_random(part, factor, words, target, scratch)
+        if share is not None:
             add_noise(share.kind, share.variance, target, bits)
     return squares

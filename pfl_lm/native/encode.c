@@ -47,7 +47,7 @@ static __attribute__((noinline)) void scale(
 /* rounded[i] = floor(values[i]*factor + words[i]/2^16 + 2^-17); return the sum of their squares,
  * exact below 2^53 and at least 2^53 otherwise. */
 double round_at_random(
-    const float *values, double factor, const uint16_t *words, int64_t count, int32_t *rounded)
+    const float *values, double factor, const uint16_t *words, int64_t count, int64_t *rounded)
 {
     float scaled[PIECE];
     double sums[16] = {0};
@@ -59,7 +59,7 @@ double round_at_random(
             scaled[i] = floorf(dithered + 0x1p-17f);
         }
         for (int64_t i = 0; i < piece; i++)
-            rounded[start + i] = (int32_t)scaled[i];
+            rounded[start + i] = (int32_t)scaled[i]; /* below 2^23: see Grid */
         for (int64_t i = 0; i < piece / 16 * 16; i += 16)
             for (int lane = 0; lane < 16; lane++)
                 sums[lane] += (double)scaled[i + lane] * (double)scaled[i + lane];

@@ -73,7 +73,7 @@ def test_rounding(both, count, seed, exponent, steps):
     words = np.random.default_rng(seed).integers(0, 2**16, count, dtype=np.uint16)
 
     def action():
-        out, scratch = np.empty(count, np.int32), np.empty((2, count), np.float32)
+        out, scratch = np.empty(count, np.int64), np.empty((2, count), np.float32)
         return round_at_random(values, factor, words, out, tuple(scratch)), out
 
     (squares, compiled), (other, numpy) = both(action)
