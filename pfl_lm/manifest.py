@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pfl_lm import __version__
+from pfl_lm import __version__, native
 from pfl_lm.attendance import demand, fits
 from pfl_lm.language.models import size
 from pfl_lm.payload import Payload, describe
@@ -54,6 +54,7 @@ def manifest(world: World, name: str) -> dict[str, Any]:
             "pfl_lm": __version__,
             "python": platform.python_version(),
             **{name: version(name) for name in ("torch", "numpy", "opacus", "sentencepiece")},
+            "loops": "compiled" if native.library("products") is not None else "torch",
         },
     }
 
