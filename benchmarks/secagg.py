@@ -1,8 +1,8 @@
 """How fast is secure aggregation, beside its floor and beside Flower's SecAgg+ client.
 
-    python benchmarks/secagg.py client                     n = 1000, k = 74, d = 1,000,000
-    python benchmarks/secagg.py round --dim 100000         1000 devices and a server, one process
-    python benchmarks/secagg.py paper                      100,000 devices, from measured parts
+    python -m benchmarks.secagg client                     n = 1000, k = 74, d = 1,000,000
+    python -m benchmarks.secagg round --dim 100000         1000 devices and a server, one process
+    python -m benchmarks.secagg paper                      100,000 devices, from measured parts
 
 Each in a ring of 32 bits, as wide as Flower's, and of 24, as wide as a thousand reports need here.
 
@@ -15,7 +15,6 @@ of some repetitions for the client. For Flower's side make an environment of its
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import os
 import resource
@@ -25,24 +24,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.peer_flower import (
+    COHORT,
+    FLOWER_BITS,
+    NEIGHBOURS,
+    THRESHOLD,
+    Stopwatch,
+    clock,
+)
+
 ROOT = Path(__file__).resolve().parents[1]
 FLOWER = ROOT / ".env-flower" / "bin" / "python"
-COHORT, NEIGHBOURS, THRESHOLD = 1000, 74, 45
-FLOWER_BITS = 32  # of Flower's modulus
-clock = time.thread_time
-
-
-class Stopwatch:
-    """Adds up the CPU seconds of named parts."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    def run(self, name: str, work: Callable[..., Any], *arguments: Any) -> Any:
-        start = clock()
-        result = work(*arguments)
-        self.seconds[name] = self.seconds.get(name, 0.0) + clock() - start
-        return result
 
 
 def machine_rates() -> tuple[float, float]:
@@ -112,49 +104,6 @@ def our_client(dim: int, bits: int) -> dict[str, float]:
     return watch.seconds
 
 
-def flower_client(dim: int) -> dict[str, float]:
-    """Flower's client functions, called as its mod calls them; runs in Flower's environment."""
-    import numpy as np
-    from flwr.common import ndarrays_to_parameters
-    from flwr.common.secure_aggregation.crypto.symmetric_encryption import encrypt
-    from flwr.common.secure_aggregation.secaggplus_constants import Key
-    from flwr.common.secure_aggregation.secaggplus_utils import share_keys_plaintext_concat
-
-    setup = {
-        Key.SAMPLE_NUMBER: COHORT,
-        Key.SHARE_NUMBER: NEIGHBOURS + 1,
-        Key.THRESHOLD: THRESHOLD,
-        Key.CLIPPING_RANGE: 8.0,
-        Key.TARGET_RANGE: 1 << 20,
-        Key.MOD_RANGE: 1 << FLOWER_BITS,
-        Key.MAX_WEIGHT: 1.0,
-    }
-    # The package exports a function of the same name over the module.
-    mod = importlib.import_module("flwr.client.mod.secure_aggregation.secaggplus_mod")
-    watch = Stopwatch()
-    states = [mod.SecAggPlusState(nid=index) for index in range(NEIGHBOURS + 1)]
-    keys = {}
-    for state in states:
-        reply = (
-            watch.run("advertise keys", mod._setup, state, dict(setup))
-            if state.nid == 0
-            else mod._setup(state, dict(setup))
-        )
-        keys[str(state.nid)] = (reply[Key.PUBLIC_KEY_1], reply[Key.PUBLIC_KEY_2])
-    watch.run("share keys", mod._share_keys, states[0], keys)
-    share = states[0].rd_seed_share_dict[0]
-    boxes = []
-    for state in states[1:]:
-        key = mod.generate_shared_key(
-            mod.bytes_to_private_key(state.sk2), mod.bytes_to_public_key(states[0].pk2)
-        )
-        boxes.append(encrypt(key, share_keys_plaintext_concat(state.nid, 0, share, share)))
-    configs = {Key.CIPHERTEXT_LIST: boxes, Key.SOURCE_LIST: list(range(1, NEIGHBOURS + 1))}
-    vector = ndarrays_to_parameters([np.random.default_rng(0).standard_normal(dim)])
-    watch.run("masked input", mod._collect_masked_vectors, states[0], configs, 1, vector)
-    return watch.seconds
-
-
 def client(dim: int, widths: list[int]) -> None:
     """Print the client's parts and the floor, for rings of these bits, and Flower's client."""
     print(f"client, n = {COHORT}, k = {NEIGHBOURS}, t = {THRESHOLD}, d = {dim:,}")
@@ -193,11 +142,13 @@ def flower_beside(dim: int) -> dict[str, float]:
     if not FLOWER.exists():
         print("  Flower: no environment .env-flower (see the first lines of this file)")
         return {}
-    command = [str(FLOWER), __file__, "flower", "--dim", str(dim)]
+    command = [str(FLOWER), "-m", "benchmarks.peer_flower", str(dim)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     runs = []
     for _ in range(3):
-        done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+        done = subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True, check=True, env=environment
+        )
         runs.append(json.loads(done.stdout.splitlines()[-1]))
     return min(runs, key=lambda run: sum(run.values()))
 
@@ -311,7 +262,7 @@ def peak_megabytes() -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("what", choices=["client", "round", "paper", "flower"])
+    parser.add_argument("what", choices=["client", "round", "paper"])
     parser.add_argument("--dim", type=int)
     parser.add_argument("--bits", type=int, nargs="+", default=[FLOWER_BITS, 24])
     parser.add_argument("--cohort", type=int, default=COHORT)
@@ -322,11 +273,9 @@ def main() -> None:
     elif options.what == "round":
         for bits in options.bits:
             whole_round(options.dim or 100_000, bits, options.cohort, options.dropout)
-    elif options.what == "paper":
+    else:
         for bits in options.bits:
             paper(options.dim or 100_000, bits)
-    else:
-        print(json.dumps(flower_client(options.dim or 1_000_000)))
 
 
 if __name__ == "__main__":
