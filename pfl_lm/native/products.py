@@ -6,6 +6,7 @@ Legend: K devices, N rows of a device, I input width, O output width.
 from __future__ import annotations
 
 import ctypes
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -101,8 +102,8 @@ def _loops() -> ctypes.CDLL | None:
     """The compiled products, their types stated once; None without compiled loops."""
     found = native.library("products")
     if found is not None and found.packed_size.restype is not ctypes.c_long:
-        long, pointer = ctypes.c_long, ctypes.c_void_p
-        operand, number = [pointer, long, long], ctypes.c_int
+        long, pointer, number = ctypes.c_long, ctypes.c_void_p, ctypes.c_int
+        operand: list[Any] = [pointer, long, long]
         found.packed_size.restype, found.packed_size.argtypes = long, [long] * 2
         found.pack_matrix.argtypes = [long, long, *operand, pointer]
         found.multiply_devices.argtypes = (
