@@ -50,7 +50,7 @@ def run_(
         str, typer.Option(help="Comma-separated: fp32, fp16, int8, int4.")
     ] = "fp32,int8",
     block_list: Annotated[
-        Path | None, typer.Option(help="Text file, a word on each line: never suggested.")
+        Path | None, typer.Option(help="Text file, a word on each line: never suggested [none].")
     ] = None,
     least_agreement: Annotated[
         float, typer.Option(help="Fail below this share of equal three suggestions.")

@@ -2,6 +2,10 @@
 
 The delegate keeps its own copy of a linear's weights, so a tied table is stored twice. Portable
 kernels are tens of times slower and stand in only for what the delegate does not take.
+
+ExecuTorch's own training methods are not used: they hold parameters, frozen weights and the
+payload's rows in the file, which every round of training would outdate. ``train_step`` takes them
+as inputs.
 """
 
 from __future__ import annotations
