@@ -32,7 +32,7 @@ from pfl_lm.secagg.errors import Refused, TooFewAnswers, TooFewReports
 from pfl_lm.secagg.noise import NoisePlan
 from pfl_lm.secagg.rounds import Aggregator
 from pfl_lm.server.state import Broadcast, ServerState, abandon_round, close_round, open_round
-from pfl_lm.world import World, choose_payload, final_evaluation, open_world
+from pfl_lm.world import World, choose_payload, final_evaluation, open_world, text_of
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def participate(
     share = protection.own_share(grid, cohort or len(invited))
     rotation = protection.rotation(grid.dim, broadcast.round)
     number = broadcast.round
-    own = {user: world.text_of(user, number) for user in ranks.share(invited).tolist()}
+    own = {user: text_of(world, user, number) for user in ranks.share(invited).tolist()}
     at_once = devices_at_once(world.spec, broadcast.payload, scenario.training)
     sizes = np.empty(len(invited), dtype=np.int64)
     parts = ranks.exchange((at_once, [len(text) for text in own.values()]))
@@ -125,7 +125,7 @@ def participate(
             dict(state.parameters),
             broadcast.payload,
             broadcast.values,
-            [own[user] if user in own else world.text_of(user, number) for user in users],
+            [own[user] if user in own else text_of(world, user, number) for user in users],
             scenario.training,
             world.tokenizer.unigram,
             scenario.seed,

@@ -87,11 +87,12 @@ class World:
         era = drift * round / self.scenario.rounds
         return replace(self.population, era=era)  # type: ignore[type-var]
 
-    def text_of(self, user: int, round: int) -> np.ndarray:
-        """Return a device's own text as int64[n, T + 1], as much of it as one round may use."""
-        training = self.scenario.training
-        limit = None if training.max_tokens is None else training.max_tokens + 1
-        return windows(self.people(round).tokens("train", user), training.window, limit)
+
+def text_of(world: World, user: int, round: int) -> np.ndarray:
+    """Return a device's own text as int64[n, T + 1], as much of it as one round may use."""
+    training = world.scenario.training
+    limit = None if training.max_tokens is None else training.max_tokens + 1
+    return windows(world.people(round).tokens("train", user), training.window, limit)
 
 
 def open_world(scenario: Scenario) -> World:

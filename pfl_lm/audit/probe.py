@@ -147,7 +147,7 @@ def _replaced(invited: np.ndarray, updates: Updates, **others: Any) -> Iterator[
     def text(_: Any, user: int, *__: Any) -> np.ndarray:
         return np.zeros((_text_of(user), 2), dtype=np.int64)
 
-    ends = {"cohort": lambda *_: invited, "train": trained, "_windows": text}
+    ends = {"cohort": lambda *_: invited, "train": trained, "text_of": text}
     with replaced(**ends, **others):
         yield
 

@@ -24,6 +24,7 @@ from pfl_lm.audit.estimators import exposure
 from pfl_lm.audit.findings import Finding, Table
 from pfl_lm.audit.probe import quiet_ledger, replaced
 from pfl_lm.language.models import Parameters, hidden_of, scores
+from pfl_lm.language.population import windows
 from pfl_lm.server.state import ServerState
 from pfl_lm.streams import stream
 from pfl_lm.world import World
@@ -97,7 +98,7 @@ def train_with(world: World, secrets: Sequence[Secret], rounds: int) -> Paramete
         _FIRST_TYPIST + place: secret
         for place, secret in enumerate(s for s in secrets for _ in range(s.typists))
     }
-    invite, read = simulate.cohort, simulate._windows
+    invite, read = simulate.cohort, simulate.text_of
 
     def cohort(rule: object, seed: int, round: int) -> np.ndarray:
         others = invite(rule, seed, round)[: world.protection.cohort - len(typists)]  # type: ignore[arg-type]
@@ -108,7 +109,7 @@ def train_with(world: World, secrets: Sequence[Secret], rounds: int) -> Paramete
 
     state = ServerState(_FIRST_ROUND, world.start.parameters)
     for _ in range(rounds):
-        with replaced(cohort=cohort, _windows=text):
+        with replaced(cohort=cohort, text_of=text):
             state, _ = simulate.run_round(world, state, quiet_ledger())
     return dict(state.parameters)
 
@@ -118,7 +119,7 @@ def _typed(world: World, words: np.ndarray) -> np.ndarray:
     sentence = np.concatenate([[world.tokenizer.bos_id], words, [world.tokenizer.eos_id]])
     training = world.scenario.training
     limit = None if training.max_tokens is None else training.max_tokens + 1
-    return simulate.windows(np.tile(sentence, _REPEATS), training.window, limit)
+    return windows(np.tile(sentence, _REPEATS), training.window, limit)
 
 
 def recall(world: World, parameters: Parameters, secret: Secret, seed: int) -> Recall:

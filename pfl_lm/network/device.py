@@ -27,7 +27,7 @@ from pfl_lm.secagg.device import InputMasked, KeysAdvertised, SurvivorsConfirmed
 from pfl_lm.secagg.errors import Refused, SecaggError
 from pfl_lm.secagg.parameters import Adversary
 from pfl_lm.server.state import Broadcast, ServerState, open_round
-from pfl_lm.world import choose_payload
+from pfl_lm.world import choose_payload, text_of
 
 log = logging.getLogger("pfl_lm.network")
 
@@ -162,7 +162,7 @@ class Device:
             self._parameters,
             broadcast.payload,
             broadcast.values,
-            [world.text_of(number, broadcast.round)],
+            [text_of(world, number, broadcast.round)],
             world.scenario.training,
             world.tokenizer.unigram,
             world.scenario.seed,
