@@ -130,7 +130,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=25)
     parser.add_argument("--cohort", type=int, default=50)
     parser.add_argument("--users", type=int, default=120)
-    parser.add_argument("--only", nargs="+", choices=[line.name for line in LINES])
+    names = [line.name for line in LINES]
+    parser.add_argument("--only", nargs="+", choices=names, metavar="LINE", help="; ".join(names))
     parser.add_argument("--keep", type=Path, default=Path("runs/ways"), help="where results lie")
     parser.add_argument("--kept", action="store_true", help="print what is there, train nothing")
     return parser.parse_args()
