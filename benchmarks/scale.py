@@ -22,6 +22,7 @@ import time
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Literal
 
 MIDDLE = {"users": 1_000_000, "cohort": 50, "vocabulary": 30_000, "rows": 2000}
 AXES = {
@@ -113,13 +114,14 @@ def measure(point: dict[str, int], rounds: int) -> dict[str, float]:
     policy = folder / "policy.toml"  # with a report goal that the largest cohort does not exceed
     text = scenario.policy.read_text(encoding="utf-8")
     policy.write_text(text.replace("report_goal   = 5_000", "report_goal = 10_000"))
+    rows: int | Literal["all"] = "all" if point["rows"] == point["vocabulary"] else point["rows"]
     scenario = replace(
         scenario,
         policy=policy,
         cohort=point["cohort"],
         population=replace(scenario.population, users=point["users"]),
         model=replace(scenario.model, vocabulary_size=point["vocabulary"]),
-        payload=replace(scenario.payload, rows=point["rows"]),
+        payload=replace(scenario.payload, rows=rows),
     )
     world = open_world(scenario)
     genesis = {"run": "scale", "policy_digest": "none"}
