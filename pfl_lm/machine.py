@@ -54,8 +54,7 @@ def tune(threads: int | None = None) -> Tuning:
         products = "oneDNN"
     elif use_openblas(torch.get_num_threads()):
         products = "OpenBLAS"
-    loops = "compiled" if native.library("products") is not None else "torch"
-    return Tuning(torch.get_num_threads(), keep_memory(), products, loops)
+    return Tuning(torch.get_num_threads(), keep_memory(), products, native.loops())
 
 
 def keep_memory() -> bool:

@@ -54,7 +54,7 @@ def manifest(world: World, name: str) -> dict[str, Any]:
             "pfl_lm": __version__,
             "python": platform.python_version(),
             **{name: version(name) for name in ("torch", "numpy", "opacus", "sentencepiece")},
-            "loops": "compiled" if native.library("products") is not None else "torch",
+            "loops": native.loops(),
         },
     }
 

@@ -71,13 +71,9 @@ def pass_boundaries(boundaries: Words, start: Cells, shift: int, uniform: Words)
 
 def _native() -> ctypes.CDLL | None:
     """The compiled loops, which are told how to take their arguments; None without them."""
-    loops = native.library("look_up")
-    if loops is not None:
-        pointer, size = ctypes.c_void_p, ctypes.c_int64
-        for loop in (loops.look_up_32, loops.look_up_64):
-            loop.argtypes = (pointer, pointer, size, pointer, pointer)
-            loop.restype = size
-        passing = (pointer, size, pointer, size, pointer, ctypes.c_int, pointer)
-        loops.pass_boundaries.argtypes = passing
-        loops.pass_boundaries.restype = None
-    return loops
+    pointer, size = ctypes.c_void_p, ctypes.c_int64
+    looking = (size, pointer, pointer, size, pointer, pointer)
+    passing = (None, pointer, size, pointer, size, pointer, ctypes.c_int, pointer)
+    return native.functions(
+        "look_up", look_up_32=looking, look_up_64=looking, pass_boundaries=passing
+    )

@@ -90,10 +90,9 @@ def _exact_squares(integers: Updates) -> int:
 
 def _native() -> ctypes.CDLL | None:
     """The compiled loops, which are told how to take their arguments; None without them."""
-    loops = native.library("encode")
-    if loops is not None:
-        pointer, size, double = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
-        loops.sum_of_squares.argtypes = (pointer, size)
-        loops.round_at_random.argtypes = (pointer, double, pointer, size, pointer)
-        loops.sum_of_squares.restype = loops.round_at_random.restype = double
-    return loops
+    pointer, size, double = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
+    return native.functions(
+        "encode",
+        sum_of_squares=(double, pointer, size),
+        round_at_random=(double, pointer, double, pointer, size, pointer),
+    )

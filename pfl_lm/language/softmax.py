@@ -34,7 +34,7 @@ def suits(*tensors: Tensor | None) -> bool:
     return (
         products.suits(*tensors)
         and all(x.is_contiguous() for x in tensors if x is not None)
-        and _loops() is not None
+        and native.library("softmax") is not None
     )
 
 
@@ -96,7 +96,4 @@ def _pointer(tensor: Tensor | None) -> ctypes.c_void_p:
 
 
 def _loops() -> ctypes.CDLL | None:
-    found = native.library("softmax")
-    if found is not None and found.scratch_size.restype is not ctypes.c_long:
-        found.scratch_size.restype, found.scratch_size.argtypes = ctypes.c_long, [ctypes.c_long] * 4
-    return found
+    return native.functions("softmax", scratch_size=(ctypes.c_long,) * 5)

@@ -20,6 +20,7 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import Any
 
 SOURCES = Path(__file__).resolve().parent
 # Products may be fused and sums reordered, as any library of products does; NaN and infinity keep
@@ -63,6 +64,26 @@ def library(name: str) -> ctypes.CDLL | None:
             said.strip()[:500],
         )
         return None
+
+
+def functions(name: str, **types: tuple[Any, ...]) -> ctypes.CDLL | None:
+    """Return :func:`library`, its functions told once what they return and take.
+
+    Args:
+        types: by function, its result and then its arguments, as ctypes names them.
+    """
+    found = library(name)
+    if found is not None and not getattr(found, "told", False):
+        for function, (result, *arguments) in types.items():
+            told = getattr(found, function)
+            told.restype, told.argtypes = result, arguments
+        found.told = True  # type: ignore[attr-defined]
+    return found
+
+
+def loops() -> str:
+    """Say for a manifest which loops train here: "compiled", or "torch"."""
+    return "torch" if library("products") is None else "compiled"
 
 
 def _compiler() -> list[str] | None:

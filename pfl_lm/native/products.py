@@ -6,7 +6,6 @@ Legend: K devices, N rows of a device, I input width, O output width.
 from __future__ import annotations
 
 import ctypes
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +18,7 @@ def suits(*tensors: Tensor | None) -> bool:
     return (
         all(x.dtype == torch.float32 and x.device.type == "cpu" for x in tensors if x is not None)
         and torch.get_num_threads() == 1
-        and _loops() is not None
+        and native.library("products") is not None
     )
 
 
@@ -100,16 +99,14 @@ def _call(name: str, *arguments: float | None) -> int:
 
 def _loops() -> ctypes.CDLL | None:
     """The compiled products, their types stated once; None without compiled loops."""
-    found = native.library("products")
-    if found is not None and found.packed_size.restype is not ctypes.c_long:
-        long, pointer, number = ctypes.c_long, ctypes.c_void_p, ctypes.c_int
-        operand: list[Any] = [pointer, long, long]
-        found.packed_size.restype, found.packed_size.argtypes = long, [long] * 2
-        found.pack_matrix.argtypes = [long, long, *operand, pointer]
-        found.multiply_devices.argtypes = (
-            [long] * 4 + operand + [*operand, long] + [pointer, long] + [*operand, number]
-        )
-        found.gradient_devices.argtypes = (
-            [long] * 4 + operand * 2 + [pointer, long, ctypes.c_float, number]
-        )
-    return found
+    long, pointer, number = ctypes.c_long, ctypes.c_void_p, ctypes.c_int
+    sizes, operand = (long,) * 4, (pointer, long, long)
+    factors = (*operand, *operand, long, pointer, long)
+    sums = (*operand, *operand, pointer, long, ctypes.c_float)
+    return native.functions(
+        "products",
+        packed_size=(long, long, long),
+        pack_matrix=(None, long, long, *operand, pointer),
+        multiply_devices=(number, *sizes, *factors, *operand, number),
+        gradient_devices=(number, *sizes, *sums, number),
+    )

@@ -169,10 +169,9 @@ class _Sum(ctypes.Structure):
 
 def _native() -> ctypes.CDLL | None:
     """The compiled loops, which are told how to take their arguments; None without them."""
-    library = native.library("packed")
-    if library is not None:
-        pointer, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
-        library.add_packed.argtypes = (pointer, size, size, size)
-        library.pack.argtypes = (pointer, pointer, number, size, number)
-        library.add_packed.restype = library.pack.restype = None
-    return library
+    pointer, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+    return native.functions(
+        "packed",
+        add_packed=(None, pointer, size, size, size),
+        pack=(None, pointer, pointer, number, size, number),
+    )

@@ -144,13 +144,14 @@ def _invert_all(values: Sequence[int]) -> list[int]:
 
 def _native(points: Sequence[int]) -> ctypes.CDLL | None:
     """``native/field.c``, which computes the same; None without a compiler, or for huge points."""
-    loops = native.library("field") if max(points, default=0) < 1 << 32 else None
-    if loops is not None:
-        pointer, size = ctypes.c_void_p, ctypes.c_int64
-        loops.evaluate.argtypes = (ctypes.c_char_p, size, pointer, size, pointer)
-        loops.lagrange.argtypes = (pointer, size, pointer, pointer)
-        loops.evaluate.restype = loops.lagrange.restype = None
-    return loops
+    if max(points, default=0) >= 1 << 32:
+        return None
+    pointer, size = ctypes.c_void_p, ctypes.c_int64
+    return native.functions(
+        "field",
+        evaluate=(None, ctypes.c_char_p, size, pointer, size, pointer),
+        lagrange=(None, pointer, size, pointer, pointer),
+    )
 
 
 def _words(points: Sequence[int]) -> ctypes.Array[ctypes.c_uint64]:
