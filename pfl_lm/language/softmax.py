@@ -72,19 +72,16 @@ class Blocks:
         self, into: tuple[Tensor | None, Tensor | None], scaled: Tensor, share: Tensor, rate: float
     ) -> None:
         """Add ``rate`` · powers · ``scaled`` (N, P), or ``share`` (N, 1) for the bias."""
-        shares = self._numbers(0.0)
-        shares[: self.rows] = share.squeeze(1) * rate
-        self._run(
-            "softmax_gradients", products.pack(scaled * rate), shares, *into, self._numbers(0.0)
-        )
+        packed, shares = products.pack(scaled * rate), share.squeeze(1) * rate
+        self._run("softmax_gradients", packed, shares, *into, self._numbers(0.0))
 
     def _numbers(self, value: float) -> Tensor:
         """One number a row, and as many more as fill the last panel."""
         return self.table.new_full((len(self.columns) // self.table.shape[1],), value)
 
     def _run(self, name: str, *tensors: Tensor | None) -> None:
-        shift = self._numbers(0.0)
-        if self.shift is not None:
+        shift = None if self.shift is None else self._numbers(0.0)
+        if shift is not None:
             shift[: self.rows] = self.shift
         held = (self.columns, self.table, self.bias, shift, self.scratch)
         about = _Softmax(self.rows, *self.table.shape, self.kept, *map(_pointer, held))

@@ -21,7 +21,7 @@
 #define NEAR_ROWS 144     /* of A, that stay in the second cache while panels pass */
 
 /* Keeps what was loaded in its register: compilers would load it again for every row. */
-#if defined(__x86_64__)
+#if defined(__AVX__)
 #define IN_REGISTER(v) __asm__("" : "+x"(v))
 #else
 #define IN_REGISTER(v)
@@ -31,70 +31,94 @@ INLINE long panels(long columns) { return (columns + WIDTH - 1) / WIDTH; }
 
 INLINE long smaller(long a, long b) { return a < b ? a : b; }
 
-/* The sums of `rows` rows of A with one panel, over n products, into a local array `sum`. Row i
-   begins at a + at[i]; `place` says with the variable k where in a row a factor lies, `soon` what
-   will be needed later. */
-#define SUMS(rows, n, a, at, place, b, step, soon)                                        \
-  vec sum[rows][2];                                                                   \
-  const float *row[rows];                                                             \
-  for (int i = 0; i < rows; i++) {                                                    \
-    row[i] = (a) + (at)[i];                                                           \
-    sum[i][0] = sum[i][1] = (vec){0};                                                 \
-  }                                                                                   \
-  const float *panel = (b);                                                           \
-  for (long k = 0; k < (n); k++) {                                                    \
-    vec left = load(panel), right = load(panel + LANES);                              \
-    __builtin_prefetch(soon);                                                         \
-    IN_REGISTER(left);                                                                \
-    IN_REGISTER(right);                                                               \
-    for (int i = 0; i < rows; i++) {                                                  \
-      vec one = all(row[i][place]);                                                   \
-      sum[i][0] += one * left;                                                        \
-      sum[i][1] += one * right;                                                       \
-    }                                                                                 \
-    panel += (step);                                                                  \
+/* What `rows` rows of A add to their sums with n lines of a panel: sum[i] += row[i][k apart] line[k].
+   Of `soon`, which is needed later, `lines` cache lines are asked for every four products. */
+INLINE void add_products(int rows, long n, const float *const *row, long apart, const float *panel,
+                         long step, const float *soon, int lines, vec (*sum)[2]) {
+  long k = 0;
+  for (; k + 4 <= n; k += 4) {
+#pragma GCC unroll 4
+    for (int ahead = 0; ahead < lines; ahead++) __builtin_prefetch(soon + 16 * ahead);
+    soon += 16 * lines;
+#pragma GCC unroll 4
+    for (int line = 0; line < 4; line++, panel += step) {
+      vec left = load(panel), right = load(panel + LANES);
+      IN_REGISTER(left);
+      IN_REGISTER(right);
+#pragma GCC unroll 6
+      for (int i = 0; i < rows; i++) {
+        vec one = all(row[i][(k + line) * apart]);
+        sum[i][0] += one * left;
+        sum[i][1] += one * right;
+      }
+    }
   }
+#pragma GCC unroll 1
+  for (; k < n; k++, panel += step) {
+    vec left = load(panel), right = load(panel + LANES);
+#pragma GCC unroll 6
+    for (int i = 0; i < rows; i++) {
+      vec one = all(row[i][k * apart]);
+      sum[i][0] += one * left;
+      sum[i][1] += one * right;
+    }
+  }
+}
 
 /* The sums stored to, or added to, rows of C: as many columns of the panel as there are. */
-#define ADD_SUMS(rows, c, to, columns, add)                                           \
-  for (int i = 0; i < rows; i++) {                                                    \
-    float *line = (c) + (to)[i];                                                      \
-    if ((columns) >= WIDTH) {                                                         \
-      store(line, (add) ? load(line) + sum[i][0] : sum[i][0]);                        \
-      store(line + LANES, (add) ? load(line + LANES) + sum[i][1] : sum[i][1]);        \
-    } else {                                                                          \
-      float tail[WIDTH];                                                              \
-      store(tail, sum[i][0]);                                                         \
-      store(tail + LANES, sum[i][1]);                                                 \
-      for (int j = 0; j < (columns); j++) line[j] = (add) ? line[j] + tail[j] : tail[j]; \
-    }                                                                                 \
+INLINE void put_sums(int rows, vec (*sum)[2], float *c, const long *to, long columns,
+                     int add) {
+#pragma GCC unroll 6
+  for (int i = 0; i < rows; i++) {
+    float *line = c + to[i];
+    if (columns >= WIDTH) {
+      store(line, add ? load(line) + sum[i][0] : sum[i][0]);
+      store(line + LANES, add ? load(line + LANES) + sum[i][1] : sum[i][1]);
+    } else {
+      float tail[WIDTH];
+      store(tail, sum[i][0]);
+      store(tail + LANES, sum[i][1]);
+      for (int j = 0; j < columns; j++) line[j] = add ? line[j] + tail[j] : tail[j];
+    }
+  }
+}
+
+/* Sums of `rows` rows of A, row i beginning at a + at[i]. */
+INLINE void begin_sums(int rows, const float *a, const long *at, const float **row, vec (*sum)[2]) {
+#pragma GCC unroll 6
+  for (int i = 0; i < rows; i++) {
+    row[i] = a + at[i];
+    sum[i][0] = sum[i][1] = (vec){0};
+  }
+}
+
+/* tile(height, ...), the height a constant in each case: its sums are then in registers. */
+#define OF_HEIGHT(height, tile, ...)          \
+  switch (height) {                           \
+    case 1: tile(1, __VA_ARGS__); break;      \
+    case 2: tile(2, __VA_ARGS__); break;      \
+    case 3: tile(3, __VA_ARGS__); break;      \
+    case 4: tile(4, __VA_ARGS__); break;      \
+    case 5: tile(5, __VA_ARGS__); break;      \
+    default: tile(HEIGHT, __VA_ARGS__);       \
   }
 
-/* One tile: the sums stored to, or added to, rows of C. */
-#define TILE(rows)                                                                    \
-  static void tile_##rows(long n, const float *a, const long *at, const float *b,     \
-                          long step, float *c, const long *to, long columns, int add) { \
-    for (int i = 0; i < rows; i++) __builtin_prefetch(c + to[i], 1);                  \
-    SUMS(rows, n, a, at, k, b, step, panel + 16 * WIDTH)                                         \
-    ADD_SUMS(rows, c, to, columns, add)                                               \
-  }
-
-TILE(1) TILE(2) TILE(3) TILE(4) TILE(5) TILE(6)
+INLINE void tile(int rows, long n, const float *a, const long *at, const float *b, long step,
+                 float *c, const long *to, long columns, int add) {
+  vec sum[HEIGHT][2];
+  const float *row[HEIGHT];
+  for (int i = 0; i < rows; i++) __builtin_prefetch(c + to[i], 1);
+  begin_sums(rows, a, at, row, sum);
+  add_products(rows, n, row, 1, b, step, b + 16 * WIDTH, WIDTH / 4, sum);
+  put_sums(rows, sum, c, to, columns, add);
+}
 
 /* Rows [0, rows) against one panel, cut into tiles of like height. */
 static void pass(long rows, long n, const float *a, const long *at, const float *b, long step,
                  float *c, const long *to, long columns, int add) {
   for (long done = 0, tiles = (rows + HEIGHT - 1) / HEIGHT; tiles > 0; tiles--) {
     long height = (rows - done + tiles - 1) / tiles;
-    const long *from = at + done, *into = to + done;
-    switch (height) {
-      case 1: tile_1(n, a, from, b, step, c, into, columns, add); break;
-      case 2: tile_2(n, a, from, b, step, c, into, columns, add); break;
-      case 3: tile_3(n, a, from, b, step, c, into, columns, add); break;
-      case 4: tile_4(n, a, from, b, step, c, into, columns, add); break;
-      case 5: tile_5(n, a, from, b, step, c, into, columns, add); break;
-      default: tile_6(n, a, from, b, step, c, into, columns, add);
-    }
+    OF_HEIGHT(height, tile, n, a, at + done, b, step, c, to + done, columns, add)
     done += height;
   }
 }

@@ -5,7 +5,7 @@
    made again, adds the table's gradient. Powers of a block lie as panels of WIDTH rows: a panel is
    then the packed operand of one product and the plain one of the other two.
 
-   Legend: N rows, V words, P width of vectors, w words of a block. */
+   Legend: N rows, V words, P width of vectors. */
 
 #include "products.h"
 
@@ -20,7 +20,7 @@ typedef struct {
   const float *columns;    /* vectors · log2 e, packed as (P, N) */
   const float *table;      /* (V, P) */
   const float *bias;       /* (V,) or none */
-  const float *shift;      /* (N rounded up,): taken off the scaled scores */
+  const float *shift;      /* (N rounded up,): taken off the scaled scores, or none */
   float *scratch;          /* see scratch_size */
 } softmax;
 
@@ -35,71 +35,55 @@ static float *powers_of(const softmax *s, long first) {
 }
 
 /* Scores of some words with one panel of rows, then powers, stored and added to `total`; or, with
-   `into` none, the largest scores in `total`. Rows that do not exist have power 0. */
-#define SCORE_TILE(height)                                                                  \
-  static void score_##height(const softmax *s, long word, long column, const ints *exists,  \
-                             float *into, vec *total) {                                     \
-    long at[height];                                                                        \
-    offsets(height, s->width, at);                                                          \
-    SUMS(height, s->width, s->table + word * s->width, at, k,                               \
-         s->columns + column * s->width, WIDTH, row[0] + k + 2 * height * s->width)                                             \
-    for (int i = 0; i < height; i++) {                                                      \
-      float bias = s->bias ? s->bias[word + i] * LOG2_E : 0.0f;                             \
-      for (int side = 0; side < 2; side++) {                                                \
-        vec score = (sum[i][side] + bias) - load(s->shift + column + side * LANES);         \
-        if (into) {                                                                         \
-          vec power = (vec)((ints)exp2_of(score) & exists[side]);                           \
-          store(into + i * WIDTH + side * LANES, power);                                    \
-          total[side] += power;                                                             \
-        } else {                                                                            \
-          total[side] = either(score > total[side], score, total[side]);                    \
-        }                                                                                   \
-      }                                                                                     \
-    }                                                                                       \
-  }
-
-SCORE_TILE(1) SCORE_TILE(2) SCORE_TILE(3) SCORE_TILE(4) SCORE_TILE(5) SCORE_TILE(6)
+   `into` none, the largest scores in `total`. */
+INLINE void score_tile(int words, const softmax *s, long word, long column, float *into,
+                       vec *total) {
+  long width = s->width, at[HEIGHT];
+  vec sum[HEIGHT][2];
+  const float *row[HEIGHT];
+  offsets(words, width, at);
+  begin_sums(words, s->table + word * width, at, row, sum);
+  for (int i = 0; i < words && s->bias; i++)
+    sum[i][0] = sum[i][1] = all(s->bias[word + i] * LOG2_E);
+  add_products(words, width, row, 1, s->columns + column * width, WIDTH,
+               row[0] + 2 * words * width, 2, sum);
+#pragma GCC unroll 6
+  for (int i = 0; i < words; i++)
+    for (int side = 0; side < 2; side++) {
+      vec score = sum[i][side];
+      if (s->shift) score -= load(s->shift + column + side * LANES);
+      vec power = into ? exp2_of(score) : score;
+      if (into) store(into + i * WIDTH + side * LANES, power);
+      total[side] = into ? total[side] + power : either(score > total[side], score, total[side]);
+    }
+}
 
 /* Score words [first, first + count) with every row; `total` (N rounded up) takes what comes. */
 static void score_block(const softmax *s, long first, long count, float *powers, float *total) {
   for (long column = 0; column < s->rows; column += WIDTH) {
-    ints exists[2];
-    int32_t flags[WIDTH];
-    for (int j = 0; j < WIDTH; j++) flags[j] = -(column + j < s->rows);
-    memcpy(exists, flags, sizeof exists);
-    float *into = powers ? powers + column * count : 0;
+    float *into = powers ? powers + column * count : 0, *to = total + column;
     vec sums[2] = {{0}};
-    if (!powers) sums[0] = load(total + column), sums[1] = load(total + column + LANES);
+    if (!powers) sums[0] = load(to), sums[1] = load(to + LANES);
     for (long i = 0; i < count; i += HEIGHT) {
       float *place = into ? into + i * WIDTH : 0;
-      switch (smaller(HEIGHT, count - i)) {
-        case 1: score_1(s, first + i, column, exists, place, sums); break;
-        case 2: score_2(s, first + i, column, exists, place, sums); break;
-        case 3: score_3(s, first + i, column, exists, place, sums); break;
-        case 4: score_4(s, first + i, column, exists, place, sums); break;
-        case 5: score_5(s, first + i, column, exists, place, sums); break;
-        default: score_6(s, first + i, column, exists, place, sums);
-      }
+      OF_HEIGHT(smaller(HEIGHT, count - i), score_tile, s, first + i, column, place, sums)
     }
-    for (int side = 0; side < 2; side++) {
-      float *to = total + column + side * LANES;
-      store(to, powers ? load(to) + sums[side] : sums[side]);
-    }
+    for (int side = 0; side < 2; side++)
+      store(to + side * LANES, powers ? load(to + side * LANES) + sums[side] : sums[side]);
   }
 }
 
-/* powersᵀ · table of a block, added to `mixed`: `height` rows of one panel, WIDTH coordinates. */
-#define MIX_TILE(height)                                                                    \
-  static void mix_##height(long count, const float *powers, const float *table,             \
-                           float *mixed, long width, long columns) {                        \
-    long at[height], to[height];                                                            \
-    offsets(height, 1, at);                                                                 \
-    offsets(height, width, to);                                                             \
-    SUMS(height, count, powers, at, k * WIDTH, table, WIDTH, panel + 16 * WIDTH)            \
-    ADD_SUMS(height, mixed, to, columns, 1)                                                 \
-  }
-
-MIX_TILE(1) MIX_TILE(2) MIX_TILE(3) MIX_TILE(4) MIX_TILE(5) MIX_TILE(6)
+/* powersᵀ · table of a block, added to `mixed`: `rows` rows of one panel, WIDTH coordinates. */
+INLINE void mix_tile(int rows, long count, const float *powers, const float *table, float *mixed,
+                     long width, long columns) {
+  long at[HEIGHT], to[HEIGHT];
+  vec sum[HEIGHT][2];
+  const float *row[HEIGHT];
+  offsets(rows, 1, at), offsets(rows, width, to);
+  begin_sums(rows, powers, at, row, sum);
+  add_products(rows, count, row, WIDTH, table, WIDTH, table, 0, sum);
+  put_sums(rows, sum, mixed, to, columns, 1);
+}
 
 static void mix_block(const softmax *s, long first, long count, const float *powers, float *mixed) {
   long p = s->width;
@@ -110,59 +94,50 @@ static void mix_block(const softmax *s, long first, long count, const float *pow
       float *to = mixed + column * p + j;
       long rows = smaller(WIDTH, s->rows - column), height;
       for (long tiles = (rows + HEIGHT - 1) / HEIGHT; tiles > 0; tiles--) {
-        switch (height = (rows + tiles - 1) / tiles) {
-          case 1: mix_1(count, own, part, to, p, p - j); break;
-          case 2: mix_2(count, own, part, to, p, p - j); break;
-          case 3: mix_3(count, own, part, to, p, p - j); break;
-          case 4: mix_4(count, own, part, to, p, p - j); break;
-          case 5: mix_5(count, own, part, to, p, p - j); break;
-          default: mix_6(count, own, part, to, p, p - j);
-        }
+        height = (rows + tiles - 1) / tiles;
+        OF_HEIGHT(height, mix_tile, count, own, part, to, p, p - j)
         rows -= height, own += height, to += height * p;
       }
     }
 }
 
 /* powers · scaled of some words, added to the table: every panel of rows in turn. */
-#define TABLE_TILE(height)                                                                  \
-  static void table_##height(long rows, const float *powers, long words, const float *scaled, \
-                             float *into, long width, long columns) {                       \
-    long at[height], to[height];                                                            \
-    offsets(height, WIDTH, at);                                                             \
-    offsets(height, width, to);                                                             \
-    for (int i = 0; i < height; i++) __builtin_prefetch(into + to[i], 1);                  \
-    SUMS(height, rows, powers, at, (k & -WIDTH) * words + (k & (WIDTH - 1)), scaled, WIDTH, \
-         powers + (k & -WIDTH) * words + (2 * HEIGHT + k % WIDTH) * WIDTH)                  \
-    ADD_SUMS(height, into, to, columns, 1)                                                  \
+INLINE void table_tile(int words, long rows, const float *powers, long count, const float *scaled,
+                       float *into, long width, long columns) {
+  long at[HEIGHT], to[HEIGHT];
+  vec sum[HEIGHT][2];
+  const float *row[HEIGHT];
+  offsets(words, WIDTH, at), offsets(words, width, to);
+  for (int i = 0; i < words; i++) __builtin_prefetch(into + to[i], 1);
+  begin_sums(words, powers, at, row, sum);
+  for (long first = 0; first < rows; first += WIDTH) {
+    add_products(words, smaller(WIDTH, rows - first), row, 1, scaled + first * WIDTH, WIDTH,
+                 row[0] + 2 * HEIGHT * WIDTH, 2, sum);
+    for (int i = 0; i < words; i++) row[i] += WIDTH * count;
   }
-
-TABLE_TILE(1) TABLE_TILE(2) TABLE_TILE(3) TABLE_TILE(4) TABLE_TILE(5) TABLE_TILE(6)
+  put_sums(words, sum, into, to, columns, 1);
+}
 
 static void table_block(const softmax *s, long count, const float *powers, const float *scaled,
                         float *into) {
   long n = s->rows, p = s->width;
   for (long j = 0; j < p; j += WIDTH)
-    for (long i = 0; i < count; i += HEIGHT) {
-      const float *own = powers + i * WIDTH, *panel = scaled + j * n;
-      float *to = into + i * p + j;
-      switch (smaller(HEIGHT, count - i)) {
-        case 1: table_1(n, own, count, panel, to, p, p - j); break;
-        case 2: table_2(n, own, count, panel, to, p, p - j); break;
-        case 3: table_3(n, own, count, panel, to, p, p - j); break;
-        case 4: table_4(n, own, count, panel, to, p, p - j); break;
-        case 5: table_5(n, own, count, panel, to, p, p - j); break;
-        default: table_6(n, own, count, panel, to, p, p - j);
-      }
-    }
+    for (long i = 0; i < count; i += HEIGHT)
+      OF_HEIGHT(smaller(HEIGHT, count - i), table_tile, n, powers + i * WIDTH, count,
+                scaled + j * n, into + i * p + j, p, p - j)
 }
 
+/* Powers of the rows that fill the last panel are left out: they may be infinite. */
 static void bias_block(const softmax *s, long count, const float *powers, const float *share,
                        float *into) {
   for (long i = 0; i < count; i++) {
+    const float *own = powers + i * WIDTH;
     vec sum = {0};
-    for (long column = 0; column < s->rows; column += LANES)
-      sum += load(powers + column / WIDTH * WIDTH * count + i * WIDTH + column % WIDTH) *
-             load(share + column);
+    long n = 0;
+    for (; n + LANES <= s->rows; n += LANES)
+      sum += load(own + (n & -WIDTH) * count + (n & (WIDTH - 1))) * load(share + n);
+    own += (n & -WIDTH) * count + (n & (WIDTH - 1));
+    sum += load_some(own, s->rows - n) * load_some(share + n, s->rows - n);
     into[i] += sum_of(sum);
   }
 }
@@ -179,7 +154,7 @@ void softmax_sums(const softmax *s, float *total, float *mixed) {
 }
 
 /* Add powers · scaled to `table` (V, P), powers · share to `bias` (V,), either none. `scaled` (N, P)
-   is packed, `share` (N rounded up) ends in zeros. They may be the table and the bias themselves:
+   is packed, `share` is (N,). They may be the table and the bias themselves:
    what a block is made from is read before it is written. `total` is scratch (N rounded up). */
 void softmax_gradients(const softmax *s, const float *scaled, const float *share, float *table,
                        float *bias, float *total) {

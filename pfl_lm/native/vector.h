@@ -9,6 +9,9 @@
 
 #include <stdint.h>
 #include <string.h>
+#ifdef __AVX__
+#include <immintrin.h>
+#endif
 
 #ifdef __AVX512F__
 #define LANES 16
@@ -55,29 +58,41 @@ INLINE vec times_power(vec p, vec n) {
 /* The nearest whole number, for |x| < 2^22; NaN stays NaN. */
 INLINE vec nearest(vec x) { return (x + 12582912.0f) - 12582912.0f; }
 
-/* 2^f for f in [-1/2, 1/2]. */
+/* 2^(1 + f) for f in [-1/2, 1/2]. */
 INLINE vec broken_power(vec f) {
-  vec p = all(1.535336188319500e-4f);
-  p = p * f + 1.339887440266574e-3f;
-  p = p * f + 9.618437357674640e-3f;
-  p = p * f + 5.550332471162809e-2f;
-  p = p * f + 2.402264791363012e-1f;
-  p = p * f + 6.931472028550421e-1f;
-  return p * f + 1.0f;
+  vec p = all(2 * 1.535336188319500e-4f);
+  p = p * f + 2 * 1.339887440266574e-3f;
+  p = p * f + 2 * 9.618437357674640e-3f;
+  p = p * f + 2 * 5.550332471162809e-2f;
+  p = p * f + 2 * 2.402264791363012e-1f;
+  p = p * f + 2 * 6.931472028550421e-1f;
+  return p * f + 2.0f;
 }
 
-/* 2^x; 0 below 2^-125.5, about where float32 would go on with fewer digits. */
+/* The least and the greatest of a bound and x; of NaN, NaN. */
+#ifdef __AVX512F__
+INLINE vec at_most(float bound, vec x) { return (vec)_mm512_min_ps((__m512)all(bound), (__m512)x); }
+INLINE vec at_least(float bound, vec x) { return (vec)_mm512_max_ps((__m512)all(bound), (__m512)x); }
+#elif defined(__AVX__)
+INLINE vec at_most(float bound, vec x) { return (vec)_mm256_min_ps((__m256)all(bound), (__m256)x); }
+INLINE vec at_least(float bound, vec x) { return (vec)_mm256_max_ps((__m256)all(bound), (__m256)x); }
+#else
+INLINE vec at_most(float bound, vec x) { return either(x > bound, all(bound), x); }
+INLINE vec at_least(float bound, vec x) { return either(x < bound, all(bound), x); }
+#endif
+
+/* 2^x; 0 below 2^-125.5, about where float32 would go on with fewer digits. Added to x, 1.5 2^23 +
+   126 leaves the exponent of the nearest whole power, less 1, in the lowest bits. */
 INLINE vec exp2_of(vec x) {
-  vec inside = either(x > 128.0f, all(128.0f), x);
-  inside = either(x < -126.0f, all(-126.0f), inside);
-  vec n = nearest(inside);
-  return times_power(broken_power(inside - n), n);
+  vec inside = at_least(-126.0f, at_most(128.0f, x));
+  vec shifted = inside + 12583038.0f;
+  vec fraction = inside - (shifted - 12583038.0f);
+  return broken_power(fraction) * (vec)((ints)shifted << 23);
 }
 
 /* e^x; 0 below 2^-125.5. The reduction carries the rounding error of the product with log 2. */
 INLINE vec exp_of(vec x) {
-  vec inside = either(x > 89.0f, all(89.0f), x);
-  inside = either(x < -87.3f, all(-87.3f), inside);
+  vec inside = at_least(-87.3f, at_most(89.0f, x));
   vec n = nearest(inside * 1.44269504088896341f);
   vec f = (inside - n * 0.693359375f) + n * 2.12194440e-4f; /* |f| <= log(2) / 2 */
   vec p = all(1.9875691500e-4f);
