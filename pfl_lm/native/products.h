@@ -32,16 +32,17 @@ INLINE long panels(long columns) { return (columns + WIDTH - 1) / WIDTH; }
 INLINE long smaller(long a, long b) { return a < b ? a : b; }
 
 /* What `rows` rows of A add to their sums with n lines of a panel: sum[i] += row[i][k apart] line[k].
-   Of `soon`, which is needed later, `lines` cache lines are asked for every four products. */
+   Of `soon`, which is needed later, `lines` cache lines are asked for every two products: of more at
+   once, compilers would put sums on the stack. */
 INLINE void add_products(int rows, long n, const float *const *row, long apart, const float *panel,
                          long step, const float *soon, int lines, vec (*sum)[2]) {
   long k = 0;
-  for (; k + 4 <= n; k += 4) {
+  for (; k + 2 <= n; k += 2) {
 #pragma GCC unroll 4
     for (int ahead = 0; ahead < lines; ahead++) __builtin_prefetch(soon + 16 * ahead);
     soon += 16 * lines;
 #pragma GCC unroll 4
-    for (int line = 0; line < 4; line++, panel += step) {
+    for (int line = 0; line < 2; line++, panel += step) {
       vec left = load(panel), right = load(panel + LANES);
       IN_REGISTER(left);
       IN_REGISTER(right);
@@ -109,7 +110,7 @@ INLINE void tile(int rows, long n, const float *a, const long *at, const float *
   const float *row[HEIGHT];
   for (int i = 0; i < rows; i++) __builtin_prefetch(c + to[i], 1);
   begin_sums(rows, a, at, row, sum);
-  add_products(rows, n, row, 1, b, step, b + 16 * WIDTH, WIDTH / 4, sum);
+  add_products(rows, n, row, 1, b, step, b + 16 * WIDTH, WIDTH / 8, sum);
   put_sums(rows, sum, c, to, columns, add);
 }
 

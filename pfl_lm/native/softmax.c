@@ -46,7 +46,7 @@ INLINE void score_tile(int words, const softmax *s, long word, long column, floa
   for (int i = 0; i < words && s->bias; i++)
     sum[i][0] = sum[i][1] = all(s->bias[word + i] * LOG2_E);
   add_products(words, width, row, 1, s->columns + column * width, WIDTH,
-               row[0] + 2 * words * width, 2, sum);
+               row[0] + 2 * words * width, 1, sum);
 #pragma GCC unroll 6
   for (int i = 0; i < words; i++)
     for (int side = 0; side < 2; side++) {
@@ -112,7 +112,7 @@ INLINE void table_tile(int words, long rows, const float *powers, long count, co
   begin_sums(words, powers, at, row, sum);
   for (long first = 0; first < rows; first += WIDTH) {
     add_products(words, smaller(WIDTH, rows - first), row, 1, scaled + first * WIDTH, WIDTH,
-                 row[0] + 2 * HEIGHT * WIDTH, 2, sum);
+                 row[0] + 2 * HEIGHT * WIDTH, 1, sum);
     for (int i = 0; i < words; i++) row[i] += WIDTH * count;
   }
   put_sums(words, sum, into, to, columns, 1);
