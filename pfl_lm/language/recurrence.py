@@ -18,20 +18,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from pfl_lm import native
+from pfl_lm.language import compiled
 from pfl_lm.language.dense import Dense
 from pfl_lm.native import threads
-
-
-class _Dense(ctypes.Structure):
-    """``dense`` in recurrence.c."""
-
-    _fields_ = (
-        *((name, ctypes.c_long) for name in ("outputs", "inputs", "rank")),
-        *((name, ctypes.c_void_p) for name in ("weight", "a", "b")),
-        *((name, ctypes.c_long) for name in ("weight_apart", "a_apart", "b_apart")),
-        ("inner", ctypes.c_void_p),
-        ("scale", ctypes.c_float),
-    )
 
 
 class _Walk(ctypes.Structure):
@@ -40,8 +29,8 @@ class _Walk(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_long) for name in ("devices", "steps", "windows", "cells", "gates")),
         ("kept", ctypes.c_long),
-        ("recurrent", _Dense),
-        ("project", _Dense),
+        ("recurrent", compiled.DenseLayer),
+        ("project", compiled.DenseLayer),
         *(
             (name, ctypes.c_void_p)
             for name in (
@@ -61,12 +50,7 @@ class _Walk(ctypes.Structure):
 
 def suits(*tensors: Any) -> bool:
     """Whether the compiled loops may work on these tensors; the first has a device in each row."""
-    found = [tensor for tensor in tensors if isinstance(tensor, Tensor)]
-    return (
-        all(x.dtype == torch.float32 and x.device.type == "cpu" for x in found)
-        and len(found[0]) >= torch.get_num_threads()
-        and native.library("recurrence") is not None
-    )
+    return compiled.suits("recurrence", *tensors)
 
 
 class Recurrence(torch.autograd.Function):
@@ -88,7 +72,7 @@ class Recurrence(torch.autograd.Function):
         states[:, 0], cells[:, 0] = r, c
         places = (devices, steps if learns else 1, windows, c.shape[-1])
         recurrent, project = Dense(*tensors[:5]), Dense(*tensors[5:])
-        ctx.layers = [_contiguous(layer) for layer in (recurrent, project)]
+        ctx.layers = [compiled.in_rows(layer) for layer in (recurrent, project)]
         ctx.sums, ctx.states, ctx.cells = sums.contiguous(), states, cells
         ctx.bents = sums.new_empty(places)
         ctx.outputs = None if project.weight is None else sums.new_empty(places)
@@ -119,46 +103,10 @@ class Recurrence(torch.autograd.Function):
 def _walk(ctx: Any, inners: Sequence[Tensor | None], kept: bool) -> _Walk:
     devices, steps, windows, gates = ctx.sums.shape
     cells = ctx.cells.shape[-1]
-    layers = [_describe(*pair) for pair in zip(ctx.layers, inners, strict=True)]
+    layers = [compiled.describe(*pair) for pair in zip(ctx.layers, inners, strict=True)]
     held = [ctx.sums, ctx.states, ctx.cells, ctx.bents, ctx.outputs]
     pointers = [None if each is None else each.data_ptr() for each in held]
     return _Walk(devices, steps, windows, cells, gates // cells, kept, *layers, *pointers)
-
-
-def _contiguous(layer: Dense) -> Dense:
-    """Lay each device's matrices out in rows, B with its long side along the memory."""
-    if layer.weight is None:
-        return layer
-    a, b = layer.a, layer.b
-    return layer._replace(
-        weight=_in_rows(layer.weight),
-        a=None if a is None else _in_rows(a),
-        b=None if b is None else _in_rows(b.mT).mT,
-    )
-
-
-def _in_rows(matrix: Tensor) -> Tensor:
-    rows = matrix.stride(-1) == 1 and matrix.stride(-2) == matrix.shape[-1]
-    return matrix if rows else matrix.contiguous()
-
-
-def _describe(layer: Dense, inner: Tensor | None) -> _Dense:
-    if layer.weight is None:
-        return _Dense()
-    outputs, inputs = layer.weight.shape[-2:]
-    held = _Dense(
-        outputs, inputs, weight=layer.weight.data_ptr(), weight_apart=_apart(layer.weight)
-    )
-    if inner is not None and layer.a is not None and layer.b is not None:
-        held.rank, held.scale, held.inner = inner.shape[-1], layer.scale, inner.data_ptr()
-        held.a, held.a_apart = layer.a.data_ptr(), _apart(layer.a)
-        held.b, held.b_apart = layer.b.data_ptr(), _apart(layer.b)
-    return held
-
-
-def _apart(tensor: Tensor) -> int:
-    """Floats from one device's to the next device's; 0 where all hold the same."""
-    return tensor.stride(0) if tensor.dim() == 3 and len(tensor) > 1 else 0
 
 
 def _inner(layer: Dense, sums: Tensor) -> Tensor | None:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pfl_lm.language import dense
+from pfl_lm.language import block, dense
 from pfl_lm.language.dense import Linear
 from pfl_lm.language.spec import ModelSpec, Role
 
@@ -74,7 +74,6 @@ def stages(
     devices, windows, length, width = shape
     if length > spec.context:
         raise ValueError(f"windows of {length} tokens; the model's context is {spec.context}")
-    linear = linear or dense.by_name(weights, spec.lora)
 
     def enter(embedded: Tensor) -> Tensor:
         x = embedded
@@ -86,14 +85,39 @@ def stages(
     def leave(x: Tensor) -> Tensor:
         return _normalise(weights, "final_norm", x).view(devices, windows, length, width)
 
-    def block(number: int) -> Callable[[Tensor], Tensor]:
+    def pass_block(number: int) -> Callable[[Tensor], Tensor]:
         name = f"block{number}"
         return lambda x: _block(spec, weights, name, x, (windows, length), linear)
 
-    return [enter, *(block(number) for number in range(spec.layers)), leave]
+    return [enter, *(pass_block(number) for number in range(spec.layers)), leave]
 
 
 def _block(
+    spec: ModelSpec,
+    weights: Mapping[str, Tensor],
+    name: str,
+    x: Tensor,
+    shape: tuple[int, int],
+    linear: Linear | None,
+) -> Tensor:
+    """Pass (K, N, D) through a block; in compiled loops unless somebody watches its layers."""
+    own = [tensor for other, tensor in weights.items() if other.startswith(f"{name}.")]
+    if linear is not None or not block.suits(x, *own):
+        return _block_in_torch(
+            spec, weights, name, x, shape, linear or dense.by_name(weights, spec.lora)
+        )
+    around = ("attention_norm", "feedforward_norm")
+    norms = [(weights[f"{name}.{n}_gain"], weights[f"{name}.{n}_bias"]) for n in around]
+    parts = ("attention", "attention_out", "feedforward_in", "feedforward_out")
+    layers = [dense.layer(weights, f"{name}.{part}", spec.lora) for part in parts]
+    about = block.Shape(*shape, spec.heads, spec.activation == "gelu")
+    if spec.positions == "rotary":
+        cos, sin = _turns(shape[1], spec.embedding_dim // spec.heads // 2, x)
+        about = about._replace(cos=cos, sin=sin)
+    return block.apply(x, about, norms, layers)
+
+
+def _block_in_torch(
     spec: ModelSpec,
     weights: Mapping[str, Tensor],
     name: str,
@@ -132,11 +156,16 @@ def _rotate(x: Tensor) -> Tensor:
     """Turn each pair of coordinates of (…, T, e) by an angle proportional to the position."""
     length, each = x.shape[-2:]
     half = each // 2
-    speeds = 10_000.0 ** (-torch.arange(half, dtype=x.dtype, device=x.device) / half)
-    angles = torch.arange(length, dtype=x.dtype, device=x.device)[:, None] * speeds  # (T, e/2)
     first, second = x[..., :half], x[..., half:]
-    cos, sin = angles.cos(), angles.sin()
+    cos, sin = _turns(length, half, x)
     return torch.cat([first * cos - second * sin, first * sin + second * cos], -1)
+
+
+def _turns(length: int, half: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (T, e / 2) of the angles."""
+    speeds = 10_000.0 ** (-torch.arange(half, dtype=like.dtype, device=like.device) / half)
+    angles = torch.arange(length, dtype=like.dtype, device=like.device)[:, None] * speeds
+    return angles.cos(), angles.sin()
 
 
 def _normalise(weights: Mapping[str, Tensor], name: str, x: Tensor) -> Tensor:

@@ -9,4 +9,4 @@
     if (i < count) store_some(y + i, name##_of(load_some(x + i, count - i)), count - i); \
   }
 
-OVER(exp2) OVER(exp) OVER(sigmoid) OVER(tanh)
+OVER(exp2) OVER(exp) OVER(sigmoid) OVER(tanh) OVER(erf)

@@ -5,17 +5,7 @@
 
    Legend: K devices, T steps, B windows, H cells, G gates · H, S width of the state, R LoRA rank. */
 
-#include "products.h"
-
-#include <stdlib.h>
-
-typedef struct {
-  long outputs, inputs, rank;          /* O, I, R; O = 0: no such layer, R = 0: no factors */
-  const float *weight, *a, *b;         /* (O, I), (R, I), (R, O) of the first device */
-  long weight_apart, a_apart, b_apart; /* floats to the next device's; 0: all hold the same */
-  float *inner;                        /* (K, T, B, R): forward scale · x Aᵀ, backward scale · dy B */
-  float scale;
-} dense;
+#include "layer.h"
 
 typedef struct {
   long devices, steps, windows, cells, gates; /* gates: 3 forget, cell, output; 4 input, then these */
@@ -31,41 +21,6 @@ typedef struct {
   float *d_sums;            /* (K, T, B, G), out */
   float *dr, *dc;           /* (K, B, S) out; (K, B, H) by the last cells, out by the first */
 } recurrence;
-
-/* A dense layer of `group` devices whose weight is packed. */
-typedef struct {
-  float *weight, *a, *b; /* packed; factors one after another by device */
-  long a_size, b_size;
-} packed;
-
-static long sized(long depth, long columns) { return panels(columns) * WIDTH * depth; }
-
-static float *room(long floats) { return aligned_alloc(64, (4 * floats + 127) / 64 * 64); }
-
-/* Pack x → x Wᵀ + (x Aᵀ) Bᵀ (`back` = 0) or dy → dy W + (dy B) A (1) for some devices. */
-static int prepare(packed *p, const dense *d, long first, long group, int back) {
-  long from = back ? d->outputs : d->inputs, to = back ? d->inputs : d->outputs;
-  p->a_size = sized(from, d->rank), p->b_size = sized(d->rank, to);
-  if (!p->weight && !(p->weight = room(sized(from, to)))) return 1;
-  if (!p->a && !(p->a = room(group * p->a_size))) return 1;
-  if (!p->b && !(p->b = room(group * p->b_size))) return 1;
-  const float *weight = d->weight + first * d->weight_apart;
-  pack(from, to, weight, back ? d->inputs : 1, back ? 1 : d->inputs, p->weight);
-  for (long k = 0; k < group && d->rank; k++) {
-    const float *a = d->a + (first + k) * d->a_apart, *b = d->b + (first + k) * d->b_apart;
-    float *into = p->a + k * p->a_size, *out = p->b + k * p->b_size;
-    if (back) {
-      pack(d->outputs, d->rank, b, 1, d->outputs, into);
-      pack(d->rank, d->inputs, a, d->inputs, 1, out);
-    } else {
-      pack(d->inputs, d->rank, a, 1, d->inputs, into);
-      pack(d->rank, d->outputs, b, d->outputs, 1, out);
-    }
-  }
-  return 0;
-}
-
-static void release(packed *p) { free(p->weight), free(p->a), free(p->b); }
 
 /* y = or += x through the packed layer for all devices of a group, B rows each: row i of device k
    begins at x + x_at[k B + i]; inner (B, R) of device k at inner + k · inner_apart. */
@@ -84,17 +39,6 @@ static void through(const packed *p, const dense *d, long group, long windows, i
     for (long i = 0; i < windows * d->rank; i++) narrow[i] *= d->scale;
     multiply(windows, to, d->rank, narrow, inner_at, p->b + k * p->b_size, y, y_at + k * windows, 1);
   }
-}
-
-INLINE vec some(const float *from, long count) {
-  return count == LANES ? load(from) : load_some(from, count);
-}
-
-INLINE void put(float *to, vec x, long count) {
-  if (count == LANES)
-    store(to, x);
-  else
-    store_some(to, x, count);
 }
 
 /* Gates, cells and output of up to LANES cells of one row; z (G): sums, then gates. */
@@ -169,6 +113,10 @@ static void backward_rows(const recurrence *r, long rows, const float *z, const 
 static void spread(long group, long windows, long apart, long width, long *at) {
   for (long k = 0; k < group; k++)
     for (long i = 0; i < windows; i++) *at++ = k * apart + i * width;
+}
+
+static int prepare(packed *p, const dense *d, long first, long group, int back) {
+  return prepare_weight(p, d, first, back) || prepare_factors(p, d, first, group, back);
 }
 
 typedef struct {

@@ -40,6 +40,25 @@ INLINE vec load_some(const float *from, long count) {
 
 INLINE void store_some(float *to, vec x, long count) { memcpy(to, &x, 4 * count); }
 
+/* What is left of a row: LANES numbers, or `count` where that is fewer. */
+INLINE vec some(const float *from, long count) {
+  return count >= LANES ? load(from) : load_some(from, count);
+}
+
+INLINE void put(float *to, vec x, long count) {
+  if (count >= LANES)
+    store(to, x);
+  else
+    store_some(to, x, count);
+}
+
+/* All bits of the first `count` lanes. */
+INLINE ints first_lanes(long count) {
+  ints lane;
+  for (int i = 0; i < LANES; i++) lane[i] = i;
+  return lane < (int32_t)count;
+}
+
 INLINE vec either(ints where, vec yes, vec no) {
   return (vec)(((ints)yes & where) | ((ints)no & ~where));
 }
@@ -119,6 +138,26 @@ INLINE vec tanh_of(vec x) {
   vec far = 1.0f - 2.0f / (exp_of(size + size) + 1.0f);
   far = (vec)((ints)far | ((ints)x & (ints)(all(-0.0f))));
   return either(size < 0.625f, near, far);
+}
+
+/* erf x: x P(x^2) near 0; beyond, 1 - e^(x Q(x)), which is 1 in float32 from 4 on. */
+INLINE vec erf_of(vec x) {
+  vec size = at_most(4.0f, (vec)((ints)x & 0x7fffffff)), s = x * x;
+  vec p = all(7.8538577e-5f);
+  p = p * s - 8.0101925e-4f;
+  p = p * s + 5.18832756e-3f;
+  p = p * s - 2.68538119e-2f;
+  p = p * s + 1.12835851e-1f;
+  p = p * s - 3.76126258e-1f;
+  vec near = (p * s + 1.12837917f) * x;
+  vec q = all(2.10643499e-4f);
+  q = q * size - 3.18694888e-3f;
+  q = q * size + 2.27984695e-2f;
+  q = q * size - 1.05116150e-1f;
+  q = q * size - 6.35831470e-1f;
+  vec far = 1.0f - exp_of((q * size - 1.12848004f) * size);
+  far = (vec)((ints)far | ((ints)x & (ints)(all(-0.0f))));
+  return either(size < 1.0f, near, far);
 }
 
 #endif

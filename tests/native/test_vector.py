@@ -6,6 +6,7 @@ import ctypes
 
 import numpy as np
 import pytest
+from scipy.special import erf
 
 from pfl_lm import native
 
@@ -14,6 +15,7 @@ FUNCTIONS = {  # name: reference, largest error in units of the last place
     "exp": (np.exp, 1.5),
     "sigmoid": (lambda x: 1 / (1 + np.exp(-x)), 3),
     "tanh": (np.tanh, 2),
+    "erf": (erf, 3),
 }
 LEAST = 2.4e-38  # the least number of full precision, and a bit
 

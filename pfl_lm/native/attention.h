@@ -1,0 +1,129 @@
+/* Causal attention of one head over one window, forward and backward, in the first cache.
+
+   Legend: T tokens, e width of a head. Rows of queries, keys and values are `stride` floats apart. */
+
+#ifndef PFL_LM_ATTENTION
+#define PFL_LM_ATTENTION
+
+#include "layer.h"
+
+#include <math.h>
+
+typedef struct {
+  long length, each, wide, stride, mixed_stride; /* T, e, T rounded up to whole panels */
+  float *weights, *slopes;                       /* (T, wide) */
+  float *turned, *plain;                         /* packed (e, T) and (T, e) */
+  long *lines, *rows, *mixed_rows;               /* offsets of rows of (T, wide), (T, stride), … */
+} attention;
+
+static int equip_attention(attention *a, long length, long heads, long width) {
+  *a = (attention){length, width / heads, panels(length) * WIDTH, 3 * width, width};
+  a->weights = room(2 * length * a->wide + sized(a->each, length) + sized(length, a->each));
+  a->lines = malloc(3 * length * sizeof(long));
+  if (!a->weights || !a->lines) return 1;
+  a->slopes = a->weights + length * a->wide, a->turned = a->slopes + length * a->wide;
+  a->plain = a->turned + sized(a->each, length);
+  a->rows = a->lines + length, a->mixed_rows = a->rows + length;
+  offsets(length, a->wide, a->lines), offsets(length, a->stride, a->rows);
+  offsets(length, a->mixed_stride, a->mixed_rows);
+  return 0;
+}
+
+static void put_attention_away(attention *a) { free(a->weights), free(a->lines); }
+
+/* into (T, wide) = x yᵀ of (T, e) each: what lies at or before the diagonal, and some beyond. */
+static void pair_up(const attention *a, const float *x, const long *x_rows, const float *y, long stride,
+                    float *into) {
+  pack(a->each, a->length, y, 1, stride, a->turned);
+  for (long j = 0; j < a->length; j += WIDTH)
+    pass(a->length - j, a->each, x + x_rows[j], x_rows, a->turned + j * a->each, WIDTH,
+         into + j * a->wide + j, a->lines, WIDTH, 0);
+}
+
+INLINE void mix_tile(int rows, long n, const float *weights, long down, long along, const float *panel,
+                     float *to, const long *to_rows, long columns) {
+  vec sum[HEIGHT][2];
+  const float *row[HEIGHT];
+  for (int i = 0; i < rows; i++) row[i] = weights + i * down, sum[i][0] = sum[i][1] = (vec){0};
+  add_products(rows, n, row, along, panel, WIDTH, panel, 0, sum);
+  put_sums(rows, sum, to, to_rows, columns, 0);
+}
+
+/* to (T, e) = weights x, or `over` weightsᵀ x; only what the triangle holds is multiplied. */
+static void mix(const attention *a, const float *weights, int over, const float *x, long stride,
+                float *to, const long *to_rows) {
+  long t = a->length;
+  pack(t, a->each, x, stride, 1, a->plain);
+  for (long j = 0; j < a->each; j += WIDTH)
+    for (long i = 0, tiles = (t + HEIGHT - 1) / HEIGHT, height; tiles > 0; tiles--, i += height) {
+      height = (t - i + tiles - 1) / tiles;
+      const float *own = weights + i * a->wide + (over ? i : 0);
+      const float *panel = a->plain + j * t + (over ? i * WIDTH : 0);
+      OF_HEIGHT(height, mix_tile, over ? t - i : i + height, own, over ? 1 : a->wide,
+                over ? a->wide : 1, panel, to + to_rows[i] + j, to_rows, a->each - j)
+    }
+}
+
+/* Scores become their causal softmax, 0 beyond the diagonal. */
+static void weigh(const attention *a) {
+  float scale = 1.44269504088896341f / sqrtf((float)a->each);
+  for (long i = 0; i < a->length; i++) {
+    float *row = a->weights + i * a->wide, top = row[0];
+    vec largest = all(row[0]), sum = {0};
+    long j, n = i + 1;
+    for (j = 0; j < n; j += LANES) {
+      vec score = either(first_lanes(n - j), load(row + j), all(-INFINITY));
+      store(row + j, score);
+      largest = either(score > largest, score, largest);
+    }
+    for (int lane = 0; lane < LANES; lane++) top = largest[lane] > top ? largest[lane] : top;
+    for (j = 0; j < n; j += LANES) {
+      vec power = exp2_of((load(row + j) - top) * scale);
+      store(row + j, power);
+      sum += power;
+    }
+    float share = 1.0f / sum_of(sum);
+    for (j = 0; j < n; j += LANES) store(row + j, load(row + j) * share);
+    for (; j < a->wide; j += LANES) store(row + j, (vec){0});
+  }
+}
+
+/* Gradients by the weights become those by the scores before their scaling. */
+static void weigh_back(const attention *a) {
+  float scale = 1.0f / sqrtf((float)a->each);
+  for (long i = 0; i < a->length; i++) {
+    const float *weights = a->weights + i * a->wide;
+    float *row = a->slopes + i * a->wide;
+    vec sum = {0};
+    long j, n = i + 1;
+    for (j = 0; j < n; j += LANES) {
+      vec slope = (vec)((ints)load(row + j) & first_lanes(n - j));
+      store(row + j, slope);
+      sum += slope * load(weights + j);
+    }
+    float mean = sum_of(sum);
+    for (j = 0; j < n; j += LANES)
+      store(row + j, load(weights + j) * (load(row + j) - mean) * scale);
+    for (; j < a->wide; j += LANES) store(row + j, (vec){0});
+  }
+}
+
+/* mixed (T, e) of one head's queries, keys and values. */
+static void attend(const attention *a, const float *q, const float *k, const float *v, float *mixed) {
+  pair_up(a, q, a->rows, k, a->stride, a->weights);
+  weigh(a);
+  mix(a, a->weights, 0, v, a->stride, mixed, a->mixed_rows);
+}
+
+static void attend_back(const attention *a, const float *q, const float *k, const float *v,
+                        const float *d_mixed, float *dq, float *dk, float *dv) {
+  pair_up(a, q, a->rows, k, a->stride, a->weights);
+  weigh(a);
+  pair_up(a, d_mixed, a->mixed_rows, v, a->stride, a->slopes);
+  weigh_back(a);
+  mix(a, a->slopes, 0, k, a->stride, dq, a->rows);
+  mix(a, a->slopes, 1, q, a->stride, dk, a->rows);
+  mix(a, a->weights, 1, d_mixed, a->mixed_stride, dv, a->rows);
+}
+
+#endif

@@ -1,0 +1,210 @@
+/* Dense layers of K devices: y = x Wᵀ + bias + scale · (x Aᵀ) Bᵀ, back through them, and gradients.
+
+   A weight that all devices hold is packed once; factors, like a weight of its own, are packed when a
+   device's turn comes. The factors' second product goes on where the weight's ended, while the sums
+   are in registers.
+
+   Legend: O width of y, I width of x, R rank of the factors. Backward, x is a gradient by y and y one
+   by x: "from" and "to" are then O and I. */
+
+#ifndef PFL_LM_LAYER
+#define PFL_LM_LAYER
+
+#include "products.h"
+
+#include <stdlib.h>
+
+#define NEAR_NARROW 40 /* rows of a wide matrix that stay in the first cache beside a narrow one */
+
+typedef struct {
+  long outputs, inputs, rank;          /* O, I, R; O = 0: no such layer, R = 0: no factors */
+  const float *weight, *a, *b;         /* (O, I), (R, I), (R, O) of the first device */
+  long weight_apart, a_apart, b_apart; /* floats to the next device's; 0: all hold the same */
+  float *inner;                        /* rows of R: forward scale · x Aᵀ, backward scale · dy B */
+  float scale;
+} dense;
+
+/* The same, packed: x → x Wᵀ + (x Aᵀ) Bᵀ, or dy → dy W + (dy B) A. */
+typedef struct {
+  float *weight, *a, *b; /* factors one after another by device */
+  long a_size, b_size;
+} packed;
+
+static float *room(long floats) { return aligned_alloc(64, (4 * floats + 127) / 64 * 64); }
+
+/* Floats that a packed matrix takes. */
+static long sized(long depth, long columns) { return panels(columns) * WIDTH * depth; }
+
+static void release(packed *p) { free(p->weight), free(p->a), free(p->b); }
+
+static int prepare_weight(packed *p, const dense *d, long device, int back) {
+  long from = back ? d->outputs : d->inputs, to = back ? d->inputs : d->outputs;
+  if (!p->weight && !(p->weight = room(sized(from, to)))) return 1;
+  const float *weight = d->weight + device * d->weight_apart;
+  pack(from, to, weight, back ? d->inputs : 1, back ? 1 : d->inputs, p->weight);
+  return 0;
+}
+
+/* Factors of `group` devices from `first` on. */
+static int prepare_factors(packed *p, const dense *d, long first, long group, int back) {
+  long from = back ? d->outputs : d->inputs, to = back ? d->inputs : d->outputs;
+  p->a_size = sized(from, d->rank), p->b_size = sized(d->rank, to);
+  if (!p->a && !(p->a = room(group * p->a_size))) return 1;
+  if (!p->b && !(p->b = room(group * p->b_size))) return 1;
+  for (long k = 0; k < group && d->rank; k++) {
+    const float *a = d->a + (first + k) * d->a_apart, *b = d->b + (first + k) * d->b_apart;
+    float *into = p->a + k * p->a_size, *out = p->b + k * p->b_size;
+    pack(from, d->rank, back ? b : a, 1, from, into);
+    pack(d->rank, to, back ? a : b, to, 1, out);
+  }
+  return 0;
+}
+
+/* Half a panel's columns: even products of a sum in one register, odd ones in another. */
+INLINE void narrow_tile(int rows, long n, const float *x, const float *panel, float scale, float *to,
+                        long stride, long columns) {
+  vec sum[HEIGHT][2] = {{{0}}};
+  long k = 0;
+  for (; k + 2 <= n; k += 2, panel += 2 * WIDTH) {
+    vec even = load(panel), odd = load(panel + WIDTH);
+    IN_REGISTER(even);
+    IN_REGISTER(odd);
+#pragma GCC unroll 6
+    for (int i = 0; i < rows; i++) {
+      sum[i][0] += all(x[i * n + k]) * even;
+      sum[i][1] += all(x[i * n + k + 1]) * odd;
+    }
+  }
+#pragma GCC unroll 6
+  for (int i = 0; i < rows; i++) {
+    if (k < n) sum[i][0] += all(x[i * n + k]) * load(panel);
+    put(to + i * stride, (sum[i][0] + sum[i][1]) * scale, columns);
+  }
+}
+
+/* narrow (rows, R) = scale · x A of (rows, n) and a packed (n, R). */
+static void multiply_narrow(long rows, long n, long rank, const float *x, const float *a, float scale,
+                            float *narrow) {
+  for (long j = 0; j < rank; j += LANES) {
+    const float *panel = a + j / WIDTH * WIDTH * n + j % WIDTH;
+    for (long i = 0; i < rows; i += HEIGHT)
+      OF_HEIGHT(smaller(HEIGHT, rows - i), narrow_tile, n, x + i * n, panel, scale,
+                narrow + i * rank + j, rank, smaller(LANES, rank - j))
+  }
+}
+
+/* One product of rows with a layer: y (rows, to) = base + bias + x W + narrow B, all packed. */
+typedef struct {
+  long from, to, rank;
+  const float *x, *narrow;    /* (rows, from), (rows, rank) */
+  const float *weight, *b;
+  const float *base, *bias;   /* (rows, to), (to,) or none */
+  float *y;
+} passage;
+
+INLINE void passage_tile(int rows, const passage *p, long first, long column, long k, long n) {
+  vec sum[HEIGHT][2];
+  const float *row[HEIGHT], *panel = p->weight + column * p->from + k * WIDTH;
+  const float *base = k ? p->y : p->base;
+  float *y = p->y + first * p->to + column;
+  for (int i = 0; i < rows; i++) {
+    __builtin_prefetch(y + i * p->to, 1);
+    row[i] = p->x + (first + i) * p->from + k;
+    sum[i][0] = sum[i][1] = (vec){0};
+  }
+  add_products(rows, n, row, 1, panel, WIDTH, panel + 16 * WIDTH, WIDTH / 4, sum);
+  if (p->rank && !k) {
+    for (int i = 0; i < rows; i++) row[i] = p->narrow + (first + i) * p->rank;
+    panel = p->b + column * p->rank;
+    add_products(rows, p->rank, row, 1, panel, WIDTH, panel, 0, sum);
+  }
+  for (int half = 0; half < 2; half++) {
+    long at = half * LANES, count = p->to - column - at;
+    if (count <= 0) break;
+    vec bias = p->bias && !k ? some(p->bias + column + at, smaller(LANES, count)) : (vec){0};
+#pragma GCC unroll 6
+    for (int i = 0; i < rows; i++) {
+      vec all_of_it = sum[i][half] + bias;
+      if (base)
+        all_of_it += some(base + (first + i) * p->to + column + at, smaller(LANES, count));
+      put(y + i * p->to + at, all_of_it, smaller(LANES, count));
+    }
+  }
+}
+
+static void pass_through(const passage *p, long rows) {
+  for (long k = 0; k < p->from; k += DEPTH)
+    for (long j = 0; j < p->to; j += WIDTH)
+      for (long done = 0, tiles = (rows + HEIGHT - 1) / HEIGHT; tiles > 0; tiles--) {
+        long height = (rows - done + tiles - 1) / tiles;
+        OF_HEIGHT(height, passage_tile, p, done, j, k, smaller(DEPTH, p->from - k))
+        done += height;
+      }
+}
+
+/* into (O, I) = or += dyᵀ x of rows that were packed as panels of dy's and of x's columns. */
+INLINE void gradient_tile(int rows, long n, const float *dy, const float *x, float *into, long inputs,
+                          long columns, int add) {
+  vec sum[HEIGHT][2];
+  const float *row[HEIGHT];
+  long to[HEIGHT];
+  for (int i = 0; i < rows; i++) {
+    row[i] = dy + i, to[i] = i * inputs, sum[i][0] = sum[i][1] = (vec){0};
+    __builtin_prefetch(into + to[i], 1);
+  }
+  add_products(rows, n, row, WIDTH, x, WIDTH, x + 16 * WIDTH, WIDTH / 4, sum);
+  put_sums(rows, sum, into, to, columns, add);
+}
+
+static void weight_gradient(long n, long outputs, const float *dy, long inputs, const float *x,
+                            float *into, int add) {
+  for (long j = 0; j < inputs; j += WIDTH)
+    for (long o = 0, height; o < outputs; o += height) {
+      long left = smaller(outputs, (o / WIDTH + 1) * WIDTH) - o;
+      height = (left + (left + HEIGHT - 1) / HEIGHT - 1) / ((left + HEIGHT - 1) / HEIGHT);
+      OF_HEIGHT(height, gradient_tile, n, dy + o / WIDTH * WIDTH * n + o % WIDTH, x + j * n,
+                into + o * inputs + j, inputs, inputs - j, add)
+    }
+}
+
+/* into (R, columns) += narrowᵀ wide of (n, R) and (n, columns), both as they lie. */
+INLINE void factor_tile(int rows, long n, const float *narrow, long rank, const float *wide, long step,
+                        float *into, long stride, long columns) {
+  vec sum[HEIGHT][2];
+  const float *row[HEIGHT];
+  long to[HEIGHT];
+  for (int i = 0; i < rows; i++)
+    row[i] = narrow + i, to[i] = i * stride, sum[i][0] = sum[i][1] = (vec){0};
+  add_products(rows, n, row, rank, wide, step, wide, 0, sum);
+  put_sums(rows, sum, into, to, columns, 1);
+}
+
+static void factor_gradient(long rows, long rank, const float *narrow, long columns, const float *wide,
+                            float *into) {
+  float tail[NEAR_NARROW * WIDTH];
+  for (long first = 0; first < rows; first += NEAR_NARROW) {
+    long n = smaller(NEAR_NARROW, rows - first);
+    for (long j = 0; j < columns; j += WIDTH) {
+      const float *panel = wide + first * columns + j;
+      int whole = columns - j >= WIDTH;
+      if (!whole) pack(n, columns - j, panel, columns, 1, tail);
+      for (long r = 0, tiles = (rank + HEIGHT - 1) / HEIGHT, height; tiles > 0; tiles--, r += height) {
+        height = (rank - r + tiles - 1) / tiles;
+        OF_HEIGHT(height, factor_tile, n, narrow + first * rank + r, rank, whole ? panel : tail,
+                  whole ? columns : WIDTH, into + r * columns + j, columns, columns - j)
+      }
+    }
+  }
+}
+
+/* into (columns) += the sum of rows. */
+static void sum_rows(long rows, long columns, const float *x, float *into) {
+  for (long j = 0; j < columns; j += LANES) {
+    long n = smaller(LANES, columns - j);
+    vec sum = some(into + j, n);
+    for (long i = 0; i < rows; i++) sum += some(x + i * columns + j, n);
+    put(into + j, sum, n);
+  }
+}
+
+#endif
