@@ -72,7 +72,7 @@ static element multiply(const element *a, const element *b)
     return fold(product, &high);
 }
 
-/* a * factor + b, for a factor below 2^32. */
+/* a * factor + b, for a factor below 2^62. */
 static element multiply_add(const element *a, uint64_t factor, const element *b)
 {
     uint64_t sum[WORDS];
@@ -84,6 +84,29 @@ static element multiply_add(const element *a, uint64_t factor, const element *b)
     }
     element high = {{sum[4]}};
     return fold(sum, &high);
+}
+
+/* x_i times the product of all x_j - x_i with j != i, where `point` is x_i. The factors are small: as
+ * many as fit a word are multiplied there. */
+static element differences(const uint64_t *points, int64_t count, uint64_t point)
+{
+    const element none = {{0}};
+    element product = ONE, turned = PRIME;
+    uint64_t some = point, negative = 0;
+    for (int64_t j = 0; j < count; j++) {
+        if (points[j] == point)
+            continue;
+        negative ^= points[j] < point;
+        uint64_t factor = points[j] < point ? point - points[j] : points[j] - point;
+        if ((wide)some * factor >> 62) {
+            product = multiply_add(&product, some, &none);
+            some = 1;
+        }
+        some *= factor;
+    }
+    product = multiply_add(&product, some, &none);
+    subtract(&turned, &product);
+    return negative ? turned : product;
 }
 
 /* a^(prime - 2), which is 1/a. */
@@ -119,18 +142,7 @@ void lagrange(const uint64_t *points, int64_t count, element *weights, element *
     const element none = {{0}};
     element whole = ONE, prefix = ONE;
     for (int64_t i = 0; i < count; i++) {
-        element below = ONE; /* x_i times all (x_j - x_i) */
-        for (int64_t j = 0; j < count; j++) {
-            uint64_t factor = j == i             ? points[i]
-                              : points[j] > points[i] ? points[j] - points[i]
-                                                      : points[i] - points[j];
-            below = multiply_add(&below, factor, &none);
-            if (points[j] < points[i]) { /* the factor was negative */
-                element turned = PRIME;
-                subtract(&turned, &below);
-                below = turned;
-            }
-        }
+        element below = differences(points, count, points[i]);
         weights[i] = below;
         scratch[i] = prefix; /* Montgomery: one inversion for all */
         prefix = multiply(&prefix, &below);

@@ -13,9 +13,18 @@
 #error "fields are read as little-endian words"
 #endif
 
-#define GROUP 8    /* fields that fill whole bytes, whatever b is */
-#define REACH 24   /* bytes beyond a group that reading it may touch */
-#define PIECE 2048 /* words of the total that stay in the first cache while vectors are added */
+typedef unsigned __int128 wide;
+
+#define GROUP 8  /* fields that fill whole bytes, whatever b is */
+#define REACH 24 /* bytes before and beyond a group that reading it may touch */
+#define TOGETHER 8
+
+/* Packed vectors, and the words of `width` bytes (4 or 8) to which they are added. */
+struct sum {
+    void *total;
+    const uint8_t *packed[TOGETHER];
+    int width, bits, subtract;
+};
 
 /* Field `j` of a group, with rubbish above it; touches up to nine bytes from where it begins. */
 static inline uint64_t field(const uint8_t *group, int j, int bits)
@@ -30,195 +39,181 @@ static inline uint64_t field(const uint8_t *group, int j, int bits)
 }
 
 #define DEFINE_ADD_GROUPS(WORD)                                                                 \
-    static inline void add_groups_##WORD(                                                       \
-        WORD *total, const uint8_t *packed, int64_t groups, int bits, int subtract)             \
+    static void add_groups_##WORD(                                                              \
+        WORD *total, const uint8_t *packed, int64_t begin, int64_t end, int bits, int subtract) \
     {                                                                                           \
-        for (int64_t group = 0; group < groups; group++, packed += bits, total += GROUP)        \
+        for (int64_t group = begin; group < end; group++)                                       \
             for (int j = 0; j < GROUP; j++) {                                                   \
-                WORD value = (WORD)field(packed, j, bits);                                      \
-                total[j] = subtract ? total[j] - value : total[j] + value;                      \
+                WORD value = (WORD)field(packed + group * bits, j, bits);                       \
+                WORD *to = total + group * GROUP + j;                                           \
+                *to = subtract ? *to - value : *to + value;                                     \
             }                                                                                   \
     }
-DEFINE_ADD_GROUPS(uint16_t)
-DEFINE_ADD_GROUPS(uint64_t)
 DEFINE_ADD_GROUPS(uint32_t)
+DEFINE_ADD_GROUPS(uint64_t)
 
 #ifdef __AVX2__
 /* Does a field of so many bits lie within four bytes, whichever of the eight it is? */
-static inline int within_four_bytes(int bits) { return bits <= 26 || bits == 28; }
+static inline int within_four_bytes(int bits) { return bits <= 26 || bits == 28 || bits == 32; }
 
-/* Where the bytes of eight fields come from, and how far each is to be shifted down. Fields 0 to 3
- * lie in the sixteen bytes from the group's first, fields 4 to 7 in those from its middle. */
-struct lanes { __m256i order, shift; int middle; };
+/* Where the bytes of eight fields come from, and how far each is to be shifted down: fields 0 to 3
+ * from sixteen bytes at `low`, fields 4 to 7 from sixteen at `middle`. If b is even, the fifth field
+ * begins a byte, so that `low` may lie sixteen before and both are one load. */
+struct lanes { __m256i order, shift; int low, middle; };
 
 static inline struct lanes lanes_of(int bits)
 {
     uint8_t from[32];
     uint32_t down[GROUP];
+    const int middle = 4 * bits / 8, low = bits % 2 ? 0 : middle - 16;
     for (int j = 0; j < GROUP; j++) {
-        int half = j / 4 * (4 * bits) / 8, at = j * bits - 8 * half;
-        for (int byte = 0; byte < 4; byte++)
-            from[4 * j + byte] = (uint8_t)(at / 8 + byte);
+        int start = j < 4 ? low : middle, at = j * bits - 8 * start;
+        for (int byte = 0; byte < 4; byte++) /* past the sixteenth: rubbish above the field, or 0 */
+            from[4 * j + byte] = at / 8 + byte < 16 ? (uint8_t)(at / 8 + byte) : 0x80;
         down[j] = at % 8;
     }
     struct lanes lanes = {
-        _mm256_loadu_si256((const void *)from), _mm256_loadu_si256((const void *)down),
-        4 * bits / 8};
+        _mm256_loadu_si256((const void *)from), _mm256_loadu_si256((const void *)down), low, middle};
     return lanes;
 }
 
-static inline __m256i eight_fields(const uint8_t *group, struct lanes lanes)
+static inline __m256i eight_fields(const uint8_t *group, struct lanes lanes, int even)
 {
-    __m256i low = _mm256_castsi128_si256(_mm_loadu_si128((const void *)group));
-    __m128i high = _mm_loadu_si128((const void *)(group + lanes.middle));
-    __m256i bytes = _mm256_inserti128_si256(low, high, 1);
+    __m256i bytes;
+    if (even)
+        bytes = _mm256_loadu_si256((const void *)(group + lanes.low));
+    else
+        bytes = _mm256_inserti128_si256(
+            _mm256_castsi128_si256(_mm_loadu_si128((const void *)(group + lanes.low))),
+            _mm_loadu_si128((const void *)(group + lanes.middle)), 1);
     return _mm256_srlv_epi32(_mm256_shuffle_epi8(bytes, lanes.order), lanes.shift);
 }
 
-/* Groups of `vectors` vectors at once, whose sum stays in a register. */
-static inline __attribute__((always_inline)) void add_groups_fast(
-    uint32_t *total, const uint8_t *packed, int64_t stride, int vectors, int64_t groups, int bits,
-    int subtract)
+/* Add groups `begin` to `end` of so many vectors, whose sum stays in a register. */
+static inline __attribute__((always_inline)) void add_fast(
+    uint32_t *total, const uint8_t *const *packed, int64_t begin, int64_t end, int bits,
+    int subtract, int vectors, int even)
 {
     const struct lanes lanes = lanes_of(bits);
-    for (int64_t group = 0; group < groups; group++, packed += bits, total += GROUP) {
-        __m256i sum = eight_fields(packed, lanes), before = _mm256_loadu_si256((void *)total);
+    const uint8_t *from[TOGETHER];
+    for (int v = 0; v < vectors; v++)
+        from[v] = packed[v];
+    for (int64_t group = begin; group < end; group++) {
+        __m256i *to = (__m256i *)(total + group * GROUP), before = _mm256_loadu_si256(to);
+        __m256i sum = eight_fields(from[0] + group * bits, lanes, even);
         for (int v = 1; v < vectors; v++)
-            sum = _mm256_add_epi32(sum, eight_fields(packed + v * stride, lanes));
+            sum = _mm256_add_epi32(sum, eight_fields(from[v] + group * bits, lanes, even));
         sum = subtract ? _mm256_sub_epi32(before, sum) : _mm256_add_epi32(before, sum);
-        _mm256_storeu_si256((void *)total, sum);
+        _mm256_storeu_si256(to, sum);
     }
 }
-#endif
 
-static void add_groups(
-    void *total, int width, const uint8_t *packed, int64_t groups, int bits, int subtract)
-{
-#ifdef __AVX2__
-    if (width == 4 && within_four_bytes(bits)) {
-        add_groups_fast(total, packed, 0, 1, groups, bits, subtract);
-        return;
-    }
-#endif
-    if (width == 2)
-        add_groups_uint16_t(total, packed, groups, bits, subtract);
-    else if (width == 4)
-        add_groups_uint32_t(total, packed, groups, bits, subtract);
-    else
-        add_groups_uint64_t(total, packed, groups, bits, subtract);
-}
-
-/* A packed vector whose fields are words; it may begin anywhere, so they are copied out, which
- * compiles to plain loads. */
-#define DEFINE_ADD_WORDS(WORD)                                                                  \
-    static void add_words_##WORD(                                                               \
-        WORD *total, const uint8_t *packed, int64_t count, int subtract)                        \
+#define DEFINE_ADD_FAST(VECTORS)                                                                \
+    static void add_fast_##VECTORS(                                                             \
+        uint32_t *total, const uint8_t *const *packed, int64_t begin, int64_t end, int bits,    \
+        int subtract)                                                                           \
     {                                                                                           \
-        for (int64_t i = 0; i < count; i++) {                                                   \
-            WORD value;                                                                         \
-            memcpy(&value, packed + i * sizeof value, sizeof value);                            \
-            total[i] += subtract ? (WORD)(0 - value) : value;                                   \
-        }                                                                                       \
+        if (bits % 2)                                                                           \
+            add_fast(total, packed, begin, end, bits, subtract, VECTORS, 0);                    \
+        else                                                                                    \
+            add_fast(total, packed, begin, end, bits, subtract, VECTORS, 1);                    \
     }
-DEFINE_ADD_WORDS(uint16_t)
-DEFINE_ADD_WORDS(uint32_t)
-DEFINE_ADD_WORDS(uint64_t)
+DEFINE_ADD_FAST(1)
+DEFINE_ADD_FAST(4)
+DEFINE_ADD_FAST(8)
+#endif
 
-static void add_words(void *total, int width, const uint8_t *packed, int64_t count, int subtract)
+/* Add groups `begin` to `end` of some vectors; return of how many: of 1, 4 or 8. */
+static int add_groups(
+    const struct sum *sum, void *total, const uint8_t *const *packed, int64_t begin, int64_t end,
+    int vectors)
 {
-    if (width == 2)
-        add_words_uint16_t(total, packed, count, subtract);
-    else if (width == 4)
-        add_words_uint32_t(total, packed, count, subtract);
-    else
-        add_words_uint64_t(total, packed, count, subtract);
-}
-
-/* Add `count` fields of one vector; none of its bytes from `bytes` on is read. The first `done`
- * fields, whole groups, were added already. */
-static void add_piece(
-    char *total, int width, const uint8_t *packed, int64_t bytes, int64_t count, int64_t done,
-    int bits, int subtract)
-{
-    int64_t safe = (bytes - REACH) / bits, groups = count / GROUP;
-    groups = safe < 0 ? 0 : safe < groups ? safe : groups;
-    if (groups * GROUP > done) {
-        add_groups(
-            total + done * width, width, packed + done / GROUP * bits, groups - done / GROUP, bits,
-            subtract);
-        done = groups * GROUP;
-    }
-    for (; done < count; done += GROUP) { /* near the end: through a padded copy */
-        int64_t left = count - done < GROUP ? count - done : GROUP;
-        uint8_t copy[64 + REACH] = {0};
-        uint64_t words[GROUP] = {0};
-        memcpy(copy, packed + done / GROUP * bits, (left * bits + 7) / 8);
-        memcpy(words, total + done * width, left * width);
-        add_groups(words, width, copy, 1, bits, subtract);
-        memcpy(total + done * width, words, left * width);
-    }
-}
-
-/* A buffer of packed vectors and the words to which they are added, `width` bytes each (2, 4, 8). */
-struct sum {
-    void *total;
-    const uint8_t *packed;
-    int64_t stride; /* bytes from one vector to the next */
-    int width, bits, subtract;
-};
-
-/* Add whole groups of four vectors at once where that is fast; return how many fields that were. */
-static int64_t add_four(const struct sum *sum, char *total, const uint8_t *packed, int64_t bytes,
-                        int64_t count)
-{
+    const int bits = sum->bits, subtract = sum->subtract;
 #ifdef __AVX2__
-    int64_t safe = (bytes - REACH) / sum->bits, groups = count / GROUP;
-    groups = safe < 0 ? 0 : safe < groups ? safe : groups;
-    if (sum->width == 4 && within_four_bytes(sum->bits)) {
-        uint32_t *words = (uint32_t *)total;
-        if (sum->subtract)
-            add_groups_fast(words, packed, sum->stride, 4, groups, sum->bits, 1);
-        else
-            add_groups_fast(words, packed, sum->stride, 4, groups, sum->bits, 0);
-        return groups * GROUP;
+    if (sum->width == 4 && within_four_bytes(bits)) {
+        const int together = vectors >= 8 ? 8 : vectors >= 4 ? 4 : 1;
+        (together == 8 ? add_fast_8 : together == 4 ? add_fast_4 : add_fast_1)(
+            total, packed, begin, end, bits, subtract);
+        return together;
     }
 #endif
-    return 0;
+    (void)vectors;
+    if (sum->width == 4)
+        add_groups_uint32_t(total, *packed, begin, end, bits, subtract);
+    else
+        add_groups_uint64_t(total, *packed, begin, end, bits, subtract);
+    return 1;
+}
+
+/* Add the fields `from` to `to` of one vector, near its ends: through a padded copy. */
+static void add_edge(
+    const struct sum *sum, char *total, const uint8_t *packed, int64_t from, int64_t to)
+{
+    const int bits = sum->bits, width = sum->width;
+    for (; from < to; from += GROUP) {
+        const int64_t left = to - from < GROUP ? to - from : GROUP;
+        uint8_t copy[REACH + 64 + REACH] = {0};
+        const uint8_t *group = copy + REACH;
+        uint64_t words[GROUP] = {0};
+        memcpy(copy + REACH, packed + from / GROUP * bits, (left * bits + 7) / 8);
+        memcpy(words, total + from * width, left * width);
+        add_groups(sum, words, &group, 0, 1, 1);
+        memcpy(total + from * width, words, left * width);
+    }
 }
 
 /* total[first + i] ±= field i of each of the first `vectors` vectors, modulo 2^(8*width), for
- * `count` fields. No byte after the last field of a vector is read. */
+ * `count` fields. No byte before the first field of a vector, or after its last one, is read. */
 void add_packed(const struct sum *sum, int64_t first, int64_t count, int64_t vectors)
 {
-    const int width = sum->width, bits = sum->bits;
-    const int64_t bytes = (count * bits + 7) / 8;
-    for (int64_t start = 0; start < count; start += PIECE) {
-        int64_t piece = count - start < PIECE ? count - start : PIECE;
-        int64_t at = start / GROUP * bits, done = 0;
-        char *to = (char *)sum->total + (first + start) * width;
-        const uint8_t *from = sum->packed + at;
-        for (int64_t v = 0; v < vectors; v++, from += sum->stride) {
-            if (bits == 8 * width) {
-                add_words(to, width, from, piece, sum->subtract);
-                continue;
-            }
-            if (v % 4 == 0)
-                done = vectors - v < 4 ? 0 : add_four(sum, to, from, bytes - at, piece);
-            add_piece(to, width, from, bytes - at, piece, done, bits, sum->subtract);
-        }
+    int64_t begin = REACH / GROUP, end = ((count * sum->bits + 7) / 8 - REACH) / sum->bits;
+    char *total = (char *)sum->total + first * sum->width;
+    if (end < begin)
+        begin = end = 0;
+    for (int64_t v = 0; v < vectors; v++) {
+        add_edge(sum, total, sum->packed[v], 0, begin * GROUP);
+        add_edge(sum, total, sum->packed[v], end * GROUP, count);
     }
+    for (int64_t v = 0; v < vectors;)
+        v += add_groups(sum, total, sum->packed + v, begin, end, (int)(vectors - v));
 }
 
-/* Write the lowest `bits` bits of `count` words of `width` bytes back to back; unused bits are 0. */
+/* The lowest `bits` bits of four words in a row, as one number. */
+static inline wide four_fields(const uint32_t *words, uint64_t mask, int bits)
+{
+    uint64_t low = (words[0] & mask) | (words[1] & mask) << bits;
+    uint64_t high = (words[2] & mask) | (words[3] & mask) << bits;
+    return low | (wide)high << (2 * bits);
+}
+
+/* Write groups of words of four bytes as long as what is written beyond a group lies within
+ * `packed`, and will be overwritten; return how many. */
+static int64_t pack_groups(uint8_t *packed, const uint32_t *words, int64_t count, int bits)
+{
+    const uint64_t mask = ((uint64_t)1 << bits) - 1;
+    const int64_t groups = (count * bits / 8 - 32) / bits;
+    const int middle = 4 * bits / 8, odd = 4 * bits % 8; /* the second half may begin in a byte */
+    for (int64_t group = 0; group < groups; group++, words += GROUP, packed += bits) {
+        wide low = four_fields(words, mask, bits), high = four_fields(words + 4, mask, bits);
+        if (odd)
+            high = high << 4 | low >> (4 * bits - 4);
+        memcpy(packed, &low, 16);
+        memcpy(packed + middle, &high, 16);
+    }
+    return groups < 0 ? 0 : groups;
+}
+
+/* Write the lowest `bits` bits of `count` words of `width` bytes (4 or 8) back to back; unused bits
+ * are 0. */
 void pack(uint8_t *packed, const void *words, int width, int64_t count, int bits)
 {
     const uint64_t mask = bits == 64 ? ~(uint64_t)0 : ((uint64_t)1 << bits) - 1;
+    const int64_t groups = width == 4 ? pack_groups(packed, words, count, bits) : 0;
     uint64_t waiting = 0; /* bits that do not fill eight bytes yet */
     int held = 0;
-    for (int64_t i = 0; i < count; i++) {
-        uint64_t value = width == 2   ? ((const uint16_t *)words)[i]
-                         : width == 4 ? ((const uint32_t *)words)[i]
-                                      : ((const uint64_t *)words)[i];
+    packed += groups * bits;
+    for (int64_t i = groups * GROUP; i < count; i++) {
+        uint64_t value = width == 4 ? ((const uint32_t *)words)[i] : ((const uint64_t *)words)[i];
         value &= mask;
         waiting |= value << held;
         held += bits;

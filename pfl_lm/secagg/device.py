@@ -40,7 +40,7 @@ from pfl_lm.secagg.config import DevicePolicy, RoundConfig
 from pfl_lm.secagg.dealing import Secrets, agree_on_boxes, deal, open_box
 from pfl_lm.secagg.errors import Refused, WrongState
 from pfl_lm.secagg.keys import Identity, pair_mask_seed, self_mask_seed
-from pfl_lm.secagg.masks import add_masks
+from pfl_lm.secagg.masks import mask
 from pfl_lm.secagg.messages import (
     Confirmation,
     MaskedInput,
@@ -154,9 +154,8 @@ class KeysShared(_State):
                 for dealer, sealed in dealt.items()
                 if (shares := open_box(me, self._peers, self._agreed, dealer, sealed)) is not None
             }
-            words = config.ring.embed(vector)
-            add_masks(config.ring, words, *_mask_seeds(me, self._peers, dealt))
-            message = MaskedInput(config.ring.pack(words)).encode(config, me.index)
+            masked = mask(config.ring, vector, *_mask_seeds(me, self._peers, dealt))
+            message = MaskedInput(masked).encode(config, me.index)
         return InputMasked(me, message, self._peers, frozenset(dealt), held)
 
 

@@ -128,7 +128,7 @@ class Roster(Message):
         return cls(members, {i: AdvertiseKeys.read(body, config) for i, body in bodies.items()})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class SealedShares:
     """One holder's shares of one dealer's secrets: commitments in the clear, shares in a box.
 

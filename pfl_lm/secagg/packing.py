@@ -11,7 +11,7 @@ times faster.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,12 +22,13 @@ from pfl_lm import native
 Words = NDArray[np.unsignedinteger[Any]]
 Bytes = NDArray[np.uint8]
 
-SLACK = 16  # bytes behind the last field of a vector that reading it in numpy may touch
+TOGETHER = 8  # vectors that are added in one pass over the words
+_SLACK = 16  # bytes behind the last field of a vector that numpy may touch
 _LINE = 64  # bytes of a cache line
 _GROUP = 8  # fields that fill whole bytes, whatever b is
 
 Add = Callable[[int, int, int], None]
-"""``add(first, count, vectors)``: the first ``vectors`` rows, to ``count`` words from ``first``."""
+"""``add(first, count, vectors)``: so many of the vectors, to ``count`` words from ``first`` on."""
 
 
 def packed_bytes(count: int, bits: int) -> int:
@@ -42,20 +43,19 @@ def zeros(count: int, word: np.dtype[Any]) -> Words:
     return raw[start : start + count * word.itemsize].view(word)
 
 
-def add_packed(total: Words, packed: bytes | memoryview, bits: int) -> None:
-    """Add a vector of as many fields as ``total`` has words, in place, modulo the words' size."""
-    row = np.frombuffer(packed, dtype=np.uint8)
-    if _native() is None:
-        row = np.concatenate([row, np.zeros(SLACK, np.uint8)])
-    adder(total, row[None], bits)(0, total.size, 1)
+def add_packed(total: Words, vectors: Sequence[bytes | memoryview], bits: int) -> None:
+    """Add vectors of as many fields as ``total`` has words, in place, modulo the words' size."""
+    for start in range(0, len(vectors), TOGETHER):
+        packed = [np.frombuffer(v, dtype=np.uint8) for v in vectors[start : start + TOGETHER]]
+        adder(total, packed, bits)(0, total.size, len(packed))
 
 
-def adder(total: Words, rows: Bytes, bits: int, subtract: bool = False) -> Add:
-    """What adds vectors from a buffer that is filled again and again to parts of ``total``.
+def adder(total: Words, packed: Sequence[Bytes], bits: int, subtract: bool = False) -> Add:
+    """What adds vectors, from buffers that are filled again and again, to parts of ``total``.
 
     Args:
-        total: words (d,) of 2, 4 or 8 bytes, contiguous.
-        rows: uint8 (vectors, bytes), contiguous: one vector in each row, and ``SLACK`` bytes more.
+        total: words (d,) of 4 or 8 bytes, contiguous.
+        packed: up to ``TOGETHER`` buffers, each contiguous, with a vector at its beginning.
         bits: of a field, from 8 to the width of a word.
         subtract: subtract them instead.
     """
@@ -64,18 +64,12 @@ def adder(total: Words, rows: Bytes, bits: int, subtract: bool = False) -> Add:
         operation = np.subtract if subtract else np.add
 
         def add(first: int, count: int, vectors: int) -> None:
-            for row in rows[:vectors]:
+            for row in packed[:vectors]:
                 _add_fields(total[first : first + count], row, bits, operation)
 
         return add
-    described = _Sum(
-        total.ctypes.data,
-        rows.ctypes.data,
-        rows.shape[1],
-        total.itemsize,
-        bits,
-        subtract,
-    )
+    pointers = (ctypes.c_void_p * TOGETHER)(*(row.ctypes.data for row in packed))
+    described = _Sum(total.ctypes.data, pointers, total.itemsize, bits, subtract)
     loop, sum_ = library.add_packed, ctypes.byref(described)
 
     def add_compiled(first: int, count: int, vectors: int) -> None:
@@ -84,20 +78,22 @@ def adder(total: Words, rows: Bytes, bits: int, subtract: bool = False) -> Add:
     return add_compiled
 
 
-def pack(words: Words, bits: int) -> bytes | memoryview:
-    """Write the lowest ``bits`` bits of every word; the unused bits of the last byte are zero.
+def pack(words: Words, bits: int) -> memoryview:
+    """Write the lowest ``bits`` bits of every word; the unused bits of the last byte are zero."""
+    packed = np.empty(packed_bytes(words.size, bits), dtype=np.uint8)
+    pack_into(packed, words, bits)
+    return packed.data
 
-    Words that are ``bits`` wide are not copied.
-    """
-    if bits == 8 * words.itemsize:
-        return words.data.cast("B")
+
+def pack_into(packed: Bytes, words: Words, bits: int) -> None:
+    """``pack`` into ``packed_bytes(words.size, bits)`` bytes, contiguous like the words."""
     library = _native()
-    if library is None:
-        return _pack(words, bits)
-    packed = bytearray(packed_bytes(words.size, bits))
-    target = (ctypes.c_char * len(packed)).from_buffer(packed)
-    library.pack(target, words.ctypes.data, words.itemsize, words.size, bits)
-    return memoryview(packed)
+    if bits == 8 * words.itemsize:
+        packed[:] = words.view(np.uint8)
+    elif library is None:
+        packed[:] = _pack(words, bits)
+    else:
+        library.pack(packed.ctypes.data, words.ctypes.data, words.itemsize, words.size, bits)
 
 
 def _add_fields(total: Words, row: Bytes, bits: int, operation: np.ufunc) -> None:
@@ -106,6 +102,7 @@ def _add_fields(total: Words, row: Bytes, bits: int, operation: np.ufunc) -> Non
         operation(total, row[: total.nbytes].view(total.dtype), out=total)
         return
     window = np.dtype("<u4" if bits <= 25 else "<u8")  # holds a field wherever in a byte it begins
+    row = np.concatenate([row[: packed_bytes(total.size, bits)], np.zeros(_SLACK, np.uint8)])
     for column in range(min(_GROUP, total.size)):
         part = total[column::_GROUP]
         at, shift = divmod(column * bits, 8)
@@ -121,7 +118,7 @@ def _every(row: Bytes, at: int, dtype: np.dtype[Any], count: int, stride: int) -
     return np.ndarray((count,), dtype, buffer=row, offset=at, strides=(stride,))
 
 
-def _pack(words: Words, bits: int) -> memoryview:
+def _pack(words: Words, bits: int) -> Bytes:
     """Join neighbours to 64-bit numbers of several fields, and shift these into place.
 
     A group of eight fields fills exactly ``bits`` bytes. Its last 64-bit piece may run into the
@@ -131,7 +128,7 @@ def _pack(words: Words, bits: int) -> memoryview:
     padded[: words.size] = words & words.dtype.type((1 << bits) - 1)
     fields, width = _join_neighbours(padded, bits)
     groups = fields.reshape(-1, _GROUP * bits // width)
-    packed = np.zeros(len(groups) * bits + SLACK, dtype=np.uint8)
+    packed = np.zeros(len(groups) * bits + _SLACK, dtype=np.uint8)
     for start in range(0, bits, 8)[::-1]:
         piece = np.zeros(len(groups), dtype=np.uint64)
         for column, field in enumerate(groups.T):
@@ -141,7 +138,7 @@ def _pack(words: Words, bits: int) -> memoryview:
             elif -width < shift < 0:
                 piece |= field >> np.uint64(-shift)
         _every(packed, start, np.dtype("<u8"), len(groups), bits)[:] = piece
-    return packed.data[: packed_bytes(words.size, bits)]
+    return packed[: packed_bytes(words.size, bits)]
 
 
 def _join_neighbours(words: Words, width: int) -> tuple[NDArray[np.uint64], int]:
@@ -159,8 +156,7 @@ class _Sum(ctypes.Structure):
 
     _fields_ = (
         ("total", ctypes.c_void_p),
-        ("packed", ctypes.c_void_p),
-        ("stride", ctypes.c_int64),
+        ("packed", ctypes.c_void_p * TOGETHER),
         ("width", ctypes.c_int),
         ("bits", ctypes.c_int),
         ("subtract", ctypes.c_int),

@@ -10,6 +10,7 @@ Legend: d entries of a vector, K vectors, b bits of the ring.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,18 +45,16 @@ class Ring:
 
     @property
     def word(self) -> np.dtype[Any]:
-        """The narrowest unsigned machine word, little-endian, that holds ``bits`` bits."""
-        return np.dtype("<u2" if self.bits <= 16 else "<u4" if self.bits <= 32 else "<u8")
+        """The unsigned machine word, little-endian of 4 or 8 bytes, that holds ``bits`` bits."""
+        return np.dtype("<u4" if self.bits <= 32 else "<u8")
 
     def zeros(self, dim: int) -> Words:
         """A running sum before anything was added to it: (dim,) words."""
         return packing.zeros(dim, self.word)
 
-    def embed(self, integers: NDArray[np.int64]) -> Words:
-        """Map integers to ring elements, a fresh array of ``word`` of the same shape."""
-        words = self.zeros(integers.size).reshape(integers.shape)
+    def embed(self, integers: NDArray[np.int64], words: Words) -> None:
+        """Write integers (n,) as ring elements into words (n,), not reduced to b bits."""
         np.copyto(words, integers, casting="unsafe")
-        return self.reduce(words)
 
     def reduce(self, words: Words) -> Words:
         """Clear the bits above ``bits``, in place."""
@@ -80,7 +79,7 @@ class Ring:
         """Bytes of ``dim`` packed ring elements: ``ceil(dim * bits / 8)``."""
         return packing.packed_bytes(dim, self.bits)
 
-    def pack(self, words: Words) -> bytes | memoryview:
+    def pack(self, words: Words) -> memoryview:
         """Write words (d,) as consecutive b-bit fields (see ``packing``), bits above b left out."""
         return packing.pack(words, self.bits)
 
@@ -92,12 +91,12 @@ class Ring:
         """
         self.check_packed(packed, dim)
         words = self.zeros(dim)
-        self.add_packed(words, packed)
+        self.add_packed(words, [packed])
         return self.reduce(words)
 
-    def add_packed(self, total: Words, packed: bytes | memoryview) -> None:
-        """Add a packed vector to words (d,), in place, not reduced to b bits."""
-        packing.add_packed(total, packed, self.bits)
+    def add_packed(self, total: Words, vectors: Sequence[bytes | memoryview]) -> None:
+        """Add packed vectors to words (d,), in place, not reduced to b bits."""
+        packing.add_packed(total, vectors, self.bits)
 
     def check_packed(self, packed: bytes | memoryview, dim: int) -> None:
         """Raise unless these bytes are ``dim`` packed elements, in the one way to write them.

@@ -9,7 +9,8 @@ logs the line and treats that device as dropped. ``close()`` ends the phase, who
 and returns the next phase with the messages to send by device, or raises ``TooFewReports`` or
 ``TooFewAnswers``: the round is then over and its sum was never opened.
 
-The sum of masked inputs is the only vector that the server keeps: (d,) words.
+Of the masked inputs the server keeps their sum, (d,) words, and the last few, which are added to it
+together.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from pfl_lm.secagg.messages import (
     UnmaskRequest,
 )
 from pfl_lm.secagg.opening import OpenedRound, Registry, check_answer, open_round
-from pfl_lm.secagg.packing import Words
+from pfl_lm.secagg.packing import TOGETHER, Words
 from pfl_lm.secagg.phase import Phase
 from pfl_lm.secagg.sharing import Entropy
 
@@ -152,6 +153,7 @@ class CollectingInputs(Phase[MaskedInput]):
         self._goal = goal
         self._survivors: set[int] = set()
         self._total = config.ring.zeros(config.dim)
+        self._waiting: list[bytes | memoryview] = []  # to be added to the total
 
     @property
     def missing(self) -> frozenset[int]:
@@ -163,7 +165,7 @@ class CollectingInputs(Phase[MaskedInput]):
         return self._goal is not None and len(self._survivors) >= self._goal
 
     def receive(self, sender: int, message: bytes) -> None:
-        """Add one masked input to the sum.
+        """Take one masked input into the sum.
 
         Raises:
             Refused: past the goal too; the late vector stays masked for good.
@@ -173,8 +175,14 @@ class CollectingInputs(Phase[MaskedInput]):
         if self.full:
             raise Refused(f"the goal of {self._goal} reports was reached: this one is dropped")
         super().receive(sender, message)
-        self.config.ring.add_packed(self._total, self._received.pop(sender).packed)
+        self._waiting.append(self._received.pop(sender).packed)
         self._survivors.add(sender)
+        if len(self._waiting) == TOGETHER:
+            self._add_waiting()
+
+    def _add_waiting(self) -> None:
+        self.config.ring.add_packed(self._total, self._waiting)
+        self._waiting = []
 
     def close(self) -> tuple[CollectingConfirmations | CollectingAnswers, Outgoing]:
         """Fix the survivor set: from here on nobody joins it."""
@@ -182,7 +190,9 @@ class CollectingInputs(Phase[MaskedInput]):
         config = self.config
         if len(self._survivors) < config.min_reports:
             self._total.fill(0)
+            self._waiting = []
             raise TooFewReports(len(self._survivors), config.min_reports)
+        self._add_waiting()
         survivors = frozenset(self._survivors)
         outcome = SurvivorSet(survivors, self.awaited - survivors)
         if config.signed:

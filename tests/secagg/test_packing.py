@@ -42,16 +42,16 @@ def test_packing_is_the_textbook_bit_string(way, bits, dim, seed):
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(BITS, st.integers(1, 5000), st.integers(1, 5), st.booleans(), st.integers(0, 2**32))
+@given(BITS, st.integers(1, 5000), st.integers(1, 8), st.booleans(), st.integers(0, 2**32))
 def test_rows_are_added_and_subtracted_in_the_ring(way, bits, count, vectors, subtract, seed):
     """A part of a longer total; what stands beside the part does not change."""
     ring, first = Ring(bits), 11
     rows = np.random.default_rng(seed).integers(
-        0, 256, (vectors + 1, packing.packed_bytes(count, bits) + packing.SLACK), dtype=np.uint8
+        0, 256, (packing.TOGETHER, packing.packed_bytes(count, bits)), dtype=np.uint8
     )
     total = words_of(ring, count + 20, seed + 1)
     expected = total.copy()
-    packing.adder(total, rows, bits, subtract)(first, count, vectors)
+    packing.adder(total, list(rows), bits, subtract)(first, count, vectors)
     for row in rows[:vectors]:
         number = int.from_bytes(row.tobytes(), "little")
         fields = [(number >> (bits * place)) % 2**bits for place in range(min(count, 40))]

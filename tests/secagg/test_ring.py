@@ -13,11 +13,17 @@ from pfl_lm.secagg.ring import Ring
 BITS = st.integers(8, 64)
 
 
+def embedded(ring: Ring, integers: np.ndarray) -> np.ndarray:
+    words = ring.zeros(integers.size)
+    ring.embed(integers, words)
+    return words
+
+
 @given(BITS, st.integers(0, 400), st.integers(0, 2**32))
 def test_embed_then_centre_is_the_identity_inside_the_ring(bits, dim, seed):
     ring = Ring(bits)
     values = np.random.default_rng(seed).integers(-ring.largest, ring.largest, dim, endpoint=True)
-    assert np.array_equal(ring.centre(ring.embed(values)), values)
+    assert np.array_equal(ring.centre(embedded(ring, values)), values)
 
 
 @pytest.mark.parametrize("bits", [8, 9, 16, 17, 20, 32, 33, 53, 63, 64])
@@ -25,25 +31,25 @@ def test_the_ring_wraps_one_beyond_its_largest_sum(bits):
     ring = Ring(bits)
     edge = np.array([ring.largest, -ring.largest])
     beyond = np.array([1, -1])
-    exact = ring.centre(ring.embed(edge))
+    exact = ring.centre(embedded(ring, edge))
     assert exact.tolist() == [ring.largest, -ring.largest]
-    total = ring.embed(edge) + ring.embed(beyond)
+    total = embedded(ring, edge) + embedded(ring, beyond)
     # One above the largest is the most negative representative, which belongs to -(largest + 1).
     assert ring.centre(ring.reduce(total)).tolist() == [-ring.largest - 1, -ring.largest - 1]
-    further = total + ring.embed(beyond)
+    further = total + embedded(ring, beyond)
     assert ring.centre(ring.reduce(further)).tolist() == [-ring.largest, ring.largest]
 
 
 def test_integers_above_float_precision_survive():
     ring = Ring(63)
     values = np.array([2**24 + 1, 2**53 + 1, -(2**53) - 1, 2**62 - 1])
-    assert np.array_equal(ring.centre(ring.embed(values)), values)
+    assert np.array_equal(ring.centre(embedded(ring, values)), values)
 
 
 @pytest.mark.parametrize("bits", [16, 20, 32])
 def test_a_packed_vector_has_one_length_and_one_encoding(bits):
     ring = Ring(bits)
-    packed = bytes(ring.pack(ring.embed(np.arange(7))))
+    packed = bytes(ring.pack(embedded(ring, np.arange(7))))
     for wrong in (packed[:-1], packed + b"\0", b""):
         with pytest.raises(MalformedMessage, match="bytes"):
             ring.unpack(wrong, 7)
