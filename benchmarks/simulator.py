@@ -2,16 +2,18 @@
 
     python -m benchmarks.simulator --work W1 W2 W3
 
-Each contender runs two processes of one thread; contenders take turns, so that whatever else
-the machine does falls on all of them alike. The figure that survives a busy machine is CPU
-seconds per device; seconds on the wall are printed beside it. Before anything is timed, our dense
-update is compared with a plain torch loop's. Below each of our lines stands the count of its
-products by shape and the rate that libraries reach there (``benchmarks/products.py``).
+Each contender runs whole rounds, from the devices' windows to the server's step, in two processes
+of one thread; contenders take turns, so that whatever else the machine does falls on all of them
+alike. The figure that survives a busy machine is CPU seconds per device; seconds on the wall are
+printed beside it. Before anything is timed, our dense update is compared with a plain torch
+loop's. Below each of our lines stands the count of its products by shape and the rate that
+libraries reach there (``benchmarks/products.py``).
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import multiprocessing
 import os
@@ -113,7 +115,8 @@ class Setting:
                 users=group,
             )
             for update, trace in zip(updates, traces, strict=True):
-                total += min(1.0, CLIP / max(trace.update_norm, 1e-12)) * update
+                update *= min(1.0, CLIP / max(trace.update_norm, 1e-12))
+                total += update
         return total
 
 
@@ -174,33 +177,51 @@ class Lap(NamedTuple):
     rates: tuple[float, ...] = ()  # of the contender's own products
 
 
-def _worker(work: str, kind: str, users: list[int], together: Barrier, queue: Queue) -> None:
+class Meeting(NamedTuple):
+    """Where the two workers of a round meet."""
+
+    together: Barrier
+    sums: ctypes.Array[ctypes.c_float]  # (d,): what the second worker's devices add up to
+    laps: Queue
+
+
+def _worker(work: str, kind: str, users: list[list[int]], rank: int, meeting: Meeting) -> None:
+    """Train a half of the cohort; the first worker then ends the round."""
     machine.tune(threads=1)
     setting = Setting(work, kind)
-    setting.sum_of_clipped(users[: setting.at_once])  # warm
-    together.wait()
+    own, cohort = users[rank], sum(map(len, users))
+    setting.sum_of_clipped(own[: setting.at_once])  # warm
+    meeting.together.wait()
     limits = [products.limit()]
     wall, cpu = time.perf_counter(), time.process_time()
-    total = setting.sum_of_clipped(users)
-    total += np.random.default_rng(0).standard_normal(len(total), np.float32) * (NOISE * CLIP)
+    total = setting.sum_of_clipped(own)
+    theirs = np.frombuffer(meeting.sums, np.float32)
+    if rank > 0:
+        theirs[:] = total
+    meeting.together.wait()
+    if rank == 0:  # the sum of both, central noise, a step of the server
+        total += theirs
+        total += torch.randn(len(total)).numpy() * np.float32(NOISE * CLIP)
+        setting.values += total / np.float32(cohort)
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
     limits.append(products.limit())
     reached = products.rates(products.of_work(work, kind, setting.at_once))
-    queue.put(Lap(cpu, wall, statistics.mean(limits), tuple(reached)))
+    meeting.laps.put(Lap(cpu, wall, statistics.mean(limits), tuple(reached)))
 
 
 def ours(work: str, kind: str, cohort: int) -> Lap:
     """One round in two processes; what the cores can do is measured while both are at work."""
     context = multiprocessing.get_context("spawn")
-    queue, together = context.Queue(), context.Barrier(2)
-    shares = [list(range(start, cohort, 2)) for start in range(2)]
+    sums = context.RawArray("f", Setting(work, kind).payload.dim)
+    meeting = Meeting(context.Barrier(2), sums, context.Queue())
+    users = [list(range(start, cohort, 2)) for start in range(2)]
     workers = [
-        context.Process(target=_worker, args=(work, kind, share, together, queue))
-        for share in shares
+        context.Process(target=_worker, args=(work, kind, users, rank, meeting))
+        for rank in range(2)
     ]
     for each in workers:
         each.start()
-    done = [queue.get() for _ in workers]
+    done = [meeting.laps.get() for _ in workers]
     for each in workers:
         each.join()
     return Lap(

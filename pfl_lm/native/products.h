@@ -39,7 +39,7 @@ INLINE void add_products(int rows, long n, const float *const *row, long apart, 
   long k = 0;
   for (; k + 2 <= n; k += 2) {
 #pragma GCC unroll 4
-    for (int ahead = 0; ahead < lines; ahead++) __builtin_prefetch(soon + 16 * ahead);
+    for (int ahead = 0; ahead < lines; ahead++) __builtin_prefetch(soon + 16 * ahead, 0, 2);
     soon += 16 * lines;
 #pragma GCC unroll 4
     for (int line = 0; line < 2; line++, panel += step) {
@@ -105,22 +105,23 @@ INLINE void begin_sums(int rows, const float *a, const long *at, const float **r
   }
 
 INLINE void tile(int rows, long n, const float *a, const long *at, const float *b, long step,
-                 float *c, const long *to, long columns, int add) {
+                 float *c, const long *to, long columns, int add, const float *soon) {
   vec sum[HEIGHT][2];
   const float *row[HEIGHT];
   for (int i = 0; i < rows; i++) __builtin_prefetch(c + to[i], 1);
   begin_sums(rows, a, at, row, sum);
-  add_products(rows, n, row, 1, b, step, b + 16 * WIDTH, WIDTH / 8, sum);
+  add_products(rows, n, row, 1, b, step, soon, WIDTH / 8, sum);
   put_sums(rows, sum, c, to, columns, add);
 }
 
-/* Rows [0, rows) against one panel, cut into tiles of like height. */
+/* Rows [0, rows) against one panel, cut into tiles of like height. The first of them brings the
+   panel that is next to the second cache. */
 static void pass(long rows, long n, const float *a, const long *at, const float *b, long step,
-                 float *c, const long *to, long columns, int add) {
+                 float *c, const long *to, long columns, int add, const float *next) {
   for (long done = 0, tiles = (rows + HEIGHT - 1) / HEIGHT; tiles > 0; tiles--) {
     long height = (rows - done + tiles - 1) / tiles;
-    OF_HEIGHT(height, tile, n, a, at + done, b, step, c, to + done, columns, add)
-    done += height;
+    OF_HEIGHT(height, tile, n, a, at + done, b, step, c, to + done, columns, add, next)
+    done += height, next = b;
   }
 }
 
@@ -131,7 +132,8 @@ __attribute__((unused)) static void multiply(long rows, long columns, long depth
     for (long k = 0; k < depth; k += DEPTH)
       for (long j = 0; j < columns; j += WIDTH)
         pass(smaller(NEAR_ROWS, rows - first), smaller(DEPTH, depth - k), a + k, at + first,
-             packed + j * depth + k * WIDTH, WIDTH, c + j, to + first, columns - j, add || k > 0);
+             packed + j * depth + k * WIDTH, WIDTH, c + j, to + first, columns - j, add || k > 0,
+             packed + (j + WIDTH) * depth + k * WIDTH);
 }
 
 /* Offsets of rows that follow one another at a stride. */
