@@ -37,7 +37,7 @@ static void pair_up(const attention *a, const float *x, const long *x_rows, cons
   pack(a->each, a->length, y, 1, stride, a->turned);
   for (long j = 0; j < a->length; j += WIDTH)
     pass(a->length - j, a->each, x + x_rows[j], x_rows, a->turned + j * a->each, WIDTH,
-         into + j * a->wide + j, a->lines, WIDTH, 0);
+         into + j * a->wide + j, a->lines, WIDTH, 0, a->turned + j * a->each);
 }
 
 INLINE void mix_tile(int rows, long n, const float *weights, long down, long along, const float *panel,
