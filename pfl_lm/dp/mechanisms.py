@@ -13,14 +13,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pfl_lm.dp.arrays import Doubles, Flags, Int64s, Updates
 from pfl_lm.dp.bits import Bits
 from pfl_lm.dp.grid import Grid
-from pfl_lm.dp.look_up import Int64s
 from pfl_lm.dp.noise import NoiseShare, sources_of
-from pfl_lm.dp.rounding import Updates, round_at_random, scale, sum_of_squares
-from pfl_lm.dp.samplers import Doubles, Flags, add_noise
+from pfl_lm.dp.rounding import round_at_random, scale, sum_of_squares
+from pfl_lm.dp.samplers import Table, add_noise, one_table
 
-_BLOCK = 1 << 16  # coordinates at a time; part of what a reproducible stream means, never change
 _TRIES = 64  # of conditional rounding; each fails with probability ≤ e^(−1/2), all with < 2^-46
 _MARGIN = 2.0**-22  # room below the clip norm for the rounding errors of float32
 
@@ -42,11 +41,7 @@ def norms(updates: Updates) -> Doubles:
     Squares of float32 cannot overflow float64, so a norm is inf or nan only if a coordinate is.
     """
     _check(updates)
-    totals = [
-        sum(sum_of_squares(row[at : at + _BLOCK]) for at in range(0, len(row), _BLOCK))
-        for row in updates
-    ]
-    return np.sqrt(np.array(totals, dtype=np.float64))
+    return np.sqrt(np.array([sum_of_squares(row) for row in updates], dtype=np.float64))
 
 
 def clip(updates: Updates, clip_norm: float, in_place: bool = False) -> Clipped:
@@ -188,48 +183,44 @@ def _encode(
     vectors = np.empty(updates.shape, dtype=np.int64) if out is None else out
     if vectors.shape != updates.shape or vectors.dtype != np.int64:
         raise ValueError(f"out must be int64{updates.shape}, got {vectors.dtype}{vectors.shape}")
+    encoder = _Encoder(grid, share)
     for k, source in enumerate(sources_of(bits, len(updates))):
-        if factors[k] != 0.0:
-            _encode_row(updates[k], float(factors[k]), grid, share, source, vectors[k])
-            continue
-        vectors[k] = 0
-        if share is not None:
-            add_noise(share.kind, share.variance, vectors[k], source)
+        encoder.write(updates[k], float(factors[k]), source, vectors[k])
     return vectors
 
 
-def _encode_row(
-    row: Updates, factor: float, grid: Grid, share: NoiseShare | None, bits: Bits, out: Int64s
-) -> None:
-    """Round at random within the norm bound if that succeeds, else towards zero; add noise.
+class _Encoder:
+    """Rounds one row after the other and adds noise to it, while its blocks are in the cache."""
 
-    Noise is added block by block while a block is in the cache. A refused rounding discards it
-    unseen: the refusal depends on the rounding alone.
-    """
-    factor *= grid.scale
-    for _ in range(_TRIES):
-        if _round_once(row, factor, share, bits, out) <= grid.norm_bound_squared:
-            return
-    np.trunc(row * np.float64(factor), out=out, casting="unsafe")
-    if int(np.dot(out, out)) > grid.norm_bound_squared:
-        out[:] = 0
-    if share is not None:
-        add_noise(share.kind, share.variance, out, bits)
+    def __init__(self, grid: Grid, share: NoiseShare | None) -> None:
+        self._grid, self._share = grid, share
+        self._table: Table | None = None
+        if share is not None and share.variance > 0:
+            self._table = one_table(share.kind, share.variance)
+        self._alias = None if self._table is None else self._table.alias
 
+    def write(self, row: Updates, factor: float, bits: Bits, out: Int64s) -> None:
+        """Round row·factor within the norm bound if that succeeds, else towards zero; add noise.
 
-def _round_once(
-    row: Updates, factor: float, share: NoiseShare | None, bits: Bits, out: Int64s
-) -> int:
-    """Write the stochastic rounding of row·factor plus noise; return its squared norm, unnoised."""
-    size = min(_BLOCK, len(row))
-    words = np.empty(size, np.uint16)
-    scratch = np.empty(size, np.float32), np.empty(size, np.float32)
-    squares = 0
-    for begin in range(0, len(row), _BLOCK):
-        part, target = row[begin : begin + _BLOCK], out[begin : begin + _BLOCK]
-        words = words[: len(part)]
-        bits.fill(words)
-        squares += round_at_random(part, factor, words, target, scratch)
-        if share is not None:
-            add_noise(share.kind, share.variance, target, bits)
-    return squares
+        A refused rounding discards its noise unseen: the refusal depends on the rounding alone.
+        """
+        factor *= self._grid.scale
+        for _ in range(_TRIES if factor != 0.0 else 0):
+            squares, left = round_at_random(row, factor, bits, out, self._alias)
+            if squares <= self._grid.norm_bound_squared:
+                if self._table is None:
+                    self._add_noise(out, bits)
+                else:
+                    self._table.add_rest(left, out, bits)
+                return
+        if factor == 0.0:
+            out[:] = 0
+        else:
+            np.trunc(row * np.float64(factor), out=out, casting="unsafe")
+            if int(np.dot(out, out)) > self._grid.norm_bound_squared:
+                out[:] = 0
+        self._add_noise(out, bits)
+
+    def _add_noise(self, out: Int64s, bits: Bits) -> None:
+        if self._share is not None:
+            add_noise(self._share.kind, self._share.variance, out, bits)

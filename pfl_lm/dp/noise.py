@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pfl_lm.dp.arrays import Doubles, Int64s
 from pfl_lm.dp.bits import Bits, reproducible_bits
 from pfl_lm.dp.grid import Grid
-from pfl_lm.dp.look_up import Int64s
 from pfl_lm.dp.pmf import Kind
-from pfl_lm.dp.samplers import Doubles, add_noise
+from pfl_lm.dp.samplers import add_noise
 
 
 @dataclass(frozen=True)

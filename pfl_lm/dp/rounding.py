@@ -1,33 +1,40 @@
-"""The loops over an update: its squared norm, and its rounding at random, a block at a time.
+"""The loops over an update: its squared norm, and its rounding at random with noise on top.
 
 What is here in numpy is the definition; ``native/encode.c`` computes the same numbers, to the last
-bit, in fewer passes over memory. So what a reproducible run learns depends neither on the machine
-nor on its compiler.
+bit, in one pass over memory. So what a reproducible run learns depends neither on the machine nor
+on its compiler.
 """
 
 from __future__ import annotations
 
 import ctypes
-from typing import Any
 
 import numpy as np
 
-from pfl_lm import native
-from pfl_lm.dp.look_up import Halves, Int64s
+from pfl_lm.dp import loops
+from pfl_lm.dp.alias import Alias, room_for_places
+from pfl_lm.dp.arrays import Halves, Int64s, Updates, Words
+from pfl_lm.dp.bits import Bits
 
-Updates = np.ndarray[Any, np.dtype[np.float32]]
-
+_BLOCK = 1 << 16  # coordinates at a time, for numpy's temporaries to stay in a cache
 _LANES = 256  # of a norm's sum; part of what a reproducible run means, never change
+_STRETCH = 1 << 16  # floats that a norm's sum is taken over at a time; likewise
 
 
 def sum_of_squares(values: Updates) -> float:
     """Sum the squares of float32[n] in float64, in one order whoever computes it.
 
-    Coordinate i goes into sum i mod 256; then the sums are folded in halves.
+    Stretch by stretch of 2^16; in each, coordinate i goes into sum i mod 256, and the sums are
+    folded in halves.
     """
-    loops = _native()
-    if loops is not None:
-        return float(loops.sum_of_squares(values.ctypes.data, len(values)))
+    compiled = loops.encode()
+    if compiled is not None:
+        return float(compiled.sum_of_squares(values.ctypes.data, len(values)))
+    starts = range(0, len(values), _STRETCH)
+    return float(sum(_sum_of_stretch(values[start : start + _STRETCH]) for start in starts))
+
+
+def _sum_of_stretch(values: Updates) -> float:
     wide = np.zeros((-(-len(values) // _LANES), _LANES))
     wide.reshape(-1)[: len(values)] = values
     np.multiply(wide, wide, out=wide)
@@ -46,33 +53,59 @@ def scale(values: Updates, factor: float, out: Updates) -> None:
 
 
 def round_at_random(
-    values: Updates, factor: float, words: Halves, out: Int64s, scratch: tuple[Updates, Updates]
-) -> int:
+    values: Updates,
+    factor: float,
+    bits: Bits,
+    out: Int64s,
+    alias: Alias | None = None,
+) -> tuple[int, Words]:
     """Round values·factor up with a probability equal to its fraction, as 16 bits each decide.
 
-    out = ⌊values·factor + words/2^16 + 2^-17⌋, in float32 from the left, each step rounded.
+    out = ⌊values·factor + dither/2^16 + 2^-17⌋, in float32 from the left, each step rounded; plus
+    what the alias table chooses. Reads a word of 32 bits a coordinate for the table, if there is
+    one, and then one of 16 for the dither.
 
     Args:
         values: float32[n], contiguous.
-        words: uint16[n], uniform.
-        out: int64[n].
-        scratch: two float32[>= n].
+        out: int64[n], contiguous.
+        alias: the noise's; None for none.
 
     Returns:
-        The sum of squares of ``out``, exact below 2^53 and at least 2^53 otherwise.
+        The sum of squares before the noise, exact below 2^53 and at least 2^53 otherwise; and the
+        places that the alias table left to the rest, as :meth:`Alias.add` notes them.
     """
-    loops = _native()
-    if loops is not None:
-        source, dither, target = (array.ctypes.data for array in (values, words, out))
-        return int(loops.round_at_random(source, factor, dither, len(values), target))
-    scaled, dithers = (array[: len(values)] for array in scratch)
-    scale(values, factor, scaled)
-    np.multiply(words, np.float32(2.0**-16), out=dithers)
-    scaled += dithers
-    scaled += np.float32(2.0**-17)
-    np.floor(scaled, out=scaled)
-    np.copyto(out, scaled.astype(np.int32))  # by way of int32 it is faster
-    return _exact_squares(scaled)
+    words = 0 if alias is None else 4 * len(values)
+    random = bits.ahead(words + 2 * len(values))
+    compiled = loops.encode()
+    if compiled is None:
+        content = random.bytes()
+        squares = _round(values, factor, content[words:].view(np.uint16), out)
+        if alias is None:
+            return squares, room_for_places(0)
+        return squares, alias.add_words(content[:words].view(np.uint32), out)
+    left, noted = room_for_places(len(values) if words else 0), ctypes.c_int64()
+    entries, low_bits = (None, 0) if alias is None else (alias.entries.ctypes.data, alias.low_bits)
+    squares = compiled.round_at_random(
+        *(values.ctypes.data, factor, len(values), *random.arguments),
+        *(entries, low_bits, left.ctypes.data, ctypes.byref(noted)),
+        out.ctypes.data,
+    )
+    return int(squares), left[: noted.value]
+
+
+def _round(values: Updates, factor: float, dither: Halves, out: Int64s) -> int:
+    """Write the rounding; return its sum of squares."""
+    squares = 0
+    for begin in range(0, len(values), _BLOCK):
+        part = values[begin : begin + _BLOCK]
+        scaled = np.empty(len(part), np.float32)
+        scale(part, factor, scaled)
+        scaled += dither[begin : begin + _BLOCK] * np.float32(2.0**-16)
+        scaled += np.float32(2.0**-17)
+        np.floor(scaled, out=scaled)
+        out[begin : begin + _BLOCK] = scaled.astype(np.int32)  # by way of int32 it is faster
+        squares += _exact_squares(scaled)
+    return squares
 
 
 def _exact_squares(integers: Updates) -> int:
@@ -86,13 +119,3 @@ def _exact_squares(integers: Updates) -> int:
         return int(quick)
     wide = integers.astype(np.float64)
     return int(np.dot(wide, wide))
-
-
-def _native() -> ctypes.CDLL | None:
-    """The compiled loops, which are told how to take their arguments; None without them."""
-    pointer, size, double = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
-    return native.functions(
-        "encode",
-        sum_of_squares=(double, pointer, size),
-        round_at_random=(double, pointer, double, pointer, size, pointer),
-    )

@@ -1,158 +1,163 @@
-"""Exact integer noise from random bits: the inverse of the cumulative table, read lazily."""
+"""Exact integer noise from random bits: a small alias table, and the inverse of what it leaves."""
 
 from __future__ import annotations
 
 import math
-import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from itertools import pairwise
 
 import numpy as np
 
+from pfl_lm.dp.alias import REST, SIGN, WORD_BITS, Alias
+from pfl_lm.dp.arrays import Flags, Int64s, Longs, Words
 from pfl_lm.dp.bits import Bits
-from pfl_lm.dp.look_up import (
-    STEPS,
-    UNDECIDED,
-    Guide,
-    Halves,
-    Int64s,
-    Integers,
-    Words,
-    look_up,
-    pass_boundaries,
-)
+from pfl_lm.dp.boundaries import Boundaries
 from pfl_lm.dp.pmf import UNIT, Kind, TableKind, survival
 
-Doubles = np.ndarray[Any, np.dtype[np.float64]]
-Flags = np.ndarray[Any, np.dtype[np.bool_]]
-
-_BLOCK = 1 << 16  # samples at a time; part of what a reproducible stream means, so never change it
-_GUIDE_STD = 2048  # above it 16 bits decide too few samples, and a sample overflows int16
-LARGEST_STD = float(1 << 18)  # of one table; beyond it noise is composed
-
-
-class _Scratch(threading.local):
-    """A thread's buffers for one block: fresh memory would cost more than the samples."""
-
-    def __init__(self) -> None:
-        self.words: Halves = np.empty(_BLOCK, np.uint16)
-        self.places: Halves = np.empty(_BLOCK, np.uint16)
-
-
-_scratch = _Scratch()
+_BLOCK = 1 << 16  # samples of rejection at a time; part of what a reproducible stream means
+_TABLE_STD = 2048  # of a discrete Gaussian's own table; above it rejection needs a smaller one
+LARGEST_STD = float(1 << 16)  # of one table; beyond it noise is composed
 
 
 @dataclass(frozen=True)
 class Table:
-    """The cumulative table of one distribution, ready to turn uniform bits into samples.
+    """One symmetric distribution, ready to turn uniform bits into samples.
 
-    A sample is the inverse of the cumulative function at a uniform number U of 256 bits, of which
-    only as many are drawn as the answer needs:
+    Let w(k) = P(|X| = k), and cut the magnitudes from 0 on into 1,023 stretches of 2^low_bits,
+    which reach to 4 standard deviations at least. Write w = a + r: a(k) is the least w of k's
+    stretch, rounded down to a multiple of 2^-31, and r(k) ≥ 0 what is left, Σ r = ρ in all.
 
-    1. 16 bits choose a cell of width 2^-16; where no boundary lies in it, the guide has the
-       answer (99% of samples at a standard deviation of 100).
-    2. Otherwise 48 more bits are drawn and compared with the first 64 bits of the boundaries.
-    3. Where all 64 agree with a boundary (2^-64 per boundary and sample), the other 192 bits are
-       drawn and the boundaries computed anew in integers.
+    1. A word of 32 bits chooses, by an alias table, a stretch and a place in it, so that every
+       magnitude k comes with probability exactly a(k), or the rest, with probability exactly ρ.
+       The rest has 0.007% of samples up to a standard deviation of 255, at most 0.7% above.
+    2. The rest is drawn from r/ρ by inversion: 64 more bits are compared with the first 64 bits of
+       its cumulative probabilities.
+    3. Where all 64 agree with one of them (2^-64 per boundary and sample), 192 more are drawn and
+       the cumulative probabilities computed anew in integers.
+
+    The sign is the word's highest bit, independent of all this.
 
     Guarantees:
-        Given uniform bits, each sample is within statistical distance 2^-200 of the exact
-        distribution, independent of all others: the three steps compute exactly the inverse of
-        the table that :func:`pfl_lm.dp.pmf.survival` certifies, since a boundary that differs
-        from U in the first 16 or 64 bits is on the same side of U whatever bits follow.
+        Given uniform bits, each sample is within statistical distance 2^-199 of the exact
+        distribution, independent of all others. Proof: a magnitude k comes with probability a(k) +
+        ρ·r(k)/ρ = w(k), w being what :func:`pfl_lm.dp.pmf.survival` certifies to 2^-200. The first
+        step is exact in integers (:class:`pfl_lm.dp.alias.Alias`), and so is the decision of the
+        others, since a boundary that differs from a number in the first 64 bits is on the same
+        side of it whatever bits follow. Rounding down moves each of less than 2^21 boundaries by
+        2^-256 of ρ.
 
     What it does not hide: its running time depends slightly on the values drawn.
+
+    Source: mixtures as in Marsaglia 1963, "Generating discrete random variables in a computer".
     """
 
     kind: TableKind
     variance: float
-    lowest: int  # the sample when U lies below every stored boundary
-    boundaries: Words  # sorted first 64 bits, padded by 2^64 − 1
-    start: np.ndarray[Any, np.dtype[np.int32]]  # boundaries below each cell of the second step
-    start_shift: int
-    guide: Guide | None  # sample by 16-bit cell, or UNDECIDED
+    alias: Alias
+    rest: Boundaries  # first 64 bits of P(|X| > k) in the rest, ascending: k falls to 0
+    largest: int  # the magnitude of the rest below every boundary
 
-    def add_to(self, out: Integers, bits: Bits) -> None:
-        """Add one independent sample to each coordinate of int32[n] or int64[n], in place."""
-        for begin in range(0, len(out), _BLOCK):
-            part = out[begin : begin + _BLOCK]
-            if self.guide is None:
-                part += self._resolve(bits.uint64(len(part)), bits)
-                continue
-            words = _scratch.words[: len(part)]
-            bits.fill(words)
-            places = look_up(self.guide, words, part, _scratch.places)
-            if len(places):
-                uniform = words[places].astype(np.uint64) << np.uint64(48)
-                uniform |= bits.uint64(len(places)) >> np.uint64(16)
-                part[places] += self._resolve(uniform, bits)
+    def add_to(self, out: Int64s, bits: Bits) -> None:
+        """Add one independent sample to each coordinate of int64[n], in place.
 
-    def _resolve(self, uniform: Words, bits: Bits) -> Int64s:
-        """Return the samples of the given first 64 bits of U."""
-        passed = pass_boundaries(self.boundaries, self.start, self.start_shift, uniform)
-        samples = passed + self.lowest
-        for tie in np.flatnonzero(self.boundaries[passed] == uniform):
-            samples[tie] = self._exact((int(uniform[tie]) << 192) | bits.integer(192))
-        return samples
+        Reads a word for every coordinate first, then what the rest needs.
+        """
+        self.add_rest(self.alias.add(bits.ahead(4 * len(out)), out), out, bits)
+
+    def add_rest(self, left: Words, out: Int64s, bits: Bits) -> None:
+        """Add to a vector the samples that its alias table left to the rest, as it noted them."""
+        if not len(left):
+            return
+        magnitudes = self._of_rest(bits.uint64(len(left)), bits)
+        places = left & np.uint32(SIGN - 1)
+        out[places] += np.where(left >= SIGN, -magnitudes, magnitudes)
+
+    def _of_rest(self, uniform: Longs, bits: Bits) -> Int64s:
+        """Return the magnitudes in the rest of the given first 64 bits of a uniform number."""
+        below = self.rest.below(uniform)
+        magnitudes = self.largest - below
+        for tie in np.flatnonzero(self.rest.sorted[below] == uniform):
+            magnitudes[tie] = self._exact((int(uniform[tie]) << 192) | bits.integer(192))
+        return magnitudes
 
     def _exact(self, uniform: int) -> int:
-        """Return the sample of a U given to all 256 bits (an integer below 2^256)."""
-        for k, above in survival(self.kind, self.variance):
-            if uniform < above:  # U < P(X > k) = P(X ≤ −k − 1)
-                return -k - 1
-            if (1 << UNIT) - uniform <= above:  # U ≥ P(X ≤ k)
-                return k + 1
+        """Return the magnitude of a number given to all 256 bits (an integer below 2^256)."""
+        above, shares, low_bits = _split(self.kind, self.variance)
+        for i, boundary in enumerate(_boundaries(above, shares, low_bits)):
+            if uniform < boundary:
+                return len(above) - 1 - i
         return 0
 
 
 @lru_cache(maxsize=24)
 def table(kind: TableKind, variance: float) -> Table:
-    """Build, or find, the table of one distribution: about 10 µs per unit of standard deviation.
+    """Build, or find, the table of one distribution: about 50 µs per unit of standard deviation.
 
     Raises:
-        ValueError: a standard deviation above 2^18, or a variance that is not positive.
+        ValueError: a standard deviation above 2^16, or a variance that is not positive.
     """
     if not 0 < variance <= LARGEST_STD**2:
-        raise ValueError(f"variance must lie in (0, 2^36] for one table, got {variance}")
-    tails = np.fromiter((above >> 192 for _, above in survival(kind, variance)), dtype=np.uint64)
+        raise ValueError(f"variance must lie in (0, 2^32] for one table, got {variance}")
+    above, shares, low_bits = _split(kind, variance)
+    exact = _boundaries(above, shares, low_bits)
+    first = np.fromiter((boundary >> (UNIT - 64) for boundary in exact), dtype=np.uint64)
     # Boundaries with the same first 64 bits end in the third step; one stands for all of them.
-    tails = tails[max(0, int(np.count_nonzero(tails == 0)) - 1) :]
-    upper = np.uint64(2**64 - 1) - tails[::-1]
-    padding = np.full(STEPS + 1, 2**64 - 1, dtype=np.uint64)
-    boundaries = np.concatenate([tails, upper, padding])
-    lowest = -len(tails)
-    start_bits = min(22, max(16, math.ceil(math.log2(variance) / 2) + 4))
-    edges = np.arange(1 << start_bits, dtype=np.uint64) << np.uint64(64 - start_bits)
-    start = np.searchsorted(boundaries, edges).astype(np.int32)
-    guide = _guide(boundaries, lowest) if variance <= _GUIDE_STD**2 else None
-    for array in (boundaries, start):
-        array.flags.writeable = False
-    return Table(kind, variance, lowest, boundaries, start, 64 - start_bits, guide)
+    first = first[max(0, int(np.count_nonzero(first == 0)) - 1) :]
+    rest = Boundaries.of(first, cells=max(10, len(first).bit_length()))
+    return Table(kind, variance, Alias.of(shares, low_bits), rest, len(first))
 
 
-def _guide(boundaries: Words, lowest: int) -> Guide:
-    """Return int16[2^16]: the sample of each cell that no boundary cuts, else UNDECIDED."""
-    edges = np.arange(1 << 16, dtype=np.uint64) << np.uint64(48)
-    below = np.searchsorted(boundaries, edges, side="left")
-    within = np.searchsorted(boundaries, edges | np.uint64(2**48 - 1), side="right")
-    return np.where(below == within, below + lowest, UNDECIDED).astype(np.int16)
+def _split(kind: TableKind, variance: float) -> tuple[list[int], list[int], int]:
+    """Return what a table is made of.
+
+    Returns:
+        2^256·P(X > k) for k = 0, 1, … until it is 0; the alias table's shares, the rest's last; and
+        the bits of a place in a stretch.
+    """
+    above = [*reversed([tail for _, tail in survival(kind, variance)]), 0]
+    low_bits = 0
+    while (REST << low_bits) ** 2 < 16 * variance:
+        low_bits += 1
+    weights = [(1 << UNIT) - 2 * above[0]]  # 2^256·P(|X| = k)
+    weights += [2 * (outer - inner) for outer, inner in pairwise(above[: REST << low_bits])]
+    least = np.zeros(REST << low_bits, dtype=np.int64)
+    least[: len(weights)] = [weight >> (UNIT - WORD_BITS) for weight in weights]
+    shares = least.reshape(REST, -1).min(axis=1).tolist()
+    shares[0] = min(shares[0], (1 << WORD_BITS) - 1)  # the rest is never nothing
+    return above, [*shares, (1 << (WORD_BITS - low_bits)) - sum(shares)], low_bits
 
 
-def add_noise(kind: Kind, variance: float, out: Integers, bits: Bits) -> None:
+def _boundaries(above: list[int], shares: list[int], low_bits: int) -> Iterator[int]:
+    """Yield ⌊2^256·P(|X| > k) in the rest⌋ for k falling to 0, the first k with P(|X| > k) > 0."""
+    covered = 0  # 2^31·P(|X| > k) in the alias table
+    for k in range(len(above) - 2, -1, -1):
+        covered += shares[k + 1 >> low_bits] if k + 1 < REST << low_bits else 0
+        beyond = 2 * above[k] - (covered << (UNIT - WORD_BITS))
+        yield min((beyond << (WORD_BITS - low_bits)) // shares[REST], (1 << UNIT) - 1)
+
+
+def one_table(kind: Kind, variance: float) -> Table | None:
+    """Return the table that draws this noise, or None where more is needed than one."""
+    largest = LARGEST_STD if kind == "skellam" else _TABLE_STD
+    return table(kind, variance) if variance <= largest**2 else None
+
+
+def add_noise(kind: Kind, variance: float, out: Int64s, bits: Bits) -> None:
     """Add independent exact noise to each coordinate of an integer vector, in place.
 
     Args:
         kind: "skellam" (variance ``variance``) or "discrete_gaussian" (parameter σ² =
             ``variance``; its variance is that but for a factor within e^(−2π²σ²)).
         variance: in squared grid units; 0 adds nothing.
-        out: int64[n], or int32[n] where variance ≤ 2^36.
+        out: int64[n].
         bits: where the randomness comes from.
 
     Guarantees:
         Each coordinate's noise is within statistical distance 2^-150 of the named distribution
         and independent of everything else, if the bits are uniform (see :class:`Table`).
-        A Skellam variance above 2^36 is the sum of 2^m Skellam draws of an equal share each,
+        A Skellam variance above 2^32 is the sum of 2^m Skellam draws of an equal share each,
         exactly; a discrete Gaussian above it is drawn by exact rejection.
 
     Raises:
@@ -163,7 +168,10 @@ def add_noise(kind: Kind, variance: float, out: Integers, bits: Bits) -> None:
         raise ValueError(f"variance must be finite and not negative, got {variance}")
     if variance == 0:
         return
-    if kind == "skellam":
+    one = one_table(kind, variance)
+    if one is not None:
+        one.add_to(out, bits)
+    elif kind == "skellam":
         if variance > 2.0**44:
             raise ValueError(f"variance must be at most 2^44 for Skellam noise, got {variance}")
         parts = 1  # a power of two, so that the division is exact
@@ -171,8 +179,6 @@ def add_noise(kind: Kind, variance: float, out: Integers, bits: Bits) -> None:
             parts *= 2
         for _ in range(parts):
             table(kind, variance / parts).add_to(out, bits)
-    elif variance <= _GUIDE_STD**2:
-        table(kind, variance).add_to(out, bits)
     else:
         for begin in range(0, len(out), _BLOCK):
             part = out[begin : begin + _BLOCK]

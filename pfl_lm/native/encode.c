@@ -1,26 +1,37 @@
-/* Updates on their way to the grid: squared norms, and rounding at random.
+/* Updates on their way to the grid: squared norms, rounding at random, exact noise.
  *
- * The same numbers as numpy's passes in pfl_lm/dp/rounding.py, to the last bit, whatever the
- * compiler makes of it: squares of floats are exact as doubles, and a word divided by 2^16 is exact
- * as a float, so that a fused product and sum rounds as the two of them do. The one product that
- * rounds is made in a function of its own, where there is no sum to fuse it with.
+ * The same numbers as numpy's passes in pfl_lm/dp/rounding.py and alias.py, to the last bit,
+ * whatever the compiler makes of it: squares of floats are exact as doubles, and a word divided by
+ * 2^16 is exact as a float, so that a fused product and sum rounds as the two of them do. The one
+ * product that rounds is made in a function of its own, where there is no sum to fuse it with.
  */
+#include "keystream.h"
+
 #include <math.h>
 #include <stdint.h>
 
-#define LANES 256  /* sums side by side; part of what a norm means, as in rounding.py */
-#define PIECE 2048 /* floats that stay in the first cache between two passes */
+#define LANES 256      /* sums side by side; part of what a norm means, as in rounding.py */
+#define STRETCH 65536  /* floats a sum is taken over; likewise */
+#define AHEAD 1024     /* floats between what is added and what is fetched */
+#define PIECE 256      /* coordinates in the first cache; writes wait for memory while it computes */
+#define GROUP 32       /* coordinates looked at together */
+#define COLUMN_BITS 10 /* of an alias table, as in alias.py */
+#define SIGN (1u << 31)
+#define COLUMN_MASK ((1u << COLUMN_BITS) - 1)
+#define LOW_END (31 - COLUMN_BITS) /* bits of a word below its column */
 
-/* Sum of squares of `count` floats: lane by lane, then lanes folded in halves. */
-double sum_of_squares(const float *values, int64_t count)
+static double sum_of_stretch(const float *values, int64_t count)
 {
     double lanes[LANES] = {0};
     int64_t whole = count - count % LANES;
-    for (int64_t start = 0; start < whole; start += LANES)
+    for (int64_t start = 0; start < whole; start += LANES) {
+        for (int lane = 0; lane < LANES; lane += 16) /* a line of the cache */
+            __builtin_prefetch(values + start + AHEAD + lane);
         for (int lane = 0; lane < LANES; lane++) {
             double value = values[start + lane];
             lanes[lane] += value * value;
         }
+    }
     for (int lane = 0; lane < count - whole; lane++) {
         double value = values[whole + lane];
         lanes[lane] += value * value;
@@ -29,6 +40,15 @@ double sum_of_squares(const float *values, int64_t count)
         for (int lane = 0; lane < half; lane++)
             lanes[lane] += lanes[lane + half];
     return lanes[0];
+}
+
+/* Sum of squares: stretch by stretch, in each lane by lane, then lanes folded in halves. */
+double sum_of_squares(const float *values, int64_t count)
+{
+    double total = 0;
+    for (int64_t start = 0; start < count; start += STRETCH)
+        total += sum_of_stretch(values + start, count - start < STRETCH ? count - start : STRETCH);
+    return total;
 }
 
 /* Products rounded to float: by the factor as a float, or as a double where that lost bits. */
@@ -44,29 +64,147 @@ static __attribute__((noinline)) void scale(
             scaled[i] = values[i] * narrow;
 }
 
-/* rounded[i] = floor(values[i]*factor + words[i]/2^16 + 2^-17); return the sum of their squares,
- * exact below 2^53 and at least 2^53 otherwise. */
-double round_at_random(
-    const float *values, double factor, const uint16_t *words, int64_t count, int64_t *rounded)
+/* Sum of squares of whole numbers, exact below 2^53 and at least 2^53 otherwise: in floats where
+ * that is exact, which the sum itself tells (see _exact_squares in rounding.py). */
+static double squares_of(const float *integers, int64_t count)
 {
+    float quick[GROUP] = {0};
+    double total = 0;
+    int64_t whole = count - count % GROUP;
+    int exact = 1;
+    for (int64_t i = 0; i < whole; i += GROUP)
+        for (int lane = 0; lane < GROUP; lane++)
+            quick[lane] += integers[i + lane] * integers[i + lane];
+    for (int lane = 0; lane < GROUP; lane++) {
+        exact &= quick[lane] < 0x1p24f;
+        total += quick[lane];
+    }
+    if (!exact)
+        total = 0;
+    for (int64_t i = exact ? whole : 0; i < count; i++)
+        total += (double)integers[i] * (double)integers[i];
+    return total;
+}
+
+/* The outcome that a word's column of an alias table chooses. */
+static inline uint32_t outcome_of(uint32_t word, uint32_t entry, int low_bits)
+{
+    uint32_t column = word >> LOW_END & COLUMN_MASK;
+    int32_t below = (int32_t)(word & ((1u << (LOW_END - low_bits)) - 1)), threshold = (int32_t)(entry >> COLUMN_BITS);
+    return below < threshold ? column : entry & COLUMN_MASK;
+}
+
+/* sums[i] += the sample of words[i], or nothing where it is left to the rest; return whether any was
+ * (as a number other than 0). */
+static inline __attribute__((always_inline)) uint32_t add_group(
+    const uint32_t *words, const uint32_t *chosen, int low_bits, int64_t count, int32_t *sums)
+{
+    const int low_shift = LOW_END - low_bits;
+    const uint32_t low_mask = (1u << low_bits) - 1;
+    uint32_t any = 0;
+    for (int64_t i = 0; i < count; i++) {
+        uint32_t outcome = outcome_of(words[i], chosen[i], low_bits);
+        uint32_t rest = -(uint32_t)(outcome == COLUMN_MASK);
+        uint32_t low = words[i] >> low_shift & low_mask;
+        int32_t size = (int32_t)((outcome << low_bits | low) & ~rest);
+        int32_t sign = -(int32_t)(words[i] >> 31);
+        sums[i] += (size ^ sign) - sign;
+        any |= rest;
+    }
+    return any;
+}
+
+/* The same of a whole piece; the places left to the rest are noted, counted from `first`, each with
+ * its word's sign as its highest bit. Return how many they are. */
+static int64_t add_piece(
+    const uint32_t *words, const uint32_t *entries, int low_bits, int64_t count, int64_t first,
+    int32_t *sums, uint32_t *left)
+{
+    uint32_t chosen[PIECE];
+    int64_t noted = 0;
+    for (int64_t i = 0; i < count; i++)
+        chosen[i] = entries[words[i] >> LOW_END & COLUMN_MASK];
+    for (int64_t start = 0; start < count; start += GROUP) {
+        int64_t end = count - start < GROUP ? count : start + GROUP;
+        uint32_t any = end - start == GROUP
+            ? add_group(words + start, chosen + start, low_bits, GROUP, sums + start)
+            : add_group(words + start, chosen + start, low_bits, end - start, sums + start);
+        for (int64_t i = start; any && i < end; i++)
+            if (outcome_of(words[i], chosen[i], low_bits) == COLUMN_MASK)
+                left[noted++] = (uint32_t)(first + i) | (words[i] & SIGN);
+    }
+    return noted;
+}
+
+/* Where random bytes come from: from `bytes`, or if there are none from byte `position` of a stream
+ * on, and then they never leave the first cache. */
+struct random {
+    const uint8_t *bytes;
+    const struct keystream *stream;
+    int64_t position;
+};
+
+static const void *draw(const struct random *random, int64_t at, int64_t count, void *buffer)
+{
+    if (random->bytes)
+        return random->bytes + at;
+    keystream(random->stream, random->position + at, count, buffer);
+    return buffer;
+}
+
+/* out[i] = floor(values[i]*factor + dither[i]/2^16 + 2^-17) + the sample of words[i], if there is an
+ * alias table (entries), as add_samples says. First come the words, then the dither. Return the sum
+ * of squares before the samples, exact below 2^53 and at least 2^53 otherwise; *noted is how many
+ * places are left to the rest. */
+double round_at_random(
+    const float *values, double factor, int64_t count, const uint8_t *bytes,
+    const struct keystream *stream, int64_t position, const uint32_t *entries, int low_bits,
+    uint32_t *left, int64_t *noted, int64_t *out)
+{
+    const struct random random = {bytes, stream, position};
+    const int64_t dither_at = entries ? 4 * count : 0;
     float scaled[PIECE];
-    double sums[16] = {0};
+    int32_t sums[PIECE];
+    uint16_t dithers[PIECE];
+    uint32_t drawn[PIECE];
+    double squares = 0;
+    *noted = 0;
     for (int64_t start = 0; start < count; start += PIECE) {
         int64_t piece = count - start < PIECE ? count - start : PIECE;
+        const uint16_t *dither = draw(&random, dither_at + 2 * start, 2 * piece, dithers);
         scale(values + start, factor, piece, scaled);
         for (int64_t i = 0; i < piece; i++) {
-            float dithered = scaled[i] + words[start + i] * 0x1p-16f;
+            float dithered = scaled[i] + dither[i] * 0x1p-16f;
             scaled[i] = floorf(dithered + 0x1p-17f);
+            sums[i] = (int32_t)scaled[i]; /* below 2^23: see Grid */
+        }
+        squares += squares_of(scaled, piece);
+        if (entries) {
+            const uint32_t *words = draw(&random, 4 * start, 4 * piece, drawn);
+            *noted += add_piece(words, entries, low_bits, piece, start, sums, left + *noted);
         }
         for (int64_t i = 0; i < piece; i++)
-            rounded[start + i] = (int32_t)scaled[i]; /* below 2^23: see Grid */
-        for (int64_t i = 0; i < piece / 16 * 16; i += 16)
-            for (int lane = 0; lane < 16; lane++)
-                sums[lane] += (double)scaled[i + lane] * (double)scaled[i + lane];
-        for (int64_t i = piece / 16 * 16; i < piece; i++)
-            sums[0] += (double)scaled[i] * (double)scaled[i];
+            out[start + i] = sums[i];
     }
-    for (int lane = 1; lane < 16; lane++)
-        sums[0] += sums[lane];
-    return sums[0];
+    return squares;
+}
+
+/* Add to out[i] the sample that the i-th word of 32 bits chooses, and nothing where it leaves it to
+ * the rest: those places are noted, with their signs. Return how many there are. */
+int64_t add_samples(
+    int64_t count, const uint8_t *bytes, const struct keystream *stream, int64_t position,
+    const uint32_t *entries, int low_bits, uint32_t *left, int64_t *out)
+{
+    const struct random random = {bytes, stream, position};
+    uint32_t drawn[PIECE];
+    int64_t noted = 0;
+    for (int64_t start = 0; start < count; start += PIECE) {
+        int64_t piece = count - start < PIECE ? count - start : PIECE;
+        const uint32_t *words = draw(&random, 4 * start, 4 * piece, drawn);
+        int32_t samples[PIECE] = {0};
+        noted += add_piece(words, entries, low_bits, piece, start, samples, left + noted);
+        for (int64_t i = 0; i < piece; i++)
+            out[start + i] += samples[i];
+    }
+    return noted;
 }

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from pfl_lm import native
 from pfl_lm.dp.bits import reproducible_bits
+from pfl_lm.dp.boundaries import Boundaries
 from pfl_lm.dp.grid import Grid
-from pfl_lm.dp.look_up import look_up, pass_boundaries
 from pfl_lm.dp.mechanisms import norms, protect
 from pfl_lm.dp.noise import NoiseShare
 from pfl_lm.dp.rounding import round_at_random, sum_of_squares
@@ -19,11 +19,12 @@ from pfl_lm.streams import key
 
 pytestmark = [
     pytest.mark.skipif(
-        any(native.library(name) is None for name in ("encode", "look_up")),
+        any(native.library(name) is None for name in ("encode", "boundaries")),
         reason="no C compiler",
     ),
 ]
-SIZES = st.sampled_from([1, 2, 15, 16, 17, 255, 256, 257, 2047, 2048, 2049, 5000, 65_536])
+SIZES = st.sampled_from([1, 2, 15, 16, 17, 31, 33, 255, 256, 257, 1000, 5001, 65_536, 65_539])
+VARIANCES = st.sampled_from([None, 0.3, 20.0, 253.0**2, 300.0**2, 2000.0**2])
 fixtures_are_fine = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
@@ -66,19 +67,36 @@ def test_norms_of_what_is_no_ordinary_number(both, bad, place):
 
 
 @fixtures_are_fine
-@given(SIZES, st.integers(0, 99), st.integers(-100, 100), st.floats(1e-3, 2e3))
-def test_rounding(both, count, seed, exponent, steps):
+@given(SIZES, st.integers(0, 99), st.integers(-100, 100), st.floats(1e-3, 2e3), VARIANCES)
+def test_rounding(both, count, seed, exponent, steps, variance):
     """At any factor whose product lies on the grid, be it below the least that float32 holds."""
     values, factor = values_of(count, seed, exponent), steps * 2.0**-exponent
-    words = np.random.default_rng(seed).integers(0, 2**16, count, dtype=np.uint16)
+    alias = None if variance is None else table("skellam", variance).alias
 
     def action():
-        out, scratch = np.empty(count, np.int64), np.empty((2, count), np.float32)
-        return round_at_random(values, factor, words, out, tuple(scratch)), out
+        out, bits = np.empty(count, np.int64), reproducible_bits(key(seed, "rounding"))
+        squares, left = round_at_random(values, factor, bits, out, alias)
+        return squares, out, left.tolist(), bits.integer(64)
 
-    (squares, compiled), (other, numpy) = both(action)
-    assert np.array_equal(compiled, numpy)
-    assert squares == other == sum(int(v) ** 2 for v in compiled)
+    compiled, numpy = both(action)
+    assert np.array_equal(compiled[1], numpy[1])
+    assert (compiled[0], *compiled[2:]) == (numpy[0], *numpy[2:])
+    if alias is None:
+        assert compiled[0] == sum(int(v) ** 2 for v in compiled[1])
+
+
+@pytest.mark.parametrize("largest", [4000, 2**18, 2**21])
+def test_squares_that_float32_does_not_hold(both, largest):
+    """Some pieces are summed in floats, some in doubles; both sums are exact."""
+    values = np.random.default_rng(1).integers(-largest, largest, 3001).astype(np.float32)
+    values[:1000] = 1.0
+
+    def action():
+        bits, out = reproducible_bits(key(1, "squares")), np.empty(len(values), np.int64)
+        return round_at_random(values, 1.0, bits, out)[0], out
+
+    (compiled, out), (numpy, _) = both(action)
+    assert compiled == numpy == sum(int(v) ** 2 for v in out)
 
 
 @pytest.mark.parametrize("share", [None, 3.5, 253.0**2, 2**25 + 0.5])
@@ -99,35 +117,30 @@ def test_protected_updates(both, share, kind):
 
 
 @fixtures_are_fine
-@given(SIZES, st.sampled_from([0.3, 20.0, 253.0**2, 2000.0**2]), st.sampled_from(["<i4", "<i8"]))
-def test_the_guide(both, count, variance, integers):
-    guide = table("skellam", variance).guide
-    words = np.random.default_rng(count).integers(0, 2**16, count, dtype=np.uint16)
+@given(SIZES, VARIANCES.filter(bool), st.integers(0, 99))
+def test_samples(both, count, variance, seed):
+    alias = table("skellam", variance).alias
 
     def action():
-        out = np.arange(count, dtype=integers)
-        return look_up(guide, words, out, np.empty(2**16, np.uint16)).tolist(), out.tolist()
+        out, bits = np.arange(count), reproducible_bits(key(seed, "samples"))
+        return alias.add(bits.ahead(4 * count), out).tolist(), out.tolist(), bits.integer(64)
 
     compiled, numpy = both(action)
     assert compiled == numpy
-    assert set(compiled[0]) == set(np.flatnonzero(guide[words] == -(2**15)).tolist())
 
 
 @pytest.mark.parametrize("variance", [0.3, 20.0, 253.0**2, 9000.0**2])
 def test_boundaries(both, variance):
     """Numbers everywhere, in the far tails, and exactly on boundaries and beside them."""
-    found = table("skellam", variance)
-    ends = found.boundaries[:: max(1, len(found.boundaries) // 500)]
+    found = table("skellam", variance).rest
+    assert isinstance(found, Boundaries)
+    ends = found.sorted[:: max(1, len(found.sorted) // 500)]
     tails = np.uint64(1) << np.arange(64, dtype=np.uint64)
     drawn = np.random.default_rng(1).integers(0, 2**64, 5000, dtype=np.uint64)
     uniform = np.concatenate([ends, ends + np.uint64(1), ends - np.uint64(1), tails, ~tails, drawn])
-
-    def action():
-        return pass_boundaries(found.boundaries, found.start, found.start_shift, uniform)
-
-    compiled, numpy = both(action)
+    compiled, numpy = both(lambda: found.below(uniform))
     assert np.array_equal(compiled, numpy)
-    assert np.array_equal(compiled, np.searchsorted(found.boundaries, uniform))
+    assert np.array_equal(compiled, np.searchsorted(found.sorted, uniform))
 
 
 def test_noise_of_every_sampler_in_one_stream(both):

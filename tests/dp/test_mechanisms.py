@@ -24,6 +24,7 @@ from pfl_lm.dp.noise import (
     noise_share,
     skellam_from_seed,
 )
+from pfl_lm.keystream import Ahead
 from pfl_lm.streams import key
 
 ANY_ROWS = hnp.arrays(np.float32, hnp.array_shapes(min_dims=2, max_dims=2, max_side=12))
@@ -146,9 +147,9 @@ class AlwaysUp(Bits):
         super().__init__(bytes(32))
         self.drawn = 0
 
-    def fill(self, out: np.ndarray[Any, Any]) -> None:
+    def ahead(self, count: int) -> Ahead:
         self.drawn += 1
-        out[:] = np.iinfo(out.dtype).max
+        return Ahead(count, np.full(count, 255, np.uint8), None, 0)
 
 
 def test_the_redraw_ends_and_what_it_ends_with_obeys_the_bound() -> None:

@@ -7,19 +7,22 @@ import os
 import pickle
 from collections.abc import Iterator
 from fractions import Fraction
+from functools import lru_cache
 from typing import Any
 
 import mpmath
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
 from pfl_lm.dp import samplers
+from pfl_lm.dp.alias import REST
 from pfl_lm.dp.bits import Bits, reproducible_bits, secure_bits
-from pfl_lm.dp.pmf import UNIT, Kind, chernoff_exponent, survival, tail_radius
+from pfl_lm.dp.pmf import UNIT, Kind, TableKind, chernoff_exponent, survival, tail_radius
 from pfl_lm.dp.samplers import add_noise, table
+from pfl_lm.keystream import Ahead
 from pfl_lm.streams import key
 
 KINDS: tuple[Kind, Kind] = ("skellam", "discrete_gaussian")
@@ -71,58 +74,117 @@ def test_chernoff_tails_hold_and_are_not_wasteful(kind: Kind, variance: float) -
 
 
 class Scripted(Bits):
-    """Bits that are those of one given 256-bit number U, first the most significant."""
+    """Bits that are the given integers, each with its width, in order."""
 
-    def __init__(self, uniform: int, widths: tuple[int, ...]) -> None:
+    def __init__(self, *words: tuple[int, int]) -> None:
         super().__init__(bytes(32))
-        self.words: Iterator[tuple[int, int]] = iter(self._split(uniform, widths))
-
-    @staticmethod
-    def _split(uniform: int, widths: tuple[int, ...]) -> list[tuple[int, int]]:
-        words, left = [], UNIT
-        for width in widths:
-            left -= width
-            words.append(((uniform >> left) & ((1 << width) - 1), width))
-        return words
+        self.words = iter(words)
 
     def fill(self, out: np.ndarray[Any, Any]) -> None:
         word, width = next(self.words)
-        # The second word is 48 bits, which the sampler takes from the top of 64.
+        # Words of 48 bits are taken from the top of 64.
         word <<= 16 if width == 48 else 0
         out[:] = np.frombuffer(word.to_bytes(out.nbytes, "little"), dtype=out.dtype)
 
-
-def inverse(above: dict[int, int], uniform: int) -> int:
-    """The k with P(X ≤ k − 1) ≤ U < P(X ≤ k), read off the table in integers."""
-    if uniform < 2 ** (UNIT - 1):
-        return -sum(uniform < tail for tail in above.values())
-    return sum(2**UNIT - 1 - uniform < tail for tail in above.values())
+    def ahead(self, count: int) -> Ahead:
+        content = np.empty(count, np.uint8)
+        self.fill(content)
+        return Ahead(count, content, None, 0)
 
 
-@pytest.mark.parametrize(("kind", "variance"), [("skellam", 0.5), ("discrete_gaussian", 30.0)])
-@given(uniform=st.integers(0, 2**UNIT - 1), near=st.integers(-200, 200), step=st.integers(-1, 1))
-def test_samples_are_the_inverse_of_the_table(
-    kind: Kind, variance: float, uniform: int, near: int, step: int
-) -> None:
-    """Also for U equal or next to a boundary, where all 256 bits are needed."""
-    above = dict(survival(kind, variance))
-    tail = above.get(abs(near), 0)
-    boundary = tail if near < 0 else 2**UNIT - 1 - tail
-    for value in (uniform, min(max(boundary + step, 0), 2**UNIT - 1)):
+def parts(uniform: int, *widths: int) -> Iterator[tuple[int, int]]:
+    """A 256-bit number, cut from its most significant bit on."""
+    left = UNIT
+    for width in widths:
+        left -= width
+        yield (uniform >> left) & ((1 << width) - 1), width
+
+
+SPLIT = [
+    ("skellam", 0.001),
+    ("skellam", 0.5),
+    ("skellam", 255.0**2),  # the last that has a stretch for every magnitude
+    ("skellam", 300.0**2),
+    ("skellam", 3000.0**2),
+    ("discrete_gaussian", 30.0),
+    ("discrete_gaussian", 2048.0**2),
+    ("two_zero_gaussian", 900.0**2),
+]
+
+
+@pytest.mark.parametrize(("kind", "variance"), SPLIT)
+def test_alias_table_and_rest_make_up_the_distribution(kind: TableKind, variance: float) -> None:
+    """In integers: what words choose and what is left to the rest add up to every P(|X| = k)."""
+    above, shares, low_bits = samplers._split(kind, variance)
+    assert sum(shares) == 2 ** (31 - low_bits)
+    rest = shares[REST] << (UNIT - 31 + low_bits)  # 2^256 · its probability
+    boundaries = [0, *samplers._boundaries(above, shares, low_bits)]  # P(|X| > k) in the rest
+    boundaries = [1 << UNIT, *reversed(boundaries)]
+    for k in range(len(above)):
+        chosen = shares[k >> low_bits] << (UNIT - 31) if k >> low_bits < REST else 0
+        left = Fraction(boundaries[k] - boundaries[k + 1], 1 << UNIT) * rest
+        wanted = 2 * (above[k - 1] - above[k]) if k else (1 << UNIT) - 2 * above[0]
+        assert abs(chosen + left - wanted) <= 1
+        assert left >= 0
+    assert rest < 0.007 * 2**UNIT
+
+
+@pytest.mark.parametrize(("kind", "variance"), SPLIT)
+def test_every_outcome_of_a_word_has_its_exact_share(kind: TableKind, variance: float) -> None:
+    """Counted over all columns and all that is compared with their thresholds."""
+    found = table(kind, variance).alias
+    _, shares, low_bits = samplers._split(kind, variance)
+    thresholds, others = found.entries >> 10, found.entries & 1023
+    full = 2 ** (21 - low_bits)
+    assert (thresholds <= full).all()
+    chosen = np.zeros(REST + 1, np.int64)
+    np.add.at(chosen, np.arange(REST + 1), thresholds.astype(np.int64))
+    np.add.at(chosen, others, full - thresholds.astype(np.int64))
+    assert chosen.tolist() == shares
+
+
+@pytest.mark.parametrize("variance", [30.0, 300.0**2])
+@given(word=st.integers(0, 2**32 - 1), near=st.integers(-1, 1))
+def test_a_word_means_what_its_bits_say(variance: float, word: int, near: int) -> None:
+    """Also right at and beside a column's threshold."""
+    found = table("skellam", variance)
+    sign, column, low_bits = word >> 31, word >> 21 & 1023, found.alias.low_bits
+    shift = 21 - low_bits
+    entry = int(found.alias.entries[column])
+    for compared in (word & (2**shift - 1), min(max((entry >> 10) + near, 0), 2**shift - 1)):
+        exact = word >> shift << shift | compared
+        outcome = column if compared < entry >> 10 else entry & 1023
         out = np.zeros(1, dtype=np.int64)
-        table(kind, variance).add_to(out, Scripted(value, (16, 48, 192)))
-        assert out[0] == inverse(above, value)
+        left = found.alias.add(Scripted((exact, 32)).ahead(4), out)
+        if outcome == REST:
+            assert left.tolist() == [sign << 31]
+            assert out[0] == 0
+        else:
+            size = outcome << low_bits | (word >> shift & (2**low_bits - 1))
+            assert len(left) == 0
+            assert out[0] == (-size if sign else size)
 
 
-def test_wide_tables_invert_the_same_way() -> None:
-    variance = 3000.0**2  # past the 16-bit guide
-    above = dict(survival("skellam", variance))
-    assert table("skellam", variance).guide is None
-    for k in (0, 28500, 40000):
-        for value in (above[k] - 1, above[k], 2**UNIT - 1 - above[k], 2**UNIT - above[k]):
-            out = np.zeros(1, dtype=np.int64)
-            table("skellam", variance).add_to(out, Scripted(value, (64, 192)))
-            assert out[0] == inverse(above, value)
+@pytest.mark.parametrize(("kind", "variance"), [one for one in SPLIT if one[1] < 1e5])
+@given(uniform=st.integers(0, 2**UNIT - 1), k=st.integers(0, 60_000), step=st.integers(-1, 1))
+@settings(max_examples=20)
+def test_the_rest_is_the_inverse_of_its_cumulative_probabilities(
+    kind: TableKind, variance: float, uniform: int, k: int, step: int
+) -> None:
+    """Also for a number equal or next to a boundary, where all 256 bits are needed."""
+    descending = boundaries_of(kind, variance)
+    boundary = descending[k % len(descending)]
+    for value in (uniform, min(max(boundary + step, 0), 2**UNIT - 1)):
+        out = np.zeros(3, dtype=np.int64)
+        left = np.array([2 | 1 << 31], dtype=np.uint32)
+        table(kind, variance).add_rest(left, out, Scripted(*parts(value, 64, 192)))
+        assert out.tolist() == [0, 0, -sum(value < boundary for boundary in descending)]
+
+
+@lru_cache
+def boundaries_of(kind: TableKind, variance: float) -> list[int]:
+    """2^256·P(|X| > k) in the rest, for k = 0, 1, …"""
+    return [*samplers._boundaries(*samplers._split(kind, variance))][::-1]
 
 
 def chi_square(samples: np.ndarray[Any, Any], kind: Kind, variance: float) -> float:
@@ -148,12 +210,12 @@ def chi_square(samples: np.ndarray[Any, Any], kind: Kind, variance: float) -> fl
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("deviation", [0.5, 1.0, 11.3, 113.0, 1900.0, 2.0**17 + 0.5])
+@pytest.mark.parametrize("deviation", [0.5, 1.0, 11.3, 253.0, 300.0, 1900.0, 2.0**17 + 0.5])
 def test_the_right_distribution_is_accepted_and_a_wrong_one_rejected(
     kind: Kind, deviation: float
 ) -> None:
     if kind == "skellam" and deviation > 1e4:
-        deviation = 2500.0  # a wide table; larger ones take seconds to build
+        deviation = 2500.0  # larger tables take seconds to build
     variance = deviation**2
     samples = np.zeros(300_000, dtype=np.int64)
     add_noise(kind, variance, samples, reproducible_bits(key(1, kind, str(deviation))))
@@ -181,7 +243,7 @@ def test_rejection_decides_exactly_beside_its_threshold(high: int, low: int, ste
         threshold = mpmath.exp(-exponent) * mpmath.mpf(2) ** UNIT
     uniform = min(max(int(threshold) + step, 0), 2**UNIT - 1)
     accepted = samplers._accept(
-        np.array([high]), np.array([low]), 10, variance, Scripted(uniform, (16, 48, 192))
+        np.array([high]), np.array([low]), 10, variance, Scripted(*parts(uniform, 16, 48, 192))
     )
     assert bool(accepted[0]) == (uniform < threshold)
 
