@@ -17,7 +17,8 @@ typedef struct {
 } attention;
 
 static int equip_attention(attention *a, long length, long heads, long width) {
-  *a = (attention){length, width / heads, panels(length) * WIDTH, 3 * width, width};
+  *a = (attention){.length = length, .each = width / heads, .wide = panels(length) * WIDTH};
+  a->stride = 3 * width, a->mixed_stride = width;
   a->weights = room(2 * length * a->wide + sized(a->each, length) + sized(length, a->each));
   a->lines = malloc(3 * length * sizeof(long));
   if (!a->weights || !a->lines) return 1;
@@ -31,22 +32,27 @@ static int equip_attention(attention *a, long length, long heads, long width) {
 
 static void put_attention_away(attention *a) { free(a->weights), free(a->lines); }
 
-/* into (T, wide) = x yᵀ of (T, e) each: what lies at or before the diagonal, and some beyond. */
-static void pair_up(const attention *a, const float *x, const long *x_rows, const float *y, long stride,
-                    float *into) {
-  pack(a->each, a->length, y, 1, stride, a->turned);
-  for (long j = 0; j < a->length; j += WIDTH)
-    pass(a->length - j, a->each, x + x_rows[j], x_rows, a->turned + j * a->each, WIDTH,
-         into + j * a->wide + j, a->lines, WIDTH, 0, a->turned + j * a->each);
-}
-
-INLINE void mix_tile(int rows, long n, const float *weights, long down, long along, const float *panel,
-                     float *to, const long *to_rows, long columns) {
+/* Rows of a product: row i of the left side begins at left + i * down, its numbers `along` apart. */
+INLINE void attention_tile(int rows, long n, const float *left, long down, long along,
+                           const float *panel, float *to, const long *to_rows, long columns) {
   vec sum[HEIGHT][2];
   const float *row[HEIGHT];
-  for (int i = 0; i < rows; i++) row[i] = weights + i * down, sum[i][0] = sum[i][1] = (vec){0};
+  for (int i = 0; i < rows; i++) row[i] = left + i * down, sum[i][0] = sum[i][1] = (vec){0};
   add_products(rows, n, row, along, panel, WIDTH, panel, 0, sum);
   put_sums(rows, sum, to, to_rows, columns, 0);
+}
+
+/* into (T, wide) = x yᵀ of (T, e) each: what lies at or before the diagonal, and some beyond. */
+static void pair_up(const attention *a, const float *x, long x_stride, const float *y, long y_stride,
+                    float *into) {
+  long t = a->length;
+  pack(a->each, t, y, 1, y_stride, a->turned);
+  for (long j = 0; j < t; j += WIDTH)
+    for (long i = j, tiles = (t - j + HEIGHT - 1) / HEIGHT, height; tiles > 0; tiles--, i += height) {
+      height = (t - i + tiles - 1) / tiles;
+      OF_HEIGHT(height, attention_tile, a->each, x + i * x_stride, x_stride, 1, a->turned + j * a->each,
+                into + i * a->wide + j, a->lines, WIDTH)
+    }
 }
 
 /* to (T, e) = weights x, or `over` weightsᵀ x; only what the triangle holds is multiplied. */
@@ -59,7 +65,7 @@ static void mix(const attention *a, const float *weights, int over, const float 
       height = (t - i + tiles - 1) / tiles;
       const float *own = weights + i * a->wide + (over ? i : 0);
       const float *panel = a->plain + j * t + (over ? i * WIDTH : 0);
-      OF_HEIGHT(height, mix_tile, over ? t - i : i + height, own, over ? 1 : a->wide,
+      OF_HEIGHT(height, attention_tile, over ? t - i : i + height, own, over ? 1 : a->wide,
                 over ? a->wide : 1, panel, to + to_rows[i] + j, to_rows, a->each - j)
     }
 }
@@ -110,16 +116,16 @@ static void weigh_back(const attention *a) {
 
 /* mixed (T, e) of one head's queries, keys and values. */
 static void attend(const attention *a, const float *q, const float *k, const float *v, float *mixed) {
-  pair_up(a, q, a->rows, k, a->stride, a->weights);
+  pair_up(a, q, a->stride, k, a->stride, a->weights);
   weigh(a);
   mix(a, a->weights, 0, v, a->stride, mixed, a->mixed_rows);
 }
 
 static void attend_back(const attention *a, const float *q, const float *k, const float *v,
                         const float *d_mixed, float *dq, float *dk, float *dv) {
-  pair_up(a, q, a->rows, k, a->stride, a->weights);
+  pair_up(a, q, a->stride, k, a->stride, a->weights);
   weigh(a);
-  pair_up(a, d_mixed, a->mixed_rows, v, a->stride, a->slopes);
+  pair_up(a, d_mixed, a->mixed_stride, v, a->stride, a->slopes);
   weigh_back(a);
   mix(a, a->slopes, 0, k, a->stride, dq, a->rows);
   mix(a, a->slopes, 1, q, a->stride, dk, a->rows);

@@ -105,6 +105,7 @@ typedef struct {
 INLINE void passage_tile(int rows, const passage *p, long first, long column, long k, long n) {
   vec sum[HEIGHT][2];
   const float *row[HEIGHT], *panel = p->weight + column * p->from + k * WIDTH;
+  const float *soon = first ? panel : panel + (column + WIDTH < p->to ? WIDTH * p->from : 0);
   const float *base = k ? p->y : p->base;
   float *y = p->y + first * p->to + column;
   for (int i = 0; i < rows; i++) {
@@ -112,7 +113,7 @@ INLINE void passage_tile(int rows, const passage *p, long first, long column, lo
     row[i] = p->x + (first + i) * p->from + k;
     sum[i][0] = sum[i][1] = (vec){0};
   }
-  add_products(rows, n, row, 1, panel, WIDTH, panel + 16 * WIDTH, WIDTH / 4, sum);
+  add_products(rows, n, row, 1, panel, WIDTH, soon, WIDTH / 8, sum);
   if (p->rank && !k) {
     for (int i = 0; i < rows; i++) row[i] = p->narrow + (first + i) * p->rank;
     panel = p->b + column * p->rank;
@@ -152,7 +153,7 @@ INLINE void gradient_tile(int rows, long n, const float *dy, const float *x, flo
     row[i] = dy + i, to[i] = i * inputs, sum[i][0] = sum[i][1] = (vec){0};
     __builtin_prefetch(into + to[i], 1);
   }
-  add_products(rows, n, row, WIDTH, x, WIDTH, x + 16 * WIDTH, WIDTH / 4, sum);
+  add_products(rows, n, row, WIDTH, x, WIDTH, x + 16 * WIDTH, WIDTH / 8, sum);
   put_sums(rows, sum, into, to, columns, add);
 }
 
