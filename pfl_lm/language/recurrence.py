@@ -29,6 +29,7 @@ class _Walk(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_long) for name in ("devices", "steps", "windows", "cells", "gates")),
         ("kept", ctypes.c_long),
+        ("rests", ctypes.c_long),
         ("recurrent", compiled.DenseLayer),
         ("project", compiled.DenseLayer),
         *(
@@ -67,6 +68,7 @@ class Recurrence(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         devices, steps, windows, _ = sums.shape
         learns = any(ctx.needs_input_grad)
+        ctx.rests = steps > 1 and not ctx.needs_input_grad[1] and not r.any()
         states = sums.new_empty(devices, steps + 1, windows, r.shape[-1])
         cells = c.new_empty(devices, 1 + steps * learns, *c.shape[1:])
         states[:, 0], cells[:, 0] = r, c
@@ -92,12 +94,14 @@ class Recurrence(torch.autograd.Function):
             setattr(walk, name, made.data_ptr())
         _run("recurrence_backward", walk)
         needs = ctx.needs_input_grad[2:]
-        before, flat = ctx.states[:, :-1].flatten(1, 2), d_sums.flatten(1, 2)
-        found = recurrent.gradients(flat, inners[0], before, ctx.inners[0], needs[1:5])
+        moved = slice(sums.shape[2] if ctx.rests else 0, None)  # a state of zero has no part
+        rows = [d_sums.flatten(1, 2), inners[0], ctx.states[:, :-1].flatten(1, 2), ctx.inners[0]]
+        found = recurrent.gradients(*(x if x is None else x[:, moved] for x in rows), needs[1:5])
+        by_state = None if ctx.rests else dr
         if project.weight is None:
-            return (d_sums, dr, dc, *found, *(None,) * 6)
-        rows = (d_states.flatten(1, 2), inners[1], ctx.outputs.flatten(1, 2), ctx.inners[1])
-        return (d_sums, dr, dc, *found, None, *project.gradients(*rows, needs[6:10]), None)
+            return (d_sums, by_state, dc, *found, *(None,) * 6)
+        seen = (d_states.flatten(1, 2), inners[1], ctx.outputs.flatten(1, 2), ctx.inners[1])
+        return (d_sums, by_state, dc, *found, None, *project.gradients(*seen, needs[6:10]), None)
 
 
 def _walk(ctx: Any, inners: Sequence[Tensor | None], kept: bool) -> _Walk:
@@ -106,7 +110,8 @@ def _walk(ctx: Any, inners: Sequence[Tensor | None], kept: bool) -> _Walk:
     layers = [compiled.describe(*pair) for pair in zip(ctx.layers, inners, strict=True)]
     held = [ctx.sums, ctx.states, ctx.cells, ctx.bents, ctx.outputs]
     pointers = [None if each is None else each.data_ptr() for each in held]
-    return _Walk(devices, steps, windows, cells, gates // cells, kept, *layers, *pointers)
+    sizes = (devices, steps, windows, cells, gates // cells)
+    return _Walk(*sizes, kept, ctx.rests, *layers, *pointers)
 
 
 def _inner(layer: Dense, sums: Tensor) -> Tensor | None:
@@ -114,7 +119,7 @@ def _inner(layer: Dense, sums: Tensor) -> Tensor | None:
     if layer.a is None or layer.b is None:
         return None
     devices, steps, windows, _ = sums.shape
-    return sums.new_empty(devices, steps * windows, layer.a.shape[-2])
+    return sums.new_zeros(devices, steps * windows, layer.a.shape[-2])
 
 
 def _run(name: str, walk: _Walk) -> None:

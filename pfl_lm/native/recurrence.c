@@ -10,6 +10,7 @@
 typedef struct {
   long devices, steps, windows, cells, gates; /* gates: 3 forget, cell, output; 4 input, then these */
   long kept;                /* whether cells, bents and outputs have all steps, or one place */
+  long rests;               /* the first state is zero and its gradient not wanted: no products */
   dense recurrent, project; /* without a projection the state is the cells' output */
   float *sums;              /* (K, T, B, G): sums of the inputs; forward leaves the gates there */
   float *states;            /* (K, T + 1, B, S), the first given */
@@ -152,8 +153,9 @@ static void forward_group(const recurrence *r, tools *u, long first, long group)
     float *sums = r->sums + (first * t_all + t) * b * g;
     float *state = r->states + (first * (t_all + 1) + t) * b * s;
     float *inner = rec->inner + (first * t_all + t) * b * rec->rank;
-    through(&u->recurrent, rec, group, b, 0, state, u->states, sums, u->sums, inner,
-            t_all * b * rec->rank, 1);
+    if (t || !r->rests)
+      through(&u->recurrent, rec, group, b, 0, state, u->states, sums, u->sums, inner,
+              t_all * b * rec->rank, 1);
     float *m = pro->outputs ? r->outputs + (first * places + at) * b * h : state + b * s;
     for (long k = 0; k < group; k++) {
       float *c = r->c + (first + k) * (places + r->kept) * b * h;
@@ -191,8 +193,9 @@ static void backward_group(const recurrence *r, tools *u, long first, long group
                     pro->outputs ? u->dm + k * b * h : d_state + k * t_all * b * s,
                     r->dc + (first + k) * b * h, d_sums + k * t_all * b * g);
     }
-    through(&u->recurrent, rec, group, b, 1, d_sums, u->sums, dr, u->narrow,
-            rec->inner + (first * t_all + t) * b * rec->rank, t_all * b * rec->rank, 0);
+    if (t || !r->rests)
+      through(&u->recurrent, rec, group, b, 1, d_sums, u->sums, dr, u->narrow,
+              rec->inner + (first * t_all + t) * b * rec->rank, t_all * b * rec->rank, 0);
   }
 }
 

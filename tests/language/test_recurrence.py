@@ -23,10 +23,14 @@ def loops():
 class Layer:
     """Random tensors of one layer; ``shared``: all devices hold the same matrices."""
 
-    def __init__(self, kind: str, rank: int, shared: bool) -> None:
+    def __init__(self, kind: str, rank: int, shared: bool, steps: int = T) -> None:
         self.draw = torch.Generator().manual_seed(0)
         gates, state = recurrent.GATES[kind] * H, S if kind == "cifg_lstm" else H
-        self.sums, self.r, self.c = self.of(K, T, B, gates), self.of(K, B, state), self.of(K, B, H)
+        self.sums, self.r, self.c = (
+            self.of(K, steps, B, gates),
+            self.of(K, B, state),
+            self.of(K, B, H),
+        )
         lead = () if shared else (K,)
         self.layers = [*self.dense(gates, state, rank, lead), *(None,) * 5]
         if kind == "cifg_lstm":
@@ -44,7 +48,7 @@ class Layer:
         outputs = walk.apply(self.sums * 1.0, self.r, self.c, *self.layers)
         weighted = sum((torch.cos(torch.arange(y.numel())).view_as(y) * y).sum() for y in outputs)
         held = [self.sums, self.r, self.c, *self.layers]
-        leaves = [each for each in held if isinstance(each, Tensor)]
+        leaves = [each for each in held if isinstance(each, Tensor) and each.requires_grad]
         return [*(y.detach() for y in outputs), *torch.autograd.grad(weighted, leaves)]
 
 
@@ -56,6 +60,21 @@ def test_the_same_outputs_and_gradients_as_in_torch(kind: str, rank: int, shared
     pairs = zip(layer.run(recurrence.Recurrence), layer.run(recurrent._Recurrence), strict=True)
     for ours, torchs in pairs:
         torch.testing.assert_close(ours, torchs, atol=2e-6, rtol=2e-6)
+
+
+@pytest.mark.parametrize("kind", ["cifg_lstm", "lstm"])
+@pytest.mark.parametrize("rank", [0, 2])
+@pytest.mark.parametrize("steps", [1, 2, T])
+def test_a_state_of_zero_is_not_multiplied_and_changes_nothing(
+    kind: str, rank: int, steps: int
+) -> None:
+    layer = Layer(kind, rank, False, steps)
+    layer.r = torch.zeros_like(layer.r).requires_grad_()  # its gradient wanted: multiplied
+    wanted = layer.run(recurrence.Recurrence)
+    without = [x for number, x in enumerate(wanted) if number != 3]  # the state's gradient
+    layer.r = torch.zeros_like(layer.r)
+    for ours, kept in zip(layer.run(recurrence.Recurrence), without, strict=True):
+        torch.testing.assert_close(ours, kept, atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["cifg_lstm", "lstm"])
