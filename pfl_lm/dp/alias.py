@@ -19,7 +19,7 @@ COLUMN_BITS = 10  # 2^10 entries of four bytes stay in the first cache
 REST = (1 << COLUMN_BITS) - 1  # the last outcome: the sample is drawn in another way
 WORD_BITS = 31  # of a word of 32, the highest of which is the sign
 SIGN = 1 << WORD_BITS
-_BLOCK = 1 << 16  # words at a time, for numpy's temporaries to stay in a cache
+_BLOCK = 1 << 14  # words at a time, for numpy's temporaries to stay in a cache
 
 
 @dataclass(frozen=True)
@@ -99,14 +99,17 @@ class Alias:
         low_end = WORD_BITS - COLUMN_BITS
         shift = low_end - self.low_bits
         column = words >> np.uint32(low_end) & np.uint32(REST)
-        entry = np.take(self.entries, column, mode="clip")
-        own = (words & np.uint32((1 << shift) - 1)) < (entry >> np.uint32(COLUMN_BITS))
-        outcome = np.where(own, column, entry & np.uint32(REST))
+        outcome = np.take(self.entries, column, mode="clip")
+        threshold = outcome >> np.uint32(COLUMN_BITS)
+        outcome &= np.uint32(REST)
+        np.putmask(outcome, (words & np.uint32((1 << shift) - 1)) < threshold, column)
+        rest = np.flatnonzero(outcome == REST)
         low = words >> np.uint32(shift) & np.uint32((1 << self.low_bits) - 1)
         samples = (outcome << np.uint32(self.low_bits) | low).view(np.int32)
-        rest = np.flatnonzero(outcome == REST)
         samples[rest] = 0
-        np.negative(samples, out=samples, where=words >= SIGN)
+        negative = np.negative((words >> np.uint32(WORD_BITS)).view(np.int32))  # 0 or −1, all ones
+        samples ^= negative
+        samples -= negative
         return samples, rest
 
 

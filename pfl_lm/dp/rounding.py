@@ -16,7 +16,7 @@ from pfl_lm.dp.alias import Alias, room_for_places
 from pfl_lm.dp.arrays import Halves, Int64s, Updates, Words
 from pfl_lm.dp.bits import Bits
 
-_BLOCK = 1 << 16  # coordinates at a time, for numpy's temporaries to stay in a cache
+_BLOCK = 1 << 14  # coordinates at a time, for numpy's temporaries to stay in a cache
 _LANES = 256  # of a norm's sum; part of what a reproducible run means, never change
 _STRETCH = 1 << 16  # floats that a norm's sum is taken over at a time; likewise
 
