@@ -79,16 +79,17 @@ def of_work(work: str, kind: str, at_once: int) -> list[Product]:
     layers = BLOCK if work == "W3" else LSTM
     for part, (outputs, inputs) in layers.items():
         times = STEPS * (4 if work == "W3" else 1)
-        walk = LENGTH if part == "recurrent" else 1  # products of a step, one after another
+        # Products of a step, one after another; the first state is zero and not multiplied.
+        walk, rows = (LENGTH - 1, BATCH) if part == "recurrent" else (1, ROWS)
         shape = (outputs, inputs)
         if kind == "method":
-            found += _through(part, shape, times * walk, 1, ROWS // walk, at_once)
-            found += _factors(part, shape, times, walk, at_once)
+            found += _through(part, shape, times * walk, 1, rows, at_once)
+            found += _factors(part, shape, times, walk, rows, at_once)
         else:
             first = times / STEPS
-            found += _through(part, shape, first * walk, 1, ROWS // walk, at_once)
-            found += _through(part, shape, (times - first) * walk, 1, ROWS // walk, 1)
-            found += [Product(part, "gradient", times, 1, ROWS, *shape)]
+            found += _through(part, shape, first * walk, 1, rows, at_once)
+            found += _through(part, shape, (times - first) * walk, 1, rows, 1)
+            found += [Product(part, "gradient", times, 1, walk * rows, *shape)]
     if work == "W3":  # 64 windows' heads side by side: two products, each with two backward
         calls, pairs = 6 * 4 * STEPS / at_once, at_once * BATCH * 4
         found += [Product("positions", "forward", calls, pairs, LENGTH, LENGTH, 32)]
@@ -106,13 +107,13 @@ def _through(
 
 
 def _factors(
-    part: str, shape: tuple[int, int], times: int, walk: int, at_once: int
+    part: str, shape: tuple[int, int], times: int, walk: int, rows: int, at_once: int
 ) -> Iterator[Product]:
     outputs, inputs = shape
     for factor in ((RANK, inputs), (outputs, RANK)):
         for way in ("forward", "backward"):
-            yield Product("factors", way, times * walk / at_once, at_once, ROWS // walk, *factor)
-        yield Product("factors", "gradient", times / at_once, at_once, ROWS, *factor)
+            yield Product("factors", way, times * walk / at_once, at_once, rows, *factor)
+        yield Product("factors", "gradient", times / at_once, at_once, walk * rows, *factor)
 
 
 def _output(work: str, kind: str, at_once: int) -> Iterator[Product]:
