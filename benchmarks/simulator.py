@@ -195,7 +195,7 @@ def _worker(work: str, kind: str, users: list[list[int]], rank: int, meeting: Me
     limits = [products.limit()]
     wall, cpu = time.perf_counter(), time.process_time()
     total = setting.sum_of_clipped(own)
-    theirs = np.frombuffer(meeting.sums, np.float32)
+    theirs = np.ctypeslib.as_array(meeting.sums)
     if rank > 0:
         theirs[:] = total
     meeting.together.wait()

@@ -80,8 +80,9 @@ class Blocks:
         return self.table.new_full((len(self.columns) // self.table.shape[1],), value)
 
     def _run(self, name: str, *tensors: Tensor | None) -> None:
-        shift = None if self.shift is None else self._numbers(0.0)
-        if shift is not None:
+        shift = None
+        if self.shift is not None:
+            shift = self._numbers(0.0)
             shift[: self.rows] = self.shift
         held = (self.columns, self.table, self.bias, shift, self.scratch)
         about = _Softmax(self.rows, *self.table.shape, self.kept, *map(_pointer, held))
