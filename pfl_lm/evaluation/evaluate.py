@@ -16,8 +16,9 @@ Figures named ``…_known`` leave unknown words out. The keyboard never suggests
 though the model spends probability on it. Keystrokes are defined in ``keystrokes.py``.
 
 The scores of all words for all tokens, (tokens, V), never exist, and neither do those of one
-token batch: the vocabulary is passed through in tiles that stay in the cache, each of them
-reduced at once to a running log-sum and the best three words.
+token batch: the vocabulary is passed through in tiles that stay in registers (``language/ranking``)
+or, where its loops do not compile, in the cache, each of them reduced at once to a running log-sum
+and the best three words.
 
 Shapes: N predictions of a batch, T window, V vocabulary, U users.
 """
@@ -32,7 +33,7 @@ import torch
 from pfl_lm.evaluation.interfaces import HeldOut, Scorer, TokenizerLike
 from pfl_lm.evaluation.keystrokes import SUGGESTIONS, Completions
 from pfl_lm.evaluation.measures import Evaluation, Tally, Vocabulary
-from pfl_lm.language import models
+from pfl_lm.language import models, ranking
 from pfl_lm.language.population import windows as windows_of
 from pfl_lm.language.spec import ModelSpec, Parameters
 from pfl_lm.ranks import ALONE, Ranks
@@ -59,6 +60,24 @@ class ModelScorer:
         tables = (self._spec.output_table, "output_bias")
         rows = {name: self._parameters[name][words] for name in tables if name in self._parameters}
         return models.scores(self._spec, rows, states)
+
+    def ranked(
+        self, states: torch.Tensor, targets: torch.Tensor, silent: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Return −log p(target), float64[m], and the three best words, int64[m, 3], at once.
+
+        None without compiled loops. The loss is NaN where only sums with a maximum taken off can
+        tell it.
+        """
+        table = self._parameters[self._spec.output_table].detach()
+        bias = self._parameters["output_bias"].detach() if self._spec.output_bias else None
+        if not ranking.suits(states, table, bias):
+            return None
+        log_total, best = ranking.rank(states, table, bias, silent)
+        score = torch.einsum("mp,mp->m", states.double(), table[targets].double())
+        score += 0 if bias is None else bias[targets]
+        safe = (log_total > -55) & (log_total < 88)  # far from 2^±127, where powers end
+        return torch.where(safe, log_total - score, torch.nan), best
 
 
 def evaluate(
@@ -146,12 +165,20 @@ def _predict(
     """Return −log p(target), float64[N], and the three words suggested, int64[N, 3]."""
     nats = np.empty(len(targets))
     suggestions = np.empty((len(targets), SUGGESTIONS), dtype=np.int64)
-    silent = torch.from_numpy(vocabulary.never_suggested)
+    silent = torch.from_numpy(~vocabulary.is_word)
     for start in range(0, len(targets), _ROWS):
         rows = slice(start, start + _ROWS)
         wanted = torch.from_numpy(targets[rows])
-        loss, best = _predict_rows(scorer, states[rows], wanted, silent, len(vocabulary.letters))
-        nats[rows], suggestions[rows] = loss.numpy(), best.numpy()
+        ranked = None
+        if isinstance(scorer, ModelScorer):
+            ranked = scorer.ranked(states[rows], wanted, silent)
+        if ranked is None:
+            ranked = _predict_rows(scorer, states[rows], wanted, silent)
+        elif len(unsafe := torch.nonzero(ranked[0].isnan()).squeeze(1)):
+            again = _predict_rows(scorer, states[rows][unsafe], wanted[unsafe], silent)
+            for found, better in zip(ranked, again, strict=True):
+                found[unsafe] = better
+        nats[rows], suggestions[rows] = (found.numpy() for found in ranked)
     return nats, suggestions
 
 
@@ -159,11 +186,14 @@ def _predict_rows(
     scorer: Scorer,
     states: torch.Tensor,
     targets: torch.Tensor,
-    never_suggested: torch.Tensor,
-    vocabulary_size: int,
+    silent: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Do the work of ``_predict`` for a few rows, one tile of the vocabulary after the other."""
-    rows = len(targets)
+    """Do the work of ``_predict`` for a few rows, one tile of the vocabulary after the other.
+
+    Args:
+        silent: bool[V], what is never suggested.
+    """
+    rows, vocabulary_size = len(targets), len(silent)
     log_total = torch.full((rows,), -torch.inf, dtype=torch.float64)
     target_score = torch.zeros(rows, dtype=torch.float64)
     best = torch.full((rows, SUGGESTIONS), -torch.inf)
@@ -176,8 +206,7 @@ def _predict_rows(
         highest = tile.amax(dim=1)
         # Most tiles hold a better suggestion for few rows only; the others need no sorting.
         better = torch.nonzero(~(highest <= best[:, -1])).squeeze(1)
-        inside = never_suggested[(never_suggested >= first) & (never_suggested < last)] - first
-        contenders = tile[better].index_fill_(1, inside, -torch.inf)
+        contenders = tile[better].masked_fill_(silent[first:last], -torch.inf)
         _keep_best(best, best_words, contenders, better, first)
         total = tile.sub_(highest[:, None]).exp_().sum(dim=1).log_().add_(highest)
         log_total = torch.logaddexp(log_total, total.double())

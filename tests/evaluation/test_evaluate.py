@@ -256,3 +256,30 @@ def test_a_model_scored_in_parts_is_the_model(tied):
     ids = torch.tensor([40, 3, 17])
     assert torch.allclose(scorer.scores(states, slice(10, 30)), whole[:, 10:30], atol=1e-6)
     assert torch.allclose(scorer.scores(states, ids), whole[:, ids], atol=1e-6)
+
+
+@pytest.mark.parametrize("shift", [0.0, -70.0, 95.0])
+@pytest.mark.parametrize("bias", [True, False])
+def test_compiled_loops_measure_what_tiles_do(monkeypatch, shift, bias):
+    """Also where powers without a maximum taken off would vanish or overflow."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    words = [f"w{i}" for i in range(171)]
+    spec = ModelSpec("cifg_lstm", 175, 12, hidden_dim=20, projection_dim=12, output_bias=bias)
+    parameters = models.initialise(spec, 0, None)
+    random = torch.Generator().manual_seed(1)
+    parameters[spec.output_table] = torch.randn(175, 12, generator=random)
+    if bias:
+        parameters["output_bias"] = torch.randn(175, generator=random) + shift
+    people = People([np.random.default_rng(u).integers(1, 175, 60) for u in range(5)])
+
+    def measure():
+        return evaluate(ModelScorer(spec, parameters), people, "test", Tokenizer(words), 8)
+
+    compiled = measure()
+    monkeypatch.setattr(ModelScorer, "ranked", lambda *arguments: None)
+    tiles = measure()
+    torch.set_num_threads(threads)
+    assert compiled.perplexity == pytest.approx(tiles.perplexity, rel=1e-5)
+    assert compiled.top3 == tiles.top3
+    assert compiled.keystrokes_saved == tiles.keystrokes_saved
