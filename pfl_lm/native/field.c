@@ -4,8 +4,10 @@
  * of 64 bits, the lowest first, always below the prime.
  */
 #include <stdint.h>
+#include <string.h>
 
 #define WORDS 5
+#define SHARE 33 /* bytes of a share */
 #define EXCESS 297 /* the prime is 2^256 and this: what lies above 2^256 counts -297 times */
 
 typedef unsigned __int128 wide;
@@ -154,4 +156,20 @@ void lagrange(const uint64_t *points, int64_t count, element *weights, element *
         weights[i] = multiply(&whole, &one);
         inverse = multiply(&inverse, &below);
     }
+}
+
+/* The sum of all weights[i] times shares[i], which lie back to back. */
+void combine(const element *weights, const uint8_t *shares, int64_t count, element *sum)
+{
+    element total = {{0}};
+    for (int64_t i = 0; i < count; i++, shares += SHARE) {
+        element share = {{0}}, smaller;
+        memcpy(&share, shares, SHARE); /* words are little-endian, as shares are */
+        share = multiply(&share, &weights[i]);
+        add(&total, &share);
+        smaller = total;
+        if (!subtract(&smaller, &PRIME))
+            total = smaller;
+    }
+    *sum = total;
 }

@@ -74,7 +74,7 @@ def deal(me: Secrets, peers: Peers, agreed: Mapping[int, bytes]) -> ShareKeys:
         public = _commit_shares(context, me.index, holder, shares)
         theirs = (holder, peers.keys[holder].box_key)
         sealer = Sealer.between(agreed[holder], context, dealer=mine, holder=theirs)
-        sealed[holder] = SealedShares(public + sealer.seal(b"".join(shares), public))
+        sealed[holder] = public + sealer.seal(b"".join(shares), public)
     return ShareKeys(
         seed_commitment=commit_seed(context, me.index, me.seed),
         noise_commitment=me.noise.commitment if me.noise else b"",
@@ -83,13 +83,13 @@ def deal(me: Secrets, peers: Peers, agreed: Mapping[int, bytes]) -> ShareKeys:
 
 
 def open_box(
-    me: Secrets, peers: Peers, agreed: Mapping[int, bytes], dealer: int, sealed: SealedShares
+    me: Secrets, peers: Peers, agreed: Mapping[int, bytes], dealer: int, record: bytes
 ) -> list[bytes] | None:
     """The shares in a dealer's box, in the order of ``deal``; None where they are worthless.
 
     One bad dealer must not cost its neighbours the round, so this is no error.
     """
-    context = me.config.context
+    context, sealed = me.config.context, SealedShares(record)
     mine, theirs = (me.index, me.box_pair.public), (dealer, peers.keys[dealer].box_key)
     try:
         sealer = Sealer.between(agreed[dealer], context, dealer=theirs, holder=mine)

@@ -151,8 +151,8 @@ class KeysShared(_State):
             checks.check_inbox(dealt, self._peers, config)
             held = {
                 dealer: shares
-                for dealer, sealed in dealt.items()
-                if (shares := open_box(me, self._peers, self._agreed, dealer, sealed)) is not None
+                for dealer, record in dealt.items()
+                if (shares := open_box(me, self._peers, self._agreed, dealer, record)) is not None
             }
             masked = mask(config.ring, vector, *_mask_seeds(me, self._peers, dealt))
             message = MaskedInput(masked).encode(config, me.index)

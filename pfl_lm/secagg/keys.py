@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -113,8 +114,14 @@ def commit(context: bytes, kind: bytes, dealer: int, holder: int, value: bytes) 
 
     It binds, and it hides because what is committed to has 256 bits of entropy of its own.
     """
-    header = _LABEL + kind + b" commitment" + context + struct.pack("<II", dealer, holder)
-    return hashlib.sha256(header + value).digest()
+    return committer(context, kind)(dealer, holder, value)
+
+
+def committer(context: bytes, kind: bytes) -> Callable[[int, int, bytes], bytes]:
+    """``commit`` to many shares of one kind in one round."""
+    prefix = _LABEL + kind + b" commitment" + context
+    pair, sha256 = struct.Struct("<II").pack, hashlib.sha256
+    return lambda dealer, holder, value: sha256(prefix + pair(dealer, holder) + value).digest()
 
 
 @dataclass(frozen=True)

@@ -19,15 +19,19 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar, NamedTuple, Self
 
 from pfl_lm.secagg.config import RoundConfig
 from pfl_lm.secagg.errors import MalformedMessage, Refused, WrongState
 from pfl_lm.secagg.keys import KEY_BYTES, SIGNATURE_BYTES, TAG_BYTES
-from pfl_lm.secagg.sharing import SHARE_BYTES, element
+from pfl_lm.secagg.sharing import SHARE_BYTES, check_share
 from pfl_lm.secagg.wire import SERVER, Reader, frame, unframe, write_bitmap, write_records
 
 MASK_SHARE, SELF_SHARE = b"mask share", b"self share"  # which secret a share belongs to
+COMMITMENT = {  # where a sealed record has the commitment to the share of each
+    MASK_SHARE: slice(0, KEY_BYTES),
+    SELF_SHARE: slice(KEY_BYTES, 2 * KEY_BYTES),
+}
 
 
 class Message:
@@ -128,11 +132,11 @@ class Roster(Message):
         return cls(members, {i: AdvertiseKeys.read(body, config) for i, body in bodies.items()})
 
 
-@dataclass(frozen=True, slots=True)
-class SealedShares:
+class SealedShares(NamedTuple):
     """One holder's shares of one dealer's secrets: commitments in the clear, shares in a box.
 
-    A server forwards tens of thousands of these unread, so they are kept as they travel.
+    A server forwards tens of thousands of records unread: messages hold them as they travel, and
+    who looks into one wraps it.
     """
 
     record: bytes
@@ -150,11 +154,6 @@ class SealedShares:
     def box(self) -> bytes:
         return self.record[2 * KEY_BYTES :]
 
-    def commitment(self, kind: bytes) -> bytes:
-        """To the share of the mask key or of the self-mask secret."""
-        mask = kind == MASK_SHARE
-        return self.record[:KEY_BYTES] if mask else self.record[KEY_BYTES : 2 * KEY_BYTES]
-
 
 @dataclass(frozen=True)
 class ShareKeys(Message):
@@ -163,18 +162,16 @@ class ShareKeys(Message):
     kind = 3
     seed_commitment: bytes
     noise_commitment: bytes  # empty without noise components
-    shares: Mapping[int, SealedShares]
+    shares: Mapping[int, bytes]  # records of SealedShares by holder
 
     def body(self, config: RoundConfig) -> bytes:
-        records = {holder: sealed.record for holder, sealed in self.shares.items()}
-        return self.seed_commitment + self.noise_commitment + write_records(records)
+        return self.seed_commitment + self.noise_commitment + write_records(self.shares)
 
     @classmethod
     def read(cls, reader: Reader, config: RoundConfig) -> Self:
         seed = reader.take(KEY_BYTES)
         noise = reader.take(KEY_BYTES if config.noise_levels else 0)
-        records = reader.records(SealedShares.bytes_in(config), config.cohort)
-        return cls(seed, noise, {holder: SealedShares(r) for holder, r in records.items()})
+        return cls(seed, noise, reader.records(SealedShares.bytes_in(config), config.cohort))
 
 
 @dataclass(frozen=True)
@@ -182,15 +179,14 @@ class ShareInbox(Message):
     """What the others dealt to one device."""
 
     kind = 4
-    shares: Mapping[int, SealedShares]
+    shares: Mapping[int, bytes]  # records of SealedShares by dealer
 
     def body(self, config: RoundConfig) -> bytes:
-        return write_records({dealer: sealed.record for dealer, sealed in self.shares.items()})
+        return write_records(self.shares)
 
     @classmethod
     def read(cls, reader: Reader, config: RoundConfig) -> Self:
-        records = reader.records(SealedShares.bytes_in(config), config.cohort)
-        return cls({dealer: SealedShares(record) for dealer, record in records.items()})
+        return cls(reader.records(SealedShares.bytes_in(config), config.cohort))
 
 
 @dataclass(frozen=True)
@@ -294,6 +290,5 @@ class UnmaskAnswer(Message):
 def _read_shares(reader: Reader, config: RoundConfig) -> dict[int, bytes]:
     shares = reader.records(SHARE_BYTES, config.cohort)
     for share in shares.values():
-        if share[-1]:  # the prime is just above 2^256: all other shares lie in the field
-            element(share)
+        check_share(share)
     return shares

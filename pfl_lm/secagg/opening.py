@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 
 from pfl_lm.secagg import dealing, keys
 from pfl_lm.secagg.config import RoundConfig
@@ -14,6 +13,7 @@ from pfl_lm.secagg.ideal import OpenedSum
 from pfl_lm.secagg.keys import KeyPair, pair_mask_seed, self_mask_seed
 from pfl_lm.secagg.masks import add_masks
 from pfl_lm.secagg.messages import (
+    COMMITMENT,
     MASK_SHARE,
     SELF_SHARE,
     AdvertiseKeys,
@@ -23,7 +23,7 @@ from pfl_lm.secagg.messages import (
 )
 from pfl_lm.secagg.noise import NoiseChain
 from pfl_lm.secagg.packing import Words
-from pfl_lm.secagg.sharing import lagrange_weights, recover
+from pfl_lm.secagg.sharing import recover
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,9 @@ def check_answer(
     ):
         if not shares.keys() <= asked & holders:
             raise Refused(f"device {sender} revealed a share that it was not asked for")
+        commit, place = keys.committer(config.context, kind), COMMITMENT[kind]
         for dealer, share in shares.items():
-            sealed = registry.dealt[dealer].shares[sender]
-            if keys.commit(config.context, kind, dealer, sender, share) != sealed.commitment(kind):
+            if commit(dealer, sender, share) != registry.dealt[dealer].shares[sender][place]:
                 raise Refused(f"device {sender} revealed a wrong share of device {dealer}")
     if config.noise_levels:
         _check_noise(answer, sender, outcome, registry, config)
@@ -158,17 +158,10 @@ def _recover(device: int, shares: Mapping[int, Mapping[int, bytes]], config: Rou
             f"{len(mine)} shares of device {device} were revealed and {threshold} are needed: "
             "the sum stays closed"
         )
-    holders = tuple(sorted(mine)[:threshold])
     try:
-        return recover({holder: mine[holder] for holder in holders}, _weights(holders))
+        return recover({holder: mine[holder] for holder in sorted(mine)[:threshold]})
     except Refused:
         raise Refused(f"device {device} dealt shares that belong to no secret") from None
-
-
-@lru_cache(maxsize=64)
-def _weights(holders: tuple[int, ...]) -> dict[int, int]:
-    """In a complete graph all secrets are recovered from the same holders' shares."""
-    return lagrange_weights(holders)
 
 
 def _by_dealer(by_holder: Mapping[int, Mapping[int, bytes]]) -> dict[int, dict[int, bytes]]:

@@ -122,7 +122,7 @@ class CollectingShares(Phase[ShareKeys]):
         self._goal = goal
 
     def _check(self, sender: int, content: ShareKeys) -> None:
-        if sorted(content.shares) != self._graph.holders(sender):
+        if list(content.shares) != self._graph.holders(sender):
             raise Refused(f"device {sender} dealt shares to others than its holders")
 
     def close(self) -> tuple[CollectingInputs, Outgoing]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
+from operator import mul
 
 import numpy as np
 
@@ -45,9 +47,9 @@ def share(
         raise ValueError(f"threshold must be from 1 to the {len(holders)} holders: {threshold}")
     random = entropy(48 * (threshold - 1))  # 384 bits for each coefficient but the last
     coefficients = [  # of the highest power first, for Horner's rule
-        int.from_bytes(random[at : at + 48], "little") % PRIME for at in range(0, len(random), 48)
+        _integer(random[at : at + 48]) % PRIME for at in range(0, len(random), 48)
     ]
-    coefficients.append(int.from_bytes(secret, "little"))
+    coefficients.append(_integer(secret))
     values = _evaluate(coefficients, [holder + 1 for holder in holders])
     return {
         holder: value.to_bytes(SHARE_BYTES, "little")
@@ -55,56 +57,66 @@ def share(
     }
 
 
-def recover(shares: Mapping[int, bytes], weights: Mapping[int, int]) -> bytes:
-    """Recover the secret from shares by holder, with the ``weights`` of exactly these holders.
+def recover(shares: Mapping[int, bytes]) -> bytes:
+    """Recover the secret from as many shares, by holder, as its threshold.
 
     Raises:
         MalformedMessage: a share outside the field.
         Refused: the shares belong to no 32-byte secret: at least one is wrong. Wrong shares that
             do give 32 bytes give wrong ones: compare the secret with its commitment.
     """
-    value = sum(weights[holder] * element(share) for holder, share in shares.items()) % PRIME
+    for share in shares.values():
+        check_share(share)
+    value = _combine(tuple(holder + 1 for holder in shares), list(shares.values()))
     if value >> (8 * SECRET_BYTES):
         raise Refused("the shares belong to no secret: at least one of them is wrong")
     return value.to_bytes(SECRET_BYTES, "little")
 
 
-def element(share: bytes) -> int:
-    """Read a share as a field element.
-
-    Raises:
-        MalformedMessage: another length, or a number at or above the prime.
-    """
-    value = int.from_bytes(share, "little")
-    if len(share) != SHARE_BYTES or value >= PRIME:
+def check_share(share: bytes) -> None:
+    """Raise ``MalformedMessage`` unless a share is a field element: 33 bytes below the prime."""
+    # The prime is just above 2^256: what fits 32 bytes lies below it.
+    fits = len(share) == SHARE_BYTES and not (share[-1] and _integer(share) >= PRIME)
+    if not fits:
         raise MalformedMessage("a share must be 33 bytes below the field's prime")
+
+
+def _combine(points: tuple[int, ...], shares: Sequence[bytes]) -> int:
+    """The value at zero of the polynomial through (point, share)."""
+    weights = _weights(points)
+    loops = _native(points)
+    if loops is not None:
+        combined = _elements(1)
+        loops.combine(weights, b"".join(shares), len(points), combined)
+        return _integer(combined.raw)
+    value: int = sum(map(mul, _integers(weights), map(_integer, shares))) % PRIME
     return value
 
 
-def lagrange_weights(holders: Iterable[int]) -> dict[int, int]:
-    """Lagrange's coefficients at zero for these holders, with one inversion for all of them."""
-    points = [holder + 1 for holder in holders]
+@lru_cache(maxsize=64)
+def _weights(points: tuple[int, ...]) -> bytes:
+    """Lagrange's coefficients at zero, as elements, with one inversion for all of them.
+
+    In a complete graph all secrets are recovered from the same holders' shares.
+    """
     loops = _native(points)
     if loops is not None:
         weights, scratch = (_elements(len(points)) for _ in range(2))
         loops.lagrange(_words(points), len(points), weights, scratch)
-        return {x - 1: weight for x, weight in zip(points, _integers(weights), strict=True)}
+        return weights.raw
     whole = math.prod(points) % PRIME
     denominators = [math.prod(row) % PRIME for row in _denominators(points)]
-    return {
-        x - 1: whole * inverse % PRIME
-        for x, inverse in zip(points, _invert_all(denominators), strict=True)
-    }
+    return _pack(whole * inverse % PRIME for inverse in _invert_all(denominators))
 
 
 def _evaluate(coefficients: Sequence[int], points: Sequence[int]) -> list[int]:
     """The polynomial's values at the points, by Horner's rule, the highest power first."""
     loops = _native(points)
     if loops is not None:
-        packed = b"".join(c.to_bytes(_ELEMENT_BYTES, "little") for c in coefficients)
         values = _elements(len(points))
+        packed = _pack(coefficients)
         loops.evaluate(packed, len(coefficients), _words(points), len(points), values)
-        return _integers(values)
+        return _integers(values.raw)
     found = []
     for x in points:
         value = 0
@@ -151,6 +163,7 @@ def _native(points: Sequence[int]) -> ctypes.CDLL | None:
         "field",
         evaluate=(None, ctypes.c_char_p, size, pointer, size, pointer),
         lagrange=(None, pointer, size, pointer, pointer),
+        combine=(None, pointer, pointer, size, pointer),
     )
 
 
@@ -162,7 +175,14 @@ def _elements(count: int) -> ctypes.Array[ctypes.c_char]:
     return ctypes.create_string_buffer(count * _ELEMENT_BYTES)
 
 
-def _integers(elements: ctypes.Array[ctypes.c_char]) -> list[int]:
-    raw = elements.raw
-    pieces = range(0, len(raw), _ELEMENT_BYTES)
-    return [int.from_bytes(raw[at : at + _ELEMENT_BYTES], "little") for at in pieces]
+def _pack(integers: Iterable[int]) -> bytes:
+    return b"".join(integer.to_bytes(_ELEMENT_BYTES, "little") for integer in integers)
+
+
+def _integers(elements: bytes) -> list[int]:
+    pieces = range(0, len(elements), _ELEMENT_BYTES)
+    return [_integer(elements[at : at + _ELEMENT_BYTES]) for at in pieces]
+
+
+def _integer(raw: bytes) -> int:
+    return int.from_bytes(raw, "little")

@@ -90,8 +90,8 @@ def _advertised(config: RoundConfig) -> AdvertiseKeys:
     return AdvertiseKeys(keys.box_key, keys.mask_key, bytes(KEY_BYTES), signature, signature)
 
 
-def _sealed(config: RoundConfig) -> SealedShares:
-    return SealedShares(bytes(SealedShares.bytes_in(config)))
+def _sealed(config: RoundConfig) -> bytes:
+    return bytes(SealedShares.bytes_in(config))
 
 
 def _share_keys(config: RoundConfig, holders: int) -> ShareKeys:

@@ -92,13 +92,10 @@ class Reader:
         """A count, then that many (index u32, ``size`` bytes) in strictly ascending order."""
         count = self.u32()
         raw = self.view(count * (4 + size))  # checked against the body before it is walked
-        found: dict[int, bytes] = {}
-        previous = -1
-        for index, record in struct.Struct(f"<I{size}s").iter_unpack(raw):
-            if not previous < index < indices:
-                raise MalformedMessage("indices must ascend, each once, inside the cohort")
-            found[index] = record
-            previous = index
+        found = dict(struct.iter_unpack(f"<I{size}s", raw))
+        ascending = list(found)
+        if len(found) < count or ascending != sorted(found) or max(ascending, default=0) >= indices:
+            raise MalformedMessage("indices must ascend, each once, inside the cohort")
         return found
 
     def bitmap(self, indices: int) -> frozenset[int]:

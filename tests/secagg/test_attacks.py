@@ -21,6 +21,7 @@ from pfl_lm.secagg.errors import (
 from pfl_lm.secagg.keys import KeyPair, certify, pair_mask_seed
 from pfl_lm.secagg.masks import add_masks
 from pfl_lm.secagg.messages import (
+    COMMITMENT,
     MASK_SHARE,
     AdvertiseKeys,
     MaskedInput,
@@ -395,12 +396,8 @@ def test_a_dealer_whose_boxes_are_rubbish(make_round, adversary, victims):
     lab = make_round(cohort=6, adversary=adversary).advertise()
     lab.devices = {i: lab.devices[i].share_keys(m) for i, m in lab.to_devices.items()}
     dealt = ShareKeys.decode(lab.devices[2].message, lab.config, 2)
-    rubbish = {
-        holder: SealedShares(
-            dealt.shares[holder].public + os.urandom(len(dealt.shares[holder].box))
-        )
-        for holder in victims
-    }
+    sealed = {holder: SealedShares(dealt.shares[holder]) for holder in victims}
+    rubbish = {holder: it.public + os.urandom(len(it.box)) for holder, it in sealed.items()}
     message = replace(dealt, shares={**dealt.shares, **rubbish}).encode(lab.config, 2)
     lab.devices[2].message = message
     lab.deliver()
@@ -437,7 +434,7 @@ def test_a_box_given_to_another_holder_or_its_commitments_exchanged(make_round):
     inboxes = {i: ShareInbox.decode_from_server(m, lab.config) for i, m in lab.to_devices.items()}
     genuine = inboxes[0].shares
     misdirected = inboxes[2].shares[1]
-    exchanged = SealedShares(genuine[4].commitment(MASK_SHARE) + genuine[3].record[32:])
+    exchanged = genuine[4][COMMITMENT[MASK_SHARE]] + genuine[3][32:]
     inbox = ShareInbox({**genuine, 1: misdirected, 3: exchanged})
     masked = lab.devices[0].mask_input(inbox.encode_from_server(lab.config), lab.vectors[0])
     assert masked.rejected_dealers == [1, 3]

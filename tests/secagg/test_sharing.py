@@ -17,9 +17,11 @@ from pfl_lm.secagg.errors import MalformedMessage, Refused
 from pfl_lm.secagg.sharing import (
     PRIME,
     SHARE_BYTES,
+    _combine,
     _evaluate,
-    element,
-    lagrange_weights,
+    _integer,
+    _weights,
+    check_share,
     recover,
     share,
 )
@@ -31,37 +33,36 @@ def test_any_threshold_of_shares_recovers_the_secret(secret, holders, data):
     shares = share(secret, sorted(holders), threshold, os.urandom)
     kept = data.draw(st.permutations(sorted(holders)))[:threshold]
     some = {holder: shares[holder] for holder in kept}
-    assert recover(some, lagrange_weights(some)) == secret
+    assert recover(some) == secret
 
 
 def test_the_largest_secret_fits_the_field():
     shares = share(b"\xff" * 32, [0, 1, 2], 3, os.urandom)
-    assert recover(shares, lagrange_weights(shares)) == b"\xff" * 32
+    assert recover(shares) == b"\xff" * 32
 
 
 def test_fewer_shares_than_the_threshold_are_uniform_whatever_the_secret():
     for secret in (bytes(32), b"\xff" * 32):
-        values = [element(share(secret, [0, 1, 2], 3, os.urandom)[1]) for _ in range(4000)]
+        values = [_integer(share(secret, [0, 1, 2], 3, os.urandom)[1]) for _ in range(4000)]
         assert stats.kstest(np.array([value / PRIME for value in values]), "uniform").pvalue > 1e-4
 
 
 def test_a_flipped_bit_in_any_share_changes_or_destroys_the_secret():
     secret = os.urandom(32)
     shares = share(secret, range(5), 5, os.urandom)
-    weights = lagrange_weights(shares)
     for holder in shares:
         for bit in range(0, 8 * SHARE_BYTES, 7):
             wrong = dict(shares)
             number = int.from_bytes(wrong[holder], "little") ^ (1 << bit)
             wrong[holder] = number.to_bytes(SHARE_BYTES, "little")
             with contextlib.suppress(MalformedMessage, Refused):
-                assert recover(wrong, weights) != secret
+                assert recover(wrong) != secret
 
 
 @pytest.mark.parametrize("wrong", [b"", bytes(32), bytes(34), PRIME.to_bytes(33, "little")])
 def test_what_is_no_field_element_is_no_share(wrong):
     with pytest.raises(MalformedMessage):
-        element(wrong)
+        check_share(wrong)
 
 
 @pytest.mark.parametrize(
@@ -91,11 +92,17 @@ def test_the_compiled_field_is_the_integers_modulo_the_prime(coefficients, point
     points = sorted(points, key=hash)
     if native.library("field") is None:
         pytest.skip("no C compiler")
-    values, weights = _evaluate(coefficients, points), lagrange_weights(x - 1 for x in points)
+    points = tuple(points)
+    values, weights = _evaluate(coefficients, points), _weights.__wrapped__(points)
     for x, value in zip(points, values, strict=True):
         powers = (pow(x, at, PRIME) for at in range(len(coefficients)))
         assert value == sum(map(mul, reversed(coefficients), powers)) % PRIME
+    shares = [value.to_bytes(SHARE_BYTES, "little") for value in values]
+    combined = _combine(points, shares)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(native, "library", lambda name: None)
         assert _evaluate(coefficients, points) == values
-        assert lagrange_weights(x - 1 for x in points) == weights
+        assert _weights.__wrapped__(points) == weights
+        assert _combine(points, shares) == combined
+    if len(points) >= len(coefficients):
+        assert combined == coefficients[-1]
