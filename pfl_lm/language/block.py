@@ -126,11 +126,11 @@ class _Function(torch.autograd.Function):
         block = _describe(ctx, {"dy": dy.contiguous(), "dx": dx})
         needs, devices = ctx.needs_input_grad[2:], len(dx)
         found: list[Tensor | None] = [None] * len(needs)
-        for number, tensor in enumerate(ctx.norms):
-            if needs[number]:
-                found[number] = dx.new_zeros(devices, tensor.shape[-1])
-                name = ("d_gain", "d_bias")[number % 2]
-                setattr(block.norms[number // 2], name, _pointer(found[number]))
+        for number, norm in enumerate(block.norms):
+            if any(needs[2 * number : 2 * number + 2]):
+                gradients = dx.new_zeros(2, devices, dx.shape[-1]).unbind(0)
+                found[2 * number : 2 * number + 2] = gradients
+                norm.d_gain, norm.d_bias = map(_pointer, gradients)
         for number, layer in enumerate(ctx.layers):
             first = 2 * NORMS + 5 * number
             for at, name in enumerate(("d_weight", "d_bias", "d_a", "d_b")):

@@ -74,7 +74,7 @@ static void mix(const attention *a, const float *weights, int over, const float 
 static void weigh(const attention *a) {
   float scale = 1.44269504088896341f / sqrtf((float)a->each);
   for (long i = 0; i < a->length; i++) {
-    float *row = a->weights + i * a->wide, top = row[0];
+    float *row = a->weights + i * a->wide;
     vec largest = all(row[0]), sum = {0};
     long j, n = i + 1;
     for (j = 0; j < n; j += LANES) {
@@ -82,7 +82,7 @@ static void weigh(const attention *a) {
       store(row + j, score);
       largest = either(score > largest, score, largest);
     }
-    for (int lane = 0; lane < LANES; lane++) top = largest[lane] > top ? largest[lane] : top;
+    float top = greatest_of(largest);
     for (j = 0; j < n; j += LANES) {
       vec power = exp2_of((load(row + j) - top) * scale);
       store(row + j, power);

@@ -16,7 +16,7 @@ enum { ATTENTION, ATTENTION_OUT, FEEDFORWARD_IN, FEEDFORWARD_OUT, LAYERS };
 typedef struct {
   const float *gain, *bias; /* (D,) of the first device */
   long gain_apart, bias_apart;
-  float *d_gain, *d_bias;   /* (K, D), 0 at first, or none */
+  float *d_gain, *d_bias;   /* (K, D), 0 at first; both or none */
 } norm;
 
 typedef struct {
@@ -114,6 +114,7 @@ static void backward_layer(const block *b, tools *u, int which, part p, const fl
   const packed *w = &u->layers[which];
   long o = l->d.outputs, i = l->d.inputs, r = l->d.rank;
   multiply_narrow(p.count, o, r, dy, w->a, l->d.scale, u->narrow);
+  if (l->b) factor_gradient(p.count, r, rows_of(b, p, l->d.inner, r), o, dy, l->b + p.k * r * o);
   passage through = {o, i, r, dy, u->narrow, w->weight, w->b, 0, 0, dx};
   pass_through(&through, p.count);
   if (l->weight) {
@@ -122,7 +123,6 @@ static void backward_layer(const block *b, tools *u, int which, part p, const fl
   }
   if (l->d_bias) sum_rows(p.count, o, dy, l->d_bias + p.k * o);
   if (l->a) factor_gradient(p.count, r, u->narrow, i, x, l->a + p.k * r * i);
-  if (l->b) factor_gradient(p.count, r, rows_of(b, p, l->d.inner, r), o, dy, l->b + p.k * r * o);
 }
 
 static void normalise_rows(const block *b, int which, part p, const float *x, float *normal) {
@@ -133,9 +133,9 @@ static void normalise_rows(const block *b, int which, part p, const float *x, fl
 static void back_through_norm(const block *b, int which, part p, const float *x, const float *dy,
                               float *dx) {
   const norm *n = &b->before[which];
-  normalise_back(p.count, b->width, x, n->gain + p.k * n->gain_apart, dy, dx,
-                 n->d_gain ? n->d_gain + p.k * b->width : 0,
-                 n->d_bias ? n->d_bias + p.k * b->width : 0);
+  long own = n->d_gain ? p.k * b->width : 0;
+  normalise_back(p.count, b->width, x, n->gain + p.k * n->gain_apart, dy, dx, n->d_gain + own,
+                 n->d_bias + own);
 }
 
 /* Turn queries and keys, or (side = -1) turn their gradients back. */

@@ -14,6 +14,7 @@
 
 #include <stdlib.h>
 
+#define STRETCH 512    /* products of a layer's sum in one go: rarely less than all */
 #define NEAR_NARROW 40 /* rows of a wide matrix that stay in the first cache beside a narrow one */
 
 typedef struct {
@@ -105,7 +106,6 @@ typedef struct {
 INLINE void passage_tile(int rows, const passage *p, long first, long column, long k, long n) {
   vec sum[HEIGHT][2];
   const float *row[HEIGHT], *panel = p->weight + column * p->from + k * WIDTH;
-  const float *soon = first ? panel : panel + (column + WIDTH < p->to ? WIDTH * p->from : 0);
   const float *base = k ? p->y : p->base;
   float *y = p->y + first * p->to + column;
   for (int i = 0; i < rows; i++) {
@@ -113,7 +113,7 @@ INLINE void passage_tile(int rows, const passage *p, long first, long column, lo
     row[i] = p->x + (first + i) * p->from + k;
     sum[i][0] = sum[i][1] = (vec){0};
   }
-  add_products(rows, n, row, 1, panel, WIDTH, soon, WIDTH / 8, sum);
+  add_products(rows, n, row, 1, panel, WIDTH, panel, 0, sum);
   if (p->rank && !k) {
     for (int i = 0; i < rows; i++) row[i] = p->narrow + (first + i) * p->rank;
     panel = p->b + column * p->rank;
@@ -134,11 +134,11 @@ INLINE void passage_tile(int rows, const passage *p, long first, long column, lo
 }
 
 static void pass_through(const passage *p, long rows) {
-  for (long k = 0; k < p->from; k += DEPTH)
+  for (long k = 0; k < p->from; k += STRETCH)
     for (long j = 0; j < p->to; j += WIDTH)
       for (long done = 0, tiles = (rows + HEIGHT - 1) / HEIGHT; tiles > 0; tiles--) {
         long height = (rows - done + tiles - 1) / tiles;
-        OF_HEIGHT(height, passage_tile, p, done, j, k, smaller(DEPTH, p->from - k))
+        OF_HEIGHT(height, passage_tile, p, done, j, k, smaller(STRETCH, p->from - k))
         done += height;
       }
 }

@@ -11,16 +11,25 @@
 
 #define EPSILON 1e-5f /* added to a norm's variance */
 
+INLINE void add_numbers(const float *x, long n, vec *sum) { *sum += some(x, n); }
+
+INLINE void add_squares(const float *x, long n, float mean, vec *sum) {
+  vec off = (vec)((ints)(some(x, n) - mean) & first_lanes(n));
+  *sum += off * off;
+}
+
 /* 1 / standard deviation of a row, and its mean. */
 INLINE float moments(long width, const float *x, float *mean) {
   vec sum = {0}, squares = {0};
-  for (long j = 0; j < width; j += LANES) sum += some(x + j, width - j);
+  OVER_LANES(add_numbers(x + j, n, &sum), width)
   *mean = sum_of(sum) / width;
-  for (long j = 0; j < width; j += LANES) {
-    vec off = (vec)((ints)(some(x + j, width - j) - *mean) & first_lanes(width - j));
-    squares += off * off;
-  }
+  OVER_LANES(add_squares(x + j, n, *mean, &squares), width)
   return 1.0f / sqrtf(sum_of(squares) / width + EPSILON);
+}
+
+INLINE void put_normal(long n, const float *x, float mean, float scale, const float *gain,
+                       const float *bias, float *y) {
+  put(y, (some(x, n) - mean) * scale * some(gain, n) + some(bias, n), n);
 }
 
 /* y (rows, D) = gain · (x - mean) / deviation + bias. */
@@ -28,32 +37,41 @@ static void normalise(long rows, long width, const float *x, const float *gain, 
                       float *y) {
   for (; rows > 0; rows--, x += width, y += width) {
     float mean, scale = moments(width, x, &mean);
-    for (long j = 0; j < width; j += LANES) {
-      long n = width - j;
-      put(y + j, (some(x + j, n) - mean) * scale * some(gain + j, n) + some(bias + j, n), n);
-    }
+    OVER_LANES(put_normal(n, x + j, mean, scale, gain + j, bias + j, y + j), width)
   }
 }
 
-/* To dx (rows, D) is added what dy brings through the norm; to the gradients, if there, theirs. */
+/* What a row's gradient has along the constant and along the normalised row itself. */
+INLINE void add_along(long n, const float *x, float mean, float scale, const float *gain,
+                      const float *dy, vec *sum, vec *along) {
+  vec by = some(dy, n) * some(gain, n);
+  *sum += by;
+  *along += by * ((some(x, n) - mean) * scale);
+}
+
+INLINE void add_back(long n, const float *x, float mean, float scale, const float *gain,
+                     const float *dy, float sum, float along, float *dx) {
+  vec normal = (some(x, n) - mean) * scale, by = some(dy, n) * some(gain, n);
+  put(dx, some(dx, n) + (by - sum - normal * along) * scale, n);
+}
+
+INLINE void add_norm_gradients(long n, const float *x, float mean, float scale, const float *dy,
+                               float *d_gain, float *d_bias) {
+  put(d_gain, some(d_gain, n) + some(dy, n) * ((some(x, n) - mean) * scale), n);
+  put(d_bias, some(d_bias, n) + some(dy, n), n);
+}
+
+/* To dx (rows, D) is added what dy brings through the norm; to both gradients, if there, theirs. */
 static void normalise_back(long rows, long width, const float *x, const float *gain, const float *dy,
                            float *dx, float *d_gain, float *d_bias) {
   for (; rows > 0; rows--, x += width, dy += width, dx += width) {
     float mean, scale = moments(width, x, &mean);
     vec sum = {0}, along = {0};
-    for (long j = 0; j < width; j += LANES) {
-      long n = width - j;
-      vec normal = (some(x + j, n) - mean) * scale, d = some(dy + j, n), by = d * some(gain + j, n);
-      sum += by, along += by * normal;
-      if (d_gain) put(d_gain + j, some(d_gain + j, n) + d * normal, n);
-      if (d_bias) put(d_bias + j, some(d_bias + j, n) + d, n);
-    }
-    float offset = sum_of(sum) / width, slope = sum_of(along) / width;
-    for (long j = 0; j < width; j += LANES) {
-      long n = width - j;
-      vec normal = (some(x + j, n) - mean) * scale, by = some(dy + j, n) * some(gain + j, n);
-      put(dx + j, some(dx + j, n) + (by - offset - normal * slope) * scale, n);
-    }
+    OVER_LANES(add_along(n, x + j, mean, scale, gain + j, dy + j, &sum, &along), width)
+    float constant = sum_of(sum) / width, slope = sum_of(along) / width;
+    OVER_LANES(add_back(n, x + j, mean, scale, gain + j, dy + j, constant, slope, dx + j), width)
+    if (d_gain)
+      OVER_LANES(add_norm_gradients(n, x + j, mean, scale, dy + j, d_gain + j, d_bias + j), width)
   }
 }
 

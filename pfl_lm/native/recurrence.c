@@ -83,21 +83,14 @@ INLINE void backward_cells(long n, long h, int gates, const float *z, const floa
   put(dc, through * f, n);
 }
 
-#define OVER_CELLS(call, h)                                   \
-  {                                                           \
-    long j = 0, n = LANES;                                    \
-    for (; j + LANES <= (h); j += LANES) call;                \
-    if ((n = (h) - j) > 0) call;                              \
-  }
-
 static void forward_rows(const recurrence *r, long rows, float *z, const float *c, float *after,
                          float *bent, float *m) {
   long h = r->cells, g = r->gates * h;
   for (long i = 0; i < rows; i++, z += g, c += h, after += h, bent += h, m += h)
     if (r->gates == 3)
-      OVER_CELLS(forward_cells(n, h, 3, z + j, c + j, after + j, bent + j, m + j), h)
+      OVER_LANES(forward_cells(n, h, 3, z + j, c + j, after + j, bent + j, m + j), h)
     else
-      OVER_CELLS(forward_cells(n, h, 4, z + j, c + j, after + j, bent + j, m + j), h)
+      OVER_LANES(forward_cells(n, h, 4, z + j, c + j, after + j, bent + j, m + j), h)
 }
 
 static void backward_rows(const recurrence *r, long rows, const float *z, const float *before,
@@ -105,9 +98,9 @@ static void backward_rows(const recurrence *r, long rows, const float *z, const 
   long h = r->cells, g = r->gates * h;
   for (long i = 0; i < rows; i++, z += g, before += h, bent += h, dm += h, dc += h, dz += g)
     if (r->gates == 3)
-      OVER_CELLS(backward_cells(n, h, 3, z + j, before + j, bent + j, dm + j, dc + j, dz + j), h)
+      OVER_LANES(backward_cells(n, h, 3, z + j, before + j, bent + j, dm + j, dc + j, dz + j), h)
     else
-      OVER_CELLS(backward_cells(n, h, 4, z + j, before + j, bent + j, dm + j, dc + j, dz + j), h)
+      OVER_LANES(backward_cells(n, h, 4, z + j, before + j, bent + j, dm + j, dc + j, dz + j), h)
 }
 
 /* Offsets of B rows of each of `group` devices. */

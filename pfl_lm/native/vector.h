@@ -63,11 +63,43 @@ INLINE vec either(ints where, vec yes, vec no) {
   return (vec)(((ints)yes & where) | ((ints)no & ~where));
 }
 
-INLINE float sum_of(vec x) {
-  float sum = 0;
-  for (int i = 0; i < LANES; i++) sum += x[i];
-  return sum;
+typedef float quarter __attribute__((vector_size(16)));
+
+/* The lanes of a vector, two times folded in the middle or, of 16, three times: sum and greatest. */
+#if LANES == 16
+#define FOLDED(x, op)                                                            \
+  op(op(__builtin_shufflevector(x, x, 0, 1, 2, 3), __builtin_shufflevector(x, x, 4, 5, 6, 7)), \
+     op(__builtin_shufflevector(x, x, 8, 9, 10, 11), __builtin_shufflevector(x, x, 12, 13, 14, 15)))
+#else
+#define FOLDED(x, op) \
+  op(__builtin_shufflevector(x, x, 0, 1, 2, 3), __builtin_shufflevector(x, x, 4, 5, 6, 7))
+#endif
+
+INLINE quarter sums(quarter a, quarter b) { return a + b; }
+
+INLINE quarter greater(quarter a, quarter b) {
+  __typeof__(a > b) where = a > b;
+  return (quarter)(((__typeof__(where))a & where) | ((__typeof__(where))b & ~where));
 }
+
+INLINE float sum_of(vec x) {
+  quarter y = FOLDED(x, sums);
+  return (y[0] + y[2]) + (y[1] + y[3]);
+}
+
+INLINE float greatest_of(vec x) {
+  quarter y = FOLDED(x, greater);
+  float even = y[0] > y[2] ? y[0] : y[2], odd = y[1] > y[3] ? y[1] : y[3];
+  return even > odd ? even : odd;
+}
+
+/* `call` with n numbers at place j of a row: LANES, a constant, but for what is left at its end. */
+#define OVER_LANES(call, width)                             \
+  {                                                         \
+    long j = 0, n = LANES;                                  \
+    for (; j + LANES <= (width); j += LANES) call;          \
+    if ((n = (width) - j) > 0) call;                        \
+  }
 
 /* p 2^n for whole n from -126, where it is 0, to 128, where 2^n itself is infinite. */
 INLINE vec times_power(vec p, vec n) {
