@@ -46,6 +46,20 @@ def test_it_is_the_signed_hadamard_matrix_on_both_ends(dim):
     assert np.allclose(turned.T, matrix, atol=1e-6)
 
 
+@pytest.mark.parametrize("dim", [1, 7, 8, 9, 100, 4097, 70_001, 530_000])
+def test_compiled_loops_rotate_as_numpy_does(dim, without_compiled):
+    """From single numbers to transforms of several columns; an inverse without the compiler."""
+    rows = np.random.default_rng(dim).standard_normal((2, dim)).astype(np.float32)
+    rotation, turned = Rotation(dim, seed_of(dim)), rows.copy()
+    rotation.forward(turned)
+    without_compiled()
+    expected = rows.copy()
+    rotation.forward(expected)
+    assert np.abs(turned - expected).max() < 1e-5
+    rotation.inverse(turned)
+    assert np.abs(turned - rows).max() < 1e-5
+
+
 @pytest.mark.parametrize("dim", [4096, 5000, 8191])
 @pytest.mark.parametrize("place", [0, 2500, -1])
 def test_whatever_lies_in_one_coordinate_spreads_over_all(dim, place):
