@@ -10,7 +10,7 @@ import hashlib
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from cryptography.exceptions import InvalidSignature, InvalidTag
 from cryptography.hazmat.primitives import hashes
@@ -117,6 +117,7 @@ def commit(context: bytes, kind: bytes, dealer: int, holder: int, value: bytes) 
     return committer(context, kind)(dealer, holder, value)
 
 
+@lru_cache(maxsize=16)
 def committer(context: bytes, kind: bytes) -> Callable[[int, int, bytes], bytes]:
     """``commit`` to many shares of one kind in one round."""
     prefix = _LABEL + kind + b" commitment" + context
