@@ -15,7 +15,7 @@ _ALIAS = (_POINTER, _INT, _POINTER)  # entries, low bits, what is left
 _ENCODE = {
     "sum_of_squares": (_DOUBLE, _POINTER, _SIZE),
     "round_at_random": (
-        *(_DOUBLE, _POINTER, _DOUBLE, _SIZE, *_RANDOM, *_ALIAS, _POINTER, _POINTER),
+        *(_DOUBLE, _POINTER, _DOUBLE, _SIZE, *_RANDOM, *_ALIAS, _POINTER, _INT, _POINTER),
     ),
     "add_samples": (_SIZE, _SIZE, *_RANDOM, *_ALIAS, _POINTER),
 }

@@ -22,6 +22,7 @@ from pfl_lm.dp.samplers import Table, add_noise, one_table
 
 _TRIES = 64  # of conditional rounding; each fails with probability ≤ e^(−1/2), all with < 2^-46
 _MARGIN = 2.0**-22  # room below the clip norm for the rounding errors of float32
+_CACHED = 1 << 25  # bytes of vectors that a cache may still hold when they are summed
 
 
 @dataclass(frozen=True)
@@ -183,7 +184,7 @@ def _encode(
     vectors = np.empty(updates.shape, dtype=np.int64) if out is None else out
     if vectors.shape != updates.shape or vectors.dtype != np.int64:
         raise ValueError(f"out must be int64{updates.shape}, got {vectors.dtype}{vectors.shape}")
-    encoder = _Encoder(grid, share)
+    encoder = _Encoder(grid, share, past_caches=vectors.nbytes > _CACHED)
     for k, source in enumerate(sources_of(bits, len(updates))):
         encoder.write(updates[k], float(factors[k]), source, vectors[k])
     return vectors
@@ -192,8 +193,8 @@ def _encode(
 class _Encoder:
     """Rounds one row after the other and adds noise to it, while its blocks are in the cache."""
 
-    def __init__(self, grid: Grid, share: NoiseShare | None) -> None:
-        self._grid, self._share = grid, share
+    def __init__(self, grid: Grid, share: NoiseShare | None, past_caches: bool) -> None:
+        self._grid, self._share, self._past_caches = grid, share, past_caches
         self._table: Table | None = None
         if share is not None and share.variance > 0:
             self._table = one_table(share.kind, share.variance)
@@ -206,7 +207,7 @@ class _Encoder:
         """
         factor *= self._grid.scale
         for _ in range(_TRIES if factor != 0.0 else 0):
-            squares, left = round_at_random(row, factor, bits, out, self._alias)
+            squares, left = round_at_random(row, factor, bits, out, self._alias, self._past_caches)
             if squares <= self._grid.norm_bound_squared:
                 if self._table is None:
                     self._add_noise(out, bits)

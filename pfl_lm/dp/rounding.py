@@ -58,6 +58,7 @@ def round_at_random(
     bits: Bits,
     out: Int64s,
     alias: Alias | None = None,
+    past_caches: bool = False,
 ) -> tuple[int, Words]:
     """Round values·factor up with a probability equal to its fraction, as 16 bits each decide.
 
@@ -69,6 +70,7 @@ def round_at_random(
         values: float32[n], contiguous.
         out: int64[n], contiguous.
         alias: the noise's; None for none.
+        past_caches: nobody will read ``out`` soon, so it need not pass through the caches.
 
     Returns:
         The sum of squares before the noise, exact below 2^53 and at least 2^53 otherwise; and the
@@ -88,7 +90,7 @@ def round_at_random(
     squares = compiled.round_at_random(
         *(values.ctypes.data, factor, len(values), *random.arguments),
         *(entries, low_bits, left.ctypes.data, ctypes.byref(noted)),
-        out.ctypes.data,
+        *(past_caches, out.ctypes.data),
     )
     return int(squares), left[: noted.value]
 

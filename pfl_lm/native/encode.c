@@ -9,6 +9,9 @@
 
 #include <math.h>
 #include <stdint.h>
+#ifdef __AVX2__
+#include <immintrin.h>
+#endif
 
 #define LANES 256      /* sums side by side; part of what a norm means, as in rounding.py */
 #define STRETCH 65536  /* floats a sum is taken over; likewise */
@@ -136,6 +139,26 @@ static int64_t add_piece(
     return noted;
 }
 
+/* Widen. Past the caches, where nobody reads `out` soon, what is overwritten need not be fetched. */
+static void widen(const int32_t *sums, int64_t count, int past_caches, int64_t *out)
+{
+    int64_t done = 0;
+#ifdef __AVX2__
+    if (past_caches && (uintptr_t)out % sizeof(int64_t) == 0) {
+        while (done < count && (uintptr_t)(out + done) % sizeof(__m256i)) {
+            out[done] = sums[done];
+            done++;
+        }
+        for (; done + 4 <= count; done += 4) {
+            __m256i wide = _mm256_cvtepi32_epi64(_mm_loadu_si128((const __m128i *)(sums + done)));
+            _mm256_stream_si256((__m256i *)(out + done), wide);
+        }
+    }
+#endif
+    for (; done < count; done++)
+        out[done] = sums[done];
+}
+
 /* Where random bytes come from: from `bytes`, or if there are none from byte `position` of a stream
  * on, and then they never leave the first cache. */
 struct random {
@@ -159,7 +182,7 @@ static const void *draw(const struct random *random, int64_t at, int64_t count, 
 double round_at_random(
     const float *values, double factor, int64_t count, const uint8_t *bytes,
     const struct keystream *stream, int64_t position, const uint32_t *entries, int low_bits,
-    uint32_t *left, int64_t *noted, int64_t *out)
+    uint32_t *left, int64_t *noted, int past_caches, int64_t *out)
 {
     const struct random random = {bytes, stream, position};
     const int64_t dither_at = entries ? 4 * count : 0;
@@ -183,9 +206,11 @@ double round_at_random(
             const uint32_t *words = draw(&random, 4 * start, 4 * piece, drawn);
             *noted += add_piece(words, entries, low_bits, piece, start, sums, left + *noted);
         }
-        for (int64_t i = 0; i < piece; i++)
-            out[start + i] = sums[i];
+        widen(sums, piece, past_caches, out + start);
     }
+#ifdef __AVX2__
+    _mm_sfence(); /* what went past the caches is there for whoever reads it next */
+#endif
     return squares;
 }
 

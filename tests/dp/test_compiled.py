@@ -67,15 +67,24 @@ def test_norms_of_what_is_no_ordinary_number(both, bad, place):
 
 
 @fixtures_are_fine
-@given(SIZES, st.integers(0, 99), st.integers(-100, 100), st.floats(1e-3, 2e3), VARIANCES)
-def test_rounding(both, count, seed, exponent, steps, variance):
-    """At any factor whose product lies on the grid, be it below the least that float32 holds."""
+@given(
+    *(SIZES, st.integers(0, 99), st.integers(-100, 100), st.floats(1e-3, 2e3), VARIANCES),
+    st.sampled_from([None, 0, 1, 2, 3]),
+)
+def test_rounding(both, count, seed, exponent, steps, variance, past_caches):
+    """At any factor whose product lies on the grid, be it below the least that float32 holds.
+
+    Past the caches, at any distance from where a vector of the machine may begin.
+    """
     values, factor = values_of(count, seed, exponent), steps * 2.0**-exponent
     alias = None if variance is None else table("skellam", variance).alias
 
     def action():
-        out, bits = np.empty(count, np.int64), reproducible_bits(key(seed, "rounding"))
-        squares, left = round_at_random(values, factor, bits, out, alias)
+        whole, bits = np.full(count + 8, 77), reproducible_bits(key(seed, "rounding"))
+        out = whole[past_caches or 0 :][:count]
+        squares, left = round_at_random(values, factor, bits, out, alias, past_caches is not None)
+        assert (whole[: past_caches or 0] == 77).all()
+        assert (whole[count + (past_caches or 0) :] == 77).all()
         return squares, out, left.tolist(), bits.integer(64)
 
     compiled, numpy = both(action)
