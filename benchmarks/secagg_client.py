@@ -34,9 +34,7 @@ def client(dim: int) -> None:
         ours, floor = client_in(job)
         for which, run in (("best", best), ("first", first)) if theirs else ():
             flower, own = sum(run(theirs).values()), sum(run(ours).values())
-            print(
-                f"  {which} of Flower {1e3 * flower:.0f} ms = {flower / own:.1f} x {which} of ours"
-            )
+            print(f"  {which} run: Flower {1e3 * flower:.0f} ms = {flower / own:.1f} x ours")
         print(f"  the floor is {sum(best(theirs).values()) / floor:.1f} x as fast as Flower's best")
 
 
