@@ -27,17 +27,17 @@ _PANEL = 32  # rows that the exact softmax lays out side by side, there or not
 
 # How often each of ``features`` is held at the peak: fitted by benchmarks/device_memory.py.
 WORK: dict[str, tuple[float, ...]] = {
-    "recurrent, kept": (3.015, 0.0, 0.897, 0.621, 0.0, 0.0, 0.637, 3.1),
-    "recurrent, passed by": (1.029, 0.0, 0.285, 0.0, 0.0, 0.0, 0.0, 5.047),
-    "recurrent, recomputed": (4.988, 8.927, 1.187, 0.0, 0.0, 0.926, 1.658, 4.143),
-    "recurrent, truncated": (4.104, 10.457, 0.924, 0.113, 0.0, 0.492, 1.925, 0.808),
-    "recurrent, zeroth_order": (0.0, 0.0, 0.983, 0.019, 0.0, 2.82, 0.0, 1.479),
-    "recurrent, forward_only": (7.811, 0.0, 0.72, 0.0, 0.0, 1.039, 0.462, 4.745),
-    "transformer, kept": (0.748, 6.389, 1.074, 0.132, 0.0, 0.685, 0.474, 9.794),
-    "transformer, passed by": (0.285, 0.0, 1.0, 1.0, 0.0, 3.048, 0.0, 0.0),
-    "transformer, recomputed": (0.523, 0.463, 1.267, 0.072, 0.0, 4.111, 0.347, 8.264),
-    "transformer, zeroth_order": (2.196, 2.269, 1.001, 0.012, 0.0, 2.292, 0.0, 0.0),
-    "transformer, forward_only": (4.967, 1.554, 1.404, 0.007, 0.0, 5.767, 0.0, 0.0),
+    "recurrent, kept": (3.106, 0.0, 0.904, 0.605, 0.0, 0.0, 0.659, 1.523),
+    "recurrent, passed by": (1.16, 0.0, 0.125, 0.0, 0.0, 0.0, 0.0, 3.426),
+    "recurrent, recomputed": (4.844, 4.191, 1.032, 0.079, 0.0, 1.452, 1.806, 2.129),
+    "recurrent, truncated": (4.319, 9.009, 0.877, 0.135, 0.0, 0.669, 1.935, 0.229),
+    "recurrent, zeroth_order": (2.95, 0.0, 0.983, 0.018, 0.0, 1.276, 0.0, 0.187),
+    "recurrent, forward_only": (8.233, 0.0, 0.715, 0.0, 0.0, 0.967, 0.473, 4.422),
+    "transformer, kept": (0.786, 6.243, 1.03, 0.14, 0.0, 0.319, 0.758, 6.059),
+    "transformer, passed by": (0.261, 0.0, 0.853, 0.0, 0.0, 2.793, 0.0, 0.0),
+    "transformer, recomputed": (0.526, 0.467, 1.267, 0.072, 0.0, 4.134, 0.347, 8.23),
+    "transformer, zeroth_order": (0.075, 0.0, 1.18, 0.0, 2.714, 1.233, 0.001, 0.0),
+    "transformer, forward_only": (4.438, 0.0, 1.322, 0.004, 0.0, 3.323, 0.111, 0.0),
 }
 
 

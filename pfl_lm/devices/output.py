@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pfl_lm.devices import candidates as compiled
 from pfl_lm.devices.batches import LocalTraining
 from pfl_lm.devices.tables import Table
 from pfl_lm.language import dense, losses
@@ -85,6 +86,10 @@ class Objective:
             weight = weight * (table.slots[targets] >= 0)
         if candidates is None:
             loss, gradient = self._exact(vectors, targets, weight, table, bias, rate)
+        elif self.loss != "nce" and compiled.suits(vectors, table, bias):
+            loss, gradient = compiled.contrast(
+                vectors, targets, weight, table, bias, rate, candidates
+            )
         else:
             loss, gradient = self._candidates(
                 vectors, targets, weight, table, bias, rate, candidates

@@ -1,0 +1,116 @@
+"""The compiled sampled softmax against the same in torch, table by table."""
+
+from __future__ import annotations
+
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from pfl_lm import native
+from pfl_lm.devices import candidates as compiled
+from pfl_lm.devices.batches import LocalTraining
+from pfl_lm.devices.output import Objective
+from pfl_lm.devices.tables import Table, slots_of
+from pfl_lm.language.models import ModelSpec, roles
+from pfl_lm.payload import PayloadPlan, choose
+
+K, V = 3, 90
+
+
+@pytest.fixture(scope="module", autouse=True)
+def loops():
+    if native.library("candidates") is None:
+        pytest.skip("no compiled loops: no compiler, or PFL_LM_NATIVE=0")
+
+
+class Case:
+    """An output layer of random rows; ``travels``: "rows", "all", or "none" of its table."""
+
+    def __init__(self, travels: str, rows: int, count: int, width: int, loss: str) -> None:
+        spec = ModelSpec("cifg_lstm", V, width, hidden_dim=5)
+        unigram = 1 / (np.arange(V) + 2.7)
+        unigram /= unigram.sum()
+        plan = PayloadPlan(rows=40 if travels == "rows" else travels, dense="biases")
+        payload = choose(plan, roles(spec), unigram, range(4), 0, 0)
+        training = LocalTraining(1.0, loss=loss, negatives=count)
+        self.objective = Objective(spec, payload, training, unigram)
+        self.drawn = self.objective.draw(0, 0, 0)
+        draw = torch.Generator().manual_seed(0)
+        k = V if payload.rows is None else len(payload.rows)
+        self.frozen = torch.randn(V, width, generator=draw)
+        self.bias = torch.randn(V, generator=draw)
+        self.now = {"t": torch.randn(K, k, width, generator=draw)}
+        self.now["b"] = torch.randn(K, k, generator=draw)
+        if travels == "none":
+            self.now = {}
+        self.slots = slots_of(None if payload.rows is None else torch.from_numpy(payload.rows), V)
+        self.vectors = torch.randn(K, rows, width, generator=draw)
+        self.targets = torch.randint(0, V, (K, rows), generator=draw)
+        self.weight = torch.rand(K, rows, generator=draw)
+        self.weight[:, ::4] = 0
+
+    def run(self, loops: bool = True, in_place: bool = False, biased: bool = True) -> list[Tensor]:
+        """Losses, the gradient by the vectors, and what the tables' rows have become."""
+        now = {name: tensor.clone() for name, tensor in self.now.items()}
+        into = now if in_place else {name: torch.zeros_like(x) for name, x in now.items()}
+        held = {"t": self.frozen, "b": self.bias}
+        table, bias = (Table(held, now, into, name, self.slots) for name in ("t", "b"))
+        with patch.object(compiled, "suits", compiled.suits if loops else lambda *given: False):
+            loss, gradient = self.objective(
+                self.vectors,
+                self.targets,
+                self.weight,
+                table,
+                bias if biased else None,
+                -0.1,
+                self.drawn,
+            )
+        return [loss, gradient, *into.values()]
+
+
+@pytest.mark.parametrize(
+    ("travels", "loss"),
+    [("rows", "sampled"), ("all", "sampled"), ("none", "sampled"), ("rows", "softmax")],
+)
+@pytest.mark.parametrize("sizes", [(1, 17, 5), (61, 23, 24), (130, 16, 33)])
+def test_the_same_losses_and_gradients_as_in_torch(travels: str, sizes: tuple, loss: str) -> None:
+    case = Case(travels, *sizes, loss)
+    for about in ({}, {"in_place": True}, {"biased": False}):
+        pairs = zip(case.run(**about), case.run(loops=False, **about), strict=True)
+        for ours, torchs in pairs:
+            torch.testing.assert_close(ours, torchs, atol=2e-5, rtol=2e-5)
+
+
+def test_all_devices_may_hold_the_same_rows() -> None:
+    case = Case("rows", 9, 17, 24, "sampled")
+    case.now = {name: x[:1].expand(K, *x.shape[1:]) for name, x in case.now.items()}
+    for ours, torchs in zip(case.run(), case.run(loops=False), strict=True):
+        torch.testing.assert_close(ours, torchs, atol=2e-5, rtol=2e-5)
+
+
+def test_a_device_has_the_same_bits_on_any_number_of_threads() -> None:
+    case = Case("rows", 61, 23, 24, "sampled")
+    found = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        try:
+            found.append(case.run())
+        finally:
+            torch.set_num_threads(1)
+    for other in found[1:]:
+        assert all(torch.equal(x, y) for x, y in zip(found[0], other, strict=True))
+
+
+def test_a_vector_that_is_not_a_number_reaches_its_own_row_and_the_tables() -> None:
+    case = Case("rows", 9, 17, 24, "sampled")
+    case.vectors[1, 2, 3] = torch.nan
+    loss, gradient, table, _ = case.run()
+    assert loss[1, 2].isnan()
+    assert gradient[1, 2].isnan().all()
+    assert table[1].isnan().any()
+    assert (
+        not torch.cat([loss[0], loss[2], gradient[0].flatten(), table[2].flatten()]).isnan().any()
+    )
