@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from pfl_lm.secagg import masks
 from pfl_lm.secagg.keys import pair_mask_seed, self_mask_seed
 from pfl_lm.secagg.masks import add_masks
 from pfl_lm.secagg.messages import MaskedInput
@@ -117,30 +118,33 @@ def test_all_256_bits_of_a_seed_matter(bit):
     """Flower 1.41 folds its 256-bit seeds to 32 bits."""
     seed = bytes(range(32))
     other = (int.from_bytes(seed, "little") ^ (1 << bit)).to_bytes(32, "little")
-    masks = np.zeros((2, 1000), dtype=np.uint32)
-    add_masks(Ring(32), masks[0], [seed], [])
-    add_masks(Ring(32), masks[1], [other], [])
-    assert np.count_nonzero(masks[0] == masks[1]) < 5
+    both = np.zeros((2, 1000), dtype=np.uint32)
+    add_masks(Ring(32), both[0], [seed], [])
+    add_masks(Ring(32), both[1], [other], [])
+    assert np.count_nonzero(both[0] == both[1]) < 5
 
 
-@pytest.mark.parametrize("bits", [8, 16, 17, 19, 25, 27, 28, 31, 32, 47, 63, 64])
+@pytest.mark.parametrize("bits", [8, 16, 17, 18, 19, 24, 25, 27, 28, 31, 32, 47, 63, 64])
 @pytest.mark.parametrize("compiled", [True, False])
-def test_a_mask_is_the_aes_ctr_key_stream_of_its_seed(bits, compiled, without_compiled):
-    """The specification, written out; the length crosses the blocks of the implementation."""
+def test_a_mask_is_the_key_stream_of_its_seed(bits, compiled, without_compiled, monkeypatch):
+    """The specification, written out, over several blocks; 13 masks are eight, four and one."""
     from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
     if not compiled:
         without_compiled()
-    ring, dim = Ring(bits), 70_003
-    seeds = [bytes(range(at, at + 32)) for at in range(0, 224, 32)]
-    total = ring.reduce(np.arange(dim).astype(ring.word))
-    expected = total.astype(object)
+    monkeypatch.setattr(masks, "_BLOCK_BYTES", 1 << 12)
+    ring, dim = Ring(bits), 9_003
+    seeds = [bytes(range(at, at + 32)) for at in range(24)]
+    vector = np.arange(dim) - dim // 2
+    expected = vector.astype(object)
     for place, seed in enumerate(seeds):
         stream = Cipher(algorithms.AES128(seed[:16]), modes.CTR(seed[16:])).encryptor()
         read = stream.update(bytes((dim * bits + 7) // 8))
         digits = np.unpackbits(np.frombuffer(read, np.uint8), bitorder="little")[: dim * bits]
         weights = 2 ** np.arange(bits, dtype=np.uint64)
         mask = digits.reshape(dim, bits).astype(np.uint64) @ weights
-        expected = expected + (mask if place < 5 else -mask.astype(object))
-    add_masks(ring, total, seeds[:5], seeds[5:])
+        expected = expected + (mask if place < 13 else -mask.astype(object))
+    total = vector.astype(ring.word)
+    add_masks(ring, total, seeds[:13], seeds[13:])
     assert ring.reduce(total).tolist() == (expected % 2**bits).tolist()
+    assert masks.mask(ring, vector, seeds[:13], seeds[13:]) == ring.pack(total)
