@@ -5,15 +5,13 @@ What is here in numpy is the definition; ``native/encode.c`` computes the same.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from pfl_lm.dp import loops
-from pfl_lm.dp.arrays import Cells, Int64s, Words
-from pfl_lm.keystream import Ahead
+from pfl_lm.dp.arrays import Cells, Int64s, Octets, Room, Words
 
 COLUMN_BITS = 10  # 2^10 entries of four bytes stay in the first cache
 REST = (1 << COLUMN_BITS) - 1  # the last outcome: the sample is drawn in another way
@@ -69,7 +67,7 @@ class Alias:
         entries.flags.writeable = False
         return cls(entries, low_bits)
 
-    def add(self, random: Ahead, out: Int64s) -> Words:
+    def add(self, random: Octets, out: Int64s) -> Words:
         """Add to int64[n] what the words choose, which are the first n of uint32 in ``random``.
 
         Returns:
@@ -78,10 +76,10 @@ class Alias:
         """
         compiled = loops.encode()
         if compiled is None:
-            return self.add_words(random.bytes()[: 4 * len(out)].view(np.uint32), out)
+            return self.add_words(random[: 4 * len(out)].view(np.uint32), out)
         left = room_for_places(len(out))
         table = self.entries.ctypes.data, self.low_bits, left.ctypes.data
-        count = compiled.add_samples(len(out), *random.arguments, *table, out.ctypes.data)
+        count = compiled.add_samples(len(out), random.ctypes.data, *table, out.ctypes.data)
         return left[:count]
 
     def add_words(self, words: Words, out: Int64s) -> Words:
@@ -113,14 +111,7 @@ class Alias:
         return samples, rest
 
 
-class _Room(threading.local):
-    """A thread's memory for places: fresh pages at every call would cost as much as the samples."""
-
-    def __init__(self) -> None:
-        self.places: Words = np.empty(0, np.uint32)
-
-
-_room = _Room()
+_room = Room(np.uint32)
 
 
 def room_for_places(count: int) -> Words:
@@ -131,6 +122,4 @@ def room_for_places(count: int) -> Words:
     """
     if count > SIGN:
         raise ValueError(f"a vector has at most 2^31 coordinates, got {count}")
-    if len(_room.places) < count:
-        _room.places = np.empty(count, np.uint32)  # what is never written takes no memory
-    return _room.places[:count]
+    return _room.of(count)

@@ -6,8 +6,12 @@ import os
 from typing import Any, NoReturn
 
 import numpy as np
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
-from pfl_lm.keystream import Ahead, KeyStream
+from pfl_lm.dp.arrays import Octets, Room
+
+_ZEROS = bytes(1 << 17)  # the keystream is the encryption of zeros, this many bytes at a time
+_room = Room(np.uint8)
 
 
 class Bits:
@@ -39,7 +43,7 @@ class Bits:
 
     def _open(self, key: bytes) -> None:
         # A key serves one stream only, so the counter may start at zero.
-        self._keystream = KeyStream(key)
+        self._keystream = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()
         self._process = os.getpid()
 
     def fill(self, out: np.ndarray[Any, Any]) -> None:
@@ -48,24 +52,23 @@ class Bits:
         Raises:
             RuntimeError: a reproducible source that crossed a fork.
         """
-        self._of_this_process().read_into(out)
-
-    def ahead(self, count: int) -> Ahead:
-        """Set aside the next ``count`` bytes, for a compiled loop to make where it uses them.
-
-        Raises:
-            RuntimeError: as :meth:`fill`.
-        """
-        return self._of_this_process().ahead(count)
-
-    def _of_this_process(self) -> KeyStream:
         if os.getpid() != self._process:
             if self.reproducible:
                 raise RuntimeError(
                     "reproducible bits crossed a fork; open them from their key in the child"
                 )
             self._open(os.urandom(32))
-        return self._keystream
+        target = out.data.cast("B")
+        for start in range(0, len(target), len(_ZEROS)):
+            chunk = target[start : start + len(_ZEROS)]
+            zeros = _ZEROS if len(chunk) == len(_ZEROS) else memoryview(_ZEROS)[: len(chunk)]
+            self._keystream.update_into(zeros, chunk)
+
+    def octets(self, count: int) -> Octets:
+        """Return uint8[count], uniform, in memory that this thread's next call writes over."""
+        found = _room.of(count)
+        self.fill(found)
+        return found
 
     def uint16(self, count: int) -> np.ndarray[Any, np.dtype[np.uint16]]:
         """Return uint16[count], uniform."""

@@ -10,14 +10,13 @@ import ctypes
 from pfl_lm import native
 
 _POINTER, _SIZE, _DOUBLE, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double, ctypes.c_int
-_RANDOM = (_POINTER, _POINTER, _SIZE)  # bytes, or a stream and a position: keystream.Ahead
 _ALIAS = (_POINTER, _INT, _POINTER)  # entries, low bits, what is left
 _ENCODE = {
     "sum_of_squares": (_DOUBLE, _POINTER, _SIZE),
     "round_at_random": (
-        *(_DOUBLE, _POINTER, _DOUBLE, _SIZE, *_RANDOM, *_ALIAS, _POINTER, _INT, _POINTER),
+        *(_DOUBLE, _POINTER, _DOUBLE, _SIZE, _POINTER, *_ALIAS, _POINTER, _INT, _POINTER),
     ),
-    "add_samples": (_SIZE, _SIZE, *_RANDOM, *_ALIAS, _POINTER),
+    "add_samples": (_SIZE, _SIZE, _POINTER, *_ALIAS, _POINTER),
 }
 _BOUNDARIES = {"count_below": (None, _POINTER, _SIZE, _POINTER, _SIZE, _POINTER, _INT, _POINTER)}
 

@@ -77,18 +77,17 @@ def round_at_random(
         places that the alias table left to the rest, as :meth:`Alias.add` notes them.
     """
     words = 0 if alias is None else 4 * len(values)
-    random = bits.ahead(words + 2 * len(values))
+    random = bits.octets(words + 2 * len(values))
     compiled = loops.encode()
     if compiled is None:
-        content = random.bytes()
-        squares = _round(values, factor, content[words:].view(np.uint16), out)
+        squares = _round(values, factor, random[words:].view(np.uint16), out)
         if alias is None:
             return squares, room_for_places(0)
-        return squares, alias.add_words(content[:words].view(np.uint32), out)
+        return squares, alias.add_words(random[:words].view(np.uint32), out)
     left, noted = room_for_places(len(values) if words else 0), ctypes.c_int64()
     entries, low_bits = (None, 0) if alias is None else (alias.entries.ctypes.data, alias.low_bits)
     squares = compiled.round_at_random(
-        *(values.ctypes.data, factor, len(values), *random.arguments),
+        *(values.ctypes.data, factor, len(values), random.ctypes.data),
         *(entries, low_bits, left.ctypes.data, ctypes.byref(noted)),
         *(past_caches, out.ctypes.data),
     )

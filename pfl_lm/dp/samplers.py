@@ -64,7 +64,7 @@ class Table:
 
         Reads a word for every coordinate first, then what the rest needs.
         """
-        self.add_rest(self.alias.add(bits.ahead(4 * len(out)), out), out, bits)
+        self.add_rest(self.alias.add(bits.octets(4 * len(out)), out), out, bits)
 
     def add_rest(self, left: Words, out: Int64s, bits: Bits) -> None:
         """Add to a vector the samples that its alias table left to the rest, as it noted them."""

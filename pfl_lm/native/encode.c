@@ -5,8 +5,6 @@
  * 2^16 is exact as a float, so that a fused product and sum rounds as the two of them do. The one
  * product that rounds is made in a function of its own, where there is no sum to fuse it with.
  */
-#include "keystream.h"
-
 #include <math.h>
 #include <stdint.h>
 #ifdef __AVX2__
@@ -159,42 +157,24 @@ static void widen(const int32_t *sums, int64_t count, int past_caches, int64_t *
         out[done] = sums[done];
 }
 
-/* Where random bytes come from: from `bytes`, or if there are none from byte `position` of a stream
- * on, and then they never leave the first cache. */
-struct random {
-    const uint8_t *bytes;
-    const struct keystream *stream;
-    int64_t position;
-};
-
-static const void *draw(const struct random *random, int64_t at, int64_t count, void *buffer)
-{
-    if (random->bytes)
-        return random->bytes + at;
-    keystream(random->stream, random->position + at, count, buffer);
-    return buffer;
-}
-
 /* out[i] = floor(values[i]*factor + dither[i]/2^16 + 2^-17) + the sample of words[i], if there is an
  * alias table (entries), as add_samples says. First come the words, then the dither. Return the sum
  * of squares before the samples, exact below 2^53 and at least 2^53 otherwise; *noted is how many
  * places are left to the rest. */
 double round_at_random(
-    const float *values, double factor, int64_t count, const uint8_t *bytes,
-    const struct keystream *stream, int64_t position, const uint32_t *entries, int low_bits,
-    uint32_t *left, int64_t *noted, int past_caches, int64_t *out)
+    const float *values, double factor, int64_t count, const void *random,
+    const uint32_t *entries, int low_bits, uint32_t *left, int64_t *noted, int past_caches,
+    int64_t *out)
 {
-    const struct random random = {bytes, stream, position};
-    const int64_t dither_at = entries ? 4 * count : 0;
+    const uint32_t *words = random;
+    const uint16_t *dithers = (const void *)(entries ? words + count : words);
     float scaled[PIECE];
     int32_t sums[PIECE];
-    uint16_t dithers[PIECE];
-    uint32_t drawn[PIECE];
     double squares = 0;
     *noted = 0;
     for (int64_t start = 0; start < count; start += PIECE) {
         int64_t piece = count - start < PIECE ? count - start : PIECE;
-        const uint16_t *dither = draw(&random, dither_at + 2 * start, 2 * piece, dithers);
+        const uint16_t *dither = dithers + start;
         scale(values + start, factor, piece, scaled);
         for (int64_t i = 0; i < piece; i++) {
             float dithered = scaled[i] + dither[i] * 0x1p-16f;
@@ -202,10 +182,9 @@ double round_at_random(
             sums[i] = (int32_t)scaled[i]; /* below 2^23: see Grid */
         }
         squares += squares_of(scaled, piece);
-        if (entries) {
-            const uint32_t *words = draw(&random, 4 * start, 4 * piece, drawn);
-            *noted += add_piece(words, entries, low_bits, piece, start, sums, left + *noted);
-        }
+        if (entries)
+            *noted += add_piece(
+                words + start, entries, low_bits, piece, start, sums, left + *noted);
         widen(sums, piece, past_caches, out + start);
     }
 #ifdef __AVX2__
@@ -217,17 +196,14 @@ double round_at_random(
 /* Add to out[i] the sample that the i-th word of 32 bits chooses, and nothing where it leaves it to
  * the rest: those places are noted, with their signs. Return how many there are. */
 int64_t add_samples(
-    int64_t count, const uint8_t *bytes, const struct keystream *stream, int64_t position,
-    const uint32_t *entries, int low_bits, uint32_t *left, int64_t *out)
+    int64_t count, const uint32_t *words, const uint32_t *entries, int low_bits, uint32_t *left,
+    int64_t *out)
 {
-    const struct random random = {bytes, stream, position};
-    uint32_t drawn[PIECE];
     int64_t noted = 0;
     for (int64_t start = 0; start < count; start += PIECE) {
         int64_t piece = count - start < PIECE ? count - start : PIECE;
-        const uint32_t *words = draw(&random, 4 * start, 4 * piece, drawn);
         int32_t samples[PIECE] = {0};
-        noted += add_piece(words, entries, low_bits, piece, start, samples, left + noted);
+        noted += add_piece(words + start, entries, low_bits, piece, start, samples, left + noted);
         for (int64_t i = 0; i < piece; i++)
             out[start + i] += samples[i];
     }

@@ -132,7 +132,7 @@ def test_samples(both, count, variance, seed):
 
     def action():
         out, bits = np.arange(count), reproducible_bits(key(seed, "samples"))
-        return alias.add(bits.ahead(4 * count), out).tolist(), out.tolist(), bits.integer(64)
+        return alias.add(bits.octets(4 * count), out).tolist(), out.tolist(), bits.integer(64)
 
     compiled, numpy = both(action)
     assert compiled == numpy

@@ -13,6 +13,7 @@ from hypothesis.extra import numpy as hnp
 from scipy import stats
 
 from pfl_lm.dp import mechanisms
+from pfl_lm.dp.arrays import Octets
 from pfl_lm.dp.bits import Bits, reproducible_bits, secure_bits
 from pfl_lm.dp.grid import Grid
 from pfl_lm.dp.mechanisms import clip, decode, encode, protect
@@ -24,7 +25,6 @@ from pfl_lm.dp.noise import (
     noise_share,
     skellam_from_seed,
 )
-from pfl_lm.keystream import Ahead
 from pfl_lm.streams import key
 
 ANY_ROWS = hnp.arrays(np.float32, hnp.array_shapes(min_dims=2, max_dims=2, max_side=12))
@@ -147,9 +147,9 @@ class AlwaysUp(Bits):
         super().__init__(bytes(32))
         self.drawn = 0
 
-    def ahead(self, count: int) -> Ahead:
+    def octets(self, count: int) -> Octets:
         self.drawn += 1
-        return Ahead(count, np.full(count, 255, np.uint8), None, 0)
+        return np.full(count, 255, np.uint8)
 
 
 def test_the_redraw_ends_and_what_it_ends_with_obeys_the_bound() -> None:

@@ -22,7 +22,6 @@ from pfl_lm.dp.alias import REST
 from pfl_lm.dp.bits import Bits, reproducible_bits, secure_bits
 from pfl_lm.dp.pmf import UNIT, Kind, TableKind, chernoff_exponent, survival, tail_radius
 from pfl_lm.dp.samplers import add_noise, table
-from pfl_lm.keystream import Ahead
 from pfl_lm.streams import key
 
 KINDS: tuple[Kind, Kind] = ("skellam", "discrete_gaussian")
@@ -85,11 +84,6 @@ class Scripted(Bits):
         # Words of 48 bits are taken from the top of 64.
         word <<= 16 if width == 48 else 0
         out[:] = np.frombuffer(word.to_bytes(out.nbytes, "little"), dtype=out.dtype)
-
-    def ahead(self, count: int) -> Ahead:
-        content = np.empty(count, np.uint8)
-        self.fill(content)
-        return Ahead(count, content, None, 0)
 
 
 def parts(uniform: int, *widths: int) -> Iterator[tuple[int, int]]:
@@ -155,7 +149,7 @@ def test_a_word_means_what_its_bits_say(variance: float, word: int, near: int) -
         exact = word >> shift << shift | compared
         outcome = column if compared < entry >> 10 else entry & 1023
         out = np.zeros(1, dtype=np.int64)
-        left = found.alias.add(Scripted((exact, 32)).ahead(4), out)
+        left = found.alias.add(Scripted((exact, 32)).octets(4), out)
         if outcome == REST:
             assert left.tolist() == [sign << 31]
             assert out[0] == 0
