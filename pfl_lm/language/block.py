@@ -71,8 +71,8 @@ class _Block(ctypes.Structure):
 
 
 def suits(*tensors: Any) -> bool:
-    """Whether the compiled loops may work on these tensors; the first has a device in each row."""
-    return compiled.suits("block", *tensors)
+    """Whether the compiled loops may work on these tensors; the first is x (K, N, D)."""
+    return tensors[0].numel() > 0 and compiled.suits("block", *tensors)
 
 
 def apply(
