@@ -5,10 +5,8 @@
 
    Legend: N rows, V words, P width of vectors. */
 
-#include "products.h"
+#include "scores.h"
 
-#define LOG2_E 1.4426950408889634f
-#define BLOCK 150 /* words whose table stays in the second cache while all rows pass */
 #define BEST 3
 
 typedef struct {
@@ -42,16 +40,11 @@ INLINE int any_of(ints where) {
 
 /* Some words against one panel of rows: powers are added to `total`. */
 INLINE void rank_tile(int words, const ranking *r, long word, long column, vec *total) {
-  long width = r->width, at[HEIGHT];
   vec sum[HEIGHT][2];
-  const float *row[HEIGHT], *last = r->best + (BEST - 1) * panels(r->rows) * WIDTH + column;
+  const float *last = r->best + (BEST - 1) * panels(r->rows) * WIDTH + column;
   ints above = {0};
-  offsets(words, width, at);
-  begin_sums(words, r->table + word * width, at, row, sum);
-  for (int i = 0; i < words && r->bias; i++)
-    sum[i][0] = sum[i][1] = all(r->bias[word + i] * LOG2_E);
-  add_products(words, width, row, 1, r->columns + column * width, WIDTH,
-               row[0] + 2 * words * width, 1, sum);
+  score_words(words, r->width, r->table + word * r->width, r->bias ? r->bias + word : 0,
+              r->columns + column * r->width, sum);
 #pragma GCC unroll 6
   for (int i = 0; i < words; i++)
     for (int side = 0; side < 2; side++) {

@@ -7,12 +7,7 @@
 
    Legend: N rows, V words, P width of vectors. */
 
-#include "products.h"
-
-#define LOG2_E 1.4426950408889634f
-/* Words of a block, whatever N: a row's bits are the same beside any others. Of 144 words, the
-   panels of a block's powers would meet in the same places of the first cache. */
-#define BLOCK 150
+#include "scores.h"
 
 typedef struct {
   long rows, words, width; /* N, V, P */
@@ -38,15 +33,9 @@ static float *powers_of(const softmax *s, long first) {
    `into` none, the largest scores in `total`. */
 INLINE void score_tile(int words, const softmax *s, long word, long column, float *into,
                        vec *total) {
-  long width = s->width, at[HEIGHT];
   vec sum[HEIGHT][2];
-  const float *row[HEIGHT];
-  offsets(words, width, at);
-  begin_sums(words, s->table + word * width, at, row, sum);
-  for (int i = 0; i < words && s->bias; i++)
-    sum[i][0] = sum[i][1] = all(s->bias[word + i] * LOG2_E);
-  add_products(words, width, row, 1, s->columns + column * width, WIDTH,
-               row[0] + 2 * words * width, 1, sum);
+  score_words(words, s->width, s->table + word * s->width, s->bias ? s->bias + word : 0,
+              s->columns + column * s->width, sum);
 #pragma GCC unroll 6
   for (int i = 0; i < words; i++)
     for (int side = 0; side < 2; side++) {
