@@ -97,9 +97,9 @@ class Setting:
         )
         self.at_once = hot.devices_at_once(self.spec, self.payload, self.local)
 
-    def sum_of_clipped(self, users: list[int]) -> np.ndarray:
+    def sum_of_clipped(self, users: list[int]) -> torch.Tensor:
         """Train the users' devices, clip each update, and return their sum, float32[d]."""
-        total = np.zeros_like(self.values)
+        total = torch.zeros(len(self.values))
         for start in range(0, len(users), self.at_once):
             group = users[start : start + self.at_once]
             updates, traces = hot.train(
@@ -115,8 +115,8 @@ class Setting:
                 users=group,
             )
             for update, trace in zip(updates, traces, strict=True):
-                update *= min(1.0, CLIP / max(trace.update_norm, 1e-12))
-                total += update
+                clip = min(1.0, CLIP / max(trace.update_norm, 1e-12))
+                total.add_(torch.from_numpy(update), alpha=clip)
         return total
 
 
@@ -195,14 +195,13 @@ def _worker(work: str, kind: str, users: list[list[int]], rank: int, meeting: Me
     limits = [products.limit()]
     wall, cpu = time.perf_counter(), time.process_time()
     total = setting.sum_of_clipped(own)
-    theirs = np.ctypeslib.as_array(meeting.sums)
+    theirs = torch.frombuffer(meeting.sums, dtype=torch.float32)
     if rank > 0:
-        theirs[:] = total
+        theirs.copy_(total)
     meeting.together.wait()
     if rank == 0:  # the sum of both, central noise, a step of the server
-        total += theirs
-        total += torch.randn(len(total)).numpy() * np.float32(NOISE * CLIP)
-        setting.values += total / np.float32(cohort)
+        total.add_(theirs).add_(torch.randn(len(total)), alpha=NOISE * CLIP)
+        torch.from_numpy(setting.values).add_(total, alpha=1 / cohort)
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
     limits.append(products.limit())
     reached = products.rates(products.of_work(work, kind, setting.at_once))
@@ -303,8 +302,8 @@ def build_environment(python: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", nargs="+", choices=tuple(BARS), default=list(BARS))
-    parser.add_argument("--cohort", type=int, default=8)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--cohort", type=int, default=50)
+    parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--pfl-python", type=Path, default=HERE.parent / ".env-pfl/bin/python")
     arguments = parser.parse_args()
     if not arguments.pfl_python.exists():
