@@ -68,6 +68,12 @@ class Books:
         self._log.write(entry)
         self._watch.round_done(entry, self._world.scenario.rounds)
 
+    def evaluation_is_due(self, round: int) -> bool:
+        """Whether the scenario asks for one after ``round`` rounds, and none was noted yet."""
+        assert self._log is not None
+        every = self._world.scenario.evaluation.every
+        return bool(every) and round % every == 0 and round not in self._log.evaluated
+
     def evaluated(self, entry: dict[str, Any]) -> None:
         """Note an evaluation."""
         assert self._log is not None

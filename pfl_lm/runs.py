@@ -105,7 +105,11 @@ class RunFolder:
 
 
 class RunLog:
-    """The running log of figures: JSON lines, and the same figures for TensorBoard."""
+    """The running log of figures: JSON lines, and the same figures for TensorBoard.
+
+    Attributes:
+        evaluated: after how many rounds an evaluation was noted.
+    """
 
     def __init__(self, folder: RunFolder, start_round: int) -> None:
         """Open the log to continue at ``start_round``; lines of later rounds are dropped."""
@@ -113,6 +117,7 @@ class RunLog:
         with write_atomically(folder.metrics_path) as temporary:
             temporary.write_text("".join(_line(entry) for entry in kept), encoding="utf-8")
         self._file = folder.metrics_path.open("a", encoding="utf-8")
+        self.evaluated = {entry["round"] for entry in kept if entry["kind"] == "evaluation"}
         from torch.utils.tensorboard import SummaryWriter
 
         self._board = SummaryWriter(str(folder.tensorboard_path), purge_step=start_round)
@@ -121,6 +126,8 @@ class RunLog:
         """Append one entry; it must have ``kind`` and ``round``."""
         self._file.write(_line(entry))
         self._file.flush()
+        if entry["kind"] == "evaluation":
+            self.evaluated.add(entry["round"])
         for name, value in entry.items():
             if isinstance(value, int | float) and name != "round":
                 self._board.add_scalar(f"{entry['kind']}/{name}", value, entry["round"])
@@ -132,8 +139,7 @@ class RunLog:
 
 def _precedes(entry: Mapping[str, Any], start_round: int) -> bool:
     # An evaluation is labelled with the rounds trained before it, a round with its own number.
-    # The start is evaluated anew by every run that begins at it.
-    last = start_round if entry["kind"] == "evaluation" and start_round else start_round - 1
+    last = start_round if entry["kind"] == "evaluation" else start_round - 1
     return bool(entry["round"] <= last)
 
 

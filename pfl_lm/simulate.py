@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from pfl_lm.dp.ledger import Ledger
 from pfl_lm.dp.mechanisms import protect
 from pfl_lm.dp.sampling import cohort
 from pfl_lm.interop.tff_sum import TffRound
+from pfl_lm.interrupts import interruptible
 from pfl_lm.ranks import ALONE, Ranks
 from pfl_lm.runs import RunFolder
 from pfl_lm.scenario import Scenario
@@ -46,13 +47,18 @@ class Group:
 
 
 def run_round(
-    world: World, state: ServerState, ledger: Ledger | None, ranks: Ranks = ALONE
+    world: World,
+    state: ServerState,
+    ledger: Ledger | None,
+    ranks: Ranks = ALONE,
+    hold: Callable[[], None] = lambda: None,
 ) -> tuple[ServerState, dict[str, Any]]:
     """Run one round: invite, train, protect, sum, record, step.
 
     Args:
         ledger: of the run; None on every rank but the first.
         ranks: the processes that share the round's devices.
+        hold: called when the round is about to be paid for, so that no interrupt loses it.
 
     Returns:
         The next state, and the round's line for the metrics (whole on the first rank).
@@ -79,8 +85,10 @@ def run_round(
             log.add(group.traces, group.clipped)
         aggregator.merge(ranks)
         log.merge(ranks)
+        hold()
         mean = ranks.first(release, world, broadcast, grid, aggregator, ledger)
     except (TooFewReports, TooFewAnswers, Refused) as failure:
+        hold()
         log.reports = getattr(failure, "reports", log.reports)
         ranks.first(abandon, number, log.reports, ledger)
         return abandon_round(state), log.entry(time.monotonic() - started, payload.dim)
@@ -223,14 +231,13 @@ def simulate(
     books = Books(world, RunFolder(Path(path)), watch)
     state = ranks.first(books.open, resume, overwrite)
     try:
-        if state.round == 0:
-            _evaluate(world, state, books, ranks)
+        _evaluate_where_due(world, state, books, ranks)
         while state.round < scenario.rounds:
             ranks.first(books.check, state.round)
-            state, entry = run_round(world, state, books.ledger, ranks)
-            ranks.first(books.round_done, entry)
-            if scenario.evaluation.every and state.round % scenario.evaluation.every == 0:
-                _evaluate(world, state, books, ranks)
+            with interruptible() as hold:
+                state, entry = run_round(world, state, books.ledger, ranks, hold)
+                ranks.first(books.round_done, entry)
+            _evaluate_where_due(world, state, books, ranks)
             ranks.first(books.save_where_due, state)
     except BaseException:
         # The budget's end, a full disk, Ctrl-C: what has been paid for is kept.
@@ -251,11 +258,10 @@ def _check_ranks(scenario: Scenario, ranks: Ranks) -> None:
         raise ValueError('aggregator = "tff" sums beside one process; use --workers 1')
 
 
-def _evaluate(world: World, state: ServerState, books: Books, ranks: Ranks) -> None:
-    """Measure the model on validation users."""
-    if not world.scenario.evaluation.every:
-        return
-    ranks.first(books.evaluated, validation(world, state, ranks))
+def _evaluate_where_due(world: World, state: ServerState, books: Books, ranks: Ranks) -> None:
+    """Measure the model on validation users, where the scenario asks for it."""
+    if ranks.first(books.evaluation_is_due, state.round):
+        ranks.first(books.evaluated, validation(world, state, ranks))
 
 
 def _finish(world: World, folder: RunFolder, state: ServerState, ranks: Ranks) -> RunFolder:

@@ -48,7 +48,7 @@ def test_figures_are_on_the_disk_before_the_log_is_closed(folder):
 @pytest.mark.parametrize(
     ("start", "kept"),
     [
-        (0, []),
+        (0, [an_evaluation(0)]),
         (1, [an_evaluation(0), a_round(0)]),
         (2, [an_evaluation(0), a_round(0), a_round(1), an_evaluation(2)]),
         (9, [an_evaluation(0), a_round(0), a_round(1), an_evaluation(2), a_round(2)]),

@@ -104,6 +104,53 @@ class TestResuming:
         losses = [[m["loss"] for m in RunFolder(r).metrics()] for r in (run, straight)]
         assert losses[0] == losses[1]
 
+    @pytest.mark.parametrize("fresh", [False, True], ids=["seeded", "fresh"])
+    @pytest.mark.parametrize(
+        "place",
+        [
+            (Ledger, "record_round"),
+            (simulation, "close_round"),
+            (books.Books, "round_done"),
+            (simulation, "validation"),
+            (books.Books, "evaluated"),
+            (books.Books, "save_where_due"),
+        ],
+        ids=lambda place: place[1],
+    )
+    def test_ctrl_c_loses_no_round_no_figure_and_no_evaluation(
+        self, repeatable, new_watcher, tmp_path, monkeypatch, place, fresh
+    ):
+        """Interrupted in the second round, from its debit to its checkpoint, and resumed."""
+        owner, name = place
+        evaluation = replace(repeatable.evaluation, every=2)
+        scenario = replace(
+            repeatable, evaluation=evaluation, checkpoint_every=5, reproducible=not fresh
+        )
+        action, calls = getattr(owner, name), []
+
+        def interrupted(*arguments):
+            calls.append(name)
+            if len(calls) == 2:
+                os.kill(os.getpid(), signal.SIGINT)
+            return action(*arguments)
+
+        straight, broken = tmp_path / "straight" / "run", tmp_path / "broken" / "run"
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                simulate(scenario, broken, new_watcher())
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        paid = (broken / "ledger.jsonl").read_bytes()
+        watcher = new_watcher()
+        simulate(scenario, broken, watcher, resume=True)
+        assert (broken / "ledger.jsonl").read_bytes().startswith(paid)
+        assert not watcher.lines  # nothing that was paid for had been lost
+        noted = [(line["kind"][0], line["round"]) for line in RunFolder(broken).metrics()]
+        assert "".join(f"{kind}{round}" for kind, round in noted) == "e0r0r1e2r2r3e4r4r5e6"
+        if not fresh:
+            simulate(scenario, straight, new_watcher())
+            assert outcome(broken) == outcome(straight)
+
     def test_a_finished_run_resumed_is_evaluated_again_and_nothing_else(
         self, repeatable, straight, new_watcher, tmp_path
     ):

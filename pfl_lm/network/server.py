@@ -158,6 +158,7 @@ async def _run(
     books = RunLog(folder, state.round)
     _fill_in(world, folder, store, books, budget)
     try:
+        await asyncio.to_thread(_look_in, world, folder, state, ledger, books, watch)
         while state.round < world.scenario.rounds:
             budget.check(state.round)
             await desk.gather(present, min(present, max(3, world.protection.least_reports)))
@@ -218,7 +219,7 @@ def _look_in(
     """Evaluate and save where the scenario asks for it."""
     scenario = world.scenario
     every = scenario.evaluation.every
-    if every and state.round % every == 0:
+    if every and state.round % every == 0 and state.round not in books.evaluated:
         entry = validation(world, state)
         books.write(entry)
         watch.evaluated(entry)
