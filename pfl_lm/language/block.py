@@ -21,6 +21,7 @@ from pfl_lm import native
 from pfl_lm.language import compiled
 from pfl_lm.language.dense import Dense
 from pfl_lm.native import threads
+from pfl_lm.native.products import address, apart
 
 NORMS, LAYERS = 2, 4
 _PLACES = ("x", "y", "projected", "mixed", "middle", "bent", "dy", "dx")
@@ -130,7 +131,7 @@ class _Function(torch.autograd.Function):
             if any(needs[2 * number : 2 * number + 2]):
                 gradients = dx.new_zeros(2, devices, dx.shape[-1]).unbind(0)
                 found[2 * number : 2 * number + 2] = gradients
-                norm.d_gain, norm.d_bias = map(_pointer, gradients)
+                norm.d_gain, norm.d_bias = map(address, gradients)
         for number, layer in enumerate(ctx.layers):
             first = 2 * NORMS + 5 * number
             for at, name in enumerate(("d_weight", "d_bias", "d_a", "d_b")):
@@ -152,19 +153,15 @@ def _describe(ctx: Any, places: dict[str, Tensor]) -> _Block:
     for number, (layer, inner) in enumerate(zip(ctx.layers, ctx.inners, strict=True)):
         bias = layer.bias
         block.layers[number] = _Layer(
-            compiled.describe(layer, inner), _pointer(bias), compiled.apart(bias, 2)
+            compiled.describe(layer, inner), address(bias), apart(bias, 2)
         )
     for number in range(NORMS):
         gain, bias = ctx.norms[2 * number : 2 * number + 2]
-        apart = compiled.apart(gain, 2), compiled.apart(bias, 2)
-        block.norms[number] = _Norm(_pointer(gain), _pointer(bias), *apart)
+        strides = apart(gain, 2), apart(bias, 2)
+        block.norms[number] = _Norm(address(gain), address(bias), *strides)
     for name, tensor in {"cos": shape.cos, "sin": shape.sin, **ctx.places, **places}.items():
-        setattr(block, name, _pointer(tensor))
+        setattr(block, name, address(tensor))
     return block
-
-
-def _pointer(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
 
 
 def _run(name: str, block: _Block) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pfl_lm import native
 from pfl_lm.language.dense import Dense
+from pfl_lm.native.products import address, apart
 
 
 class DenseLayer(ctypes.Structure):
@@ -63,15 +64,10 @@ def describe(layer: Dense, inner: Tensor | None) -> DenseLayer:
     )
     if layer.a is not None and layer.b is not None:
         held.rank, held.scale = layer.a.shape[-2], layer.scale
-        held.inner = None if inner is None else inner.data_ptr()
+        held.inner = address(inner)
         held.a, held.a_apart = layer.a.data_ptr(), apart(layer.a, 3)
         held.b, held.b_apart = layer.b.data_ptr(), apart(layer.b, 3)
     return held
-
-
-def apart(tensor: Tensor, dims: int) -> int:
-    """Floats from one device's to the next device's; 0 where all hold the same."""
-    return tensor.stride(0) if tensor.dim() == dims and len(tensor) > 1 else 0
 
 
 def _contiguous(tensor: Tensor, dims: int) -> Tensor:

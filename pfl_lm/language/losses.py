@@ -30,7 +30,6 @@ BLOCK_BYTES = 1 << 20  # of scores at a time: a block stays in the cache between
 LEAST_BLOCK = 256  # words, however many rows
 KEEP_BYTES = 512 << 20  # of powers kept between the two passes; beyond it they are made twice
 SAFE_SUM = (1e-30, 1e30)  # of powers: no addend that counts has been lost, none has overflowed
-LOG2_E = 1.4426950408889634
 
 
 @dataclass(frozen=True)
@@ -202,7 +201,9 @@ def full_softmax(
     rows = table[targets]
     own = (vectors * rows).sum(1)
     own = own if bias is None else own + bias[targets]
-    loss = total.log() - own if held.shift is None else total.log() + held.shift / LOG2_E - own
+    loss = (
+        total.log() - own if held.shift is None else total.log() + held.shift / softmax.LOG2_E - own
+    )
     share = weight.unsqueeze(1)
     per_power = share / total.unsqueeze(1)  # (N, 1)
     gradient = mixed.mul_(per_power).addcmul_(share, rows, value=-1)
@@ -250,9 +251,9 @@ class _Blocks:
         rows, words = len(vectors), len(table)
         self.low = precision == torch.bfloat16
         self.table = table.bfloat16() if self.low else table
-        columns = (vectors * LOG2_E).mT  # (P, N)
+        columns = (vectors * softmax.LOG2_E).mT  # (P, N)
         self.columns = columns.bfloat16() if self.low else columns
-        self.bias = None if bias is None else (bias * LOG2_E).unsqueeze(1)
+        self.bias = None if bias is None else (bias * softmax.LOG2_E).unsqueeze(1)
         self.shift: Tensor | None = None  # (N,), taken off the scaled scores
         self.keeps, width = _keeps(rows, words), block_width(rows)
         self.scratch = scratch

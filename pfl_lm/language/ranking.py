@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from pfl_lm import native
+from pfl_lm.language.softmax import LOG2_E
 from pfl_lm.native import products
 
 BEST = 3
-_LOG2_E = 1.4426950408889634
 _NAMES = ("columns", "table", "bias", "silent", "total", "best", "best_words")
 
 
@@ -32,11 +32,7 @@ class _Ranking(ctypes.Structure):
 
 def suits(*tensors: Tensor | None) -> bool:
     """Whether the compiled loops may work on these tensors."""
-    return (
-        products.suits(*tensors)
-        and all(x.is_contiguous() for x in tensors if x is not None)
-        and native.library("ranking") is not None
-    )
+    return products.suits_whole("ranking", *tensors)
 
 
 def rank(
@@ -53,14 +49,13 @@ def rank(
         silent: bool[V], words that may not be among the best, though they count in the sum.
     """
     rows = len(states)
-    columns = products.pack((states * _LOG2_E).mT)
+    columns = products.pack((states * LOG2_E).mT)
     padded = len(columns) // table.shape[1]
     total = torch.zeros(padded, dtype=torch.float64)
     best = torch.full((BEST, padded), -torch.inf)
     words = torch.full((BEST, padded), -1, dtype=torch.int32)
     held = (columns, table, bias, silent, total, best, words)
-    pointers = (None if tensor is None else tensor.data_ptr() for tensor in held)
     loops = native.functions("ranking", rank_words=(None, ctypes.POINTER(_Ranking)))
     assert loops is not None
-    loops.rank_words(_Ranking(rows, *table.shape, *pointers))
+    loops.rank_words(_Ranking(rows, *table.shape, *map(products.address, held)))
     return total[:rows].log(), words[:, :rows].mT.long()

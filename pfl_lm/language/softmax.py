@@ -31,11 +31,7 @@ class _Softmax(ctypes.Structure):
 
 def suits(*tensors: Tensor | None) -> bool:
     """Whether the compiled loops may work on these tensors."""
-    return (
-        products.suits(*tensors)
-        and all(x.is_contiguous() for x in tensors if x is not None)
-        and native.library("softmax") is not None
-    )
+    return products.suits_whole("softmax", *tensors)
 
 
 def scratch_for(rows: int, table: Tensor, kept: bool) -> Tensor:
@@ -85,13 +81,15 @@ class Blocks:
             shift = self._numbers(0.0)
             shift[: self.rows] = self.shift
         held = (self.columns, self.table, self.bias, shift, self.scratch)
-        about = _Softmax(self.rows, *self.table.shape, self.kept, *map(_pointer, held))
-        getattr(_loops(), name)(ctypes.byref(about), *map(_pointer, tensors))
-
-
-def _pointer(tensor: Tensor | None) -> ctypes.c_void_p:
-    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
+        about = _Softmax(self.rows, *self.table.shape, self.kept, *map(products.address, held))
+        getattr(_loops(), name)(about, *map(products.address, tensors))
 
 
 def _loops() -> ctypes.CDLL | None:
-    return native.functions("softmax", scratch_size=(ctypes.c_long,) * 5)
+    about, pointer = ctypes.POINTER(_Softmax), ctypes.c_void_p
+    return native.functions(
+        "softmax",
+        scratch_size=(ctypes.c_long,) * 5,
+        softmax_sums=(None, about, pointer, pointer),
+        softmax_gradients=(None, about, *(pointer,) * 5),
+    )

@@ -48,8 +48,8 @@ static void pair_up(const attention *a, const float *x, long x_stride, const flo
   long t = a->length;
   pack(a->each, t, y, 1, y_stride, a->turned);
   for (long j = 0; j < t; j += WIDTH)
-    for (long i = j, tiles = (t - j + HEIGHT - 1) / HEIGHT, height; tiles > 0; tiles--, i += height) {
-      height = (t - i + tiles - 1) / tiles;
+    for (long i = j, height; i < t; i += height) {
+      height = height_of(t - i);
       OF_HEIGHT(height, attention_tile, a->each, x + i * x_stride, x_stride, 1, a->turned + j * a->each,
                 into + i * a->wide + j, a->lines, WIDTH)
     }
@@ -61,8 +61,8 @@ static void mix(const attention *a, const float *weights, int over, const float 
   long t = a->length;
   pack(t, a->each, x, stride, 1, a->plain);
   for (long j = 0; j < a->each; j += WIDTH)
-    for (long i = 0, tiles = (t + HEIGHT - 1) / HEIGHT, height; tiles > 0; tiles--, i += height) {
-      height = (t - i + tiles - 1) / tiles;
+    for (long i = 0, height; i < t; i += height) {
+      height = height_of(t - i);
       const float *own = weights + i * a->wide + (over ? i : 0);
       const float *panel = a->plain + j * t + (over ? i * WIDTH : 0);
       OF_HEIGHT(height, attention_tile, over ? t - i : i + height, own, over ? 1 : a->wide,

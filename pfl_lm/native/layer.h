@@ -136,10 +136,9 @@ INLINE void passage_tile(int rows, const passage *p, long first, long column, lo
 static void pass_through(const passage *p, long rows) {
   for (long k = 0; k < p->from; k += STRETCH)
     for (long j = 0; j < p->to; j += WIDTH)
-      for (long done = 0, tiles = (rows + HEIGHT - 1) / HEIGHT; tiles > 0; tiles--) {
-        long height = (rows - done + tiles - 1) / tiles;
+      for (long done = 0, height; done < rows; done += height) {
+        height = height_of(rows - done);
         OF_HEIGHT(height, passage_tile, p, done, j, k, smaller(STRETCH, p->from - k))
-        done += height;
       }
 }
 
@@ -161,8 +160,7 @@ static void weight_gradient(long n, long outputs, const float *dy, long inputs, 
                             float *into, int add) {
   for (long j = 0; j < inputs; j += WIDTH)
     for (long o = 0, height; o < outputs; o += height) {
-      long left = smaller(outputs, (o / WIDTH + 1) * WIDTH) - o;
-      height = (left + (left + HEIGHT - 1) / HEIGHT - 1) / ((left + HEIGHT - 1) / HEIGHT);
+      height = height_of(smaller(outputs, (o / WIDTH + 1) * WIDTH) - o);
       OF_HEIGHT(height, gradient_tile, n, dy + o / WIDTH * WIDTH * n + o % WIDTH, x + j * n,
                 into + o * inputs + j, inputs, inputs - j, add)
     }
@@ -189,8 +187,8 @@ static void factor_gradient(long rows, long rank, const float *narrow, long colu
       const float *panel = wide + first * columns + j;
       int whole = columns - j >= WIDTH;
       if (!whole) pack(n, columns - j, panel, columns, 1, tail);
-      for (long r = 0, tiles = (rank + HEIGHT - 1) / HEIGHT, height; tiles > 0; tiles--, r += height) {
-        height = (rank - r + tiles - 1) / tiles;
+      for (long r = 0, height; r < rank; r += height) {
+        height = height_of(rank - r);
         OF_HEIGHT(height, factor_tile, n, narrow + first * rank + r, rank, whole ? panel : tail,
                   whole ? columns : WIDTH, into + r * columns + j, columns, columns - j)
       }

@@ -93,6 +93,12 @@ INLINE void begin_sums(int rows, const float *a, const long *at, const float **r
   }
 }
 
+/* Rows of the next tile where `left` are left: tiles of like height, as few as there can be. */
+INLINE long height_of(long left) {
+  long tiles = (left + HEIGHT - 1) / HEIGHT;
+  return (left + tiles - 1) / tiles;
+}
+
 /* tile(height, ...), the height a constant in each case: its sums are then in registers. */
 #define OF_HEIGHT(height, tile, ...)          \
   switch (height) {                           \
@@ -118,10 +124,9 @@ INLINE void tile(int rows, long n, const float *a, const long *at, const float *
    panel that is next to the second cache. */
 static void pass(long rows, long n, const float *a, const long *at, const float *b, long step,
                  float *c, const long *to, long columns, int add, const float *next) {
-  for (long done = 0, tiles = (rows + HEIGHT - 1) / HEIGHT; tiles > 0; tiles--) {
-    long height = (rows - done + tiles - 1) / tiles;
+  for (long done = 0, height; done < rows; done += height, next = b) {
+    height = height_of(rows - done);
     OF_HEIGHT(height, tile, n, a, at + done, b, step, c, to + done, columns, add, next)
-    done += height, next = b;
   }
 }
 

@@ -22,6 +22,25 @@ def suits(*tensors: Tensor | None) -> bool:
     )
 
 
+def suits_whole(library: str, *tensors: Tensor | None) -> bool:
+    """:func:`suits`, for the loops of another ``library`` too, which walk through whole tensors."""
+    return (
+        suits(*tensors)
+        and all(x.is_contiguous() for x in tensors if x is not None)
+        and native.library(library) is not None
+    )
+
+
+def address(tensor: Tensor | None) -> int | None:
+    """Where a tensor's numbers begin, as ctypes takes a pointer."""
+    return None if tensor is None else tensor.data_ptr()
+
+
+def apart(tensor: Tensor, dims: int) -> int:
+    """Floats from one device's to the next one's; 0 where all hold the same."""
+    return tensor.stride(0) if tensor.dim() == dims and len(tensor) > 1 else 0
+
+
 def pack(matrix: Tensor) -> Tensor:
     """Lay (I, O) out in panels, the right operand of products to come."""
     matrix = _plain(matrix)
@@ -48,8 +67,8 @@ def times(
             "multiply_devices",
             *(devices, rows, columns, depth),
             *(x.data_ptr(), *x.stride()[:2]),
-            *(matrix.data_ptr(), _apart(matrix, 3), *matrix.stride()[-2:]),
-            *((None, 0) if bias is None else (bias.data_ptr(), _apart(bias, 2))),
+            *(matrix.data_ptr(), apart(matrix, 3), *matrix.stride()[-2:]),
+            *((None, 0) if bias is None else (bias.data_ptr(), apart(bias, 2))),
             *(y.data_ptr(), *y.stride()[:2], into is not None),
         )
     )
@@ -80,11 +99,6 @@ def _in_rows(x: Tensor) -> Tensor:
 def _plain(matrix: Tensor) -> Tensor:
     """Rows or columns contiguous, as packing asks."""
     return matrix if 1 in matrix.stride()[-2:] else matrix.contiguous()
-
-
-def _apart(tensor: Tensor, dims: int) -> int:
-    """Floats from one device's to the next one's; 0 where all hold the same."""
-    return tensor.stride(0) if tensor.dim() == dims and len(tensor) > 1 else 0
 
 
 def _check(failed: int) -> None:

@@ -81,11 +81,9 @@ static void mix_block(const softmax *s, long first, long count, const float *pow
     for (long j = 0; j < p; j += WIDTH) {
       const float *part = s->scratch + j * count, *own = powers + column * count;
       float *to = mixed + column * p + j;
-      long rows = smaller(WIDTH, s->rows - column), height;
-      for (long tiles = (rows + HEIGHT - 1) / HEIGHT; tiles > 0; tiles--) {
-        height = (rows + tiles - 1) / tiles;
-        OF_HEIGHT(height, mix_tile, count, own, part, to, p, p - j)
-        rows -= height, own += height, to += height * p;
+      for (long i = 0, rows = smaller(WIDTH, s->rows - column), height; i < rows; i += height) {
+        height = height_of(rows - i);
+        OF_HEIGHT(height, mix_tile, count, own + i, part, to + i * p, p, p - j)
       }
     }
 }
