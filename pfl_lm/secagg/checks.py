@@ -88,7 +88,7 @@ def _signed_peers(
 
 def graph_seed(roster: Roster, config: RoundConfig) -> bytes:
     """The signed round's graph follows from its roster, so nobody picks neighbours."""
-    text = b"pfl_lm secagg 2 roster" + config.context + roster.body(config)
+    text = b"pfl_lm secagg 3 roster" + config.context + roster.body(config)
     return hashlib.sha256(text).digest()
 
 

@@ -129,7 +129,7 @@ class RoundConfig:
             self.bits,
             adversaries.index(self.adversary),
         )
-        return hashlib.sha256(b"pfl_lm secagg 2 context" + encoded).digest()
+        return hashlib.sha256(b"pfl_lm secagg 3 context" + encoded).digest()
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ def draw_graph(seed: bytes, members: Sequence[int], degree: int) -> Graph:
     """
 
     def place(device: int) -> bytes:
-        text = b"pfl_lm secagg 2 graph" + seed + device.to_bytes(4, "little")
+        text = b"pfl_lm secagg 3 graph" + seed + device.to_bytes(4, "little")
         return hashlib.sha256(text).digest()
 
     return Graph(tuple(sorted(members, key=place)), degree)

@@ -24,7 +24,7 @@ from pfl_lm.secagg.errors import Refused
 KEY_BYTES = 32  # of every public key, secret, seed and digest
 SIGNATURE_BYTES = 64
 TAG_BYTES = 16  # by which a sealed box is longer than its content
-_LABEL = b"pfl_lm secagg 2 "
+_LABEL = b"pfl_lm secagg 3 "
 
 
 @dataclass(frozen=True)

@@ -156,7 +156,7 @@ class NoiseChain:
         return self._hash(b"next", self.secrets()[-1])
 
     def _hash(self, purpose: bytes, secret: bytes) -> bytes:
-        header = b"pfl_lm secagg 2 noise " + purpose + self.context
+        header = b"pfl_lm secagg 3 noise " + purpose + self.context
         return hashlib.sha256(header + self.device.to_bytes(4, "little") + secret).digest()
 
     def __repr__(self) -> str:

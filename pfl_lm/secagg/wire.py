@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from pfl_lm.secagg.errors import MalformedMessage, Refused
 
 MAGIC = b"PFSA"
-VERSION = 2
+VERSION = 3
 SERVER = 0xFFFF_FFFF  # the sender of what the server sends
 _HEADER = struct.Struct("<4sBBHIQ32s")
 _CHECKSUM_BYTES = 16
