@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import subprocess
@@ -84,7 +85,7 @@ def folder(tmp_path_factory, policy_file) -> Path:
 
 
 @pytest.fixture(scope="module")
-def alone(folder, quick, new_watcher) -> list:
+def alone(folder, quick, new_watcher) -> dict:
     """What the run comes to that one process makes."""
     return outcome(simulated(folder, folder / "alone" / "run", new_watcher()))
 
@@ -104,11 +105,12 @@ def started(folder: Path, run: Path, *options: str, by: tuple[str, ...] = (), de
     )
 
 
-def outcome(run: Path) -> list:
-    """All that a run writes, but for how long it took."""
-    names = ("model.pt", "ledger.jsonl", "evaluation.json")
+def outcome(run: Path) -> dict:
+    """All that a run writes, but for how long it took; short enough to be printed."""
+    model = hashlib.sha256((run / "model.pt").read_bytes()).hexdigest()
     metrics = [{k: v for k, v in e.items() if k != "seconds"} for e in RunFolder(run).metrics()]
-    return [*((run / name).read_bytes() for name in names), metrics]
+    ledger, evaluation = ((run / name).read_text() for name in ("ledger.jsonl", "evaluation.json"))
+    return {"metrics": metrics, "model": model, "evaluation": evaluation, "ledger": ledger}
 
 
 def test_a_killed_process_starts_again_and_the_run_goes_on_to_the_bytes_of_one(
