@@ -45,6 +45,7 @@ from benchmarks.workloads import (
 )
 from pfl_lm import machine, payload
 from pfl_lm.devices import training as hot
+from pfl_lm.devices.task import Task
 from pfl_lm.language import models
 from pfl_lm.language.models import LoraSpec, ModelSpec
 from pfl_lm.streams import stream
@@ -95,6 +96,9 @@ class Setting:
             negatives=512,
             precision="bfloat16" if kind == "bf16" else "float32",
         )
+        self.task = Task(
+            self.spec, self.parameters, self.payload, self.values, self.local, self.unigram, 0, 0
+        )
         self.at_once = hot.devices_at_once(self.spec, self.payload, self.local)
 
     def sum_of_clipped(self, users: list[int]) -> torch.Tensor:
@@ -102,18 +106,8 @@ class Setting:
         total = torch.zeros(len(self.values))
         for start in range(0, len(users), self.at_once):
             group = users[start : start + self.at_once]
-            updates, traces = hot.train(
-                self.spec,
-                self.parameters,
-                self.payload,
-                self.values,
-                [self.tokens[user % len(self.tokens)] for user in group],
-                self.local,
-                self.unigram,
-                seed=0,
-                round=0,
-                users=group,
-            )
+            texts = [self.tokens[user % len(self.tokens)] for user in group]
+            updates, traces = hot.train(self.task, texts, group)
             for update, trace in zip(updates, traces, strict=True):
                 clip = min(1.0, CLIP / max(trace.update_norm, 1e-12))
                 total.add_(torch.from_numpy(update), alpha=clip)
@@ -143,18 +137,7 @@ def difference_to_plain_torch(work: str) -> float:
     """Largest difference between our dense update and a plain torch loop's, for one device."""
     setting = Setting(work, "dense")
     own = setting.tokens[0]
-    updates, _ = hot.train(
-        setting.spec,
-        setting.parameters,
-        setting.payload,
-        setting.values,
-        [own],
-        setting.local,
-        setting.unigram,
-        seed=0,
-        round=0,
-        users=[0],
-    )
+    updates, _ = hot.train(setting.task, [own], [0])
     model = torch_models.build({n: p.numpy() for n, p in setting.parameters.items()})
     sgd = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], RATE)
     order = stream(0, "examples", 0, 0).permutation(len(own))

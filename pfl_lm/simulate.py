@@ -120,6 +120,7 @@ def participate(
     number = broadcast.round
     own = {user: text_of(world, user, number) for user in ranks.share(invited).tolist()}
     at_once = devices_at_once(world.spec, broadcast.payload, scenario.training)
+    task = world.task(broadcast, state.parameters)
     sizes = np.empty(len(invited), dtype=np.int64)
     parts = ranks.exchange((at_once, [len(text) for text in own.values()]))
     for rank, (_, counts) in enumerate(parts):
@@ -128,18 +129,8 @@ def participate(
     for turn in ranks.turns(len(planned)):
         group = planned[turn]
         users = invited[group].tolist()
-        updates, traces = train(
-            world.spec,
-            dict(state.parameters),
-            broadcast.payload,
-            broadcast.values,
-            [own[user] if user in own else text_of(world, user, number) for user in users],
-            scenario.training,
-            world.tokenizer.unigram,
-            scenario.seed,
-            broadcast.round,
-            users,
-        )  # float32[K, d]
+        texts = [own[user] if user in own else text_of(world, user, number) for user in users]
+        updates, traces = train(task, texts, users)  # float32[K, d]
         if rotation is not None:
             rotation.forward(updates)  # keeps norms, so it may come before the clip
         bits = [protection.bits("device", broadcast.round, user) for user in users]

@@ -11,6 +11,7 @@ import numpy as np
 
 from pfl_lm.aggregation import Aggregation
 from pfl_lm.devices.fleet import Fleet
+from pfl_lm.devices.task import Task
 from pfl_lm.dp.policy import Policy
 from pfl_lm.evaluation.baselines import KneserNeyBigram, UnigramScorer
 from pfl_lm.evaluation.evaluate import ModelScorer, Scorer, evaluate
@@ -26,6 +27,7 @@ from pfl_lm.protection import Protection
 from pfl_lm.ranks import ALONE, Ranks
 from pfl_lm.recipes import load, load_policy
 from pfl_lm.scenario import Scenario
+from pfl_lm.server.state import Broadcast, Tables
 
 if TYPE_CHECKING:
     from pfl_lm.language.synthetic import SyntheticPopulation
@@ -78,6 +80,20 @@ class World:
     def aggregation(self) -> Aggregation:
         """How reports are summed: what scenario, protection and fleet make of it."""
         return Aggregation.of(self.scenario, self.protection, self.fleet)
+
+    def task(self, broadcast: Broadcast, parameters: Tables) -> Task:
+        """Return what a round asks of its devices, which hold ``parameters``."""
+        scenario = self.scenario
+        return Task(
+            self.spec,
+            dict(parameters),
+            broadcast.payload,
+            broadcast.values,
+            scenario.training,
+            self.tokenizer.unigram,
+            scenario.seed,
+            broadcast.round,
+        )
 
     def people(self, round: int) -> Population:
         """Return the users as they write in a round: invented ones may drift."""

@@ -18,6 +18,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pfl_lm.devices.batches import LocalTraining
+from pfl_lm.devices.task import Task
 from pfl_lm.devices.training import train
 from pfl_lm.dp.bits import reproducible_bits
 from pfl_lm.dp.grid import Grid
@@ -48,7 +49,8 @@ def step(
     parameters = parameters or initialise(spec, 1, UNIGRAM)
     payload = choose(plan, roles(spec), UNIGRAM, (0, 1, 2, 3), 5, round)
     values = gather(parameters, payload)
-    updates, _ = train(spec, parameters, payload, values, [WORDS], training, UNIGRAM, 5, round, [3])
+    task = Task(spec, parameters, payload, values, training, UNIGRAM, 5, round)
+    updates, _ = train(task, [WORDS], [3])
     return payload, updates[0]
 
 
@@ -67,8 +69,8 @@ def test_every_way_trains(way: Way) -> None:
     parameters = initialise(spec, 1, unigram)
     payload = choose(chosen.payload, roles(spec), unigram, (0, 1, 2, 3), 5, 0)
     values = gather(parameters, payload)
-    common = ([WORDS], chosen.training, unigram, 5, 0, [3])
-    updates, traces = train(spec, parameters, payload, values, *common)
+    task = Task(spec, parameters, payload, values, chosen.training, unigram, 5, 0)
+    updates, traces = train(task, [WORDS], [3])
     assert updates.shape == (1, payload.dim)
     assert np.isfinite(updates).all()
     assert updates.any()
@@ -189,11 +191,10 @@ def test_no_score_of_the_whole_vocabulary_is_ever_made(loss: Any, method: Any) -
     plan = PayloadPlan(rows=50, dense="none", directions=3 if method == "zeroth_order" else None)
     payload = choose(plan, roles(spec), unigram, (0, 1, 2, 3), 5, 0)
     training = replace(ONE_STEP, loss=loss, negatives=30, method=method)
+    values = gather(parameters, payload)
+    task = Task(spec, parameters, payload, values, training, unigram, 5, 0)
     with Largest() as seen:
-        train(
-            spec, parameters, payload, gather(parameters, payload), [WORDS], training, unigram,
-            5, 0, [3],
-        )  # fmt: skip
+        train(task, [WORDS], [3])
     rows = WORDS.size
     assert 0 < seen.found <= max(rows * 30, rows * 30 * 2, 50 * 9) < vocabulary * 8
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from pfl_lm import simulate
 from pfl_lm.devices.report import Trace
+from pfl_lm.devices.task import Task
 from pfl_lm.payload import Payload
 from pfl_lm.server.state import ServerState
 from pfl_lm.world import World, choose_payload
@@ -139,9 +140,8 @@ def encoded(
 def _replaced(invited: np.ndarray, updates: Updates, **others: Any) -> Iterator[None]:
     """Replace both ends of a round for the length of a block: who sends, and what."""
 
-    def trained(_: Any, __: Any, payload: Payload, *rest: Any) -> tuple[np.ndarray, list[Trace]]:
-        users = rest[-1]
-        values = np.ascontiguousarray(updates(users, payload.dim), dtype=np.float32)
+    def trained(task: Task, _: Any, users: list[int]) -> tuple[np.ndarray, list[Trace]]:
+        values = np.ascontiguousarray(updates(users, task.payload.dim), dtype=np.float32)
         return values, [Trace(user, 0.0, _text_of(user), 1, 0.0) for user in users]
 
     def text(_: Any, user: int, *__: Any) -> np.ndarray:

@@ -31,39 +31,30 @@ import torch
 from torch import Tensor
 
 from pfl_lm.devices import output
-from pfl_lm.devices.batches import Batch, LocalTraining, Schedule
+from pfl_lm.devices.batches import Batch, Schedule
 from pfl_lm.devices.report import Trace
 from pfl_lm.devices.tables import Table, slots_of
+from pfl_lm.devices.task import Task
 from pfl_lm.language import dense, recurrent, residual, transformer
-from pfl_lm.language.models import ModelSpec, Parameters, hidden, roles
-from pfl_lm.payload import Payload
+from pfl_lm.language.models import ModelSpec, hidden, roles
 from pfl_lm.streams import stream
 
 Weights = dict[str, Tensor]
 
 
 def train_forward_only(
-    spec: ModelSpec,
-    parameters: Parameters,
-    payload: Payload,
-    values: np.ndarray,
-    windows: Sequence[np.ndarray],
-    training: LocalTraining,
-    unigram: np.ndarray,
-    seed: int,
-    round: int,
-    users: Sequence[int],
+    task: Task, windows: Sequence[np.ndarray], users: Sequence[int]
 ) -> tuple[np.ndarray, list[Trace]]:
     """Train each device by forward passes; arguments and results are those of ``train``."""
-    if spec.kind == "module":
+    if task.spec.kind == "module":
         raise ValueError('method = "forward_only" watches dense layers, which a module hides')
-    step = _Step(spec, parameters, payload, training, unigram, seed)
+    step, values, training = _Step(task), task.values, task.training
     updates, traces = [], []
     for own, user in zip(windows, users, strict=True):
         trained = torch.from_numpy(values.copy()).unsqueeze(0)  # (1, d)
         loss, tokens, steps = 0.0, 0, 0
-        for batch in Schedule([own], training, seed, round, [user]):
-            candidates = step.objective.draw(seed, round, steps)
+        for batch in Schedule([own], training, task.seed, task.round, [user]):
+            candidates = step.objective.draw(steps)
             loss += step(trained, batch, training.learning_rate * training.decay**steps, candidates)
             tokens, steps = tokens + int(batch.weight.count_nonzero()), steps + 1
         update = trained[0].numpy() - values
@@ -76,25 +67,21 @@ def train_forward_only(
 class _Step:
     """One local step of one device."""
 
-    def __init__(
-        self,
-        spec: ModelSpec,
-        parameters: Parameters,
-        payload: Payload,
-        training: LocalTraining,
-        unigram: np.ndarray,
-        seed: int,
-    ) -> None:
+    def __init__(self, task: Task) -> None:
+        spec, parameters, payload = task.spec, task.parameters, task.payload
+        training = task.training
         self.spec, self.parameters, self.payload = spec, parameters, payload
-        self.objective = output.Objective(spec, payload, training, unigram)
+        self.objective = output.Objective(task)
         self.gradient_clip = training.gradient_clip
         rows = None if payload.rows is None else torch.from_numpy(payload.rows)
         self._slots = slots_of(rows, spec.vocabulary_size)
         named = roles(spec)
         self._frozen = {n: parameters[n] for n, role in named.items() if role.kind != "rows"}
         shape = (spec.output_dim, spec.embedding_dim)
-        draw = torch.from_numpy(stream(seed, "error projection").standard_normal(shape, np.float32))
-        self._projection = draw * (training.modulation / spec.output_dim**0.5)  # (P, D)
+        draw = stream(task.seed, "error projection").standard_normal(shape, np.float32)
+        self._projection = torch.from_numpy(draw) * (
+            training.modulation / spec.output_dim**0.5
+        )  # (P, D)
 
     @torch.no_grad()
     def __call__(

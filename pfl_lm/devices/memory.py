@@ -182,6 +182,7 @@ def _allocated(spec: ModelSpec, plan: PayloadPlan, training: LocalTraining, toke
     import torch
     from torch.profiler import ProfilerActivity, profile
 
+    from pfl_lm.devices.task import Task
     from pfl_lm.devices.training import train
 
     torch.set_num_threads(1)
@@ -196,7 +197,7 @@ def _allocated(spec: ModelSpec, plan: PayloadPlan, training: LocalTraining, toke
     # A phone holds the rounded model itself; the simulation's float32 copy of it is not counted.
     exact = replace(training, weight_bits=None)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        train(spec, parameters, payload, values, [text], exact, unigram, 0, 0, [0])
+        train(Task(spec, parameters, payload, values, exact, unigram, 0, 0), [text], [0])
     return _peak(profiler)
 
 

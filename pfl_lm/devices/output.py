@@ -13,12 +13,10 @@ import torch
 from torch import Tensor
 
 from pfl_lm.devices import candidates as compiled
-from pfl_lm.devices.batches import LocalTraining
 from pfl_lm.devices.tables import Table
+from pfl_lm.devices.task import Task
 from pfl_lm.language import dense, losses
 from pfl_lm.language.losses import Candidates
-from pfl_lm.language.spec import ModelSpec
-from pfl_lm.payload import Payload
 from pfl_lm.streams import stream
 
 
@@ -30,17 +28,13 @@ class Objective:
     of the probability that the draws of rows and candidates include it.
     """
 
-    def __init__(
-        self,
-        spec: ModelSpec,
-        payload: Payload,
-        training: LocalTraining,
-        unigram: np.ndarray,
-    ) -> None:
-        loss, negatives = training.loss, training.negatives
+    def __init__(self, task: Task) -> None:
+        payload, training, unigram = task.payload, task.training, task.unigram
+        loss, negatives, words = training.loss, training.negatives, task.spec.vocabulary_size
         self.loss, self.unigram, self.precision = loss, unigram, training.dtype
+        self._seed, self._round = task.seed, task.round
         self._buffer: tuple[int, Tensor] | None = None  # rows that it is for, and it
-        self.words: np.ndarray = np.arange(spec.vocabulary_size)
+        self.words: np.ndarray = np.arange(words)
         self.inclusion: np.ndarray | None = None
         some = payload.rows is not None and len(payload.rows) > 0
         if payload.rows is not None and some:
@@ -49,16 +43,16 @@ class Objective:
         self.negatives = len(self.words) if loss == "softmax" else negatives
         self.skip = payload.outside == "skip" and some
         if loss == "nce":
-            log_noise = np.full(spec.vocabulary_size, -np.inf, np.float32)
+            log_noise = np.full(words, -np.inf, np.float32)
             noise = unigram[self.words] / unigram[self.words].sum()
             log_noise[self.words] = np.log(negatives * noise)
             self.log_noise = torch.from_numpy(log_noise)  # (V,): log ν p, −inf outside the rows
 
-    def draw(self, seed: int, round: int, step: int) -> Candidates | None:
-        """Draw the step's candidates from a public stream; None for the exact softmax."""
+    def draw(self, step: int) -> Candidates | None:
+        """Draw a step's candidates from a public stream; None for the exact softmax."""
         if self.exact:
             return None
-        draw = stream(seed, "candidates", round, step)
+        draw = stream(self._seed, "candidates", self._round, step)
         if self.loss == "nce":
             return losses.draw_for_nce(self.negatives, self.words, self.unigram, draw)
         return losses.draw_for_softmax(

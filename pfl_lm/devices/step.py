@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from pfl_lm.devices import output
-from pfl_lm.devices.batches import Batch, LocalTraining
+from pfl_lm.devices.batches import Batch
 from pfl_lm.devices.tables import Table, slots_of
+from pfl_lm.devices.task import Task
 from pfl_lm.language import low_bit
 from pfl_lm.language.lora import is_layer
-from pfl_lm.language.models import ModelSpec, Parameters, hidden, roles
-from pfl_lm.payload import Payload
+from pfl_lm.language.models import hidden, roles
 
 Weights = dict[str, Tensor]
 
@@ -51,16 +51,11 @@ class Step:
 
     in_place = True  # whether gradients may go straight into what is trained
 
-    def __init__(
-        self,
-        spec: ModelSpec,
-        parameters: Parameters,
-        payload: Payload,
-        objective: output.Objective,
-        training: LocalTraining,
-    ) -> None:
+    def __init__(self, task: Task) -> None:
+        spec, parameters, payload = task.spec, task.parameters, task.payload
+        training = task.training
         self.spec, self.parameters, self.payload = spec, parameters, payload
-        self.objective, self.gradient_clip = objective, training.gradient_clip
+        self.objective, self.gradient_clip = output.Objective(task), training.gradient_clip
         processor = parameters["embedding"].device
         rows = None if payload.rows is None else torch.from_numpy(payload.rows).to(processor)
         self.slots = slots_of(rows, spec.vocabulary_size)

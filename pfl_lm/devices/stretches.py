@@ -17,34 +17,33 @@ through time, Gruslys et al. 2016 (arXiv:1606.03401); truncation, Williams and P
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from pfl_lm.devices import output
-from pfl_lm.devices.batches import Batch, LocalTraining
+from pfl_lm.devices.batches import Batch
 from pfl_lm.devices.step import Held, Step
+from pfl_lm.devices.task import Task
 from pfl_lm.language import recurrent, residual, transformer
-from pfl_lm.language.models import ModelSpec
 from pfl_lm.language.recurrent import State
 
 
-def step_kind(spec: ModelSpec, training: LocalTraining) -> type[Step]:
+def step_kind(task: Task) -> type[Step]:
     """Return how a local step is made: what it holds on to until its backward pass.
 
     Raises:
         ValueError: a model that cannot be taken apart so.
     """
-    if training.activations == "kept":
+    kind, activations = task.spec.kind, task.training.activations
+    if activations == "kept":
         return Step
-    if spec.kind in ("cifg_lstm", "lstm"):
+    if kind in ("cifg_lstm", "lstm"):
         return StretchStep
-    if spec.kind == "transformer" and training.activations == "recomputed":
+    if kind == "transformer" and activations == "recomputed":
         return BlockStep
     raise ValueError(
-        f'activations = "{training.activations}" does not go with model kind = "{spec.kind}"; '
-        'use "kept"'
+        f'activations = "{activations}" does not go with model kind = "{kind}"; use "kept"'
     )
 
 
@@ -53,10 +52,10 @@ class StretchStep(Step):
 
     in_place = False  # a later stretch reads what an earlier one would have written
 
-    def __init__(self, spec: ModelSpec, *about: Any) -> None:
-        super().__init__(spec, *about)
-        training: LocalTraining = about[-1]
-        self.stretch, self.truncated = training.stretch, training.activations == "truncated"
+    def __init__(self, task: Task) -> None:
+        super().__init__(task)
+        self.stretch = task.training.stretch
+        self.truncated = task.training.activations == "truncated"
 
     def _add_gradient(
         self, batch: Batch, held: Held, rate: float, candidates: output.Candidates | None

@@ -11,19 +11,20 @@ window, N = B · T rows of a device, P width of hidden vectors, C candidates, d 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pfl_lm.devices import output
 from pfl_lm.devices.batches import Batch, LocalTraining, Schedule
 from pfl_lm.devices.forward_only import train_forward_only
 from pfl_lm.devices.report import Trace
 from pfl_lm.devices.stretches import step_kind
+from pfl_lm.devices.task import Task
 from pfl_lm.devices.zeroth_order import train_zeroth_order
 from pfl_lm.language import low_bit
-from pfl_lm.language.models import ModelSpec, Parameters, roles
+from pfl_lm.language.models import ModelSpec, roles
 from pfl_lm.payload import Payload
 
 UNK = 1
@@ -32,55 +33,38 @@ Weights = dict[str, Tensor]
 
 
 def train(
-    spec: ModelSpec,
-    parameters: Parameters,
-    payload: Payload,
-    values: np.ndarray,
-    windows: Sequence[np.ndarray],
-    training: LocalTraining,
-    unigram: np.ndarray,
-    seed: int,
-    round: int,
-    users: Sequence[int],
+    task: Task, windows: Sequence[np.ndarray], users: Sequence[int]
 ) -> tuple[np.ndarray, list[Trace]]:
     """Train K devices from the same received values and return their updates.
 
     Args:
-        parameters: the model as it lies on the devices; read, never written.
-        values: float32[d], the payload's coordinates as received.
         windows: for each device int64[n, T + 1], padded with 0; n may differ, and be 0.
-        unigram: float64[V], the public word probabilities.
-        seed, round, users: name the streams of the order of examples (a device's own) and of
-            the candidates (public, one draw a step for everybody).
+        users: whose devices; a user's number names the stream of the order of examples.
 
     Returns:
         Updates float32[K, d] in the order of ``windows``, 0 for a device without a target; and
         what a simulation may record of each device.
     """
-    words = [_outside(own, payload) for own in windows]
+    words, training = [_outside(own, task.payload) for own in windows], task.training
     if training.weight_bits is not None:
-        parameters = low_bit.round_model(parameters, roles(spec), training.weight_bits)
+        rounded = low_bit.round_model(task.parameters, roles(task.spec), training.weight_bits)
+        task = replace(task, parameters=rounded)
     if training.method == "zeroth_order":
-        return train_zeroth_order(
-            spec, parameters, payload, words, training, unigram, seed, round, users
-        )
+        return train_zeroth_order(task, words, users)
     if training.method == "forward_only":
-        return train_forward_only(
-            spec, parameters, payload, values, words, training, unigram, seed, round, users
-        )
-    schedule = Schedule(words, training, seed, round, users)
-    processor = parameters["embedding"].device
-    received = torch.as_tensor(values, device=processor)
+        return train_forward_only(task, words, users)
+    schedule = Schedule(words, training, task.seed, task.round, users)
+    processor = task.parameters["embedding"].device
+    received = torch.as_tensor(task.values, device=processor)
     now = received.expand(len(windows), -1)  # equal rows until the first step: products are shared
     trained = now.clone()  # (K, d)
-    objective = output.Objective(spec, payload, training, unigram)
-    step = step_kind(spec, training)(spec, parameters, payload, objective, training)
+    step = step_kind(task)(task)
     losses, tokens = np.zeros(len(windows)), np.zeros(len(windows), np.int64)
     for number, batch in enumerate(schedule):
         active = len(batch.inputs)
-        candidates = objective.draw(seed, round, number)
+        candidates = step.objective.draw(number)
         rate = training.learning_rate * training.decay**number
-        for some in _side_by_side(active, payload.dim, alike=now is not trained):
+        for some in _side_by_side(active, task.payload.dim, alike=now is not trained):
             part = Batch(*(each[some].to(processor) for each in batch))
             loss = step(part, now[some], trained[some], rate, candidates)
             losses[some] += loss.sum((1, 2)).cpu().numpy()

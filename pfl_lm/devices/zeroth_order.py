@@ -28,6 +28,7 @@ Zhang et al. 2024 (arXiv:2310.09639); here a user's scalars of a whole round are
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -35,47 +36,41 @@ import torch
 from torch import Tensor
 
 from pfl_lm.devices import output
-from pfl_lm.devices.batches import Batch, LocalTraining, Schedule
+from pfl_lm.devices.batches import Batch, Schedule
 from pfl_lm.devices.report import Trace
 from pfl_lm.devices.tables import Table, slots_of
+from pfl_lm.devices.task import Task
 from pfl_lm.directions import Directions
 from pfl_lm.language import dense, recurrent, residual
-from pfl_lm.language.models import ModelSpec, Parameters, hidden, roles
-from pfl_lm.payload import Payload, gather
+from pfl_lm.language.models import hidden, roles
+from pfl_lm.payload import gather
 from pfl_lm.streams import stream
 
 
 def train_zeroth_order(
-    spec: ModelSpec,
-    parameters: Parameters,
-    payload: Payload,
-    windows: Sequence[np.ndarray],
-    training: LocalTraining,
-    unigram: np.ndarray,
-    seed: int,
-    round: int,
-    users: Sequence[int],
+    task: Task, windows: Sequence[np.ndarray], users: Sequence[int]
 ) -> tuple[np.ndarray, list[Trace]]:
     """Train K devices along the payload's directions and return their coefficients.
 
     Arguments and results are those of :func:`pfl_lm.devices.training.train`, with one coefficient
-    for each direction as the update, float32[K, d]. ``training.learning_rate`` is that of a step
-    along a direction of unit length; ``training.gradient_clip`` bounds its slope.
+    for each direction as the update, float32[K, d]. The learning rate is that of a step along a
+    direction of unit length; ``gradient_clip`` bounds its slope.
 
     Raises:
         ValueError: the payload has no directions.
     """
-    if payload.directions is None:
+    directions, whole = task.payload.directions, task.payload.whole
+    if directions is None:
         raise ValueError(
             'method = "zeroth_order" trains along directions: state payload.directions'
         )
-    schedule = Schedule(windows, training, seed, round, users)
-    walk = _Walk(payload.directions, training, seed, round, [users[k] for k in schedule.order])
-    forward = _Forward(spec, parameters, payload.whole, training, unigram)
-    walk.values += gather(parameters, payload.whole)
+    schedule = Schedule(windows, task.training, task.seed, task.round, users)
+    walk = _Walk(task, directions, [users[k] for k in schedule.order])
+    forward = _Forward(replace(task, payload=whole))
+    walk.values += gather(task.parameters, whole)
     losses, tokens = np.zeros(len(users)), np.zeros(len(users), np.int64)
     for number, batch in enumerate(schedule):
-        candidates = forward.objective.draw(seed, round, number)
+        candidates = forward.objective.draw(number)
         found = walk.step(number, len(batch.inputs), forward.at(batch, candidates))
         here = batch.weight.count_nonzero((1, 2)).numpy()
         losses[: len(here)] += found * here
@@ -93,20 +88,13 @@ def train_zeroth_order(
 class _Walk:
     """Where K devices are: each takes the round's directions in turn, from a place of its own."""
 
-    def __init__(
-        self,
-        directions: Directions,
-        training: LocalTraining,
-        seed: int,
-        round: int,
-        users: Sequence[int],
-    ) -> None:
-        self.directions, self.training = directions, training
-        self.reach = training.perturbation * float(np.sqrt(directions.size))
+    def __init__(self, task: Task, directions: Directions, users: Sequence[int]) -> None:
+        self.directions, self.training = directions, task.training
+        self.reach = task.training.perturbation * float(np.sqrt(directions.size))
         self.values = np.zeros((len(users), directions.size), np.float32)  # moved in place
         self.coefficients = np.zeros((len(users), directions.count), np.float32)
         self._first = np.asarray([
-            stream(seed, "first direction", round, user).integers(directions.count)
+            stream(task.seed, "first direction", task.round, user).integers(directions.count)
             for user in users
         ])  # fmt: skip
 
@@ -144,18 +132,12 @@ class _Walk:
 class _Forward:
     """The losses of the devices' batches, and nothing kept of how they came about."""
 
-    def __init__(
-        self,
-        spec: ModelSpec,
-        parameters: Parameters,
-        payload: Payload,
-        training: LocalTraining,
-        unigram: np.ndarray,
-    ) -> None:
+    def __init__(self, task: Task) -> None:
+        spec, parameters, payload = task.spec, task.parameters, task.payload
         self.spec, self.parameters, self.payload = spec, parameters, payload
-        self.objective = output.Objective(spec, payload, training, unigram)
+        self.objective = output.Objective(task)
         # Words scored at a time: the fewer, the less memory; over all words it is dear even of one.
-        self._stretch = 1 if self.objective.exact else training.stretch
+        self._stretch = 1 if self.objective.exact else task.training.stretch
         rows = None if payload.rows is None else torch.from_numpy(payload.rows)
         self._slots = slots_of(rows, spec.vocabulary_size)
         dense = [name for name, role in roles(spec).items() if role.kind != "rows"]

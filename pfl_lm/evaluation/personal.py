@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from pfl_lm.devices.batches import LocalTraining
+from pfl_lm.devices.task import Task
 from pfl_lm.devices.training import train
 from pfl_lm.evaluation.evaluate import ModelScorer, choose_users, measure_windows
 from pfl_lm.evaluation.interfaces import HeldOut, TokenizerLike
@@ -106,10 +107,9 @@ def _adapted(
     user: int,
 ) -> Parameters:
     """Return the model as one phone has it after training on its user's text."""
-    values = gather(parameters, payload)
-    own = [windows(text, training.window)]
-    unigram = np.asarray(tokenizer.unigram)
-    updates, _ = train(spec, parameters, payload, values, own, training, unigram, seed, 0, [user])
+    values, unigram = gather(parameters, payload), np.asarray(tokenizer.unigram)
+    task = Task(spec, parameters, payload, values, training, unigram, seed, round=0)
+    updates, _ = train(task, [windows(text, training.window)], [user])
     travelling = {segment.name for segment in payload.segments}
     adapted = {n: v.clone() if n in travelling else v for n, v in parameters.items()}
     scatter_add(adapted, payload, updates[0])

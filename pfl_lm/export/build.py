@@ -21,7 +21,7 @@ from pfl_lm.export.cost import Cost, measure
 from pfl_lm.export.formats import FORMATS, ExportedFile, convert, format_of, open_file
 from pfl_lm.export.graphs import predict
 from pfl_lm.export.invented import invented_windows
-from pfl_lm.export.lessons import Lessons, train_graph, write_weights
+from pfl_lm.export.lessons import first_step, first_task, train_graph, write_weights
 from pfl_lm.export.parity import HeldOutText, Parity, Reading, compare, read
 from pfl_lm.export.personal import PersonalPlan, personal_step, plain, whitening
 from pfl_lm.export.ports import Graph
@@ -264,13 +264,13 @@ def _vectors(work: _Work, graph: Graph) -> dict[str, Any]:
 
 def _training(work: _Work) -> dict[str, Any]:
     """Export a step of local training in every format; return its test vectors."""
-    lessons = Lessons.of(work.source)
+    task = first_task(work.source)
     told: dict[str, Any] = {}
     for name in work.choice.formats:
         work.watch.say(f"{name} train_step")
-        graph = train_graph(lessons, format_of(name).lookup)
+        graph = train_graph(task, format_of(name).lookup)
         work.rows.append(Row(convert(graph, name, "fp32", work.graphs)))
-        told = told or vectors.graph_vectors(graph, lessons.first_step(graph), work.folder)
+        told = told or vectors.graph_vectors(graph, first_step(task, graph), work.folder)
     return told
 
 

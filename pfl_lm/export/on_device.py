@@ -13,13 +13,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pfl_lm.devices.batches import Batch, LocalTraining, Schedule
+from pfl_lm.devices.batches import Batch, Schedule
 from pfl_lm.devices.output import Objective
 from pfl_lm.devices.report import Trace
+from pfl_lm.devices.task import Task
 from pfl_lm.export.ports import Arrays, Interface
 from pfl_lm.language.losses import Candidates
-from pfl_lm.language.models import ModelSpec, Parameters, roles
-from pfl_lm.payload import Payload
+from pfl_lm.language.models import roles
 
 Run = Callable[..., Arrays]  # a Graph in torch, or a file opened by its runtime
 
@@ -31,54 +31,47 @@ class OnDevice:
     Args:
         run: the graph, in whatever runtime.
         interface: of the graph.
-        parameters: the model as it lies on the device.
-        unigram: float64[V], the public word probabilities.
-        seed, round: name the public stream of the candidates.
+        task: what the round asks.
     """
 
     run: Run
     interface: Interface
-    spec: ModelSpec
-    parameters: Parameters
-    payload: Payload
-    training: LocalTraining
-    unigram: np.ndarray
-    seed: int
-    round: int
+    task: Task
 
-    def train(self, values: np.ndarray, windows: np.ndarray, user: int) -> tuple[np.ndarray, Trace]:
+    def train(self, windows: np.ndarray, user: int) -> tuple[np.ndarray, Trace]:
         """Train on one user's windows, int64[n, T + 1]; return the update float32[d]."""
-        now, common = values.copy(), self.common()
+        task, training = self.task, self.task.training
+        now, common = task.values.copy(), self.common()
         lost, targets, steps = 0.0, 0, 0
-        objective = Objective(self.spec, self.payload, self.training, self.unigram)
-        schedule = Schedule([windows], self.training, self.seed, self.round, [user])
+        objective = Objective(task)
+        schedule = Schedule([windows], training, task.seed, task.round, [user])
         for number, batch in enumerate(schedule):
             given = common | {"values": now, "windows": self._words(batch)}
-            drawn = objective.draw(self.seed, self.round, number)
+            drawn = objective.draw(number)
             if drawn is not None:
                 given |= self._candidates(drawn)
             found = self.run(**given)
-            rate = np.float32(self.training.learning_rate * self.training.decay**number)
-            now = now - rate * _clipped(found["gradient"], self.training.gradient_clip)
+            rate = np.float32(training.learning_rate * training.decay**number)
+            now = now - rate * _clipped(found["gradient"], training.gradient_clip)
             lost, steps = lost + float(found["loss"][0]), steps + 1
             targets += int(batch.weight.count_nonzero())
-        update: np.ndarray = now - values
+        update: np.ndarray = now - task.values
         norm = float(np.linalg.norm(update))
         return update, Trace(user, lost / max(steps, 1), targets, steps, norm)
 
     def common(self) -> Arrays:
         """Return what every step of the round is given: slots, noise, frozen weights."""
         shapes = {port.name: port for port in self.interface.inputs}
+        spec, rows = self.task.spec, self.task.payload.rows
         found: Arrays = {}
-        if "slots" in shapes and self.payload.rows is not None:
-            found["slots"] = np.full(self.spec.vocabulary_size, -1, np.int32)
-            found["slots"][self.payload.rows] = np.arange(len(self.payload.rows))
+        if "slots" in shapes and rows is not None:
+            found["slots"] = np.full(spec.vocabulary_size, -1, np.int32)
+            found["slots"][rows] = np.arange(len(rows))
         if "log_noise" in shapes:
-            objective = Objective(self.spec, self.payload, self.training, self.unigram)
-            found["log_noise"] = objective.log_noise.numpy()
-        for name in roles(self.spec):
+            found["log_noise"] = Objective(self.task).log_noise.numpy()
+        for name in roles(spec):
             if (port := f"frozen_{name.replace('.', '_')}") in shapes:
-                found[port] = self.parameters[name].numpy()
+                found[port] = self.task.parameters[name].numpy()
         return found
 
     def _words(self, batch: Batch) -> np.ndarray:
@@ -98,7 +91,7 @@ class OnDevice:
             "candidates": np.pad(drawn.words.astype(np.int32), (0, missing)),
             "log_weight": np.pad(drawn.log_weight, (0, missing)),
         }
-        if self.training.loss == "nce":
+        if self.task.training.loss == "nce":
             found["counts"] = np.pad(drawn.counts, (0, missing))
         return found
 
@@ -111,19 +104,10 @@ def train_by(run: Run, interface: Interface) -> Callable[..., tuple[np.ndarray, 
     """
 
     def train(
-        spec: ModelSpec,
-        parameters: Parameters,
-        payload: Payload,
-        values: np.ndarray,
-        windows: Sequence[np.ndarray],
-        training: LocalTraining,
-        unigram: np.ndarray,
-        seed: int,
-        round: int,
-        users: Sequence[int],
+        task: Task, windows: Sequence[np.ndarray], users: Sequence[int]
     ) -> tuple[np.ndarray, list[Trace]]:
-        device = OnDevice(run, interface, spec, parameters, payload, training, unigram, seed, round)
-        done = [device.train(values, own, user) for own, user in zip(windows, users, strict=True)]
+        device = OnDevice(run, interface, task)
+        done = [device.train(own, user) for own, user in zip(windows, users, strict=True)]
         return np.stack([update for update, _ in done]), [trace for _, trace in done]
 
     return train

@@ -157,18 +157,8 @@ class Device:
     def _train(self, broadcast: Broadcast) -> np.ndarray:
         """Train on the device's own text: float32[1, d], trained − received."""
         world, number = self._world, self._key.number
-        updates, _ = train(
-            world.spec,
-            self._parameters,
-            broadcast.payload,
-            broadcast.values,
-            [text_of(world, number, broadcast.round)],
-            world.scenario.training,
-            world.tokenizer.unigram,
-            world.scenario.seed,
-            broadcast.round,
-            [number],
-        )
+        task = world.task(broadcast, self._parameters)
+        updates, _ = train(task, [text_of(world, number, broadcast.round)], [number])
         return updates
 
     def _protect(self, update: np.ndarray, broadcast: Broadcast, invited: int) -> np.ndarray:

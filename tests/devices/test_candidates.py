@@ -14,6 +14,7 @@ from pfl_lm.devices import candidates as compiled
 from pfl_lm.devices.batches import LocalTraining
 from pfl_lm.devices.output import Objective
 from pfl_lm.devices.tables import Table, slots_of
+from pfl_lm.devices.task import Task
 from pfl_lm.language.models import ModelSpec, roles
 from pfl_lm.payload import PayloadPlan, choose
 
@@ -36,8 +37,9 @@ class Case:
         plan = PayloadPlan(rows=40 if travels == "rows" else travels, dense="biases")
         payload = choose(plan, roles(spec), unigram, range(4), 0, 0)
         training = LocalTraining(1.0, loss=loss, negatives=count)
-        self.objective = Objective(spec, payload, training, unigram)
-        self.drawn = self.objective.draw(0, 0, 0)
+        nothing = np.zeros(0, np.float32)
+        self.objective = Objective(Task(spec, {}, payload, nothing, training, unigram, 0, 0))
+        self.drawn = self.objective.draw(0)
         draw = torch.Generator().manual_seed(0)
         k = V if payload.rows is None else len(payload.rows)
         self.frozen = torch.randn(V, width, generator=draw)

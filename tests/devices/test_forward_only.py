@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from pfl_lm.devices.batches import LocalTraining
+from pfl_lm.devices.task import Task
 from pfl_lm.devices.training import train
 from pfl_lm.language.models import LoraSpec, ModelSpec, initialise, roles
 from pfl_lm.payload import PayloadPlan, choose, gather
@@ -28,7 +29,8 @@ def trained(
     parameters = initialise(spec, 1, UNIGRAM)
     payload = choose(plan, roles(spec), UNIGRAM, (0, 1, 2, 3), 5, 0)
     values = gather(parameters, payload)
-    updates, _ = train(spec, parameters, payload, values, [WORDS], training, UNIGRAM, 5, 0, [3])
+    task = Task(spec, parameters, payload, values, training, UNIGRAM, 5, 0)
+    updates, _ = train(task, [WORDS], [3])
     return payload.views(updates[0]), parameters
 
 
@@ -49,7 +51,8 @@ def test_a_layer_moves_by_its_outputs_difference_times_its_input() -> None:
     parameters = initialise(LSTM, 1, UNIGRAM)
     payload = choose(PayloadPlan(), roles(LSTM), UNIGRAM, (0, 1, 2, 3), 5, 0)
     values = gather(parameters, payload)
-    updates, _ = train(LSTM, parameters, payload, values, [words], ONE_STEP, UNIGRAM, 5, 0, [3])
+    task = Task(LSTM, parameters, payload, values, ONE_STEP, UNIGRAM, 5, 0)
+    updates, _ = train(task, [words], [3])
     x = parameters["embedding"][words[:, 0]]  # (B, D), the state before it is zero
     z = x @ parameters["layer0.input"].T + parameters["layer0.input_bias"]
     keep, cell, out = z.split(8, -1)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from pfl_lm.devices.batches import LocalTraining
+from pfl_lm.devices.task import Task
 from pfl_lm.devices.training import train
 from pfl_lm.language.low_bit import round_model
 from pfl_lm.language.models import LoraSpec, ModelSpec, Parameters, initialise, roles
@@ -25,7 +26,8 @@ def update(
 ) -> np.ndarray:
     payload = choose(plan, roles(spec), UNIGRAM, (0, 1, 2, 3), 5, 0)
     values = gather(parameters, payload)
-    return train(spec, parameters, payload, values, WORDS, training, UNIGRAM, 5, 0, [1, 2, 3])[0]
+    task = Task(spec, parameters, payload, values, training, UNIGRAM, 5, 0)
+    return train(task, WORDS, [1, 2, 3])[0]
 
 
 @pytest.mark.parametrize("bits", [1, 4, 8])

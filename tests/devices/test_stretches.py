@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from pfl_lm.devices.batches import LocalTraining
+from pfl_lm.devices.task import Task
 from pfl_lm.devices.training import train
 from pfl_lm.language.models import LoraSpec, ModelSpec, initialise, roles
 from pfl_lm.payload import PayloadPlan, choose, gather
@@ -38,7 +39,8 @@ def updates(spec: ModelSpec, plan: PayloadPlan, training: LocalTraining) -> np.n
     words = [np.random.default_rng(k).integers(4, V, (3 + k, 8)) for k in range(2)]
     words[0][-1, 5:] = 0
     values = gather(parameters, payload)
-    return train(spec, parameters, payload, values, words, training, UNIGRAM, 5, 0, [1, 2])[0]
+    task = Task(spec, parameters, payload, values, training, UNIGRAM, 5, 0)
+    return train(task, words, [1, 2])[0]
 
 
 @pytest.mark.parametrize("model", MODELS)

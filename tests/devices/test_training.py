@@ -14,6 +14,7 @@ from torch import nn
 from pfl_lm import machine, native
 from pfl_lm import payload as payloads
 from pfl_lm.devices import training as hot
+from pfl_lm.devices.task import Task
 from pfl_lm.devices.training import LocalTraining, train
 from pfl_lm.language import losses, models, recurrence, softmax
 from pfl_lm.language.models import LoraSpec, ModelSpec
@@ -53,7 +54,7 @@ def setting(spec: ModelSpec, plan: PayloadPlan, seed: int = 0):
 
 
 def run(spec, parameters, payload, values, windows, local=LOCAL, users=USERS):
-    return train(spec, parameters, payload, values, windows, local, UNIGRAM, 5, 3, users)
+    return train(Task(spec, parameters, payload, values, local, UNIGRAM, 5, 3), windows, users)
 
 
 PLANS = {
@@ -258,7 +259,7 @@ def test_repeating_is_bit_equal_and_other_seeds_differ() -> None:
     first, _ = run(spec, *held, text_of(), local)
     second, _ = run(spec, *held, text_of(), local)
     assert first.tobytes() == second.tobytes()
-    other, _ = train(spec, *held, text_of(), local, UNIGRAM, 6, 3, USERS)
+    other, _ = train(Task(spec, *held, local, UNIGRAM, 6, 3), text_of(), USERS)
     assert first.tobytes() != other.tobytes()
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from pfl_lm.devices.batches import LocalTraining
+from pfl_lm.devices.task import Task
 from pfl_lm.devices.training import train
 from pfl_lm.language.models import LoraSpec, ModelSpec, initialise, roles
 from pfl_lm.payload import Payload, PayloadPlan, choose, expand, gather
@@ -31,12 +32,13 @@ def setting(
     payload = choose(plan, roles(spec), UNIGRAM, (0, 1, 2, 3), 5, 0)
     draw = np.random.default_rng(0)
     own = [draw.integers(4, V, (windows, 8)) for _ in range(2)]
-    common = (own, training, UNIGRAM, 5, 0, [3, 4])
-    found, _ = train(spec, parameters, payload, gather(parameters, payload), *common)
-    first_order = replace(training, method="backpropagation")
-    common = (own, first_order, UNIGRAM, 5, 0, [3, 4])
-    whole = payload.whole
-    expected, _ = train(spec, parameters, whole, gather(parameters, whole), *common)
+    values = gather(parameters, payload)
+    task = Task(spec, parameters, payload, values, training, UNIGRAM, 5, 0)
+    found, _ = train(task, own, [3, 4])
+    first_order, whole = replace(training, method="backpropagation"), payload.whole
+    values = gather(parameters, whole)
+    task = replace(task, payload=whole, values=values, training=first_order)
+    expected, _ = train(task, own, [3, 4])
     return payload, found, expected
 
 
@@ -78,23 +80,14 @@ def test_it_learns() -> None:
     payload = choose(PayloadPlan(directions=64), roles(spec), UNIGRAM, (0, 1, 2, 3), 5, 0)
     always = np.tile(np.asarray([5, 9, 5, 9, 5, 9]), (4, 1))
     training = replace(ONE_STEP, epochs=None, steps=400, learning_rate=2.0)
-    found, traces = train(
-        spec,
-        parameters,
-        payload,
-        gather(parameters, payload),
-        [always],
-        training,
-        UNIGRAM,
-        5,
-        0,
-        [1],
-    )
+    values = gather(parameters, payload)
+    task = Task(spec, parameters, payload, values, training, UNIGRAM, 5, 0)
+    found, traces = train(task, [always], [1])
     values = torch.from_numpy(gather(parameters, payload.whole) + expand(payload, found[0]))
     after = payload.whole.views(values)
-    common = ([always], replace(ONE_STEP, epochs=None, steps=1), UNIGRAM, 5, 0, [1])
     moved = {name: after[name] for name in parameters}
-    _, later = train(spec, moved, payload, gather(parameters, payload), *common)
+    once = replace(ONE_STEP, epochs=None, steps=1)
+    _, later = train(replace(task, parameters=moved, training=once), [always], [1])
     assert later[0].loss < 0.75 * np.log(V)
     assert later[0].loss < traces[0].loss
 
@@ -109,10 +102,11 @@ def test_devices_side_by_side_walk_as_if_alone(spec: ModelSpec) -> None:
     payload = choose(plan, roles(spec), UNIGRAM, (0, 1, 2, 3), 5, 0)
     draw = np.random.default_rng(0)
     own = [draw.integers(4, V, (count, 8)) for count in (1, 5, 0, 3)]
-    common = (parameters, payload, gather(parameters, payload))
-    together, traces = train(spec, *common, own, training, UNIGRAM, 5, 0, [1, 2, 3, 4])
+    values = gather(parameters, payload)
+    task = Task(spec, parameters, payload, values, training, UNIGRAM, 5, 0)
+    together, traces = train(task, own, [1, 2, 3, 4])
     for k, windows in enumerate(own):
-        alone, one = train(spec, *common, [windows], training, UNIGRAM, 5, 0, [k + 1])
+        alone, one = train(task, [windows], [k + 1])
         np.testing.assert_allclose(together[k], alone[0], atol=2e-5)
         assert (one[0].tokens, one[0].steps) == (traces[k].tokens, traces[k].steps)
         assert one[0].loss == pytest.approx(traces[k].loss, abs=1e-5)
@@ -128,18 +122,9 @@ def test_without_text_nothing_moves() -> None:
     payload = choose(PayloadPlan(directions=2), roles(TRANSFORMER), UNIGRAM, (0,), 5, 0)
     parameters = initialise(TRANSFORMER, 1, UNIGRAM)
     empty = np.zeros((0, 8), np.int64)
-    found, traces = train(
-        TRANSFORMER,
-        parameters,
-        payload,
-        np.zeros(2, np.float32),
-        [empty],
-        ONE_STEP,
-        UNIGRAM,
-        5,
-        0,
-        [1],
-    )
+    values = np.zeros(2, np.float32)
+    task = Task(TRANSFORMER, parameters, payload, values, ONE_STEP, UNIGRAM, 5, 0)
+    found, traces = train(task, [empty], [1])
     assert not found.any()
     assert traces[0].steps == 0
 

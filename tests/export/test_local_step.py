@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from pfl_lm import payload as payloads
+from pfl_lm.devices.task import Task
 from pfl_lm.devices.training import LocalTraining, train
 from pfl_lm.export.local_step import train_step
 from pfl_lm.export.on_device import OnDevice
@@ -73,12 +74,10 @@ LOOKUPS = [(case, "index") for case in CASES] + [("rows and factors", "one_hot")
 def test_a_device_that_trains_by_the_graph_sends_what_the_simulators_device_sends(case, lookup):
     spec, plan, training = CASES[case]
     parameters, payload, values = setting(spec, plan)
-    simulated, traces = train(
-        spec, parameters, payload, values, [text()], training, UNIGRAM, 5, 3, [11]
-    )
+    task = Task(spec, parameters, payload, values, training, UNIGRAM, 5, 3)
+    simulated, traces = train(task, [text()], [11])
     graph = train_step(spec, payload, training, training.batch_size, lookup=lookup)
-    device = OnDevice(graph, graph.interface, spec, parameters, payload, training, UNIGRAM, 5, 3)
-    update, trace = device.train(values, text(), 11)
+    update, trace = OnDevice(graph, graph.interface, task).train(text(), 11)
     assert np.abs(simulated).max() > 1e-3
     assert np.abs(update - simulated[0]).max() < 1e-6
     assert (trace.steps, trace.tokens) == (traces[0].steps, traces[0].tokens)
@@ -92,6 +91,7 @@ def test_the_graph_serves_another_rounds_rows():
     later = payloads.choose(plan, models.roles(spec), UNIGRAM, (0, 1, 2, 3), seed=7, round=4)
     assert not np.array_equal(later.rows, payload.rows)
     values = payloads.gather(parameters, later)
-    simulated, _ = train(spec, parameters, later, values, [text()], training, UNIGRAM, 5, 4, [11])
-    device = OnDevice(graph, graph.interface, spec, parameters, later, training, UNIGRAM, 5, 4)
-    assert np.abs(device.train(values, text(), 11)[0] - simulated[0]).max() < 1e-6
+    task = Task(spec, parameters, later, values, training, UNIGRAM, 5, 4)
+    simulated, _ = train(task, [text()], [11])
+    update, _ = OnDevice(graph, graph.interface, task).train(text(), 11)
+    assert np.abs(update - simulated[0]).max() < 1e-6

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from pfl_lm import payload as payloads
+from pfl_lm.devices.task import Task
 from pfl_lm.devices.training import LocalTraining, train
 from pfl_lm.export import formats, graphs
 from pfl_lm.export.local_step import train_step
@@ -135,11 +136,9 @@ def test_a_local_step_has_torchs_gradient(format, tmp_path):
         text = [np.where(random.random((5, 4)) < 0.7, random.choice(held, (5, 4)), drawn)]
         text[0][-1, 2:] = 0
         values = payloads.gather(model.parameters, payload)
-        about = (
-            model.spec, model.parameters, payload, values, text, training, unigram, 5, round, [11],
-        )  # fmt: skip
-        simulated, _ = train(*about)
-        updated, _ = train_by(by_file, graph.interface)(*about)
+        task = Task(model.spec, model.parameters, payload, values, training, unigram, 5, round)
+        simulated, _ = train(task, text, [11])
+        updated, _ = train_by(by_file, graph.interface)(task, text, [11])
         assert np.abs(simulated).max() > 1e-3
         assert np.abs(updated - simulated).max() < 1e-6
     assert met > 0

@@ -13,7 +13,7 @@ import pytest
 from pfl_lm.export import build, formats, vectors, verify
 from pfl_lm.export import bundle as names
 from pfl_lm.export.bundle import BundleError, opened, pack, write_index
-from pfl_lm.export.lessons import Lessons
+from pfl_lm.export.lessons import first_task
 from pfl_lm.export.verify import Finding, verify_bundle
 
 
@@ -200,15 +200,15 @@ class TestAWrongConversion:
 
     @pytest.mark.parametrize("name", ["windows", "slots", "values", "candidates", "log_weight"])
     def test_an_input_that_became_a_constant(self, exporting, name):
-        def wrong(run, lessons, given):
+        def wrong(run, task, given):
             return run(**given | {name: np.zeros_like(given[name])})
 
         with pytest.raises(ValueError, match=r"nothing was kept.*train_step\.fp32\.onnx"):
             exporting(wrong)
 
     def test_a_word_that_counts_once_however_often_it_is_read(self, exporting):
-        def wrong(run, lessons, given):
-            found, segment = run(**given), lessons.payload.segments[0]
+        def wrong(run, task, given):
+            found, segment = run(**given), task.payload.segments[0]
             assert segment.name == "embedding"
             table = found["gradient"][segment.offset :][: segment.size].reshape(segment.shape)
             slots, times = np.unique(given["slots"][given["windows"]], return_counts=True)
@@ -220,20 +220,20 @@ class TestAWrongConversion:
             exporting(wrong)
 
     def test_a_right_one_passes(self, exporting):
-        exporting(lambda run, lessons, given: run(**given))
+        exporting(lambda run, task, given: run(**given))
 
     @pytest.fixture
     def exporting(self, kept_format, source, text, tmp_path, monkeypatch):
         """Export ``train_step`` with a runtime that computes otherwise."""
-        lessons = Lessons.of(source)
-        assert lessons.payload.rows is not None
+        task = first_task(source)
+        assert task.payload.rows is not None
 
         def export(wrong) -> None:
             def opened_wrongly(folder, exported):
                 run = formats.open_file(folder, exported)
                 if exported.graph != "train_step":
                     return run
-                return lambda **given: wrong(run, lessons, given)
+                return lambda **given: wrong(run, task, given)
 
             monkeypatch.setattr(verify, "open_file", opened_wrongly)
             choice = build.Choice(formats=("onnx",), precisions=("fp32",), personal=False)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from pfl_lm.devices.batches import LocalTraining, Schedule
+from pfl_lm.devices.task import Task
 from pfl_lm.devices.training import train
 from pfl_lm.interop.torch_module import adopt
 from pfl_lm.language import modules
@@ -84,9 +85,8 @@ def test_a_device_trains_as_a_plain_loop_does(kind):
     tokenizer, payload = whole(spec)
     start, texts = initialise(spec, 0), windows_of(3, 0)
     received = gather(start, payload)
-    updates, _ = train(
-        spec, start, payload, received, texts, training, tokenizer.unigram, 7, 0, [0, 1, 2]
-    )
+    task = Task(spec, start, payload, received, training, tokenizer.unigram, 7, 0)
+    updates, _ = train(task, texts, [0, 1, 2])
     names = {"words.weight": "embedding", "head.weight": "output", "head.bias": "output_bias"}
     for user, own in enumerate(texts):
         fresh = kind()
@@ -151,8 +151,7 @@ class TestRefusals:
         tokenizer, payload = whole(spec)
         start = initialise(spec, 0)
         training = LocalTraining(0.3, window=T, method="forward_only")
+        received = gather(start, payload)
+        task = Task(spec, start, payload, received, training, tokenizer.unigram, 7, 0)
         with pytest.raises(ValueError, match="module"):
-            train(
-                spec, start, payload, gather(start, payload), windows_of(1, 0), training,
-                tokenizer.unigram, 7, 0, [0],
-            )  # fmt: skip
+            train(task, windows_of(1, 0), [0])

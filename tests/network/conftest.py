@@ -105,20 +105,10 @@ class Trial:
             broadcast = open_round(state, choose_payload(world, number))
             grid = world.protection.grid(broadcast.payload.dim)
             total = np.zeros(grid.dim, np.int64)
+            task = world.task(broadcast, state.parameters)
             for user in users:
                 text = windows(world.population.tokens("train", user), scenario.training.window, 65)
-                updates, _ = train(
-                    world.spec,
-                    dict(state.parameters),
-                    broadcast.payload,
-                    broadcast.values,
-                    [text],
-                    scenario.training,
-                    world.tokenizer.unigram,
-                    scenario.seed,
-                    number,
-                    [user],
-                )
+                updates, _ = train(task, [text], [user])
                 bits = world.protection.bits("device", number, user)
                 total += protect(updates, grid, None, bits)[0][0]
             mean = decode(total, grid, scenario.cohort)

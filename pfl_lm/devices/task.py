@@ -1,0 +1,36 @@
+"""What a round asks of its devices: the same for all of them, whatever way they train."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pfl_lm.devices.batches import LocalTraining
+from pfl_lm.language.models import ModelSpec, Parameters
+from pfl_lm.payload import Payload
+
+
+@dataclass(frozen=True)
+class Task:
+    """A round's local training, before it meets anybody's text.
+
+    Attributes:
+        spec: shape of the model.
+        parameters: the model as it lies on the devices; read, never written.
+        payload: the coordinates that travel.
+        values: float32[d], the payload's coordinates as received.
+        training: how to train.
+        unigram: float64[V], the public word probabilities.
+        seed, round: name the streams of the order of examples (with the user, a device's own) and
+            of the candidates (public, one draw a step for everybody).
+    """
+
+    spec: ModelSpec
+    parameters: Parameters
+    payload: Payload
+    values: np.ndarray
+    training: LocalTraining
+    unigram: np.ndarray
+    seed: int
+    round: int
