@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from pfl_lm.devices.batches import LocalTraining, Schedule
+from pfl_lm.devices.task import Task
 from pfl_lm.devices.training import train
 from pfl_lm.interop.tff import Worker
 from pfl_lm.language.models import ModelSpec, Parameters, initialise, roles
@@ -43,10 +44,9 @@ def in_pfl_lm(start: Parameters, texts: list[np.ndarray]) -> dict[str, np.ndarra
     payload = choose(
         PayloadPlan(), roles(MODEL), tokenizer.unigram, tokenizer.specials, SEED, ROUND
     )
-    updates, _ = train(
-        MODEL, start, payload, gather(start, payload), texts, LOCAL,
-        tokenizer.unigram, SEED, ROUND, list(range(len(texts))),
-    )  # fmt: skip
+    received = gather(start, payload)
+    task = Task(MODEL, start, payload, received, LOCAL, tokenizer.unigram, SEED, ROUND)
+    updates, _ = train(task, texts, list(range(len(texts))))
     return payload.views(updates.mean(0))
 
 
