@@ -10,6 +10,7 @@ Everybody who may join is trusted: objects travel as pickles.
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import secrets
 import signal
@@ -159,11 +160,13 @@ def join() -> Iterator[Ranks]:
 
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
-    store, rank, count = next(rendezvous("env://", timeout=PATIENCE))
-    with _ending_in_order():
+    # Who waits for the others is in no Python that could hear an exception, and holds nothing yet.
+    with _signals(signal.SIG_DFL):
+        store, rank, count = next(rendezvous("env://", timeout=PATIENCE))
         store = PrefixStore(_meet(store, rank, count), store)
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=PATIENCE)
+    with _signals(_end):
         try:
             yield Ranks(rank, count, PrefixStore("turns", store))
         finally:
@@ -215,6 +218,8 @@ def launch(count: int, work: Callable[..., T], *arguments: Any) -> T:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    for part in ("agent.server.api", "multiprocessing.api"):  # their warnings tell of Ctrl-C
+        logging.getLogger(f"torch.distributed.elastic.{part}").setLevel(logging.ERROR)
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -258,23 +263,26 @@ def _work(work: Callable[..., Any], *arguments: Any) -> Any:
         return ValueError(str(mistake))
 
 
+_ENDS = (signal.SIGTERM, signal.SIGINT)  # of the agent, and Ctrl-C
+
+
 @contextmanager
-def _ending_in_order() -> Iterator[None]:
-    """Let the agent's SIGTERM, and Ctrl-C, end this process as an exception does: files closed.
-
-    Either comes again while the first is obeyed (from the terminal and from the agent), so the
-    second is not heard.
-    """
-    names = (signal.SIGTERM, signal.SIGINT)
-
-    def end(number: int, _: FrameType | None) -> None:
-        for name in names:
-            signal.signal(name, signal.SIG_IGN)
-        raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
-
-    before = [signal.signal(name, end) for name in names]
+def _signals(handler: Callable[[int, FrameType | None], None] | signal.Handlers) -> Iterator[None]:
+    """Answer what ends a process by ``handler``."""
+    before = [signal.signal(name, handler) for name in _ENDS]
     try:
         yield
     finally:
-        for name, handler in zip(names, before, strict=True):
-            signal.signal(name, handler)
+        for name, earlier in zip(_ENDS, before, strict=True):
+            signal.signal(name, earlier)
+
+
+def _end(number: int, _: FrameType | None) -> None:
+    """End this process as an exception does: files closed.
+
+    The same signal comes twice, from the terminal and from the agent; while the first is obeyed,
+    the second is not heard.
+    """
+    for name in _ENDS:
+        signal.signal(name, signal.SIG_IGN)
+    raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)

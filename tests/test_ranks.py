@@ -8,10 +8,12 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import pytest
+from torch.distributed import TCPStore
 
 from pfl_lm.machine import tune
 from pfl_lm.ranks import ALONE, Ranks, launch
@@ -144,6 +146,23 @@ def test_an_interrupt_ends_every_process_and_keeps_what_was_paid_for(
     before = ledger.read_bytes()
     assert outcome(simulated(folder, run, new_watcher(), resume=True)) == alone
     assert ledger.read_bytes().startswith(before)
+
+
+def test_who_waits_for_the_others_can_be_interrupted(tmp_path):
+    """Nobody comes, and waiting is no Python that could hear an exception."""
+    store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    names = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(store.port), "RANK": "1"}
+    names |= {"WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "alone"}
+    names["TORCHELASTIC_USE_AGENT_STORE"] = "True"
+    code = "from pfl_lm.ranks import join; join().__enter__()"
+    waiting = subprocess.Popen([sys.executable, "-c", code], env=os.environ | names)
+    try:
+        store.wait(["word/1"], timedelta(seconds=60))
+        time.sleep(0.5)
+        waiting.send_signal(signal.SIGINT)
+        assert waiting.wait(timeout=20) == -signal.SIGINT
+    finally:
+        waiting.kill()
 
 
 class Several(Ranks):

@@ -24,6 +24,8 @@ from pfl_lm.cli import (
     training,
 )
 
+INTERRUPTED = 130  # the status that typer, as a shell, makes of Ctrl-C
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -62,13 +64,15 @@ def pfl_lm(
 
 def main() -> None:
     """Run a verb; a user's mistake ends as one line on standard error and exit status 2."""
+    first = os.environ.get("RANK", "0") == "0"  # the other processes of a run stay silent
     try:
         app()
     except (ValueError, OSError) as error:
-        if os.environ.get("RANK", "0") == "0":  # the other processes of a run stay silent
+        if first:
             red, plain = ("\033[31m", "\033[0m") if sys.stderr.isatty() else ("", "")
             print(f"{red}pfl-lm: {' '.join(str(error).split())}{plain}", file=sys.stderr)
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("pfl-lm: interrupted", file=sys.stderr)
-        raise SystemExit(130) from None
+    except SystemExit as ended:
+        if ended.code == INTERRUPTED and first:
+            print("pfl-lm: interrupted", file=sys.stderr)
+        raise

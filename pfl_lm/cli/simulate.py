@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -42,7 +43,21 @@ def simulate(
 
     if resume and overwrite:
         raise ValueError("--resume goes on with a run and --overwrite deletes it: choose one")
-    _run(load(Scenario, recipe), output, resume, overwrite, workers)
+    scenario = load(Scenario, recipe)
+    try:
+        _run(scenario, output, resume, overwrite, workers)
+    except KeyboardInterrupt:
+        _say_what_is_kept(scenario, output)
+        raise
+
+
+def _say_what_is_kept(scenario: Scenario, output: Path) -> None:
+    from pfl_lm.runs import RunFolder
+
+    kept = max(RunFolder(output).checkpoints(), default=0)
+    if kept and os.environ.get("RANK", "0") == "0":
+        rounds = f"{kept} of {scenario.rounds} rounds are kept in {output}"
+        print(f"{rounds}; the same command with --resume goes on", file=sys.stderr)
 
 
 def demo(

@@ -92,10 +92,13 @@ def test_a_mistake_is_one_line_on_standard_error(monkeypatch, capsys, tmp_path, 
     ],
 )
 def test_what_main_makes_of_an_error(monkeypatch, capsys, raised, status, line):
+    failing = typer.Typer(pretty_exceptions_enable=False)
+
+    @failing.command()
     def fail():
         raise raised
 
-    monkeypatch.setattr(pfl_lm.cli, "app", fail)
+    monkeypatch.setattr(pfl_lm.cli, "app", failing)
     assert run_main(monkeypatch, capsys) == (status, line)
 
 
