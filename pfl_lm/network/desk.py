@@ -179,14 +179,22 @@ class Desk:
         self._round = None
 
     async def finish(self, text: str) -> None:
-        """Tell everybody that the run is over; return when those who were here have heard it."""
-        now = time.monotonic()
+        """Tell everybody that the run is over.
+
+        Waits until those who are here have heard it, and a while for others: they may be between
+        two calls, or the server may have come back for nothing but this.
+        """
+        begun, limits = time.monotonic(), self._limits
         here = {device for device in self._seen if self._here(device)}
         for device in self._seen:
             self._items[device] = messages.Item(round=AFTER_ALL, step=OVER, finished=text)
             if bell := self._bells.get(device):
                 bell.set()
-        while here - self._told and time.monotonic() < now + self._limits.hold_seconds:
+
+        while left := self._seen.keys() - self._told:
+            patience = max(limits.grace_seconds, limits.hold_seconds if left & here else 0.0)
+            if time.monotonic() > begun + patience:
+                return
             await self._wait(0.1)
 
     def _post(self, device: int, step: int, **content: Any) -> None:

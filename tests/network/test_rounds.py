@@ -70,6 +70,19 @@ def test_devices_that_die_take_nothing_with_them(trial, new_watcher, same_model,
         assert f"round 1: no {KINDS[kind]} from 1 of {invited} devices: {device}" in caplog.text
 
 
+def test_who_comes_after_the_last_round_hears_that_it_was(trial, new_watcher):
+    """A server that is killed after it comes back for nothing else."""
+    run = trial(limits=replace(BRISK, grace_seconds=30.0))
+    run.start_devices()
+    run.serve(new_watcher())
+    run.join()
+    run.start_devices()
+    watcher = new_watcher()
+    run.serve(watcher, resume=True)
+    run.join()
+    assert watcher.rounds == []
+
+
 def test_too_few_devices_and_the_round_is_abandoned(trial, new_watcher, same_model, caplog):
     run = trial(limits=Limits(phase_seconds=3.0, training_seconds=60.0, hold_seconds=2.0))
     run.start_devices(range(1))
