@@ -218,9 +218,10 @@ def _print_network(trial: Trial, seconds: float) -> None:
     print("| round | reports | seconds | MB up | MB down |\n|---|---|---|---|---|")
     for entry in rounds:
         up, down = entry["upload_bytes"] / 1e6, entry["download_bytes"] / 1e6
+        took = entry["seconds"]  # nobody knows, where the server died in the round
         print(
             f"| {entry['round']} | {entry['reports']} of {entry['invited']} "
-            f"| {entry['seconds']:.1f} | {up:.2f} | {down:.2f} |"
+            f"| {'–' if took is None else f'{took:.1f}'} | {up:.2f} | {down:.2f} |"
         )
 
 
