@@ -52,9 +52,10 @@ final_users = 40
 """
 
 # The command line, with a short public text; DEATHS names processes that die in a round:
-# "start:rank:round", where a start is the first one or that after a restart.
+# "start:rank:round", where a start is the first one or that after a restart. In the round PAUSE
+# the processes wait: whoever interrupts them there has time.
 PROGRAM = """
-import os, signal
+import os, signal, time
 import pfl_lm.simulate, pfl_lm.world
 from pfl_lm.cli import main
 
@@ -69,6 +70,8 @@ def die_or_plan(*arguments):
         start, rank, round = death.split(":")
         if me == (start, rank) and rounds == int(round):
             os.kill(os.getpid(), signal.SIGKILL)
+    if rounds == int(os.environ.get("PAUSE", "0")):
+        time.sleep(60)
     return plan(*arguments)
 
 pfl_lm.simulate.groups = die_or_plan
@@ -97,11 +100,18 @@ def simulated(folder: Path, run: Path, watch, **options) -> Path:
     return simulate(load(Scenario, folder / "scenario.toml"), run, watch, **options).path
 
 
-def started(folder: Path, run: Path, *options: str, by: tuple[str, ...] = (), deaths: str = ""):
+def started(
+    folder: Path,
+    run: Path,
+    *options: str,
+    by: tuple[str, ...] = (),
+    deaths: str = "",
+    pause: int = 0,
+):
     """Start the command line, under another program if need be."""
     command = [sys.executable, *by, str(folder / "program.py"), "simulate"]
     command += [str(folder / "scenario.toml"), "-o", str(run), *options]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "DEATHS": deaths}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "DEATHS": deaths, "PAUSE": str(pause)}
     return subprocess.Popen(
         command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
@@ -133,7 +143,7 @@ def test_an_interrupt_ends_every_process_and_keeps_what_was_paid_for(
     folder, alone, new_watcher, tmp_path
 ):
     run = tmp_path / "run"
-    process = started(folder, run, "--workers", "2")
+    process = started(folder, run, "--workers", "2", pause=5)
     ledger = run / "ledger.jsonl"
     while process.poll() is None:
         if ledger.exists() and ledger.read_bytes().count(b"\n") > 2:
@@ -143,6 +153,7 @@ def test_an_interrupt_ends_every_process_and_keeps_what_was_paid_for(
     _, err = process.communicate(timeout=120)
     assert process.returncode == 130, err
     assert "Traceback" not in err
+    assert "of 6 rounds are kept" in err
     before = ledger.read_bytes()
     assert outcome(simulated(folder, run, new_watcher(), resume=True)) == alone
     assert ledger.read_bytes().startswith(before)
