@@ -1,14 +1,25 @@
-"""Ctrl-C at a good moment: what has been paid for is written down before a run ends."""
+"""Ctrl-C and SIGTERM at a good moment: what has been paid for is written down before a run ends."""
 
 from __future__ import annotations
 
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import FrameType
 
-_NAMES = (signal.SIGINT, signal.SIGTERM)
+ENDS = (signal.SIGTERM, signal.SIGINT)
+
+
+@contextmanager
+def answering(handler: Callable[[int, FrameType | None], None] | signal.Handlers) -> Iterator[None]:
+    """Answer what ends a process by ``handler``."""
+    before = [signal.signal(name, handler) for name in ENDS]
+    try:
+        yield
+    finally:
+        for name, earlier in zip(ENDS, before, strict=True):
+            signal.signal(name, signal.SIG_DFL if earlier is None else earlier)
 
 
 @contextmanager
@@ -19,18 +30,14 @@ def interruptible() -> Iterator[Callable[[], None]]:
     alone, so in any other nothing waits.
     """
     heard: list[int] = []
-    before: dict[signal.Signals, Callable[[int, FrameType | None], object] | int | None] = {}
 
     def hold() -> None:
-        if before or threading.current_thread() is not threading.main_thread():
-            return
-        for name in _NAMES:
-            before[name] = signal.signal(name, lambda number, _: heard.append(number))
+        if threading.current_thread() is threading.main_thread():
+            held.enter_context(answering(lambda number, _: heard.append(number)))
 
     try:
-        yield hold
+        with ExitStack() as held:
+            yield hold
     finally:
-        for name, handler in before.items():
-            signal.signal(name, signal.SIG_DFL if handler is None else handler)
         for number in heard[:1]:
             signal.raise_signal(number)

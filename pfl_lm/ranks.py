@@ -24,6 +24,8 @@ from typing import Any, TypeVar
 
 from numpy.typing import NDArray
 
+from pfl_lm.interrupts import ENDS, answering
+
 T = TypeVar("T")
 
 PATIENCE = timedelta(hours=1)  # for a rank that lives and says nothing; a dead one shows at once
@@ -161,12 +163,12 @@ def join() -> Iterator[Ranks]:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
     # Who waits for the others is in no Python that could hear an exception, and holds nothing yet.
-    with _signals(signal.SIG_DFL):
+    with answering(signal.SIG_DFL):
         store, rank, count = next(rendezvous("env://", timeout=PATIENCE))
         store = PrefixStore(_meet(store, rank, count), store)
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=PATIENCE)
-    with _signals(_end):
+    with answering(_end):
         try:
             yield Ranks(rank, count, PrefixStore("turns", store))
         finally:
@@ -263,26 +265,12 @@ def _work(work: Callable[..., Any], *arguments: Any) -> Any:
         return ValueError(str(mistake))
 
 
-_ENDS = (signal.SIGTERM, signal.SIGINT)  # of the agent, and Ctrl-C
-
-
-@contextmanager
-def _signals(handler: Callable[[int, FrameType | None], None] | signal.Handlers) -> Iterator[None]:
-    """Answer what ends a process by ``handler``."""
-    before = [signal.signal(name, handler) for name in _ENDS]
-    try:
-        yield
-    finally:
-        for name, earlier in zip(_ENDS, before, strict=True):
-            signal.signal(name, earlier)
-
-
 def _end(number: int, _: FrameType | None) -> None:
     """End this process as an exception does: files closed.
 
     The same signal comes twice, from the terminal and from the agent; while the first is obeyed,
     the second is not heard.
     """
-    for name in _ENDS:
+    for name in ENDS:
         signal.signal(name, signal.SIG_IGN)
     raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)

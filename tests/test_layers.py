@@ -13,8 +13,8 @@ PACKAGE = Path(__file__).resolve().parents[1] / "pfl_lm"
 
 # Lower number = lower layer. A module may import its own layer only inside its own part.
 LAYERS = (
-    ("native",),
-    ("streams", "files", "machine", "ranks", "interrupts"),
+    ("native", "interrupts"),
+    ("streams", "files", "machine", "ranks"),
     ("directions", "row_draw", "payload_plan"),
     ("language", "payload", "dp", "secagg"),
     ("devices", "server"),
