@@ -16,6 +16,7 @@ from pfl_lm.secagg.messages import (
     SurvivorSet,
     UnmaskRequest,
 )
+from pfl_lm.secagg.wire import LABEL
 
 KEYS = b"advertised keys"  # purposes of signatures: one cannot stand for the other
 SURVIVORS = b"survivor set"
@@ -88,7 +89,7 @@ def _signed_peers(
 
 def graph_seed(roster: Roster, config: RoundConfig) -> bytes:
     """The signed round's graph follows from its roster, so nobody picks neighbours."""
-    text = b"pfl_lm secagg 3 roster" + config.context + roster.body(config)
+    text = LABEL + b"roster" + config.context + roster.body(config)
     return hashlib.sha256(text).digest()
 
 

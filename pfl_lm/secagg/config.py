@@ -10,6 +10,7 @@ from functools import cached_property
 from pfl_lm.secagg.errors import Refused
 from pfl_lm.secagg.parameters import Adversary, GraphParameters
 from pfl_lm.secagg.ring import Ring
+from pfl_lm.secagg.wire import LABEL
 
 DIGEST_BYTES = 32
 _ENCODING = struct.Struct("<Q32s32sIIIIIIIIQBB")
@@ -129,7 +130,7 @@ class RoundConfig:
             self.bits,
             adversaries.index(self.adversary),
         )
-        return hashlib.sha256(b"pfl_lm secagg 3 context" + encoded).digest()
+        return hashlib.sha256(LABEL + b"context" + encoded).digest()
 
 
 @dataclass(frozen=True)

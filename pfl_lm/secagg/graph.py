@@ -10,6 +10,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from pfl_lm.secagg.wire import LABEL
+
 
 @dataclass(frozen=True)
 class Graph:
@@ -66,7 +68,7 @@ def draw_graph(seed: bytes, members: Sequence[int], degree: int) -> Graph:
     """
 
     def place(device: int) -> bytes:
-        text = b"pfl_lm secagg 3 graph" + seed + device.to_bytes(4, "little")
+        text = LABEL + b"graph" + seed + device.to_bytes(4, "little")
         return hashlib.sha256(text).digest()
 
     return Graph(tuple(sorted(members, key=place)), degree)

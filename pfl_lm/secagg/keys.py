@@ -20,11 +20,11 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from pfl_lm.secagg.errors import Refused
+from pfl_lm.secagg.wire import LABEL
 
 KEY_BYTES = 32  # of every public key, secret, seed and digest
 SIGNATURE_BYTES = 64
 TAG_BYTES = 16  # by which a sealed box is longer than its content
-_LABEL = b"pfl_lm secagg 3 "
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def commit(context: bytes, kind: bytes, dealer: int, holder: int, value: bytes) 
 @lru_cache(maxsize=16)
 def committer(context: bytes, kind: bytes) -> Callable[[int, int, bytes], bytes]:
     """``commit`` to many shares of one kind in one round."""
-    prefix = _LABEL + kind + b" commitment" + context
+    prefix = LABEL + kind + b" commitment" + context
     pair, sha256 = struct.Struct("<II").pack, hashlib.sha256
     return lambda dealer, holder, value: sha256(prefix + pair(dealer, holder) + value).digest()
 
@@ -143,7 +143,7 @@ class Identity:
     def sign(self, context: bytes, purpose: bytes, content: bytes) -> bytes:
         """Sign ``content`` for one purpose in one round."""
         key = Ed25519PrivateKey.from_private_bytes(self.secret)
-        return key.sign(_LABEL + purpose + context + content)
+        return key.sign(LABEL + purpose + context + content)
 
     def __repr__(self) -> str:
         return f"Identity(public={self.public.hex()})"
@@ -152,7 +152,7 @@ class Identity:
 def certify(authority_secret: bytes, device_secret: bytes) -> Identity:
     """Let the authority vouch for a device's identity."""
     authority = Ed25519PrivateKey.from_private_bytes(authority_secret)
-    return Identity(device_secret, authority.sign(_LABEL + b"identity" + public_key(device_secret)))
+    return Identity(device_secret, authority.sign(LABEL + b"identity" + public_key(device_secret)))
 
 
 def public_key(secret: bytes) -> bytes:
@@ -162,14 +162,14 @@ def public_key(secret: bytes) -> bytes:
 
 def check_certificate(authority: bytes, identity: bytes, certificate: bytes) -> None:
     """Raise ``Refused`` unless the authority certified this identity."""
-    _verify(authority, certificate, _LABEL + b"identity" + identity)
+    _verify(authority, certificate, LABEL + b"identity" + identity)
 
 
 def check_signature(
     identity: bytes, signature: bytes, context: bytes, purpose: bytes, content: bytes
 ) -> None:
     """Raise ``Refused`` unless ``identity`` signed ``content`` for this purpose and round."""
-    _verify(identity, signature, _LABEL + purpose + context + content)
+    _verify(identity, signature, LABEL + purpose + context + content)
 
 
 def _verify(public: bytes, signature: bytes, content: bytes) -> None:
@@ -181,4 +181,4 @@ def _verify(public: bytes, signature: bytes, content: bytes) -> None:
 
 def _derive(secret: bytes, context: bytes, label: bytes, info: bytes) -> bytes:
     """HKDF-SHA256 with the context as salt."""
-    return HKDF(hashes.SHA256(), KEY_BYTES, context, _LABEL + label + info).derive(secret)
+    return HKDF(hashes.SHA256(), KEY_BYTES, context, LABEL + label + info).derive(secret)

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from pfl_lm.secagg.config import RoundConfig
 from pfl_lm.secagg.sharing import SECRET_BYTES
+from pfl_lm.secagg.wire import LABEL
 
 Draw = Callable[[bytes, float, int], NDArray[np.int64]]
 """``draw(seed of 32 bytes, variance, dim) -> int64[dim]``, the same for the same seed."""
@@ -156,7 +157,7 @@ class NoiseChain:
         return self._hash(b"next", self.secrets()[-1])
 
     def _hash(self, purpose: bytes, secret: bytes) -> bytes:
-        header = b"pfl_lm secagg 3 noise " + purpose + self.context
+        header = LABEL + b"noise " + purpose + self.context
         return hashlib.sha256(header + self.device.to_bytes(4, "little") + secret).digest()
 
     def __repr__(self) -> str:

@@ -23,6 +23,7 @@ from pfl_lm.secagg.errors import MalformedMessage, Refused
 
 MAGIC = b"PFSA"
 VERSION = 3
+LABEL = b"pfl_lm secagg %d " % VERSION  # before all that is hashed or signed: versions never meet
 SERVER = 0xFFFF_FFFF  # the sender of what the server sends
 _HEADER = struct.Struct("<4sBBHIQ32s")
 _CHECKSUM_BYTES = 16
