@@ -71,8 +71,7 @@ class Books:
     def evaluation_is_due(self, round: int) -> bool:
         """Whether the scenario asks for one after ``round`` rounds, and none was noted yet."""
         assert self._log is not None
-        every = self._world.scenario.evaluation.every
-        return bool(every) and round % every == 0 and round not in self._log.evaluated
+        return self._log.owes_evaluation(self._world.scenario.evaluation.every, round)
 
     def evaluated(self, entry: dict[str, Any]) -> None:
         """Note an evaluation."""

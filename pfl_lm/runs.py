@@ -105,11 +105,7 @@ class RunFolder:
 
 
 class RunLog:
-    """The running log of figures: JSON lines, and the same figures for TensorBoard.
-
-    Attributes:
-        evaluated: after how many rounds an evaluation was noted.
-    """
+    """The running log of figures: JSON lines, and the same figures for TensorBoard."""
 
     def __init__(self, folder: RunFolder, start_round: int) -> None:
         """Open the log to continue at ``start_round``; lines of later rounds are dropped."""
@@ -117,7 +113,7 @@ class RunLog:
         with write_atomically(folder.metrics_path) as temporary:
             temporary.write_text("".join(_line(entry) for entry in kept), encoding="utf-8")
         self._file = folder.metrics_path.open("a", encoding="utf-8")
-        self.evaluated = {entry["round"] for entry in kept if entry["kind"] == "evaluation"}
+        self._evaluated = {entry["round"] for entry in kept if entry["kind"] == "evaluation"}
         from torch.utils.tensorboard import SummaryWriter
 
         self._board = SummaryWriter(str(folder.tensorboard_path), purge_step=start_round)
@@ -127,10 +123,14 @@ class RunLog:
         self._file.write(_line(entry))
         self._file.flush()
         if entry["kind"] == "evaluation":
-            self.evaluated.add(entry["round"])
+            self._evaluated.add(entry["round"])
         for name, value in entry.items():
             if isinstance(value, int | float) and name != "round":
                 self._board.add_scalar(f"{entry['kind']}/{name}", value, entry["round"])
+
+    def owes_evaluation(self, every: int, round: int) -> bool:
+        """Whether ``round`` is one of every so many (of none, where that is 0) and has no entry."""
+        return bool(every) and round % every == 0 and round not in self._evaluated
 
     def close(self) -> None:
         self._file.close()

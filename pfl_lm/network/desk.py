@@ -190,7 +190,6 @@ class Desk:
             self._items[device] = messages.Item(round=AFTER_ALL, step=OVER, finished=text)
             if bell := self._bells.get(device):
                 bell.set()
-
         while left := self._seen.keys() - self._told:
             patience = max(limits.grace_seconds, limits.hold_seconds if left & here else 0.0)
             if time.monotonic() > begun + patience:

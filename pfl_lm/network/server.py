@@ -158,7 +158,7 @@ async def _run(
     books = RunLog(folder, state.round)
     _fill_in(world, folder, store, books, budget)
     try:
-        await asyncio.to_thread(_look_in, world, folder, state, ledger, books, watch)
+        await asyncio.to_thread(_evaluate_where_due, world, state, books, watch)
         while state.round < world.scenario.rounds:
             budget.check(state.round)
             await desk.gather(present, min(present, max(3, world.protection.least_reports)))
@@ -167,7 +167,9 @@ async def _run(
             entry |= budget.spent()
             books.write(entry)
             watch.round_done(entry, world.scenario.rounds)
-            await asyncio.to_thread(_look_in, world, folder, state, ledger, books, watch)
+            await asyncio.to_thread(_evaluate_where_due, world, state, books, watch)
+            if state.round % world.scenario.checkpoint_every == 0:
+                await asyncio.to_thread(save_checkpoint, folder, state, ledger.head)
             store.forget_means_before(min(folder.checkpoints()))
         await desk.finish(f"the run is over after {state.round} rounds")
     finally:
@@ -208,23 +210,12 @@ async def _listen(service: Service, world: World, serving: Serving, devices: int
     return server
 
 
-def _look_in(
-    world: World,
-    folder: RunFolder,
-    state: ServerState,
-    ledger: Ledger,
-    books: RunLog,
-    watch: Watch,
-) -> None:
-    """Evaluate and save where the scenario asks for it."""
-    scenario = world.scenario
-    every = scenario.evaluation.every
-    if every and state.round % every == 0 and state.round not in books.evaluated:
+def _evaluate_where_due(world: World, state: ServerState, books: RunLog, watch: Watch) -> None:
+    """Measure the model on validation users, where the scenario asks for it."""
+    if books.owes_evaluation(world.scenario.evaluation.every, state.round):
         entry = validation(world, state)
         books.write(entry)
         watch.evaluated(entry)
-    if state.round % scenario.checkpoint_every == 0:
-        save_checkpoint(folder, state, ledger.head)
 
 
 def _open_store(folder: RunFolder, ledger: Ledger, identities: dict[int, bytes]) -> Store:
