@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 
 import typer
@@ -64,15 +63,14 @@ def pfl_lm(
 
 def main() -> None:
     """Run a verb; a user's mistake ends as one line on standard error and exit status 2."""
-    first = os.environ.get("RANK", "0") == "0"  # the other processes of a run stay silent
     try:
         app()
     except (ValueError, OSError) as error:
-        if first:
+        if simulate.speaks():
             red, plain = ("\033[31m", "\033[0m") if sys.stderr.isatty() else ("", "")
             print(f"{red}pfl-lm: {' '.join(str(error).split())}{plain}", file=sys.stderr)
         raise SystemExit(2) from None
     except SystemExit as ended:
-        if ended.code == INTERRUPTED and first:
+        if ended.code == INTERRUPTED and simulate.speaks():
             print("pfl-lm: interrupted", file=sys.stderr)
         raise

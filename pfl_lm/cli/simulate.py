@@ -51,11 +51,16 @@ def simulate(
         raise
 
 
+def speaks() -> bool:
+    """Whether this process speaks for its run: torchrun's others stay silent."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def _say_what_is_kept(scenario: Scenario, output: Path) -> None:
     from pfl_lm.runs import RunFolder
 
     kept = max(RunFolder(output).checkpoints(), default=0)
-    if kept and os.environ.get("RANK", "0") == "0":
+    if kept and speaks():
         rounds = f"{kept} of {scenario.rounds} rounds are kept in {output}"
         print(f"{rounds}; the same command with --resume goes on", file=sys.stderr)
 

@@ -79,9 +79,8 @@ class _Step:
         self._frozen = {n: parameters[n] for n, role in named.items() if role.kind != "rows"}
         shape = (spec.output_dim, spec.embedding_dim)
         draw = stream(task.seed, "error projection").standard_normal(shape, np.float32)
-        self._projection = torch.from_numpy(draw) * (
-            training.modulation / spec.output_dim**0.5
-        )  # (P, D)
+        scale = training.modulation / spec.output_dim**0.5
+        self._projection = torch.from_numpy(draw) * scale  # (P, D)
 
     @torch.no_grad()
     def __call__(
