@@ -38,7 +38,7 @@ INLINE void attention_tile(int rows, long n, const float *left, long down, long 
   vec sum[HEIGHT][2];
   const float *row[HEIGHT];
   for (int i = 0; i < rows; i++) row[i] = left + i * down, sum[i][0] = sum[i][1] = (vec){0};
-  add_products(rows, n, row, along, panel, WIDTH, panel, 0, sum);
+  add_products(rows, n, row, along, panel, WIDTH, 0, sum);
   put_sums(rows, sum, to, to_rows, columns, 0);
 }
 

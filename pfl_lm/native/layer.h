@@ -113,11 +113,11 @@ INLINE void passage_tile(int rows, const passage *p, long first, long column, lo
     row[i] = p->x + (first + i) * p->from + k;
     sum[i][0] = sum[i][1] = (vec){0};
   }
-  add_products(rows, n, row, 1, panel, WIDTH, panel, 0, sum);
+  add_products(rows, n, row, 1, panel, WIDTH, 0, sum);
   if (p->rank && !k) {
     for (int i = 0; i < rows; i++) row[i] = p->narrow + (first + i) * p->rank;
     panel = p->b + column * p->rank;
-    add_products(rows, p->rank, row, 1, panel, WIDTH, panel, 0, sum);
+    add_products(rows, p->rank, row, 1, panel, WIDTH, 0, sum);
   }
   for (int half = 0; half < 2; half++) {
     long at = half * LANES, count = p->to - column - at;
@@ -152,7 +152,7 @@ INLINE void gradient_tile(int rows, long n, const float *dy, const float *x, flo
     row[i] = dy + i, to[i] = i * inputs, sum[i][0] = sum[i][1] = (vec){0};
     __builtin_prefetch(into + to[i], 1);
   }
-  add_products(rows, n, row, WIDTH, x, WIDTH, x + 16 * WIDTH, WIDTH / 8, sum);
+  add_products(rows, n, row, WIDTH, x, WIDTH, 0, sum);
   put_sums(rows, sum, into, to, columns, add);
 }
 
@@ -174,7 +174,7 @@ INLINE void factor_tile(int rows, long n, const float *narrow, long rank, const 
   long to[HEIGHT];
   for (int i = 0; i < rows; i++)
     row[i] = narrow + i, to[i] = i * stride, sum[i][0] = sum[i][1] = (vec){0};
-  add_products(rows, n, row, rank, wide, step, wide, 0, sum);
+  add_products(rows, n, row, rank, wide, step, 0, sum);
   put_sums(rows, sum, into, to, columns, 1);
 }
 

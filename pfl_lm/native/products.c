@@ -60,7 +60,7 @@ int gradient_devices(long devices, long rows, long outputs, long inputs,
     for (long first = 0; first < rows; first += DEPTH)
       for (long j = 0; j < whole; j += WIDTH)
         pass(outputs, smaller(DEPTH, rows - first), turned + first, at, own + first * x_stride + j,
-             x_stride, sums + j, to, WIDTH, add || first > 0, own + first * x_stride + j);
+             x_stride, sums + j, to, WIDTH, add || first > 0, 0);
     pack(rows, inputs - whole, own + whole, x_stride, 1, packed);
     multiply(outputs, inputs - whole, rows, turned, at, packed, sums + whole, to, add);
   }

@@ -31,15 +31,12 @@ INLINE long panels(long columns) { return (columns + WIDTH - 1) / WIDTH; }
 
 INLINE long smaller(long a, long b) { return a < b ? a : b; }
 
-/* What `rows` rows of A add to their sums with n lines of a panel: sum[i] += row[i][k apart] line[k].
-   Of `soon`, which is needed later, `lines` cache lines are asked for every two products: of more at
-   once, compilers would put sums on the stack. */
-INLINE void add_products(int rows, long n, const float *const *row, long apart, const float *panel,
-                         long step, const float *soon, int lines, vec (*sum)[2]) {
+/* add_products, with one cache line in `lines` · two products asked for ahead. */
+INLINE void add_lines(int rows, long n, const float *const *row, long apart, const float *panel,
+                      long step, const float *soon, int lines, vec (*sum)[2]) {
   long k = 0;
   for (; k + 2 <= n; k += 2) {
-#pragma GCC unroll 4
-    for (int ahead = 0; ahead < lines; ahead++) __builtin_prefetch(soon + 16 * ahead, 0, 2);
+    if (lines) __builtin_prefetch(soon, 0, 2);
     soon += 16 * lines;
 #pragma GCC unroll 4
     for (int line = 0; line < 2; line++, panel += step) {
@@ -64,6 +61,17 @@ INLINE void add_products(int rows, long n, const float *const *row, long apart, 
       sum[i][1] += one * right;
     }
   }
+}
+
+/* What `rows` rows of A add to their sums with n lines of a panel: sum[i] += row[i][k apart] line[k].
+   `soon`, if any, is needed later: a cache line of it is asked for every two products. Where nothing
+   need be asked for, nothing is: on a core that is shared, instructions are what counts. */
+INLINE void add_products(int rows, long n, const float *const *row, long apart, const float *panel,
+                         long step, const float *soon, vec (*sum)[2]) {
+  if (soon)
+    add_lines(rows, n, row, apart, panel, step, soon, 1, sum);
+  else
+    add_lines(rows, n, row, apart, panel, step, 0, 0, sum);
 }
 
 /* The sums stored to, or added to, rows of C: as many columns of the panel as there are. */
@@ -116,17 +124,19 @@ INLINE void tile(int rows, long n, const float *a, const long *at, const float *
   const float *row[HEIGHT];
   for (int i = 0; i < rows; i++) __builtin_prefetch(c + to[i], 1);
   begin_sums(rows, a, at, row, sum);
-  add_products(rows, n, row, 1, b, step, soon, WIDTH / 8, sum);
+  add_products(rows, n, row, 1, b, step, soon, sum);
   put_sums(rows, sum, c, to, columns, add);
 }
 
-/* Rows [0, rows) against one panel, cut into tiles of like height. The first of them brings the
-   panel that is next to the second cache. */
+/* Rows [0, rows) against one panel, cut into tiles of like height. The first two of them bring the
+   panel that is next to the second cache, half of it each: all at once it would queue. */
 static void pass(long rows, long n, const float *a, const long *at, const float *b, long step,
                  float *c, const long *to, long columns, int add, const float *next) {
-  for (long done = 0, height; done < rows; done += height, next = b) {
+  const float *soon = next;
+  for (long done = 0, height; done < rows; done += height) {
     height = height_of(rows - done);
-    OF_HEIGHT(height, tile, n, a, at + done, b, step, c, to + done, columns, add, next)
+    OF_HEIGHT(height, tile, n, a, at + done, b, step, c, to + done, columns, add, soon)
+    soon = next && soon == next ? next + n * WIDTH / 2 : 0;
   }
 }
 

@@ -44,7 +44,7 @@ INLINE void rank_tile(int words, const ranking *r, long word, long column, vec *
   const float *last = r->best + (BEST - 1) * panels(r->rows) * WIDTH + column;
   ints above = {0};
   score_words(words, r->width, r->table + word * r->width, r->bias ? r->bias + word : 0,
-              r->columns + column * r->width, sum);
+              r->columns + column * r->width, !column, sum);
 #pragma GCC unroll 6
   for (int i = 0; i < words; i++)
     for (int side = 0; side < 2; side++) {

@@ -35,7 +35,7 @@ INLINE void score_tile(int words, const softmax *s, long word, long column, floa
                        vec *total) {
   vec sum[HEIGHT][2];
   score_words(words, s->width, s->table + word * s->width, s->bias ? s->bias + word : 0,
-              s->columns + column * s->width, sum);
+              s->columns + column * s->width, !column, sum);
 #pragma GCC unroll 6
   for (int i = 0; i < words; i++)
     for (int side = 0; side < 2; side++) {
@@ -70,7 +70,7 @@ INLINE void mix_tile(int rows, long count, const float *powers, const float *tab
   const float *row[HEIGHT];
   offsets(rows, 1, at), offsets(rows, width, to);
   begin_sums(rows, powers, at, row, sum);
-  add_products(rows, count, row, WIDTH, table, WIDTH, table, 0, sum);
+  add_products(rows, count, row, WIDTH, table, WIDTH, 0, sum);
   put_sums(rows, sum, mixed, to, columns, 1);
 }
 
@@ -88,9 +88,10 @@ static void mix_block(const softmax *s, long first, long count, const float *pow
     }
 }
 
-/* powers · scaled of some words, added to the table: every panel of rows in turn. */
+/* powers · scaled of some words, added to the table: every panel of rows in turn. `fresh`: the
+   powers were not read yet, and those of the words after next are asked for. */
 INLINE void table_tile(int words, long rows, const float *powers, long count, const float *scaled,
-                       float *into, long width, long columns) {
+                       float *into, long width, long columns, int fresh) {
   long at[HEIGHT], to[HEIGHT];
   vec sum[HEIGHT][2];
   const float *row[HEIGHT];
@@ -99,7 +100,7 @@ INLINE void table_tile(int words, long rows, const float *powers, long count, co
   begin_sums(words, powers, at, row, sum);
   for (long first = 0; first < rows; first += WIDTH) {
     add_products(words, smaller(WIDTH, rows - first), row, 1, scaled + first * WIDTH, WIDTH,
-                 row[0] + 2 * HEIGHT * WIDTH, 1, sum);
+                 fresh ? row[0] + 2 * HEIGHT * WIDTH : 0, sum);
     for (int i = 0; i < words; i++) row[i] += WIDTH * count;
   }
   put_sums(words, sum, into, to, columns, 1);
@@ -111,7 +112,7 @@ static void table_block(const softmax *s, long count, const float *powers, const
   for (long j = 0; j < p; j += WIDTH)
     for (long i = 0; i < count; i += HEIGHT)
       OF_HEIGHT(smaller(HEIGHT, count - i), table_tile, n, powers + i * WIDTH, count,
-                scaled + j * n, into + i * p + j, p, p - j)
+                scaled + j * n, into + i * p + j, p, p - j, !j)
 }
 
 /* Powers of the rows that fill the last panel are left out: they may be infinite. */

@@ -53,7 +53,7 @@ def test_odd_sizes(with_bias, rows, words, width, seed):
     assert suits(states, table, bias)
     total, best = rank(states, table, bias, silent)
     wanted_total, wanted = plain(states, table, bias, silent)
-    assert torch.allclose(total, wanted_total, atol=2e-6, rtol=2e-6)
+    assert torch.allclose(total, wanted_total, atol=1e-5, rtol=2e-6)  # of 97 products, ± 12
     differ = (best != wanted).any(1)
     for row in torch.nonzero(differ).squeeze(1).tolist():  # only where scores are all but equal
         scores = states[row].double() @ table.double().mT + (0 if bias is None else bias.double())
