@@ -16,7 +16,7 @@ from pfl_lm.devices import output
 from pfl_lm.devices.batches import Batch
 from pfl_lm.devices.tables import Table, slots_of
 from pfl_lm.devices.task import Task
-from pfl_lm.language import low_bit
+from pfl_lm.language import dense, low_bit
 from pfl_lm.language.lora import is_layer
 from pfl_lm.language.models import hidden, roles
 
@@ -35,6 +35,12 @@ class Held(NamedTuple):
     def read(self, batch: Batch) -> Tensor:
         """Return the batch's embedded words (A, B, T, D)."""
         return self.embedding.read(batch.inputs).requires_grad_(self.embedding.into is not None)
+
+    def aim(self, rate: float) -> None:
+        """Let layers that can add ``rate`` times their gradients to ``sums`` as they make them."""
+        for name, leaf in self.leaves.items():
+            if leaf.dtype == self.sums[name].dtype:
+                dense.descend(leaf, self.sums[name], rate)
 
     def descend(self, batch: Batch, gradients: Sequence[Tensor | None], rate: float) -> None:
         """Add ``rate`` times the gradients by ``leaves``, and by the embedded words if there."""
@@ -121,10 +127,11 @@ class Step:
     ) -> Tensor:
         """Add ``rate`` · gradient to ``held.sums``; return losses (A, B, T)."""
         embedded = held.read(batch)
+        held.aim(rate)
         vectors = hidden(self.spec, self.frozen | held.leaves, embedded)  # (A, B, T, P)
         loss, d_vectors = self._score(vectors, batch, held, rate, candidates)
         wanted = [*held.leaves.values(), *([embedded] if embedded.requires_grad else [])]
-        gradients = torch.autograd.grad(vectors, wanted, d_vectors)
+        gradients = torch.autograd.grad(vectors, wanted, d_vectors, allow_unused=True)
         held.descend(batch, gradients, rate)
         return loss
 

@@ -40,13 +40,13 @@ class Table:
     def read(self, words: Tensor) -> Tensor:
         """Rows of each device's own words: int64 (K, …) → (K, …, P)."""
         if self.now is None:
-            return self.frozen[words]
-        device = _device_numbers(words)
+            return _rows(self.frozen, words)
+        slot = words if self.slots is None else self.slots[words]
+        own = torch.stack([_rows(*pair) for pair in zip(self.now, slot.clamp_min(0), strict=False)])
         if self.slots is None:
-            return self.now[device, words]
-        slot = self.slots[words]
+            return own
         inside = (slot >= 0).view(*slot.shape, *(1,) * (self.frozen.dim() - 1))
-        return torch.where(inside, self.now[device, slot.clamp_min(0)], self.frozen[words])
+        return torch.where(inside, own, _rows(self.frozen, words))
 
     def columns(self, words: Tensor) -> Tensor:
         """Rows of C words of the payload: (K, C, P); (C, P) where all devices hold the same."""
@@ -87,5 +87,6 @@ def slots_of(rows: Tensor | None, vocabulary_size: int) -> Tensor | None:
     return slots
 
 
-def _device_numbers(words: Tensor) -> Tensor:
-    return torch.arange(len(words), device=words.device).view(-1, *(1,) * (words.dim() - 1))
+def _rows(table: Tensor, words: Tensor) -> Tensor:
+    """Rows (…, P) of one table (k, P) at words (…): whole rows are copied, as indexing does not."""
+    return table.index_select(0, words.reshape(-1)).view(*words.shape, *table.shape[1:])

@@ -77,8 +77,13 @@ class Dense(NamedTuple):
         inner: Tensor | None,
         needs: Sequence[bool],
     ) -> list[Tensor | None]:
-        """Return the gradients by weight, bias, A and B that ``needs`` asks for."""
+        """Return the gradients by weight, bias, A and B that ``needs`` asks for.
+
+        None in place of one that went where :func:`descend` said.
+        """
         found: list[Tensor | None] = [None] * 4
+        if self._descends(dy, x, needs):
+            needs = (False, False, *needs[2:])
         if needs[0]:
             found[0] = weight_gradient(dy, x, self.weight)
         if needs[1] and self.bias is not None:
@@ -88,6 +93,38 @@ class Dense(NamedTuple):
         if needs[3] and self.b is not None and inner is not None:
             found[3] = weight_gradient(dy, inner, self.b)
         return found
+
+    def _descends(self, dy: Tensor, x: Tensor, needs: Sequence[bool]) -> bool:
+        """Add the gradients by weight and bias where they are to go; False if they cannot so."""
+        weight, bias = _descent(self.weight), _descent(self.bias)
+        if not needs[0] or weight is None or (needs[1] and bias is None):
+            return False
+        if not products.suits(dy, x):
+            return False
+        products.gradient(dy, x, weight.into, bias.into if needs[1] and bias else None, weight.rate)
+        return True
+
+
+class Descent(NamedTuple):
+    """Where a tensor's gradient goes in the moment in which it is made: into += rate · gradient."""
+
+    into: Tensor
+    rate: float
+
+
+def descend(tensor: Tensor, into: Tensor, rate: float) -> None:
+    """Let a layer add the gradient by its weight or bias straight to ``into``, if its loops can.
+
+    Autograd is then told None. ``into`` may be the tensor's own memory, since a layer is through
+    with its weights when it makes their gradients; not if two layers use the tensor. Weight and
+    bias of a layer have one rate.
+    """
+    tensor.descent = Descent(into, rate)  # type: ignore[attr-defined]
+
+
+def _descent(tensor: Tensor | None) -> Descent | None:
+    found: Descent | None = getattr(tensor, "descent", None)
+    return found
 
 
 def layer(weights: Mapping[str, Tensor], name: str, lora: LoraSpec | None) -> Dense:

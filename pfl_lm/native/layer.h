@@ -109,7 +109,7 @@ INLINE void passage_tile(int rows, const passage *p, long first, long column, lo
   const float *base = k ? p->y : p->base;
   float *y = p->y + first * p->to + column;
   for (int i = 0; i < rows; i++) {
-    __builtin_prefetch(y + i * p->to, 1);
+    expect(y + i * p->to);
     row[i] = p->x + (first + i) * p->from + k;
     sum[i][0] = sum[i][1] = (vec){0};
   }
@@ -150,7 +150,7 @@ INLINE void gradient_tile(int rows, long n, const float *dy, const float *x, flo
   long to[HEIGHT];
   for (int i = 0; i < rows; i++) {
     row[i] = dy + i, to[i] = i * inputs, sum[i][0] = sum[i][1] = (vec){0};
-    __builtin_prefetch(into + to[i], 1);
+    expect(into + to[i]);
   }
   add_products(rows, n, row, WIDTH, x, WIDTH, 0, sum);
   put_sums(rows, sum, into, to, columns, add);

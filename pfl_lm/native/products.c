@@ -7,6 +7,13 @@
 
 static float *room(long floats) { return aligned_alloc(64, (4 * floats + 127) / 64 * 64); }
 
+/* The sum of n numbers. */
+static float sum_over(const float *x, long n) {
+  vec sum = {0};
+  for (long i = 0; i < n; i += LANES) sum += some(x + i, smaller(LANES, n - i));
+  return sum_of(sum);
+}
+
 /* Floats that a packed matrix (depth, columns) takes. */
 long packed_size(long depth, long columns) { return panels(columns) * WIDTH * depth; }
 
@@ -41,29 +48,42 @@ int multiply_devices(long devices, long rows, long columns, long depth,
   return failed;
 }
 
-/* Gradients (K, O, I) += rate · dy (K, M, O) transposed times x (K, M, I); = where `add` is 0. Where
+/* Gradients of one device: (O, I) += turned dy times x, NEAR_ROWS outputs at a time; see below. Where
    there are few outputs, x is used as it lies. */
+static void gradient(long rows, long outputs, long inputs, const float *dy, long dy_stride,
+                     const float *x, long x_stride, float *into, float *bias, float rate, int add,
+                     float *turned, const long *at, const long *to, float *packed) {
+  int few = outputs <= 2 * HEIGHT;
+  long whole = few ? inputs / WIDTH * WIDTH : 0; /* columns that are not packed */
+  pack(rows, inputs - whole, x + whole, x_stride, 1, packed);
+  for (long first = 0, count; first < outputs; first += count, into += count * inputs) {
+    count = smaller(NEAR_ROWS, outputs - first);
+    turn(rows, count, dy + first, dy_stride, turned, rows, rate);
+    for (long k = 0; k < rows; k += DEPTH)
+      for (long j = 0; j < whole; j += WIDTH)
+        pass(count, smaller(DEPTH, rows - k), turned + k, at, x + k * x_stride + j, x_stride,
+             into + j, to, WIDTH, add || k > 0, 0);
+    multiply(count, inputs - whole, rows, turned, at, packed, into + whole, to, add);
+    for (long i = 0; bias && i < count; i++)
+      bias[first + i] = (add ? bias[first + i] : 0) + sum_over(turned + i * rows, rows);
+  }
+}
+
+/* Gradients (K, O, I) += rate · dy (K, M, O) transposed times x (K, M, I), and biases (K, O), if any,
+   += rate · dy summed over rows; = where `add` is 0. */
 int gradient_devices(long devices, long rows, long outputs, long inputs,
                      const float *dy, long dy_apart, long dy_stride,
                      const float *x, long x_apart, long x_stride,
-                     float *into, long into_apart, float rate, int add) {
-  int few = outputs <= 2 * HEIGHT;
-  long whole = few ? inputs / WIDTH * WIDTH : 0; /* columns that are not packed */
-  long *at = malloc(2 * outputs * sizeof *at), *to = at + outputs;
-  float *turned = room(rows * outputs), *packed = room(packed_size(rows, inputs - whole));
+                     float *into, long into_apart, float *bias, long bias_apart, float rate, int add) {
+  long near = smaller(NEAR_ROWS, outputs);
+  long *at = malloc(2 * near * sizeof *at), *to = at + near;
+  float *turned = room(rows * near), *packed = room(packed_size(rows, inputs));
   int failed = !at || !turned || !packed;
-  if (!failed) offsets(outputs, rows, at), offsets(outputs, inputs, to);
-  for (long k = 0; k < devices && !failed; k++) {
-    const float *own = x + k * x_apart;
-    float *sums = into + k * into_apart;
-    turn(rows, outputs, dy + k * dy_apart, dy_stride, turned, rows, rate);
-    for (long first = 0; first < rows; first += DEPTH)
-      for (long j = 0; j < whole; j += WIDTH)
-        pass(outputs, smaller(DEPTH, rows - first), turned + first, at, own + first * x_stride + j,
-             x_stride, sums + j, to, WIDTH, add || first > 0, 0);
-    pack(rows, inputs - whole, own + whole, x_stride, 1, packed);
-    multiply(outputs, inputs - whole, rows, turned, at, packed, sums + whole, to, add);
-  }
+  if (!failed) offsets(near, rows, at), offsets(near, inputs, to);
+  for (long k = 0; k < devices && !failed; k++)
+    gradient(rows, outputs, inputs, dy + k * dy_apart, dy_stride, x + k * x_apart, x_stride,
+             into + k * into_apart, bias ? bias + k * bias_apart : 0, rate, add, turned, at, to,
+             packed);
   free(at), free(turned), free(packed);
   return failed;
 }

@@ -92,6 +92,12 @@ INLINE void put_sums(int rows, vec (*sum)[2], float *c, const long *to, long col
   }
 }
 
+/* Ask for where a row of sums will be stored: WIDTH numbers, which mostly lie in two cache lines. */
+INLINE void expect(const float *line) {
+  __builtin_prefetch(line, 1);
+  __builtin_prefetch(line + WIDTH - 1, 1);
+}
+
 /* Sums of `rows` rows of A, row i beginning at a + at[i]. */
 INLINE void begin_sums(int rows, const float *a, const long *at, const float **row, vec (*sum)[2]) {
 #pragma GCC unroll 6
@@ -122,7 +128,7 @@ INLINE void tile(int rows, long n, const float *a, const long *at, const float *
                  float *c, const long *to, long columns, int add, const float *soon) {
   vec sum[HEIGHT][2];
   const float *row[HEIGHT];
-  for (int i = 0; i < rows; i++) __builtin_prefetch(c + to[i], 1);
+  for (int i = 0; i < rows; i++) expect(c + to[i]);
   begin_sums(rows, a, at, row, sum);
   add_products(rows, n, row, 1, b, step, soon, sum);
   put_sums(rows, sum, c, to, columns, add);

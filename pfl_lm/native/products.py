@@ -75,18 +75,31 @@ def times(
     return y
 
 
-def gradient(dy: Tensor, x: Tensor) -> Tensor:
-    """Return dyᵀ x (K, O, I) of dy (K, N, O) and x (K, N, I)."""
+def gradient(
+    dy: Tensor,
+    x: Tensor,
+    into: Tensor | None = None,
+    bias: Tensor | None = None,
+    rate: float = 1.0,
+) -> Tensor:
+    """Return dyᵀ x (K, O, I) of dy (K, N, O) and x (K, N, I).
+
+    Args:
+        into: (K, O, I), each device's part contiguous: rate · dyᵀ x is added to it instead.
+        bias: (K, O), rows contiguous: rate · the sum of dy's rows is added to it.
+    """
     dy, x = _in_rows(dy), _in_rows(x)
     devices, rows, outputs = dy.shape
-    found = x.new_empty(devices, outputs, x.shape[-1])
+    found = x.new_empty(devices, outputs, x.shape[-1]) if into is None else into
     _check(
         _call(
             "gradient_devices",
             *(devices, rows, outputs, x.shape[-1]),
             *(dy.data_ptr(), *dy.stride()[:2]),
             *(x.data_ptr(), *x.stride()[:2]),
-            *(found.data_ptr(), found.stride(0), 1.0, 0),
+            *(found.data_ptr(), found.stride(0)),
+            *((None, 0) if bias is None else (bias.data_ptr(), bias.stride(0))),
+            *(rate, into is not None),
         )
     )
     return found
@@ -116,7 +129,7 @@ def _loops() -> ctypes.CDLL | None:
     long, pointer, number = ctypes.c_long, ctypes.c_void_p, ctypes.c_int
     sizes, operand = (long,) * 4, (pointer, long, long)
     factors = (*operand, *operand, long, pointer, long)
-    sums = (*operand, *operand, pointer, long, ctypes.c_float)
+    sums = (*operand, *operand, pointer, long, pointer, long, ctypes.c_float)
     return native.functions(
         "products",
         packed_size=(long, long, long),

@@ -96,7 +96,7 @@ INLINE void table_tile(int words, long rows, const float *powers, long count, co
   vec sum[HEIGHT][2];
   const float *row[HEIGHT];
   offsets(words, WIDTH, at), offsets(words, width, to);
-  for (int i = 0; i < words; i++) __builtin_prefetch(into + to[i], 1);
+  for (int i = 0; i < words; i++) expect(into + to[i]);
   begin_sums(words, powers, at, row, sum);
   for (long first = 0; first < rows; first += WIDTH) {
     add_products(words, smaller(WIDTH, rows - first), row, 1, scaled + first * WIDTH, WIDTH,

@@ -75,3 +75,27 @@ def test_devices_together_shared_or_not_with_bias_and_gradients(
     torch.testing.assert_close(products.times(dy, weight).double(), back, **close)
     summed = dy.double().mT @ x.double()
     torch.testing.assert_close(products.gradient(dy, x).double(), summed, **close)
+
+
+@given(
+    st.integers(1, 3),
+    st.one_of(SIZES, st.just(340)),
+    st.sampled_from([1, 12, 13, 143, 144, 150, 300]),
+    st.sampled_from([1, 16, 17, 96]),
+    st.booleans(),
+)
+def test_gradients_added_straight_to_what_is_trained(
+    devices: int, rows: int, outputs: int, inputs: int, with_bias: bool
+) -> None:
+    draw = torch.Generator().manual_seed(rows)
+    x = torch.randn(devices, rows, inputs, generator=draw)
+    dy = torch.randn(devices, rows, outputs + 5, generator=draw)[..., 5:]
+    trained = torch.randn(devices, outputs * (inputs + 1) + 3, generator=draw)
+    into = trained[:, 3 : 3 + outputs * inputs].view(devices, outputs, inputs)
+    bias = trained[:, 3 + outputs * inputs :]
+    expected, biases = (into - 0.3 * dy.mT @ x, bias - 0.3 * dy.sum(1) if with_bias else bias + 0)
+    before = trained[:, :3].clone()
+    products.gradient(dy, x, into, bias if with_bias else None, -0.3)
+    torch.testing.assert_close(into, expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(bias, biases, atol=1e-4, rtol=1e-4)
+    assert torch.equal(trained[:, :3], before)
