@@ -31,13 +31,13 @@ INLINE long panels(long columns) { return (columns + WIDTH - 1) / WIDTH; }
 
 INLINE long smaller(long a, long b) { return a < b ? a : b; }
 
-/* add_products, with one cache line in `lines` · two products asked for ahead. */
+/* add_products; `ahead`, a constant: whether a cache line of `soon` is asked for every two products. */
 INLINE void add_lines(int rows, long n, const float *const *row, long apart, const float *panel,
-                      long step, const float *soon, int lines, vec (*sum)[2]) {
+                      long step, const float *soon, int ahead, vec (*sum)[2]) {
   long k = 0;
   for (; k + 2 <= n; k += 2) {
-    if (lines) __builtin_prefetch(soon, 0, 2);
-    soon += 16 * lines;
+    if (ahead) __builtin_prefetch(soon, 0, 2);
+    soon += 16 * ahead;
 #pragma GCC unroll 4
     for (int line = 0; line < 2; line++, panel += step) {
       vec left = load(panel), right = load(panel + LANES);
