@@ -15,8 +15,10 @@ from pfl_lm.dp.arrays import Cells, Int64s, Octets, Room, Words
 
 COLUMN_BITS = 10  # 2^10 entries of four bytes stay in the first cache
 REST = (1 << COLUMN_BITS) - 1  # the last outcome: the sample is drawn in another way
-WORD_BITS = 31  # of a word of 32, the highest of which is the sign
-SIGN = 1 << WORD_BITS
+CHOICE_BITS = 10  # of a word, that a column's threshold divides
+SHARE_BITS = COLUMN_BITS + CHOICE_BITS
+SIGN = 1 << 31  # of a noted place
+_THRESHOLD_BITS = CHOICE_BITS + 1
 _BLOCK = 1 << 14  # words at a time, for numpy's temporaries to stay in a cache
 
 
@@ -24,33 +26,41 @@ _BLOCK = 1 << 14  # words at a time, for numpy's temporaries to stay in a cache
 class Alias:
     """Turns words of 32 uniform bits into signed integers, or into the outcome ``REST``.
 
-    A word is, from its highest bit down: a sign; a column c of 10 bits; ``low_bits`` bits l; the
-    other 21 − low_bits bits v. The outcome is c if v is below the column's threshold, and the
-    column's other outcome if not. Outcome j < ``REST`` means the magnitude j·2^low_bits + l.
+    A word is, from its highest bit down: a column c of 10 bits; ``low_bits`` bits l; 10 bits v;
+    ``spare_bits`` that decide nothing here; a sign. The outcome is c if v is below the column's
+    threshold, and the column's other outcome if not. Outcome j < ``REST`` means the magnitude
+    j·2^low_bits + l.
 
     Guarantees:
-        With uniform words, outcome j comes with probability exactly shares[j]/2^(31 − low_bits)
-        and, given any outcome, sign and l are uniform and independent of it: (c, v) takes
-        2^(31 − low_bits) values, all alike, and exactly shares[j] of them choose j.
+        With uniform words, outcome j comes with probability exactly shares[j]/2^20 and, given any
+        outcome, sign, l and the spare bits are uniform and independent of it: (c, v) takes 2^20
+        values, all alike, and exactly shares[j] of them choose j.
 
     Source: Walker 1977, "An efficient method for generating discrete random variables with general
     distributions"; Vose 1991 (building the table).
     """
 
-    entries: Words  # uint32[1024]: threshold · 2^10 + the other outcome
-    low_bits: int
+    entries: Cells  # int32[1024]: (other outcome − c)·2^low_bits·2^11 + threshold
+    low_bits: int  # at most 9
+
+    @property
+    def spare_bits(self) -> int:
+        """How many bits of a word are left for another purpose, from its second lowest on."""
+        return 31 - SHARE_BITS - self.low_bits
 
     @classmethod
     def of(cls, shares: Sequence[int], low_bits: int) -> Alias:
-        """Build the table of 1,024 whole shares that sum to 2^(31 − low_bits).
+        """Build the table of 1,024 whole shares that sum to 2^20.
 
         Raises:
-            ValueError: another number of shares, or another sum.
+            ValueError: another number of shares, or another sum; low_bits outside 0..9.
         """
-        full = 1 << (WORD_BITS - COLUMN_BITS - low_bits)
+        full = 1 << CHOICE_BITS
         left = [int(share) for share in shares]
         if len(left) != REST + 1 or sum(left) != full * len(left) or min(left) < 0:
-            raise ValueError(f"need {REST + 1} shares that sum to 2^{WORD_BITS - low_bits}")
+            raise ValueError(f"need {REST + 1} shares that sum to 2^{SHARE_BITS}")
+        if not 0 <= low_bits <= 9:
+            raise ValueError(f"low_bits must lie in 0..9, got {low_bits}")
         thresholds, others = [full] * len(left), list(range(len(left)))
         small = [j for j, share in enumerate(left) if share < full]
         large = [j for j, share in enumerate(left) if share > full]
@@ -62,8 +72,10 @@ class Alias:
                 large.pop()
                 if left[giver] < full:
                     small.append(giver)
-        entries = np.array(thresholds, dtype=np.uint32) << np.uint32(COLUMN_BITS)
-        entries |= np.array(others, dtype=np.uint32)
+        entries = (np.array(others, dtype=np.int32) - np.arange(len(others), dtype=np.int32)) << (
+            low_bits + _THRESHOLD_BITS
+        )
+        entries += np.array(thresholds, dtype=np.int32)
         entries.flags.writeable = False
         return cls(entries, low_bits)
 
@@ -89,23 +101,22 @@ class Alias:
             block = words[begin : begin + _BLOCK]
             samples, rest = self._samples(block)
             out[begin : begin + _BLOCK] += samples
-            left.append((rest + begin).astype(np.uint32) | block[rest] & np.uint32(SIGN))
+            left.append((rest + begin).astype(np.uint32) | block[rest] << np.uint32(31))
         return np.concatenate(left)
 
     def _samples(self, words: Words) -> tuple[Cells, Int64s]:
         """Return each word's sample, 0 for the rest, and the places of the rest."""
-        low_end = WORD_BITS - COLUMN_BITS
-        shift = low_end - self.low_bits
-        column = words >> np.uint32(low_end) & np.uint32(REST)
-        outcome = np.take(self.entries, column, mode="clip")
-        threshold = outcome >> np.uint32(COLUMN_BITS)
-        outcome &= np.uint32(REST)
-        np.putmask(outcome, (words & np.uint32((1 << shift) - 1)) < threshold, column)
-        rest = np.flatnonzero(outcome == REST)
-        low = words >> np.uint32(shift) & np.uint32((1 << self.low_bits) - 1)
-        samples = (outcome << np.uint32(self.low_bits) | low).view(np.int32)
+        shift = 32 - COLUMN_BITS - self.low_bits
+        entry = np.take(self.entries, words >> np.uint32(32 - COLUMN_BITS), mode="clip")
+        choice = words >> np.uint32(shift - CHOICE_BITS) & np.uint32((1 << CHOICE_BITS) - 1)
+        below = choice.view(np.int32) < (entry & np.int32((1 << _THRESHOLD_BITS) - 1))
+        entry >>= np.int32(_THRESHOLD_BITS)
+        np.putmask(entry, below, 0)
+        samples = (words >> np.uint32(shift)).view(np.int32)
+        samples += entry
+        rest = np.flatnonzero(samples >= REST << self.low_bits)
         samples[rest] = 0
-        negative = np.negative((words >> np.uint32(WORD_BITS)).view(np.int32))  # 0 or −1, all ones
+        negative = np.negative((words & np.uint32(1)).view(np.int32))  # 0 or −1, all ones
         samples ^= negative
         samples -= negative
         return samples, rest

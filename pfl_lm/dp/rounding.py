@@ -60,11 +60,11 @@ def round_at_random(
     alias: Alias | None = None,
     past_caches: bool = False,
 ) -> tuple[int, Words]:
-    """Round values·factor up with a probability equal to its fraction, as 16 bits each decide.
+    """Round values·factor up with a probability equal to its fraction, as b random bits decide.
 
-    out = ⌊values·factor + dither/2^16 + 2^-17⌋, in float32 from the left, each step rounded; plus
-    what the alias table chooses. Reads a word of 32 bits a coordinate for the table, if there is
-    one, and then one of 16 for the dither.
+    out = ⌊values·factor + (dither + ½)/2^b⌋, in float32, product and sum each rounded; plus what
+    the alias table chooses. Without a table b is 16, of a word of its own. With one, a word of 32
+    bits serves both: b is what the table spares, 2 to 11.
 
     Args:
         values: float32[n], contiguous.
@@ -76,15 +76,16 @@ def round_at_random(
         The sum of squares before the noise, exact below 2^53 and at least 2^53 otherwise; and the
         places that the alias table left to the rest, as :meth:`Alias.add` notes them.
     """
-    words = 0 if alias is None else 4 * len(values)
-    random = bits.octets(words + 2 * len(values))
+    random = bits.octets((2 if alias is None else 4) * len(values))
     compiled = loops.encode()
     if compiled is None:
-        squares = _round(values, factor, random[words:].view(np.uint16), out)
         if alias is None:
-            return squares, room_for_places(0)
-        return squares, alias.add_words(random[:words].view(np.uint32), out)
-    left, noted = room_for_places(len(values) if words else 0), ctypes.c_int64()
+            return _round(values, factor, random.view(np.uint16), 16, out), room_for_places(0)
+        words = random.view(np.uint32)
+        dither = words >> np.uint32(1) & np.uint32((1 << alias.spare_bits) - 1)
+        squares = _round(values, factor, dither, alias.spare_bits, out)
+        return squares, alias.add_words(words, out)
+    left, noted = room_for_places(0 if alias is None else len(values)), ctypes.c_int64()
     entries, low_bits = (None, 0) if alias is None else (alias.entries.ctypes.data, alias.low_bits)
     squares = compiled.round_at_random(
         *(values.ctypes.data, factor, len(values), random.ctypes.data),
@@ -94,15 +95,19 @@ def round_at_random(
     return int(squares), left[: noted.value]
 
 
-def _round(values: Updates, factor: float, dither: Halves, out: Int64s) -> int:
+def _round(
+    values: Updates, factor: float, dither: Halves | Words, dither_bits: int, out: Int64s
+) -> int:
     """Write the rounding; return its sum of squares."""
     squares = 0
+    unit = np.float32(0.5**dither_bits)
     for begin in range(0, len(values), _BLOCK):
         part = values[begin : begin + _BLOCK]
         scaled = np.empty(len(part), np.float32)
         scale(part, factor, scaled)
-        scaled += dither[begin : begin + _BLOCK] * np.float32(2.0**-16)
-        scaled += np.float32(2.0**-17)
+        offset = dither[begin : begin + _BLOCK] * unit
+        offset += unit / 2
+        scaled += offset
         np.floor(scaled, out=scaled)
         out[begin : begin + _BLOCK] = scaled.astype(np.int32)  # by way of int32 it is faster
         squares += _exact_squares(scaled)

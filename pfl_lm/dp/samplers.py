@@ -10,7 +10,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from pfl_lm.dp.alias import REST, SIGN, WORD_BITS, Alias
+from pfl_lm.dp.alias import REST, SHARE_BITS, SIGN, Alias
 from pfl_lm.dp.arrays import Flags, Int64s, Longs, Words
 from pfl_lm.dp.bits import Bits
 from pfl_lm.dp.boundaries import Boundaries
@@ -27,17 +27,18 @@ class Table:
 
     Let w(k) = P(|X| = k), and cut the magnitudes from 0 on into 1,023 stretches of 2^low_bits,
     which reach to 4 standard deviations at least. Write w = a + r: a(k) is the least w of k's
-    stretch, rounded down to a multiple of 2^-31, and r(k) ≥ 0 what is left, Σ r = ρ in all.
+    stretch, rounded down to a multiple of 2^-(20 + low_bits), and r(k) ≥ 0 what is left, Σ r = ρ
+    in all.
 
     1. A word of 32 bits chooses, by an alias table, a stretch and a place in it, so that every
        magnitude k comes with probability exactly a(k), or the rest, with probability exactly ρ.
-       The rest has 0.007% of samples up to a standard deviation of 255, at most 0.7% above.
+       The rest has 0.06% of samples up to a standard deviation of 255, at most 0.7% above.
     2. The rest is drawn from r/ρ by inversion: 64 more bits are compared with the first 64 bits of
        its cumulative probabilities.
     3. Where all 64 agree with one of them (2^-64 per boundary and sample), 192 more are drawn and
        the cumulative probabilities computed anew in integers.
 
-    The sign is the word's highest bit, independent of all this.
+    The sign is the word's lowest bit, independent of all this.
 
     Guarantees:
         Given uniform bits, each sample is within statistical distance 2^-199 of the exact
@@ -123,19 +124,19 @@ def _split(kind: TableKind, variance: float) -> tuple[list[int], list[int], int]
     weights = [(1 << UNIT) - 2 * above[0]]  # 2^256·P(|X| = k)
     weights += [2 * (outer - inner) for outer, inner in pairwise(above[: REST << low_bits])]
     least = np.zeros(REST << low_bits, dtype=np.int64)
-    least[: len(weights)] = [weight >> (UNIT - WORD_BITS) for weight in weights]
+    least[: len(weights)] = [weight >> (UNIT - SHARE_BITS - low_bits) for weight in weights]
     shares = least.reshape(REST, -1).min(axis=1).tolist()
-    shares[0] = min(shares[0], (1 << WORD_BITS) - 1)  # the rest is never nothing
-    return above, [*shares, (1 << (WORD_BITS - low_bits)) - sum(shares)], low_bits
+    shares[0] = min(shares[0], (1 << SHARE_BITS) - 1)  # the rest is never nothing
+    return above, [*shares, (1 << SHARE_BITS) - sum(shares)], low_bits
 
 
 def _boundaries(above: list[int], shares: list[int], low_bits: int) -> Iterator[int]:
     """Yield ⌊2^256·P(|X| > k) in the rest⌋ for k falling to 0, the first k with P(|X| > k) > 0."""
-    covered = 0  # 2^31·P(|X| > k) in the alias table
+    covered = 0  # 2^(20 + low_bits)·P(|X| > k) in the alias table
     for k in range(len(above) - 2, -1, -1):
         covered += shares[k + 1 >> low_bits] if k + 1 < REST << low_bits else 0
-        beyond = 2 * above[k] - (covered << (UNIT - WORD_BITS))
-        yield min((beyond << (WORD_BITS - low_bits)) // shares[REST], (1 << UNIT) - 1)
+        beyond = 2 * above[k] - (covered << (UNIT - SHARE_BITS - low_bits))
+        yield min((beyond << SHARE_BITS) // shares[REST], (1 << UNIT) - 1)
 
 
 def one_table(kind: Kind, variance: float) -> Table | None:

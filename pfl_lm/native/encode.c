@@ -5,30 +5,38 @@
  * 2^16 is exact as a float, so that a fused product and sum rounds as the two of them do. The one
  * product that rounds is made in a function of its own, where there is no sum to fuse it with.
  */
-#include <math.h>
-#include <stdint.h>
-#ifdef __AVX2__
-#include <immintrin.h>
-#endif
+#include "vector.h"
 
-#define LANES 256      /* sums side by side; part of what a norm means, as in rounding.py */
-#define STRETCH 65536  /* floats a sum is taken over; likewise */
-#define AHEAD 1024     /* floats between what is added and what is fetched */
-#define PIECE 256      /* coordinates in the first cache; writes wait for memory while it computes */
-#define GROUP 32       /* coordinates looked at together */
-#define COLUMN_BITS 10 /* of an alias table, as in alias.py */
-#define SIGN (1u << 31)
-#define COLUMN_MASK ((1u << COLUMN_BITS) - 1)
-#define LOW_END (31 - COLUMN_BITS) /* bits of a word below its column */
+#include <math.h>
+
+#define SUMS 256      /* side by side; part of what a norm means, as in rounding.py */
+#define STRETCH 65536 /* floats a sum is taken over; likewise */
+#define AHEAD 1024    /* floats between what is added and what is fetched */
+#define PIECE 256     /* coordinates in the first cache; writes wait for memory while it computes */
+#define LINE 64 /* bytes */
+#define GROUP 32      /* coordinates looked at together */
+
+/* A word's bits, and an entry's, as in alias.py. */
+#define COLUMN_SHIFT 22
+#define CHOICE_SHIFT 12 /* less low_bits, as what lies above */
+#define CHOICE_BITS 10
+#define REST 1023 /* the outcome */
+#define THRESHOLD_BITS (CHOICE_BITS + 1)
+#define SIGN_SHIFT 31 /* from a word's lowest bit to a number's sign */
+#define BELOW(bits) ((1 << (bits)) - 1)
+
+typedef uint32_t word_lanes __attribute__((vector_size(4 * LANES)));
+typedef uint32_t loose_words __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef uint16_t loose_halves __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
 
 static double sum_of_stretch(const float *values, int64_t count)
 {
-    double lanes[LANES] = {0};
-    int64_t whole = count - count % LANES;
-    for (int64_t start = 0; start < whole; start += LANES) {
-        for (int lane = 0; lane < LANES; lane += 16) /* a line of the cache */
+    double lanes[SUMS] = {0};
+    int64_t whole = count - count % SUMS;
+    for (int64_t start = 0; start < whole; start += SUMS) {
+        for (int lane = 0; lane < SUMS; lane += 16) /* a line of the cache */
             __builtin_prefetch(values + start + AHEAD + lane);
-        for (int lane = 0; lane < LANES; lane++) {
+        for (int lane = 0; lane < SUMS; lane++) {
             double value = values[start + lane];
             lanes[lane] += value * value;
         }
@@ -37,7 +45,7 @@ static double sum_of_stretch(const float *values, int64_t count)
         double value = values[whole + lane];
         lanes[lane] += value * value;
     }
-    for (int half = LANES / 2; half > 0; half /= 2)
+    for (int half = SUMS / 2; half > 0; half /= 2)
         for (int lane = 0; lane < half; lane++)
             lanes[lane] += lanes[lane + half];
     return lanes[0];
@@ -65,127 +73,184 @@ static __attribute__((noinline)) void scale(
             scaled[i] = values[i] * narrow;
 }
 
-/* Sum of squares of whole numbers, exact below 2^53 and at least 2^53 otherwise: in floats where
- * that is exact, which the sum itself tells (see _exact_squares in rounding.py). */
-static double squares_of(const float *integers, int64_t count)
+/* Largest whole numbers that are not above. */
+INLINE vec floor_of(vec x)
 {
-    float quick[GROUP] = {0};
+#if LANES == 16
+    return (vec)_mm512_floor_ps((__m512)x);
+#elif defined(__AVX__)
+    return (vec)_mm256_floor_ps((__m256)x);
+#else
+    vec towards_zero = __builtin_convertvector(__builtin_convertvector(x, ints), vec);
+    return towards_zero + __builtin_convertvector(towards_zero > x, vec);
+#endif
+}
+
+/* Sum of squares of a piece of whole numbers, given the lanes of its sum in floats: exact below
+ * 2^53 and at least 2^53 otherwise (see _exact_squares in rounding.py). */
+static double squares_of(const float *integers, vec quick)
+{
     double total = 0;
-    int64_t whole = count - count % GROUP;
     int exact = 1;
-    for (int64_t i = 0; i < whole; i += GROUP)
-        for (int lane = 0; lane < GROUP; lane++)
-            quick[lane] += integers[i + lane] * integers[i + lane];
-    for (int lane = 0; lane < GROUP; lane++) {
+    for (int lane = 0; lane < LANES; lane++) {
         exact &= quick[lane] < 0x1p24f;
         total += quick[lane];
     }
-    if (!exact)
+    if (!exact) {
         total = 0;
-    for (int64_t i = exact ? whole : 0; i < count; i++)
-        total += (double)integers[i] * (double)integers[i];
+        for (int64_t i = 0; i < PIECE; i++)
+            total += (double)integers[i] * (double)integers[i];
+    }
     return total;
 }
 
-/* The outcome that a word's column of an alias table chooses. */
-static inline uint32_t outcome_of(uint32_t word, uint32_t entry, int low_bits)
+/* A piece of numbers becomes floor(number + (dither + 1/2)/2^bits), with dithers of 16 bits.
+ * Return its sum of squares. */
+static double round_by_halves(const uint16_t *dithers, float *numbers)
 {
-    uint32_t column = word >> LOW_END & COLUMN_MASK;
-    int32_t below = (int32_t)(word & ((1u << (LOW_END - low_bits)) - 1)), threshold = (int32_t)(entry >> COLUMN_BITS);
-    return below < threshold ? column : entry & COLUMN_MASK;
-}
-
-/* sums[i] += the sample of words[i], or nothing where it is left to the rest; return whether any was
- * (as a number other than 0). */
-static inline __attribute__((always_inline)) uint32_t add_group(
-    const uint32_t *words, const uint32_t *chosen, int low_bits, int64_t count, int32_t *sums)
-{
-    const int low_shift = LOW_END - low_bits;
-    const uint32_t low_mask = (1u << low_bits) - 1;
-    uint32_t any = 0;
-    for (int64_t i = 0; i < count; i++) {
-        uint32_t outcome = outcome_of(words[i], chosen[i], low_bits);
-        uint32_t rest = -(uint32_t)(outcome == COLUMN_MASK);
-        uint32_t low = words[i] >> low_shift & low_mask;
-        int32_t size = (int32_t)((outcome << low_bits | low) & ~rest);
-        int32_t sign = -(int32_t)(words[i] >> 31);
-        sums[i] += (size ^ sign) - sign;
-        any |= rest;
+    vec quick = {0};
+    for (int64_t i = 0; i < PIECE; i += LANES) {
+        ints dither = __builtin_convertvector(*(const loose_halves *)(dithers + i), ints);
+        vec offset = __builtin_convertvector(dither, vec) * 0x1p-16f + 0x1p-17f;
+        vec rounded = floor_of(load(numbers + i) + offset);
+        quick += rounded * rounded;
+        store(numbers + i, rounded);
     }
-    return any;
+    return squares_of(numbers, quick);
 }
 
-/* The same of a whole piece; the places left to the rest are noted, counted from `first`, each with
- * its word's sign as its highest bit. Return how many they are. */
-static int64_t add_piece(
-    const uint32_t *words, const uint32_t *entries, int low_bits, int64_t count, int64_t first,
-    int32_t *sums, uint32_t *left)
+/* The same with the dithers that words of noise have room for, above their signs. */
+static double round_by_words(const uint32_t *random, int dither_bits, float *numbers)
 {
-    uint32_t chosen[PIECE];
+    const float unit = 0.5f / (1 << dither_bits);
+    vec quick = {0};
+    for (int64_t i = 0; i < PIECE; i += LANES) {
+        ints odd = (ints)((*(const loose_words *)(random + i) | 1) & BELOW(dither_bits + 1));
+        vec rounded = floor_of(load(numbers + i) + __builtin_convertvector(odd, vec) * unit);
+        quick += rounded * rounded;
+        store(numbers + i, rounded);
+    }
+    return squares_of(numbers, quick);
+}
+
+/* The entries of the words' columns, looked up one by one: no processor gathers faster. */
+INLINE ints look_up(const uint32_t *random, const int32_t *entries)
+{
+    ints found;
+    for (int lane = 0; lane < LANES; lane += 2) {
+        uint64_t two;
+        memcpy(&two, random + lane, sizeof two);
+        found[lane] = entries[(uint32_t)two >> COLUMN_SHIFT];
+        found[lane + 1] = entries[two >> (32 + COLUMN_SHIFT)];
+    }
+    return found;
+}
+
+/* The magnitudes that words and their columns' entries choose. */
+INLINE ints sizes_of(word_lanes word, ints entry, int low_bits)
+{
+    ints own = (ints)(word >> (COLUMN_SHIFT - low_bits));
+    ints choice = (ints)(word >> (CHOICE_SHIFT - low_bits)) & BELOW(CHOICE_BITS);
+    ints below = (entry & BELOW(THRESHOLD_BITS)) > choice;
+    return own + (entry >> THRESHOLD_BITS & ~below);
+}
+
+/* Whether any lane is not 0. */
+INLINE int is_any(ints x)
+{
+    uint64_t pairs[LANES / 2], all = 0;
+    memcpy(pairs, &x, sizeof pairs);
+    for (int pair = 0; pair < LANES / 2; pair++)
+        all |= pairs[pair];
+    return all != 0;
+}
+
+/* Add to a piece of whole numbers the samples of its words. The places left to the rest, to which
+ * nothing is added, are noted, counted from `first`, each with its sign as its highest bit, as long
+ * as they are below `count`. Return how many they are. */
+static int64_t add_piece(
+    const uint32_t *random, const int32_t *entries, int low_bits, int64_t count, int64_t first,
+    float *numbers, uint32_t *left)
+{
+    const int32_t limit = REST << low_bits;
     int64_t noted = 0;
-    for (int64_t i = 0; i < count; i++)
-        chosen[i] = entries[words[i] >> LOW_END & COLUMN_MASK];
-    for (int64_t start = 0; start < count; start += GROUP) {
-        int64_t end = count - start < GROUP ? count : start + GROUP;
-        uint32_t any = end - start == GROUP
-            ? add_group(words + start, chosen + start, low_bits, GROUP, sums + start)
-            : add_group(words + start, chosen + start, low_bits, end - start, sums + start);
-        for (int64_t i = start; any && i < end; i++)
-            if (outcome_of(words[i], chosen[i], low_bits) == COLUMN_MASK)
-                left[noted++] = (uint32_t)(first + i) | (words[i] & SIGN);
+    for (int64_t start = 0; start < PIECE; start += GROUP) {
+        ints rest[GROUP / LANES], any = {0};
+        for (int part = 0; part < GROUP / LANES; part++) {
+            int64_t i = start + part * LANES;
+            word_lanes word = *(const loose_words *)(random + i);
+            ints size = sizes_of(word, look_up(random + i, entries), low_bits);
+            rest[part] = size >= limit;
+            any |= rest[part];
+            word_lanes magnitude = (word_lanes)__builtin_convertvector(size & ~rest[part], vec);
+            store(numbers + i, load(numbers + i) + (vec)(magnitude ^ word << SIGN_SHIFT));
+        }
+        if (is_any(any))
+            for (int64_t i = start; i < start + GROUP && i < count; i++)
+                if (rest[(i - start) / LANES][i % LANES])
+                    left[noted++] = (uint32_t)(first + i) | random[i] << SIGN_SHIFT;
     }
     return noted;
 }
 
-/* Widen. Past the caches, where nobody reads `out` soon, what is overwritten need not be fetched. */
-static void widen(const int32_t *sums, int64_t count, int past_caches, int64_t *out)
+/* Widen. Past the caches, where nobody reads `out` soon, what is overwritten need not be fetched;
+ * a line of the cache at a time, or they would write its halves in turns. */
+static void widen(const float *sums, int64_t count, int past_caches, int64_t *out)
 {
     int64_t done = 0;
 #ifdef __AVX2__
-    if (past_caches && (uintptr_t)out % sizeof(int64_t) == 0) {
-        while (done < count && (uintptr_t)(out + done) % sizeof(__m256i)) {
-            out[done] = sums[done];
-            done++;
-        }
-        for (; done + 4 <= count; done += 4) {
-            __m256i wide = _mm256_cvtepi32_epi64(_mm_loadu_si128((const __m128i *)(sums + done)));
-            _mm256_stream_si256((__m256i *)(out + done), wide);
+    if (past_caches && (uintptr_t)out % sizeof *out == 0) {
+        for (; done < count && (uintptr_t)(out + done) % LINE; done++)
+            out[done] = (int32_t)sums[done];
+        for (; done + LINE / 8 <= count; done += LINE / 8) {
+            __m256i whole = _mm256_cvttps_epi32(_mm256_loadu_ps(sums + done));
+            __m256i *line = (__m256i *)(out + done);
+            _mm256_stream_si256(line, _mm256_cvtepi32_epi64(_mm256_castsi256_si128(whole)));
+            _mm256_stream_si256(line + 1, _mm256_cvtepi32_epi64(_mm256_extracti128_si256(whole, 1)));
         }
     }
 #endif
     for (; done < count; done++)
-        out[done] = sums[done];
+        out[done] = (int32_t)sums[done];
 }
 
-/* out[i] = floor(values[i]*factor + dither[i]/2^16 + 2^-17) + the sample of words[i], if there is an
- * alias table (entries), as add_samples says. First come the words, then the dither. Return the sum
+/* The random words of a piece, of `width` bytes each: those at `start`, or what is left of them, and
+ * zeros, in `room`. */
+static const void *words_of(const void *random, int width, int64_t start, int64_t piece, void *room)
+{
+    const char *first = (const char *)random + start * width;
+    if (piece == PIECE)
+        return first;
+    memcpy(room, first, piece * width);
+    memset((char *)room + piece * width, 0, (PIECE - piece) * width);
+    return room;
+}
+
+/* out[i] = floor(values[i]*factor + (dither[i] + 1/2)/2^bits) + the sample of words[i], if there is
+ * an alias table (entries). The dithers are in those words, or else words of 16 bits. Return the sum
  * of squares before the samples, exact below 2^53 and at least 2^53 otherwise; *noted is how many
  * places are left to the rest. */
 double round_at_random(
     const float *values, double factor, int64_t count, const void *random,
-    const uint32_t *entries, int low_bits, uint32_t *left, int64_t *noted, int past_caches,
+    const int32_t *entries, int low_bits, uint32_t *left, int64_t *noted, int past_caches,
     int64_t *out)
 {
-    const uint32_t *words = random;
-    const uint16_t *dithers = (const void *)(entries ? words + count : words);
-    float scaled[PIECE];
-    int32_t sums[PIECE];
     double squares = 0;
     *noted = 0;
     for (int64_t start = 0; start < count; start += PIECE) {
         int64_t piece = count - start < PIECE ? count - start : PIECE;
-        const uint16_t *dither = dithers + start;
-        scale(values + start, factor, piece, scaled);
-        for (int64_t i = 0; i < piece; i++) {
-            float dithered = scaled[i] + dither[i] * 0x1p-16f;
-            scaled[i] = floorf(dithered + 0x1p-17f);
-            sums[i] = (int32_t)scaled[i]; /* below 2^23: see Grid */
-        }
-        squares += squares_of(scaled, piece);
-        if (entries)
-            *noted += add_piece(
-                words + start, entries, low_bits, piece, start, sums, left + *noted);
-        widen(sums, piece, past_caches, out + start);
+        float numbers[PIECE];
+        uint32_t room[PIECE];
+        if (piece < PIECE)
+            memset(numbers, 0, sizeof numbers);
+        scale(values + start, factor, piece, numbers);
+        if (entries) {
+            const uint32_t *words = words_of(random, sizeof *words, start, piece, room);
+            squares += round_by_words(words, CHOICE_SHIFT - 1 - low_bits, numbers);
+            *noted += add_piece(words, entries, low_bits, piece, start, numbers, left + *noted);
+        } else
+            squares += round_by_halves(words_of(random, 2, start, piece, room), numbers);
+        widen(numbers, piece, past_caches, out + start);
     }
 #ifdef __AVX2__
     _mm_sfence(); /* what went past the caches is there for whoever reads it next */
@@ -196,16 +261,18 @@ double round_at_random(
 /* Add to out[i] the sample that the i-th word of 32 bits chooses, and nothing where it leaves it to
  * the rest: those places are noted, with their signs. Return how many there are. */
 int64_t add_samples(
-    int64_t count, const uint32_t *words, const uint32_t *entries, int low_bits, uint32_t *left,
+    int64_t count, const uint32_t *random, const int32_t *entries, int low_bits, uint32_t *left,
     int64_t *out)
 {
     int64_t noted = 0;
     for (int64_t start = 0; start < count; start += PIECE) {
         int64_t piece = count - start < PIECE ? count - start : PIECE;
-        int32_t samples[PIECE] = {0};
-        noted += add_piece(words + start, entries, low_bits, piece, start, samples, left + noted);
+        uint32_t room[PIECE];
+        float samples[PIECE] = {0};
+        const uint32_t *words = words_of(random, sizeof *words, start, piece, room);
+        noted += add_piece(words, entries, low_bits, piece, start, samples, left + noted);
         for (int64_t i = 0; i < piece; i++)
-            out[start + i] += samples[i];
+            out[start + i] += (int32_t)samples[i];
     }
     return noted;
 }

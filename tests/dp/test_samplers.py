@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from pfl_lm.dp import samplers
-from pfl_lm.dp.alias import REST
+from pfl_lm.dp.alias import REST, SHARE_BITS
 from pfl_lm.dp.bits import Bits, reproducible_bits, secure_bits
 from pfl_lm.dp.pmf import UNIT, Kind, TableKind, chernoff_exponent, survival, tail_radius
 from pfl_lm.dp.samplers import add_noise, table
@@ -110,12 +110,13 @@ SPLIT = [
 def test_alias_table_and_rest_make_up_the_distribution(kind: TableKind, variance: float) -> None:
     """In integers: what words choose and what is left to the rest add up to every P(|X| = k)."""
     above, shares, low_bits = samplers._split(kind, variance)
-    assert sum(shares) == 2 ** (31 - low_bits)
-    rest = shares[REST] << (UNIT - 31 + low_bits)  # 2^256 · its probability
+    assert sum(shares) == 2**SHARE_BITS
+    rest = shares[REST] << (UNIT - SHARE_BITS)  # 2^256 · its probability
     boundaries = [0, *samplers._boundaries(above, shares, low_bits)]  # P(|X| > k) in the rest
     boundaries = [1 << UNIT, *reversed(boundaries)]
     for k in range(len(above)):
-        chosen = shares[k >> low_bits] << (UNIT - 31) if k >> low_bits < REST else 0
+        chosen = shares[k >> low_bits] if k >> low_bits < REST else 0
+        chosen <<= UNIT - SHARE_BITS - low_bits
         left = Fraction(boundaries[k] - boundaries[k + 1], 1 << UNIT) * rest
         wanted = 2 * (above[k - 1] - above[k]) if k else (1 << UNIT) - 2 * above[0]
         assert abs(chosen + left - wanted) <= 1
@@ -128,12 +129,13 @@ def test_every_outcome_of_a_word_has_its_exact_share(kind: TableKind, variance: 
     """Counted over all columns and all that is compared with their thresholds."""
     found = table(kind, variance).alias
     _, shares, low_bits = samplers._split(kind, variance)
-    thresholds, others = found.entries >> 10, found.entries & 1023
-    full = 2 ** (21 - low_bits)
-    assert (thresholds <= full).all()
+    columns, thresholds = np.arange(REST + 1), found.entries & 2047
+    steps = found.entries >> 11
+    assert (steps % 2**low_bits == 0).all()
+    assert (thresholds <= 1024).all()
     chosen = np.zeros(REST + 1, np.int64)
-    np.add.at(chosen, np.arange(REST + 1), thresholds.astype(np.int64))
-    np.add.at(chosen, others, full - thresholds.astype(np.int64))
+    np.add.at(chosen, columns, thresholds)
+    np.add.at(chosen, columns + (steps >> low_bits), 1024 - thresholds)
     assert chosen.tolist() == shares
 
 
@@ -142,19 +144,19 @@ def test_every_outcome_of_a_word_has_its_exact_share(kind: TableKind, variance: 
 def test_a_word_means_what_its_bits_say(variance: float, word: int, near: int) -> None:
     """Also right at and beside a column's threshold."""
     found = table("skellam", variance)
-    sign, column, low_bits = word >> 31, word >> 21 & 1023, found.alias.low_bits
-    shift = 21 - low_bits
-    entry = int(found.alias.entries[column])
-    for compared in (word & (2**shift - 1), min(max((entry >> 10) + near, 0), 2**shift - 1)):
-        exact = word >> shift << shift | compared
-        outcome = column if compared < entry >> 10 else entry & 1023
+    low_bits, shift = found.alias.low_bits, 12 - found.alias.low_bits
+    column, sign = word >> 22, word & 1
+    threshold, step = found.alias.entries[column] & 2047, found.alias.entries[column] >> 11
+    for choice in (word >> shift & 1023, min(max(int(threshold) + near, 0), 1023)):
+        exact = word & ~(1023 << shift) | choice << shift
+        size = (column << low_bits) + (0 if choice < threshold else int(step))
         out = np.zeros(1, dtype=np.int64)
         left = found.alias.add(Scripted((exact, 32)).octets(4), out)
-        if outcome == REST:
+        if size == REST << low_bits:
             assert left.tolist() == [sign << 31]
             assert out[0] == 0
         else:
-            size = outcome << low_bits | (word >> shift & (2**low_bits - 1))
+            size |= word >> 22 - low_bits & (2**low_bits - 1)
             assert len(left) == 0
             assert out[0] == (-size if sign else size)
 
