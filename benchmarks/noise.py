@@ -3,7 +3,7 @@
 Every figure is CPU seconds of one core, the best of several runs. A coordinate counts 12 bytes:
 4 read as float32, 8 written as int64. The limit of a step is the copy of as many bytes and the
 keystream of the random bytes that a coordinate takes, each at its rate in the same run: 2 for
-rounding, 4 more for a noise share.
+rounding, 4 for rounding and a noise share.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from pfl_lm.dp.samplers import add_noise, table
 from pfl_lm.dp.sampling import CohortRule, cohort
 
 BYTES = 12
-ROUNDING, NOISE = 2, 4  # random bytes a coordinate
+ROUNDING, WITH_SHARE = 2, 4  # random bytes a coordinate
 
 
 def best(action: Callable[[], object], repeats: int) -> float:
@@ -72,11 +72,11 @@ def protecting(devices: int, dim: int, repeats: int) -> list[dict[str, object]]:
         "clip + encode": (lambda: protect(updates, grid, None, bits, vectors), ROUNDING),
         "clip + encode + Skellam share": (
             lambda: protect(updates, grid, share, bits, vectors),
-            ROUNDING + NOISE,
+            WITH_SHARE,
         ),
         "clip + encode + Gaussian share": (
             lambda: protect(updates, grid, gauss, bits, vectors),
-            ROUNDING + NOISE,
+            WITH_SHARE,
         ),
     }
 

@@ -72,10 +72,9 @@ class Alias:
                 large.pop()
                 if left[giver] < full:
                     small.append(giver)
-        entries = (np.array(others, dtype=np.int32) - np.arange(len(others), dtype=np.int32)) << (
-            low_bits + _THRESHOLD_BITS
-        )
-        entries += np.array(thresholds, dtype=np.int32)
+        steps = np.array(others, np.int32) - np.arange(len(others), dtype=np.int32)
+        entries = np.left_shift(steps, low_bits + _THRESHOLD_BITS, dtype=np.int32)
+        entries += np.array(thresholds, np.int32)
         entries.flags.writeable = False
         return cls(entries, low_bits)
 

@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from pfl_lm.dp.arrays import Octets, Room
 
-_ZEROS = bytes(1 << 17)  # the keystream is the encryption of zeros, this many bytes at a time
+_ZEROS = bytes(1 << 18)  # the keystream is the encryption of zeros, this many bytes at a time
 _room = Room(np.uint8)
 
 

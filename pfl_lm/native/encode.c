@@ -14,7 +14,7 @@
 #define AHEAD 1024    /* floats between what is added and what is fetched */
 #define PIECE 256     /* coordinates in the first cache; writes wait for memory while it computes */
 #define LINE 64 /* bytes */
-#define GROUP 32      /* coordinates looked at together */
+#define GROUP 64      /* coordinates looked at together */
 
 /* A word's bits, and an entry's, as in alias.py. */
 #define COLUMN_SHIFT 22
@@ -119,20 +119,6 @@ static double round_by_halves(const uint16_t *dithers, float *numbers)
     return squares_of(numbers, quick);
 }
 
-/* The same with the dithers that words of noise have room for, above their signs. */
-static double round_by_words(const uint32_t *random, int dither_bits, float *numbers)
-{
-    const float unit = 0.5f / (1 << dither_bits);
-    vec quick = {0};
-    for (int64_t i = 0; i < PIECE; i += LANES) {
-        ints odd = (ints)((*(const loose_words *)(random + i) | 1) & BELOW(dither_bits + 1));
-        vec rounded = floor_of(load(numbers + i) + __builtin_convertvector(odd, vec) * unit);
-        quick += rounded * rounded;
-        store(numbers + i, rounded);
-    }
-    return squares_of(numbers, quick);
-}
-
 /* The entries of the words' columns, looked up one by one: no processor gathers faster. */
 INLINE ints look_up(const uint32_t *random, const int32_t *entries)
 {
@@ -165,31 +151,40 @@ INLINE int is_any(ints x)
     return all != 0;
 }
 
-/* Add to a piece of whole numbers the samples of its words. The places left to the rest, to which
- * nothing is added, are noted, counted from `first`, each with its sign as its highest bit, as long
- * as they are below `count`. Return how many they are. */
-static int64_t add_piece(
-    const uint32_t *random, const int32_t *entries, int low_bits, int64_t count, int64_t first,
-    float *numbers, uint32_t *left)
+/* The same with the dithers that words of noise have room for, above their signs; noisy[i] is such a
+ * number and the sample of words[i]. Places left to the rest, to which nothing is added, are noted,
+ * counted from `first`, each with its sign as its highest bit, as long as they are below `count`.
+ * Return how many they are. */
+static int64_t round_with_noise(
+    const uint32_t *words, const int32_t *entries, int low_bits, int64_t count, int64_t first,
+    float *numbers, float *noisy, double *squares, uint32_t *left)
 {
-    const int32_t limit = REST << low_bits;
+    const int dither_bits = CHOICE_SHIFT - low_bits - 1;
+    const float unit = 0.5f / (1 << dither_bits);
+    const int32_t largest = (REST << low_bits) - 1;
     int64_t noted = 0;
+    vec quick = {0};
     for (int64_t start = 0; start < PIECE; start += GROUP) {
         ints rest[GROUP / LANES], any = {0};
         for (int part = 0; part < GROUP / LANES; part++) {
             int64_t i = start + part * LANES;
-            word_lanes word = *(const loose_words *)(random + i);
-            ints size = sizes_of(word, look_up(random + i, entries), low_bits);
-            rest[part] = size >= limit;
+            word_lanes word = *(const loose_words *)(words + i);
+            ints odd = (ints)((word | 1) & BELOW(dither_bits + 1)); /* 2 dither + 1 */
+            vec rounded = floor_of(load(numbers + i) + __builtin_convertvector(odd, vec) * unit);
+            quick += rounded * rounded;
+            ints size = sizes_of(word, look_up(words + i, entries), low_bits);
+            rest[part] = size > largest;
             any |= rest[part];
-            word_lanes magnitude = (word_lanes)__builtin_convertvector(size & ~rest[part], vec);
-            store(numbers + i, load(numbers + i) + (vec)(magnitude ^ word << SIGN_SHIFT));
+            word_lanes sample = (word_lanes)__builtin_convertvector(size & ~rest[part], vec);
+            store(numbers + i, rounded);
+            store(noisy + i, rounded + (vec)(sample ^ word << SIGN_SHIFT));
         }
         if (is_any(any))
             for (int64_t i = start; i < start + GROUP && i < count; i++)
                 if (rest[(i - start) / LANES][i % LANES])
-                    left[noted++] = (uint32_t)(first + i) | random[i] << SIGN_SHIFT;
+                    left[noted++] = (uint32_t)(first + i) | words[i] << SIGN_SHIFT;
     }
+    *squares += squares_of(numbers, quick);
     return noted;
 }
 
@@ -239,18 +234,19 @@ double round_at_random(
     *noted = 0;
     for (int64_t start = 0; start < count; start += PIECE) {
         int64_t piece = count - start < PIECE ? count - start : PIECE;
-        float numbers[PIECE];
+        float numbers[PIECE], noisy[PIECE];
         uint32_t room[PIECE];
         if (piece < PIECE)
             memset(numbers, 0, sizeof numbers);
         scale(values + start, factor, piece, numbers);
-        if (entries) {
-            const uint32_t *words = words_of(random, sizeof *words, start, piece, room);
-            squares += round_by_words(words, CHOICE_SHIFT - 1 - low_bits, numbers);
-            *noted += add_piece(words, entries, low_bits, piece, start, numbers, left + *noted);
-        } else
-            squares += round_by_halves(words_of(random, 2, start, piece, room), numbers);
-        widen(numbers, piece, past_caches, out + start);
+        if (entries)
+            *noted += round_with_noise(
+                words_of(random, sizeof *room, start, piece, room), entries, low_bits, piece, start,
+                numbers, noisy, &squares, left + *noted);
+        else
+            squares += round_by_halves(
+                words_of(random, sizeof(uint16_t), start, piece, room), numbers);
+        widen(entries ? noisy : numbers, piece, past_caches, out + start);
     }
 #ifdef __AVX2__
     _mm_sfence(); /* what went past the caches is there for whoever reads it next */
@@ -268,9 +264,11 @@ int64_t add_samples(
     for (int64_t start = 0; start < count; start += PIECE) {
         int64_t piece = count - start < PIECE ? count - start : PIECE;
         uint32_t room[PIECE];
-        float samples[PIECE] = {0};
-        const uint32_t *words = words_of(random, sizeof *words, start, piece, room);
-        noted += add_piece(words, entries, low_bits, piece, start, samples, left + noted);
+        float zeros[PIECE] = {0}, samples[PIECE]; /* zeros round to zeros */
+        double nothing = 0;
+        noted += round_with_noise(
+            words_of(random, sizeof *room, start, piece, room), entries, low_bits, piece, start,
+            zeros, samples, &nothing, left + noted);
         for (int64_t i = 0; i < piece; i++)
             out[start + i] += (int32_t)samples[i];
     }

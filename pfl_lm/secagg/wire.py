@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from pfl_lm.secagg.errors import MalformedMessage, Refused
 
 MAGIC = b"PFSA"
-VERSION = 3
+VERSION = 4
 LABEL = b"pfl_lm secagg %d " % VERSION  # before all that is hashed or signed: versions never meet
 SERVER = 0xFFFF_FFFF  # the sender of what the server sends
 _HEADER = struct.Struct("<4sBBHIQ32s")

@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pfl_lm import native
+from pfl_lm.dp.alias import Alias
 from pfl_lm.dp.bits import reproducible_bits
 from pfl_lm.dp.boundaries import Boundaries
 from pfl_lm.dp.grid import Grid
@@ -94,18 +95,42 @@ def test_rounding(both, count, seed, exponent, steps, variance, past_caches):
         assert compiled[0] == sum(int(v) ** 2 for v in compiled[1])
 
 
+@pytest.mark.parametrize("variance", [None, 253.0**2])
 @pytest.mark.parametrize("largest", [4000, 2**18, 2**21])
-def test_squares_that_float32_does_not_hold(both, largest):
-    """Some pieces are summed in floats, some in doubles; both sums are exact."""
+def test_squares_that_float32_does_not_hold(both, largest, variance):
+    """Some pieces are summed in floats, some in doubles; both sums are exact, and without noise."""
     values = np.random.default_rng(1).integers(-largest, largest, 3001).astype(np.float32)
     values[:1000] = 1.0
+    alias = None if variance is None else table("skellam", variance).alias
 
     def action():
         bits, out = reproducible_bits(key(1, "squares")), np.empty(len(values), np.int64)
-        return round_at_random(values, 1.0, bits, out)[0], out
+        squares, _ = round_at_random(values, 1.0, bits, out, alias)
+        if alias is not None:
+            noise, again = np.zeros(len(values), np.int64), reproducible_bits(key(1, "squares"))
+            alias.add(again.octets(4 * len(values)), noise)
+            out -= noise
+        return squares, out
 
     (compiled, out), (numpy, _) = both(action)
     assert compiled == numpy == sum(int(v) ** 2 for v in out)
+
+
+@pytest.mark.parametrize("low_bits", range(10))
+def test_every_layout_of_a_word(both, low_bits):
+    """Whatever its table, so that columns with large and small shares, and the rest, all come."""
+    cuts = np.sort(np.random.default_rng(low_bits).integers(0, 2**20, 1023))
+    alias = Alias.of(np.diff(cuts, prepend=0, append=2**20).tolist(), low_bits)
+    values = values_of(20_000, low_bits, 8)
+
+    def action():
+        bits, out = reproducible_bits(key(2, "layout")), np.empty(len(values), np.int64)
+        squares, left = round_at_random(values, 0.7, bits, out, alias)
+        return squares, out.tolist(), left.tolist()
+
+    compiled, numpy = both(action)
+    assert compiled == numpy
+    assert len(compiled[2]) > 0
 
 
 @pytest.mark.parametrize("share", [None, 3.5, 253.0**2, 2**25 + 0.5])
