@@ -19,6 +19,9 @@ _ENCODE = {
     "add_samples": (_SIZE, _SIZE, _POINTER, *_ALIAS, _POINTER),
 }
 _BOUNDARIES = {"count_below": (None, _POINTER, _SIZE, _POINTER, _SIZE, _POINTER, _INT, _POINTER)}
+_REJECTION = {
+    "propose": (_SIZE, _SIZE, _POINTER, _POINTER, _INT, ctypes.c_uint32, _POINTER, _POINTER),
+}
 
 
 def encode() -> ctypes.CDLL | None:
@@ -29,3 +32,8 @@ def encode() -> ctypes.CDLL | None:
 def boundaries() -> ctypes.CDLL | None:
     """Looking among sorted numbers: ``native/boundaries.c``."""
     return native.functions("boundaries", **_BOUNDARIES)
+
+
+def rejection() -> ctypes.CDLL | None:
+    """Proposals for wide discrete Gaussians: ``native/rejection.c``."""
+    return native.functions("rejection", **_REJECTION)

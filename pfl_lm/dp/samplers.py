@@ -10,13 +10,13 @@ from itertools import pairwise
 
 import numpy as np
 
+from pfl_lm.dp import rejection
 from pfl_lm.dp.alias import REST, SHARE_BITS, SIGN, Alias
-from pfl_lm.dp.arrays import Flags, Int64s, Longs, Words
+from pfl_lm.dp.arrays import Int64s, Longs, Words
 from pfl_lm.dp.bits import Bits
 from pfl_lm.dp.boundaries import Boundaries
 from pfl_lm.dp.pmf import UNIT, Kind, TableKind, survival
 
-_BLOCK = 1 << 16  # samples of rejection at a time; part of what a reproducible stream means
 _TABLE_STD = 2048  # of a discrete Gaussian's own table; above it rejection needs a smaller one
 LARGEST_STD = float(1 << 16)  # of one table; beyond it noise is composed
 
@@ -181,73 +181,6 @@ def add_noise(kind: Kind, variance: float, out: Int64s, bits: Bits) -> None:
         for _ in range(parts):
             table(kind, variance / parts).add_to(out, bits)
     else:
-        for begin in range(0, len(out), _BLOCK):
-            part = out[begin : begin + _BLOCK]
-            part += _wide_gaussian(variance, len(part), bits)
-
-
-def _wide_gaussian(variance: float, count: int, bits: Bits) -> Int64s:
-    """Return int64[count] discrete Gaussian samples of a large σ, by exact rejection.
-
-    Write |k| = w·j + l with 0 ≤ l < w, w a power of two near σ/1000. Then exp(−k²/2σ²) =
-    exp(−j²/2(σ/w)²) · exp(−l(2wj + l)/2σ²): draw j from a table of the first factor, l uniformly,
-    accept with the second factor (0.999 on average), give it a fair sign and refuse −0, which
-    would count 0 twice. The table holds −0 as well as +0, so ±j are alike for all j ≥ 0, and
-    every accepted k has its exact weight.
-
-    Source: Karney 2016, "Sampling exactly from the normal distribution" (the decomposition).
-
-    Raises:
-        ValueError: a variance above 2^88, where samples might not fit 63 bits.
-    """
-    if variance > 2.0**88:
-        raise ValueError(f"variance must be at most 2^88, got {variance}")
-    low_bits = max(0, math.frexp(math.sqrt(variance))[1] - 10)
-    steps = table("two_zero_gaussian", math.ldexp(variance, -2 * low_bits))
-    kept: list[Int64s] = []
-    missing = count
-    while missing > 0:
-        high = np.zeros(missing + missing // 256 + 16, dtype=np.int64)
-        steps.add_to(high, bits)
-        np.abs(high, out=high)
-        words = bits.uint64(len(high))
-        low = (words & np.uint64((1 << low_bits) - 1)).view(np.int64)
-        sign = 1 - 2 * (words >> np.uint64(63)).view(np.int64)
-        accepted = _accept(high, low, low_bits, variance, bits)
-        magnitude = (high << low_bits) + low
-        accepted &= (magnitude > 0) | (sign > 0)
-        kept.append((sign * magnitude)[accepted][:missing])
-        missing -= len(kept[-1])
-    return np.concatenate(kept) if kept else np.zeros(0, dtype=np.int64)
-
-
-def _accept(high: Int64s, low: Int64s, low_bits: int, variance: float, bits: Bits) -> Flags:
-    """Draw bool[n], each true with probability exp(−l(2wj + l)/2v) to within 2^-190.
-
-    Since e^(−x) ≥ 1 − x, 16 bits accept nearly all. For the rest 48 more bits are compared with
-    e^(−x) in floating point, whose error is below 2^-48, and where they come within 2^-40 of it
-    192 more bits in 256-bit arithmetic.
-    """
-    exponent = (high * 2.0 ** (low_bits + 1) + low) * low * (0.5 / variance)
-    words = bits.uint16(len(high))
-    accepted = (words + 1.0) * 2.0**-16 <= 1 - 2.0**-40 - exponent
-    rest = np.flatnonzero(~accepted)
-    uniform = words[rest].astype(np.uint64) << np.uint64(48)
-    uniform |= bits.uint64(len(rest)) >> np.uint64(16)
-    margin = np.exp(-exponent[rest]) - uniform.astype(np.float64) * 2.0**-64
-    accepted[rest] = margin > 0
-    for i in np.flatnonzero(np.abs(margin) < 2.0**-40):
-        accepted[rest[i]] = _accept_exactly(
-            int(low[rest[i]]) * ((int(high[rest[i]]) << (low_bits + 1)) + int(low[rest[i]])),
-            variance,
-            (int(uniform[i]) << 192) | bits.integer(192),
-        )
-    return accepted
-
-
-def _accept_exactly(numerator: int, variance: float, uniform: int) -> bool:
-    """Decide whether a uniform 256-bit number lies below exp(−numerator / 2v)."""
-    from mpmath import mp, mpf
-
-    with mp.workprec(320):
-        return bool(uniform < mp.exp(-mpf(numerator) / (2 * mpf(variance))) * mpf(2) ** UNIT)
+        low_bits = rejection.low_bits(variance)
+        steps = table("two_zero_gaussian", math.ldexp(variance, -2 * low_bits))
+        rejection.add_wide_gaussian(variance, steps.add_to, out, bits)

@@ -20,7 +20,7 @@ from pfl_lm.streams import key
 
 pytestmark = [
     pytest.mark.skipif(
-        any(native.library(name) is None for name in ("encode", "boundaries")),
+        any(native.library(name) is None for name in ("encode", "boundaries", "rejection")),
         reason="no C compiler",
     ),
 ]

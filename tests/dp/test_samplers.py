@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from pfl_lm.dp import samplers
+from pfl_lm.dp import rejection, samplers
 from pfl_lm.dp.alias import REST, SHARE_BITS
 from pfl_lm.dp.bits import Bits, reproducible_bits, secure_bits
 from pfl_lm.dp.pmf import UNIT, Kind, TableKind, chernoff_exponent, survival, tail_radius
@@ -238,10 +238,27 @@ def test_rejection_decides_exactly_beside_its_threshold(high: int, low: int, ste
         exponent = mpmath.mpf(low * (2048 * high + low)) / (2 * mpmath.mpf(variance))
         threshold = mpmath.exp(-exponent) * mpmath.mpf(2) ** UNIT
     uniform = min(max(int(threshold) + step, 0), 2**UNIT - 1)
-    accepted = samplers._accept(
-        np.array([high]), np.array([low]), 10, variance, Scripted(*parts(uniform, 16, 48, 192))
-    )
+    coin, *more = parts(uniform, 16, 48, 192)
+    word = np.array([coin[0] << 47 | low], dtype=np.uint64)
+    steps = np.array([-high])
+    sample, doubtful = rejection._propose(steps, word, variance)
+    assert sample.tolist() == [1024 * high + low]
+    accepted = rejection._accept(steps, word, variance, Scripted(*more))
     assert bool(accepted[0]) == (uniform < threshold)
+    assert len(doubtful) or accepted[0], "what is not in doubt is accepted"
+
+
+@pytest.mark.parametrize(("step", "low", "sign"), [(0, 0, 1), (0, 0, 0), (0, 1, 1), (1, 0, 1)])
+def test_minus_zero_is_refused_and_nothing_else(step: int, low: int, sign: int) -> None:
+    word = np.array([sign << 63 | low], dtype=np.uint64)  # a coin that always accepts
+    steps, variance = np.array([step]), (1.5 * 2**19) ** 2
+    assert rejection.low_bits(variance) == 10
+    sample, doubtful = rejection._propose(steps, word, variance)
+    size = 1024 * step + low
+    assert sample.tolist() == [-size if sign else size]
+    assert len(doubtful) == (size == 0 and sign)
+    accepted = rejection._accept(steps, word, variance, Scripted((0, 48)))
+    assert bool(accepted[0]) != (size == 0 and sign)
 
 
 def test_coordinates_and_sources_are_independent() -> None:
