@@ -183,6 +183,8 @@ def test_noise_of_every_sampler_in_one_stream(both):
         for variance in (0.2, 900.0, 5000.0**2):
             add_noise("skellam", variance, out, bits)
             add_noise("discrete_gaussian", variance, out, bits)
+        for variance in (2.0**44, 2.0**63 + 2.0**40, 2.0**88):
+            add_noise("discrete_gaussian", variance, out, bits)
         return out
 
     compiled, numpy = both(action)
