@@ -15,6 +15,7 @@ from pfl_lm.dp.arrays import Doubles, Int64s
 from pfl_lm.dp.bits import Bits, reproducible_bits
 from pfl_lm.dp.grid import Grid
 from pfl_lm.dp.pmf import Kind
+from pfl_lm.dp.rejection import BLOCK
 from pfl_lm.dp.samplers import add_noise
 
 
@@ -135,11 +136,15 @@ def add_central_gaussian(
         raise ValueError("noise_multiplier and clip_norm must be positive and finite")
     step = math.ldexp(1.0, math.frexp(noise_multiplier * clip_norm)[1] - 31)
     deviation = noise_multiplier * (clip_norm / step + math.sqrt(len(total))) * (1 + 2.0**-48)
-    if not (np.abs(total) < step * 2.0**60).all():
+    largest = max(total.max(), -total.min()) if len(total) else 0.0
+    if not largest < step * 2.0**60:  # nan is not
         raise ValueError("total must be finite and below 2^29 standard deviations of the noise")
-    lattice = np.rint(total / step).astype(np.int64)
-    add_noise("discrete_gaussian", deviation * deviation, lattice, bits)
-    return lattice.astype(np.float64) * step
+    noisy = np.empty_like(total)
+    for begin in range(0, len(total), BLOCK):  # for numpy's temporaries to stay in a cache
+        lattice = np.rint(total[begin : begin + BLOCK] / step).astype(np.int64)
+        add_noise("discrete_gaussian", deviation * deviation, lattice, bits)
+        np.multiply(lattice, step, out=noisy[begin : begin + BLOCK])
+    return noisy
 
 
 def sources_of(bits: Bits | Sequence[Bits], count: int) -> Sequence[Bits]:

@@ -16,7 +16,7 @@ from pfl_lm.dp.arrays import Flags, Int64s, Longs, Room, Words
 from pfl_lm.dp.bits import Bits
 from pfl_lm.dp.pmf import UNIT
 
-_BLOCK = 1 << 16  # samples at a time; part of what a reproducible stream means
+BLOCK = 1 << 16  # samples at a time; part of what a reproducible stream means
 _COIN_BITS, _COIN_SHIFT = 16, 47  # of a word of 64, below its sign
 _UNIT_BITS = 31  # probabilities that a coin is compared with are multiples of 2^-31
 _steps, _samples = Room(np.int64), Room(np.int64)
@@ -54,8 +54,8 @@ def add_wide_gaussian(
 
     Source: Karney 2016, "Sampling exactly from the normal distribution" (the decomposition).
     """
-    for begin in range(0, len(out), _BLOCK):
-        part = out[begin : begin + _BLOCK]
+    for begin in range(0, len(out), BLOCK):
+        part = out[begin : begin + BLOCK]
         done = 0
         while done < len(part):
             missing = len(part) - done
