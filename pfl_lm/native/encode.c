@@ -1,29 +1,27 @@
 /* Updates on their way to the grid: squared norms, rounding at random, exact noise.
  *
  * The same numbers as numpy's passes in pfl_lm/dp/rounding.py and alias.py, to the last bit,
- * whatever the compiler makes of it: squares of floats are exact as doubles, and a word divided by
- * 2^16 is exact as a float, so that a fused product and sum rounds as the two of them do. The one
- * product that rounds is made in a function of its own, where there is no sum to fuse it with.
+ * whatever the compiler makes of it: squares of floats are exact as doubles, and a dither divided by
+ * a power of two is exact as a float, so that a fused product and sum rounds as the two of them do.
+ * The one product that rounds is made in a function of its own, where there is no sum to fuse it with.
  */
 #include "vector.h"
-
-#include <math.h>
 
 #define SUMS 256      /* side by side; part of what a norm means, as in rounding.py */
 #define STRETCH 65536 /* floats a sum is taken over; likewise */
 #define AHEAD 1024    /* floats between what is added and what is fetched */
 #define PIECE 256     /* coordinates in the first cache; writes wait for memory while it computes */
-#define LINE 64 /* bytes */
 #define GROUP 64      /* coordinates looked at together */
+#define LINE 64       /* bytes of the caches */
 
-/* A word's bits, and an entry's, as in alias.py. */
-#define COLUMN_SHIFT 22
-#define CHOICE_SHIFT 12 /* less low_bits, as what lies above */
+/* The fields of a word and of a table's entry, as in alias.py. */
+#define COLUMN_SHIFT 22 /* where a word's column begins; its low bits follow below */
+#define CHOICE_SHIFT 12 /* where its choice begins, if there are no low bits */
 #define CHOICE_BITS 10
-#define REST 1023 /* the outcome */
+#define SIGN_SHIFT 31   /* from a word's lowest bit, its sign, to a float's sign */
+#define REST 1023       /* the outcome that is not drawn here */
 #define THRESHOLD_BITS (CHOICE_BITS + 1)
-#define SIGN_SHIFT 31 /* from a word's lowest bit to a number's sign */
-#define BELOW(bits) ((1 << (bits)) - 1)
+#define MASK(bits) ((1 << (bits)) - 1)
 
 typedef uint32_t word_lanes __attribute__((vector_size(4 * LANES)));
 typedef uint32_t loose_words __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
@@ -119,7 +117,7 @@ static double round_by_halves(const uint16_t *dithers, float *numbers)
     return squares_of(numbers, quick);
 }
 
-/* The entries of the words' columns, looked up one by one: no processor gathers faster. */
+/* The entries of the words' columns; two words a load, which is faster than to gather. */
 INLINE ints look_up(const uint32_t *random, const int32_t *entries)
 {
     ints found;
@@ -136,9 +134,9 @@ INLINE ints look_up(const uint32_t *random, const int32_t *entries)
 INLINE ints sizes_of(word_lanes word, ints entry, int low_bits)
 {
     ints own = (ints)(word >> (COLUMN_SHIFT - low_bits));
-    ints choice = (ints)(word >> (CHOICE_SHIFT - low_bits)) & BELOW(CHOICE_BITS);
-    ints below = (entry & BELOW(THRESHOLD_BITS)) > choice;
-    return own + (entry >> THRESHOLD_BITS & ~below);
+    ints choice = (ints)(word >> (CHOICE_SHIFT - low_bits)) & MASK(CHOICE_BITS);
+    ints below = (entry & MASK(THRESHOLD_BITS)) > choice;
+    return own + (entry >> THRESHOLD_BITS & ~below); /* the step to the other outcome */
 }
 
 /* Whether any lane is not 0. */
@@ -169,7 +167,7 @@ static int64_t round_with_noise(
         for (int part = 0; part < GROUP / LANES; part++) {
             int64_t i = start + part * LANES;
             word_lanes word = *(const loose_words *)(words + i);
-            ints odd = (ints)((word | 1) & BELOW(dither_bits + 1)); /* 2 dither + 1 */
+            ints odd = (ints)((word | 1) & MASK(dither_bits + 1)); /* 2 dither + 1 */
             vec rounded = floor_of(load(numbers + i) + __builtin_convertvector(odd, vec) * unit);
             quick += rounded * rounded;
             ints size = sizes_of(word, look_up(words + i, entries), low_bits);
