@@ -18,7 +18,12 @@ _ENCODE = {
     ),
     "add_samples": (_SIZE, _SIZE, _POINTER, *_ALIAS, _POINTER),
 }
-_BOUNDARIES = {"count_below": (None, _POINTER, _SIZE, _POINTER, _SIZE, _POINTER, _INT, _POINTER)}
+_BOUNDARIES = {
+    "add_magnitudes": (
+        *(_SIZE, _POINTER, _POINTER, _SIZE, _POINTER, _SIZE, _POINTER, _INT),
+        *(_SIZE, _POINTER, _POINTER),
+    ),
+}
 _REJECTION = {
     "propose": (_SIZE, _SIZE, _POINTER, _POINTER, _INT, ctypes.c_uint32, _POINTER, _POINTER),
 }
@@ -30,7 +35,7 @@ def encode() -> ctypes.CDLL | None:
 
 
 def boundaries() -> ctypes.CDLL | None:
-    """Looking among sorted numbers: ``native/boundaries.c``."""
+    """Inverting cumulative distributions: ``native/boundaries.c``."""
     return native.functions("boundaries", **_BOUNDARIES)
 
 

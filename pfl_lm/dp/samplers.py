@@ -12,7 +12,7 @@ import numpy as np
 
 from pfl_lm.dp import rejection
 from pfl_lm.dp.alias import REST, SHARE_BITS, SIGN, Alias
-from pfl_lm.dp.arrays import Int64s, Longs, Words
+from pfl_lm.dp.arrays import Int64s, Words
 from pfl_lm.dp.bits import Bits
 from pfl_lm.dp.boundaries import Boundaries
 from pfl_lm.dp.pmf import UNIT, Kind, TableKind, survival
@@ -58,7 +58,6 @@ class Table:
     variance: float
     alias: Alias
     rest: Boundaries  # first 64 bits of P(|X| > k) in the rest, ascending: k falls to 0
-    largest: int  # the magnitude of the rest below every boundary
 
     def add_to(self, out: Int64s, bits: Bits) -> None:
         """Add one independent sample to each coordinate of int64[n], in place.
@@ -71,17 +70,10 @@ class Table:
         """Add to a vector the samples that its alias table left to the rest, as it noted them."""
         if not len(left):
             return
-        magnitudes = self._of_rest(bits.uint64(len(left)), bits)
-        places = left & np.uint32(SIGN - 1)
-        out[places] += np.where(left >= SIGN, -magnitudes, magnitudes)
-
-    def _of_rest(self, uniform: Longs, bits: Bits) -> Int64s:
-        """Return the magnitudes in the rest of the given first 64 bits of a uniform number."""
-        below = self.rest.below(uniform)
-        magnitudes = self.largest - below
-        for tie in np.flatnonzero(self.rest.sorted[below] == uniform):
-            magnitudes[tie] = self._exact((int(uniform[tie]) << 192) | bits.integer(192))
-        return magnitudes
+        uniform = bits.uint64(len(left))
+        for tie in self.rest.add(uniform, left, out).tolist():
+            magnitude = self._exact(int(uniform[tie]) << 192 | bits.integer(192))
+            out[int(left[tie]) % SIGN] += -magnitude if left[tie] >= SIGN else magnitude
 
     def _exact(self, uniform: int) -> int:
         """Return the magnitude of a number given to all 256 bits (an integer below 2^256)."""
@@ -107,7 +99,7 @@ def table(kind: TableKind, variance: float) -> Table:
     # Boundaries with the same first 64 bits end in the third step; one stands for all of them.
     first = first[max(0, int(np.count_nonzero(first == 0)) - 1) :]
     rest = Boundaries.of(first, cells=max(10, len(first).bit_length()))
-    return Table(kind, variance, Alias.of(shares, low_bits), rest, len(first))
+    return Table(kind, variance, Alias.of(shares, low_bits), rest)
 
 
 def _split(kind: TableKind, variance: float) -> tuple[list[int], list[int], int]:

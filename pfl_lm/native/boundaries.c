@@ -1,27 +1,41 @@
-/* Counting the boundaries below a number: the same as numpy's in pfl_lm/dp/boundaries.py. */
+/* Inverting a cumulative distribution: the same as numpy's in pfl_lm/dp/boundaries.py. */
 #include <stdint.h>
 
-/* passed[i] = how many of the `total` sorted boundaries, of which the last is 2^64 - 1, lie below
- * numbers[i]; `start` says how many lie below each cell of width 2^shift. */
-void count_below(
-    const uint64_t *numbers, int64_t count, const uint64_t *boundaries, int64_t total,
-    const int32_t *start, int shift, int64_t *passed)
+/* How many of the `total` sorted boundaries, of which the last is 2^64 - 1, lie below a number, if
+ * `low` of them surely do. */
+static int64_t below(uint64_t number, const uint64_t *boundaries, int64_t total, int64_t low)
 {
-    for (int64_t i = 0; i < count; i++) {
-        const uint64_t number = numbers[i];
-        int64_t low = start[number >> shift], step = 1;
-        while (low + step < total && boundaries[low + step - 1] < number) {
-            low += step;
-            step *= 2;
-        }
-        int64_t high = low + step < total ? low + step : total - 1;
-        while (low < high) {
-            int64_t middle = (low + high) / 2;
-            if (boundaries[middle] < number)
-                low = middle + 1;
-            else
-                high = middle;
-        }
-        passed[i] = low;
+    int64_t step = 1;
+    while (low + step < total && boundaries[low + step - 1] < number) {
+        low += step;
+        step *= 2;
     }
+    int64_t high = low + step < total ? low + step : total - 1;
+    while (low < high) {
+        int64_t middle = (low + high) / 2;
+        if (boundaries[middle] < number)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low;
+}
+
+/* Add to out, at each number's place, `magnitude` less the boundaries below it, negated where the
+ * place's highest bit is set; `start` says how many lie below each cell of width 2^shift. For numbers
+ * that equal a boundary nothing is added; return how many, and which in `ties`. */
+int64_t add_magnitudes(
+    const uint64_t *numbers, const uint32_t *places, int64_t count, const uint64_t *boundaries,
+    int64_t total, const int32_t *start, int shift, int64_t magnitude, int64_t *out, uint32_t *ties)
+{
+    int64_t tied = 0;
+    for (int64_t i = 0; i < count; i++) {
+        int64_t passed = below(numbers[i], boundaries, total, start[numbers[i] >> shift]);
+        int64_t sign = -(int64_t)(places[i] >> 31);
+        if (boundaries[passed] == numbers[i])
+            ties[tied++] = (uint32_t)i;
+        else
+            out[places[i] & 0x7fffffff] += (magnitude - passed) * (1 + 2 * sign);
+    }
+    return tied;
 }

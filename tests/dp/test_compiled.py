@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pfl_lm import native
-from pfl_lm.dp.alias import Alias
+from pfl_lm.dp.alias import SIGN, Alias
 from pfl_lm.dp.bits import reproducible_bits
 from pfl_lm.dp.boundaries import Boundaries
 from pfl_lm.dp.grid import Grid
@@ -172,9 +172,20 @@ def test_boundaries(both, variance):
     tails = np.uint64(1) << np.arange(64, dtype=np.uint64)
     drawn = np.random.default_rng(1).integers(0, 2**64, 5000, dtype=np.uint64)
     uniform = np.concatenate([ends, ends + np.uint64(1), ends - np.uint64(1), tails, ~tails, drawn])
-    compiled, numpy = both(lambda: found.below(uniform))
-    assert np.array_equal(compiled, numpy)
-    assert np.array_equal(compiled, np.searchsorted(found.sorted, uniform))
+    places = np.random.default_rng(2).permutation(len(uniform)).astype(np.uint32)
+    places[::3] |= np.uint32(SIGN)
+
+    def action():
+        out = np.full(len(uniform), 5)
+        return found.add(uniform, places, out).tolist(), out.tolist()
+
+    compiled, numpy = both(action)
+    assert compiled == numpy
+    tied = np.isin(uniform, found.sorted)
+    assert compiled[0] == np.flatnonzero(tied).tolist()
+    magnitudes = np.where(tied, 0, found.magnitude - np.searchsorted(found.sorted, uniform))
+    signed = np.where(places >= SIGN, -magnitudes, magnitudes)
+    assert np.array_equal(np.array(compiled[1])[places & np.uint32(SIGN - 1)] - 5, signed)
 
 
 def test_noise_of_every_sampler_in_one_stream(both):
