@@ -41,7 +41,7 @@ def main() -> None:
     folder: Path = options.folder
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer, model = Tokenizer.open(options.tokenizer), load_model(options.model)
-    blocked = Vocabulary.of(tokenizer).never_suggested
+    blocked = Vocabulary.of(tokenizer).never_suggested.tolist()
     graph = predict(model, blocked=blocked)
     if not options.measure_only:
         _convert(options, graph, model, blocked)
@@ -59,7 +59,7 @@ def main() -> None:
             print(_row(folder, file, graph, text, reference), flush=True)
 
 
-def _convert(options: argparse.Namespace, graph: Graph, model: Model, blocked: np.ndarray) -> None:
+def _convert(options: argparse.Namespace, graph: Graph, model: Model, blocked: list[int]) -> None:
     windows = _public_windows(options.public)
     for name in options.formats:
         for precision in FORMATS[name].precisions:
@@ -106,8 +106,8 @@ def _row(
         f"{p.perplexity:.2f} ({loss:+.2%})",
         f"{p.keystrokes_saved:.2%}",
     ]
-    if FORMATS[file.format].runs:
-        cost = measure(folder, file)
+    cost = measure(folder, file) if FORMATS[file.format].runs else None
+    if cost is not None:
         cells += [
             f"{cost.median_ms:.2f} / {cost.p95_ms:.2f}",
             f"{cost.median_cpu_ms:.2f}",

@@ -89,7 +89,7 @@ class Trial:
     def run(self) -> None:
         """Start everybody, start the killed again, and wait for the end."""
         gc.freeze()  # what is shared with the children is not touched by their collections
-        server = self._server(resume=False)
+        server: int | None = self._server(resume=False)
         devices = {self._device(number, 0): number for number in range(self.devices)}
         lives = dict.fromkeys(range(self.devices), 0)
         while server is not None or devices:

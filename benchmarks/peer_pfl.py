@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 if not hasattr(torch.distributed, "reduce_op"):  # pfl 0.6 names what torch 2.9 removed
-    torch.distributed.reduce_op = torch.distributed.ReduceOp
+    vars(torch.distributed)["reduce_op"] = torch.distributed.ReduceOp
 
 from pfl.aggregate.simulate import SimulatedBackend
 from pfl.aggregate.weighting import WeightByUser
@@ -39,7 +39,7 @@ from torch_models import LSTM, Transformer, build, loss_of
 from workloads import BATCH, CLIP, NOISE, RATE, open_work
 
 
-class _Loss:
+class _Loss(torch.nn.Module):
     """What pfl asks of a model beside its layers."""
 
     def loss(self, x, y, eval=False):
@@ -63,7 +63,8 @@ class Laps(TrainingProcessCallback):
     """Seconds of each round, on the wall and in this process's CPU."""
 
     def __init__(self) -> None:
-        self.wall, self.cpu = [], []
+        self.wall: list[float] = []
+        self.cpu: list[float] = []
 
     def _now(self) -> None:
         self.wall.append(time.perf_counter())

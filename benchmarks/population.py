@@ -32,7 +32,7 @@ def invent_text(path: Path, users: int) -> None:
     tokenizer = synthetic_tokenizer(people.vocabulary_size)
     with path.open("w") as file:
         for user in range(users):
-            words = tokenizer.decode(people.tokens("train", user)).split()
+            words = tokenizer.decode(people.tokens("train", user).tolist()).split()
             for start in range(0, len(words), 12):
                 row = {"user": str(user), "text": " ".join(words[start : start + 12])}
                 file.write(json.dumps(row) + "\n")

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+Parameters = dict[str, torch.Tensor]  # by the names that the workloads have for them
+
 
 class LSTM(nn.Module):
     """Embedding → LSTM → projection → untied output."""
@@ -20,18 +22,18 @@ class LSTM(nn.Module):
         self.projection = nn.Linear(cells, width)
         self.output = nn.Linear(width, vocabulary)
         self.lstm.bias_hh_l0.requires_grad_(False)  # one bias for each gate, as elsewhere
-        pairs = {
+        own = dict(self.lstm.named_parameters())
+        pairs: Parameters = {
             "embedding": self.embedding.weight,
             "output": self.output.weight,
             "output_bias": self.output.bias,
-            "layer0.input": self.lstm.weight_ih_l0,
-            "layer0.input_bias": self.lstm.bias_ih_l0,
-            "layer0.recurrent": self.lstm.weight_hh_l0,
+            "layer0.input": own["weight_ih_l0"],
+            "layer0.input_bias": own["bias_ih_l0"],
+            "layer0.recurrent": own["weight_hh_l0"],
             "projection": self.projection.weight,
             "projection_bias": self.projection.bias,
         }
-        with torch.no_grad():
-            self.lstm.bias_hh_l0.zero_()
+        nn.init.zeros_(own["bias_hh_l0"])
         self.by_name = _fill(pairs, start)
 
     def forward(self, words: torch.Tensor) -> torch.Tensor:
@@ -52,16 +54,14 @@ class Transformer(nn.Module):
         block = nn.TransformerEncoderLayer(
             width, heads, inner, dropout=0.0, batch_first=True, norm_first=True
         )
-        self.blocks = nn.TransformerEncoder(
-            block, layers, norm=nn.LayerNorm(width), enable_nested_tensor=False
-        )
+        norm = nn.LayerNorm(width)
+        self.blocks = nn.TransformerEncoder(block, layers, norm=norm, enable_nested_tensor=False)
         mask = nn.Transformer.generate_square_subsequent_mask(length)
         self.register_buffer("mask", mask, persistent=False)
-        pairs = {"embedding": self.embedding.weight, "positions": self.positions}
+        pairs: Parameters = {"embedding": self.embedding.weight, "positions": self.positions}
         for number, each in enumerate(self.blocks.layers):
             pairs |= _block(f"block{number}", each)
-        pairs |= {"final_norm_gain": self.blocks.norm.weight}
-        pairs |= {"final_norm_bias": self.blocks.norm.bias}
+        pairs |= {"final_norm_gain": norm.weight, "final_norm_bias": norm.bias}
         self.by_name = _fill(pairs, start)
 
     def forward(self, words: torch.Tensor) -> torch.Tensor:
@@ -80,7 +80,7 @@ def loss_of(model: nn.Module, inputs: torch.Tensor, targets: torch.Tensor) -> to
     return F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
 
 
-def _block(name: str, block: nn.TransformerEncoderLayer) -> dict[str, nn.Parameter]:
+def _block(name: str, block: nn.TransformerEncoderLayer) -> Parameters:
     attention = block.self_attn
     return {
         f"{name}.attention_norm_gain": block.norm1.weight,
@@ -98,7 +98,7 @@ def _block(name: str, block: nn.TransformerEncoderLayer) -> dict[str, nn.Paramet
     }
 
 
-def _fill(pairs: dict[str, nn.Parameter], start: dict[str, np.ndarray]) -> dict[str, nn.Parameter]:
+def _fill(pairs: Parameters, start: dict[str, np.ndarray]) -> Parameters:
     with torch.no_grad():
         for name, parameter in pairs.items():
             parameter.copy_(torch.from_numpy(start[name]))

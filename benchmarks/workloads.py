@@ -34,7 +34,8 @@ def open_work(name: str, folder: Path) -> dict[str, np.ndarray]:
         tokens = _tokens(VOCABULARY[name], draw)
         start = _transformer if name == "W3" else _lstm
         temporary = file.with_suffix(".tmp.npz")
-        np.savez(temporary, tokens=tokens, **start(VOCABULARY[name], draw))
+        arrays = {"tokens": tokens, **start(VOCABULARY[name], draw)}
+        np.savez(temporary, **arrays)  # type: ignore[arg-type]  # named arrays, no options
         temporary.replace(file)
     with np.load(file) as held:
         return dict(held)
