@@ -1,6 +1,8 @@
 /* Inverting a cumulative distribution: the same as numpy's in pfl_lm/dp/boundaries.py. */
 #include <stdint.h>
 
+#define AHEAD 16 /* how far ahead the place of a number is fetched */
+
 /* How many of the `total` sorted boundaries, of which the last is 2^64 - 1, lie below a number, if
  * `low` of them surely do. */
 static int64_t below(uint64_t number, const uint64_t *boundaries, int64_t total, int64_t low)
@@ -30,6 +32,8 @@ int64_t add_magnitudes(
 {
     int64_t tied = 0;
     for (int64_t i = 0; i < count; i++) {
+        if (i + AHEAD < count)
+            __builtin_prefetch(out + (places[i + AHEAD] & 0x7fffffff), 1);
         int64_t passed = below(numbers[i], boundaries, total, start[numbers[i] >> shift]);
         int64_t sign = -(int64_t)(places[i] >> 31);
         if (boundaries[passed] == numbers[i])
