@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 if not hasattr(torch.distributed, "reduce_op"):  # pfl 0.6 names what torch 2.9 removed
-    vars(torch.distributed)["reduce_op"] = torch.distributed.ReduceOp
+    torch.distributed.reduce_op = torch.distributed.ReduceOp  # type: ignore[assignment]
 
 from pfl.aggregate.simulate import SimulatedBackend
 from pfl.aggregate.weighting import WeightByUser

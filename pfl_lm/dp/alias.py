@@ -16,7 +16,7 @@ from pfl_lm.dp.arrays import Cells, Int64s, Octets, Room, Words
 COLUMN_BITS = 10  # 2^10 entries of four bytes stay in the first cache
 REST = (1 << COLUMN_BITS) - 1  # the last outcome: the sample is drawn in another way
 CHOICE_BITS = 10  # of a word, that a column's threshold divides
-SHARE_BITS = COLUMN_BITS + CHOICE_BITS
+SHARE_BITS = COLUMN_BITS + CHOICE_BITS  # outcomes have whole shares of 2^20
 SIGN = 1 << 31  # of a noted place
 _THRESHOLD_BITS = CHOICE_BITS + 1
 _BLOCK = 1 << 14  # words at a time, for numpy's temporaries to stay in a cache

@@ -140,7 +140,7 @@ def add_central_gaussian(
     if not largest < step * 2.0**60:  # nan is not
         raise ValueError("total must be finite and below 2^29 standard deviations of the noise")
     noisy = np.empty_like(total)
-    for begin in range(0, len(total), BLOCK):  # for numpy's temporaries to stay in a cache
+    for begin in range(0, len(total), BLOCK):  # the sampler's, which stay in a cache
         lattice = np.rint(total[begin : begin + BLOCK] / step).astype(np.int64)
         add_noise("discrete_gaussian", deviation * deviation, lattice, bits)
         np.multiply(lattice, step, out=noisy[begin : begin + BLOCK])

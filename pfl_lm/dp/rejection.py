@@ -22,7 +22,7 @@ _UNIT_BITS = 31  # probabilities that a coin is compared with are multiples of 2
 _steps, _samples = Room(np.int64), Room(np.int64)
 
 
-def low_bits(variance: float) -> int:
+def low_bits_of(variance: float) -> int:
     """Return how many low bits of a sample are uniform: w = 2^this is near σ/1000.
 
     Raises:
@@ -38,7 +38,7 @@ def add_wide_gaussian(
 ) -> None:
     """Add independent discrete Gaussian samples of a large σ to int64[n], in place.
 
-    Write |k| = w·j + l with 0 ≤ l < w, w = 2^``low_bits``. Then exp(−k²/2σ²) = exp(−j²/2(σ/w)²) ·
+    Write |k| = w·j + l with 0 ≤ l < w, w = 2^low_bits. Then exp(−k²/2σ²) = exp(−j²/2(σ/w)²) ·
     exp(−l(2wj + l)/2σ²): draw j from a table of the first factor, l uniformly, accept with the
     second factor (0.999 on average), give it a fair sign and refuse −0, which would count 0 twice.
     The table holds −0 as well as +0, so ±j are alike for all j ≥ 0, and every accepted k has its
@@ -74,6 +74,10 @@ def _coins(words: Longs) -> Longs:
     return words >> np.uint64(_COIN_SHIFT) & np.uint64((1 << _COIN_BITS) - 1)
 
 
+def _low(words: Longs, low_bits: int) -> Int64s:
+    return (words & np.uint64((1 << low_bits) - 1)).view(np.int64)
+
+
 def _propose(steps: Int64s, words: Longs, variance: float) -> tuple[Int64s, Words]:
     """Return a sample for each word, and the places of those that may have to be refused.
 
@@ -83,18 +87,19 @@ def _propose(steps: Int64s, words: Longs, variance: float) -> tuple[Int64s, Word
     Returns:
         int64[n] and uint32[≤ n], both in memory that this thread's next call writes over.
     """
-    width = low_bits(variance)
-    per_odd = math.ceil(math.ldexp(0.5 / variance, 2 * width + _UNIT_BITS) * (1 + 2.0**-40))
+    low_bits = low_bits_of(variance)
+    fraction = math.ldexp(0.5 / variance, 2 * low_bits + _UNIT_BITS)  # w²/2σ², in 2^-31
+    per_odd = math.ceil(fraction * (1 + 2.0**-40))
     compiled = loops.rejection()
     if compiled is not None:
         samples, doubtful = _samples.of(len(steps)), room_for_places(len(steps))
         count = compiled.propose(
-            *(len(steps), steps.ctypes.data, words.ctypes.data, width, per_odd),
+            *(len(steps), steps.ctypes.data, words.ctypes.data, low_bits, per_odd),
             *(samples.ctypes.data, doubtful.ctypes.data),
         )
         return samples, doubtful[:count]
     high = np.abs(steps)
-    samples = (high << width) + (words & np.uint64((1 << width) - 1)).view(np.int64)
+    samples = (high << low_bits) + _low(words, low_bits)
     chance = (_coins(words).view(np.int64) + 1) << (_UNIT_BITS - _COIN_BITS)
     doubt = chance + (2 * high + 1) * per_odd > 1 << _UNIT_BITS
     negative = words >> np.uint64(63) != 0
@@ -109,16 +114,15 @@ def _accept(steps: Int64s, words: Longs, variance: float, bits: Bits) -> Flags:
     48 more bits than the coins' are compared with e^(−x) in floating point, whose error is below
     2^-48, and where they come within 2^-40 of it 192 more bits in 256-bit arithmetic.
     """
-    width = low_bits(variance)
-    high = np.abs(steps)
-    low = (words & np.uint64((1 << width) - 1)).view(np.int64)
-    exponent = (high * 2.0 ** (width + 1) + low) * low * (0.5 / variance)
+    low_bits = low_bits_of(variance)
+    high, low = np.abs(steps), _low(words, low_bits)
+    exponent = (high * 2.0 ** (low_bits + 1) + low) * low * (0.5 / variance)
     uniform = _coins(words) << np.uint64(64 - _COIN_BITS)
     uniform |= bits.uint64(len(words)) >> np.uint64(_COIN_BITS)
     margin = np.exp(-exponent) - uniform.astype(np.float64) * 2.0**-64
     accepted = margin > 0
     for i in np.flatnonzero(np.abs(margin) < 2.0**-40):
-        numerator = int(low[i]) * ((int(high[i]) << (width + 1)) + int(low[i]))
+        numerator = int(low[i]) * ((int(high[i]) << (low_bits + 1)) + int(low[i]))
         accepted[i] = _accept_exactly(
             numerator, variance, int(uniform[i]) << 192 | bits.integer(192)
         )

@@ -173,6 +173,6 @@ def add_noise(kind: Kind, variance: float, out: Int64s, bits: Bits) -> None:
         for _ in range(parts):
             table(kind, variance / parts).add_to(out, bits)
     else:
-        low_bits = rejection.low_bits(variance)
+        low_bits = rejection.low_bits_of(variance)
         steps = table("two_zero_gaussian", math.ldexp(variance, -2 * low_bits))
         rejection.add_wide_gaussian(variance, steps.add_to, out, bits)

@@ -1,7 +1,8 @@
 /* Inverting a cumulative distribution: the same as numpy's in pfl_lm/dp/boundaries.py. */
 #include <stdint.h>
 
-#define AHEAD 16 /* how far ahead the place of a number is fetched */
+#define AHEAD 16         /* how far ahead the place of a number is fetched */
+#define PLACE 0x7fffffff /* the bits of a noted place; the highest is its sign */
 
 /* How many of the `total` sorted boundaries, of which the last is 2^64 - 1, lie below a number, if
  * `low` of them surely do. */
@@ -33,13 +34,13 @@ int64_t add_magnitudes(
     int64_t tied = 0;
     for (int64_t i = 0; i < count; i++) {
         if (i + AHEAD < count)
-            __builtin_prefetch(out + (places[i + AHEAD] & 0x7fffffff), 1);
+            __builtin_prefetch(out + (places[i + AHEAD] & PLACE), 1);
         int64_t passed = below(numbers[i], boundaries, total, start[numbers[i] >> shift]);
-        int64_t sign = -(int64_t)(places[i] >> 31);
+        int64_t size = magnitude - passed;
         if (boundaries[passed] == numbers[i])
             ties[tied++] = (uint32_t)i;
         else
-            out[places[i] & 0x7fffffff] += (magnitude - passed) * (1 + 2 * sign);
+            out[places[i] & PLACE] += places[i] > PLACE ? -size : size;
     }
     return tied;
 }

@@ -149,10 +149,10 @@ INLINE int is_any(ints x)
     return all != 0;
 }
 
-/* The same with the dithers that words of noise have room for, above their signs; noisy[i] is such a
- * number and the sample of words[i]. Places left to the rest, to which nothing is added, are noted,
- * counted from `first`, each with its sign as its highest bit, as long as they are below `count`.
- * Return how many they are. */
+/* As round_by_halves, with the dithers that words of noise have room for above their signs, and the
+ * sum of squares added to *squares; noisy[i] is the rounded number plus the sample of words[i].
+ * Places left to the rest, to which nothing is added, are noted, counted from `first`, each with its
+ * sign as its highest bit, as long as they are below `count`. Return how many they are. */
 static int64_t round_with_noise(
     const uint32_t *words, const int32_t *entries, int low_bits, int64_t count, int64_t first,
     float *numbers, float *noisy, double *squares, uint32_t *left)

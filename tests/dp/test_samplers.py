@@ -252,7 +252,7 @@ def test_rejection_decides_exactly_beside_its_threshold(high: int, low: int, ste
 def test_minus_zero_is_refused_and_nothing_else(step: int, low: int, sign: int) -> None:
     word = np.array([sign << 63 | low], dtype=np.uint64)  # a coin that always accepts
     steps, variance = np.array([step]), (1.5 * 2**19) ** 2
-    assert rejection.low_bits(variance) == 10
+    assert rejection.low_bits_of(variance) == 10
     sample, doubtful = rejection._propose(steps, word, variance)
     size = 1024 * step + low
     assert sample.tolist() == [-size if sign else size]
