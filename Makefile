@@ -1,4 +1,5 @@
-# Two commands set up everything that they need: `make demo` and `make test`.
+# Every target sets up what it needs: `make demo` and `make test` work in a fresh clone.
+.DEFAULT_GOAL := help
 PYTHON ?= python3.11
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -8,12 +9,17 @@ install = PYTHONWARNINGS=ignore $(1)/bin/python -m pip install --quiet
 # $(call environment,FOLDER): with torch, by Python 3.11 or else any python3 of a supported version.
 define environment
 	command -v $(PYTHON) >/dev/null && $(PYTHON) -m venv $(1) || python3 -m venv $(1)
+	@$(1)/bin/python -c "import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))" || { \
+	    rm -rf $(1); echo "pfl-lm needs Python 3.11 or 3.12: make PYTHON=/path/to/python3.11"; exit 1; }
 	$(call install,$(1)) --upgrade pip
 	$(call install,$(1)) "torch>=2.13,<2.14"
 endef
 
-.PHONY: demo test lint format bench wheel clean export-env test-export keyboard-web \
-        tff test-tff interop-env test-interop
+.PHONY: help demo test fuzz test-docs test-plain test-clang test-kernels lint format docs bench \
+        wheel wheels clean export-env test-export keyboard-web tff test-tff interop-env test-interop
+
+help:                           ## this list
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/p' Makefile | expand -t 22
 
 demo: $(VENV)/.ready            ## train on an embedded synthetic population, then write the report
 	$(BIN)/pfl-lm demo --output runs/demo --overwrite
@@ -21,14 +27,40 @@ demo: $(VENV)/.ready            ## train on an embedded synthetic population, th
 test: $(VENV)/.ready            ## every test; needs no network, no GPU, no data
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
-lint: $(VENV)/.ready            ## ruff and mypy
+test-docs: $(VENV)/.ready       ## also the commands of README and docs that take minutes
+	PFL_LM_TEST_MINUTES=1 $(BIN)/python -m pytest -q tests/test_docs.py
+
+# The same tests in settings of other machines. `required`: no kernel may be missing unseen.
+KERNEL_TESTS := tests/native tests/models tests/dp/sampler tests/dp/test_rotation.py \
+    tests/secagg/test_packing.py tests/secagg/test_sharing.py tests/devices tests/phones/test_memory.py \
+    tests/evaluation/test_evaluate.py
+
+test-plain: $(VENV)/.ready      ## every test without the C kernels, as where there is no compiler
+	PFL_LM_NATIVE=0 $(BIN)/python -m pytest -q -n 2 --dist loadfile
+
+test-clang: $(VENV)/.ready      ## what concerns the C kernels, compiled by clang
+	CC=clang PFL_LM_NATIVE=required $(BIN)/python -m pytest -q -n 2 --dist loadfile $(KERNEL_TESTS)
+
+test-kernels: $(VENV)/.ready    ## the same for every instruction set here, for aarch64, and under UBSan
+	tests/in_settings.sh $(BIN)/python -m pytest -q -n 2 --dist loadfile $(KERNEL_TESTS)
+
+fuzz: $(VENV)/.ready            ## every reader of what strangers send, for an hour; findings in fuzz_findings/
+	nice -n 15 $(BIN)/python -m tests.fuzz --minutes 60
+
+lint: $(VENV)/.ready            ## ruff, mypy and clang-format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror pfl_lm/native/*.[ch] tests/native/*.c
 
-format: $(VENV)/.ready
+format: $(VENV)/.ready          ## mend what ruff can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/clang-format -i pfl_lm/native/*.[ch] tests/native/*.c
+
+docs: $(VENV)/.docs             ## the documentation, in docs/_build; a warning is an error
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build
+	@echo docs/_build/index.html
 
 bench: $(VENV)/.ready           ## the figures of benchmarks/RESULTS.md that need no real text
 	$(BIN)/python -m benchmarks
@@ -36,11 +68,21 @@ bench: $(VENV)/.ready           ## the figures of benchmarks/RESULTS.md that nee
 wheel: $(VENV)/.ready           ## a wheel in dist/
 	$(BIN)/python -m build --wheel
 
+# Each is built from a clean folder: build/ would carry one wheel's kernels into the next.
+wheels: wheel                   ## also wheels with compiled kernels, for this processor and aarch64
+	rm -rf build
+	PFL_LM_KERNELS_FOR=$(shell uname -m) $(BIN)/python -m build --wheel
+	rm -rf build
+	if command -v aarch64-linux-gnu-gcc >/dev/null; then CC=aarch64-linux-gnu-gcc \
+	    PFL_LM_KERNELS_FOR=aarch64 $(BIN)/python -m build --wheel; \
+	else echo "no wheel for aarch64: aarch64-linux-gnu-gcc is not installed"; fi
+	rm -rf build
+
 keyboard-web: $(VENV)/.ready    ## ONNX Runtime Web from npm, so that the keyboard's page computes itself
 	$(BIN)/python -m pfl_lm.keyboard.runtime
 
-clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+clean:                          ## remove the environment and what was built
+	rm -rf $(VENV) build dist docs/_build docs/reference *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # The exporters of phones' formats with their runtimes, 2.9 GB, apart from the product's own.
 EXPORT := .env-export
@@ -81,6 +123,10 @@ $(INTEROP)/.ready: pyproject.toml requirements/interop.txt requirements/interop_
 	$(call environment,$(INTEROP))
 	$(call install,$(INTEROP)) --editable ".[dev]" -r requirements/interop.txt
 	$(call install,$(INTEROP)) --no-deps -r requirements/interop_bare.txt
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.ready
+	$(call install,$(VENV)) --editable ".[dev,docs]"
 	touch $@
 
 $(VENV)/.ready: pyproject.toml

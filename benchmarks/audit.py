@@ -15,17 +15,18 @@ from pathlib import Path
 
 import numpy as np
 
-from pfl_lm.audit.accounting import audit_accounting
-from pfl_lm.audit.attack import CANARIES, audit_attack
-from pfl_lm.audit.estimators import one_run_bound_fdp
-from pfl_lm.audit.evidence import Evidence
-from pfl_lm.audit.findings import Part, figure
+from pfl_lm.audit.accounting.check import audit_accounting
+from pfl_lm.audit.artifacts import RunArtifacts
+from pfl_lm.audit.attack.check import CANARIES, audit_attack
+from pfl_lm.audit.attack.estimators import one_run_bound_fdp
+from pfl_lm.audit.attack.scores import Scores, bound_at_counts, gaussian_bound
+from pfl_lm.audit.findings import Part
 from pfl_lm.audit.gaussians import gaussian_mu
-from pfl_lm.audit.ledger import audit_ledger
-from pfl_lm.audit.mechanism import audit_mechanism
+from pfl_lm.audit.ledger.check import audit_ledger
+from pfl_lm.audit.mechanism.check import audit_mechanism
+from pfl_lm.audit.mechanism.rebuild import rebuild_context
 from pfl_lm.audit.page import verdict
-from pfl_lm.audit.reopen import reopen
-from pfl_lm.audit.scores import Scores, bound_at_counts, gaussian_bound
+from pfl_lm.numbers import format_epsilon
 
 
 def main() -> None:
@@ -36,13 +37,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--phrase-rounds", type=int, default=20)
     chosen = parser.parse_args()
-    evidence = Evidence.open(chosen.run)
-    world = reopen(evidence, chosen.scenario, chosen.start)
+    artifacts = RunArtifacts.open(chosen.run)
+    context = rebuild_context(artifacts, chosen.scenario, chosen.start)
     audits = (
-        lambda: audit_accounting(evidence),
-        lambda: audit_ledger(evidence),
-        lambda: audit_mechanism(world),
-        lambda: audit_attack(world, evidence, chosen.rounds, chosen.phrase_rounds),
+        lambda: audit_accounting(artifacts),
+        lambda: audit_ledger(artifacts),
+        lambda: audit_mechanism(context),
+        lambda: audit_attack(context, artifacts, chosen.rounds, chosen.phrase_rounds),
     )
     print("| part | findings that hold | fail | to judge | seconds | CPU |")
     print("|---|--:|--:|--:|--:|--:|")
@@ -76,20 +77,20 @@ def print_power(delta: float = 1e-6, runs: int = 20) -> None:
     print("|--:|--:|--:|--:|")
     counts = [int(CANARIES * share) for share in (0.025, 0.1, 0.25, 0.45)]
     for epsilon in (1.0, 3.0, 8.0, 20.0):
-        found = []
+        bounds = []
         for seed in range(runs):
             generator = np.random.default_rng([seed])
             mu, half = gaussian_mu(epsilon, delta), CANARIES // 2
             scores = Scores(generator.normal(mu, 1, half), generator.normal(0, 1, half))
-            found.append(
+            bounds.append(
                 (
                     bound_at_counts(scores, counts, delta),
                     bound_at_counts(scores, counts, delta, bound=one_run_bound_fdp),
                     gaussian_bound(scores, delta, 0.05),
                 )
             )
-        medians = " | ".join(f"{value:.2f}" for value in np.median(found, axis=0))
-        print(f"| {figure(epsilon)} | {medians} |")
+        medians = " | ".join(f"{value:.2f}" for value in np.median(bounds, axis=0))
+        print(f"| {format_epsilon(epsilon)} | {medians} |")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """Peak training memory of one device, measured, and the predictor's error; or its fit anew.
 
-    python -m benchmarks.device_memory [--fit] [--work recurrent|transformer]
+    python -m benchmarks.device_memory [--torch] [--fit] [--work recurrent|transformer]
 
-Each setting is measured in a process of its own (``devices/memory.measure``). ``--fit`` prints
-the table ``WORK`` of ``pfl_lm/devices/memory.py``: non-negative least squares of what is measured,
+Each setting is measured in a process of its own (``phones.memory.measure_memory``), with the C
+kernels or, with ``--torch``, without them. ``--fit`` prints the table ``WORK``, or
+``WORK_IN_TORCH``, of ``pfl_lm/phones/memory.py``: non-negative least squares of what is measured,
 relative to the peak.
 """
 
@@ -15,10 +16,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from pfl_lm.devices import memory
 from pfl_lm.devices.batches import LocalTraining
-from pfl_lm.language.models import LoraSpec, ModelSpec, roles
-from pfl_lm.payload import PayloadPlan, choose
+from pfl_lm.models.models import LoraSpec, ModelSpec, roles
+from pfl_lm.payload.layout import PayloadPlan, choose
+from pfl_lm.phones import memory
 
 CIFG = ModelSpec("cifg_lstm", 10_000, 96, hidden_dim=256)
 SMALL = ModelSpec("transformer", 10_000, 128, layers=2, heads=4, feedforward_dim=512)
@@ -36,7 +37,7 @@ MODELS = {
     ),
 }
 LOCAL = LocalTraining(1.0, batch_size=8, loss="sampled")
-WAYS = (
+SETTINGS = (
     (PayloadPlan(), replace(LOCAL, loss="softmax")),
     (PayloadPlan(rows=2000, dense="lora"), LOCAL),
     (PayloadPlan(rows=2000, dense="lora"), replace(LOCAL, batch_size=16, gradient_clip=1.0)),
@@ -46,7 +47,7 @@ WAYS = (
 APART = (
     (PayloadPlan(), replace(LOCAL, loss="softmax")),
     (PayloadPlan(rows=2000, dense="lora"), replace(LOCAL, batch_size=16, gradient_clip=1.0)),
-    (PayloadPlan(rows="none", dense="biases"), replace(LOCAL, negatives=256, stretch=2)),
+    (PayloadPlan(rows="none", dense="biases"), replace(LOCAL, negatives=256, segment_length=2)),
 )
 FORWARD = (
     (PayloadPlan(rows=2000, dense="lora"), LOCAL),
@@ -54,41 +55,44 @@ FORWARD = (
     (PayloadPlan(), replace(LOCAL, batch_size=4, loss="softmax", window=30)),
 )
 
-Row = tuple[np.ndarray, memory.Memory, memory.Memory]  # features, measured, predicted
+# features, measured, predicted, bytes that are counted and not fitted
+Row = tuple[np.ndarray, memory.Memory, memory.Memory, int]
 
 
 def settings(family: str) -> Iterator[tuple[ModelSpec, PayloadPlan, LocalTraining]]:
-    ways = [(plan, training) for plan, training in WAYS]
+    pairs = [(plan, training) for plan, training in SETTINGS]
     for negatives in (64, 512):
-        ways.append(
-            (PayloadPlan(rows="none", dense="residual"), replace(LOCAL, negatives=negatives))
+        pairs.append(
+            (PayloadPlan(rows="none", dense="side_branch"), replace(LOCAL, negatives=negatives))
         )
     for kind in ("recomputed", "truncated") if family == "recurrent" else ("recomputed",):
-        ways += [(plan, replace(training, activations=kind)) for plan, training in APART]
+        pairs += [(plan, replace(training, activations=kind)) for plan, training in APART]
     for plan, training in FORWARD:
-        ways.append((replace(plan, directions=64), replace(training, method="zeroth_order")))
-        ways.append((plan, replace(training, method="forward_only")))
+        pairs.append((replace(plan, directions=64), replace(training, method="zeroth_order")))
+        pairs.append((plan, replace(training, method="forward_only")))
     for spec in MODELS[family]:
-        for plan, training in ways:
+        for plan, training in pairs:
             factors = LoraSpec(8) if plan.dense == "lora" else None
-            residual = 32 if plan.dense == "residual" else 0
-            yield replace(spec, lora=factors, residual=residual), plan, training
+            side_branch = 32 if plan.dense == "side_branch" else 0
+            yield replace(spec, lora=factors, side_branch=side_branch), plan, training
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--fit", action="store_true")
+    parser.add_argument("--torch", action="store_true")
     parser.add_argument("--work", nargs="+", choices=MODELS, default=list(MODELS))
     chosen = parser.parse_args()
-    found: dict[str, list[Row]] = {}
+    compiled, found = not chosen.torch, dict[str, list[Row]]()
     for family in chosen.work:
         for spec, plan, training in settings(family):
-            measured = memory.measure(spec, plan, training)
+            measured = memory.measure_memory(spec, plan, training, compiled=compiled)
             payload = choose(plan, roles(spec), memory.unigram_of(spec), memory.SPECIALS, 0, 0)
-            predicted = memory.predict(spec, payload, training)
+            predicted = memory.predict_memory(spec, payload, training, compiled)
             sizes = np.asarray(memory.features(spec, payload, training))
             kind = memory.kind_of(spec, payload, training)
-            found.setdefault(kind, []).append((sizes, measured, predicted))
+            counted = memory.centre_bytes(spec, payload, training)
+            found.setdefault(kind, []).append((sizes, measured, predicted, counted))
             error = predicted.peak_bytes / measured.peak_bytes - 1
             work = predicted.work_bytes / measured.work_bytes - 1
             print(
@@ -108,17 +112,17 @@ def print_worst(found: dict[str, list[Row]]) -> None:
     print("| steps | settings | worst error of the peak | of the work |")
     print("|---|---|---|---|")
     for kind, rows in found.items():
-        peak = max((p.peak_bytes / m.peak_bytes - 1 for _, m, p in rows), key=abs)
-        work = max((p.work_bytes / m.work_bytes - 1 for _, m, p in rows), key=abs)
+        peak = max((p.peak_bytes / m.peak_bytes - 1 for _, m, p, _ in rows), key=abs)
+        work = max((p.work_bytes / m.work_bytes - 1 for _, m, p, _ in rows), key=abs)
         print(f"| {kind} | {len(rows)} | {peak:+.1%} | {work:+.0%} |")
 
 
 def fit(rows: list[Row]) -> tuple[float, ...]:
     from scipy.optimize import nnls
 
-    weight = np.asarray([1 / measured.peak_bytes for _, measured, _ in rows])
+    weight = np.asarray([1 / measured.peak_bytes for _, measured, *_ in rows])
     sizes = np.stack([size for size, *_ in rows])
-    work = np.asarray([measured.work_bytes for _, measured, _ in rows])
+    work = np.asarray([measured.work_bytes - counted for _, measured, _, counted in rows])
     found, _ = nnls(sizes * weight[:, None], work * weight)
     return tuple(round(float(value), 3) for value in found)
 

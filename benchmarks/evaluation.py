@@ -20,8 +20,8 @@ import torch
 
 from pfl_lm.evaluation.baselines import KneserNeyBigram
 from pfl_lm.evaluation.evaluate import ModelScorer, evaluate
-from pfl_lm.language import models
-from pfl_lm.language.spec import ModelSpec
+from pfl_lm.models import models
+from pfl_lm.models.spec import ModelSpec
 from pfl_lm.streams import stream
 
 

@@ -18,16 +18,16 @@ from pathlib import Path
 import numpy as np
 
 from pfl_lm.evaluation.measures import Vocabulary
-from pfl_lm.export.cost import measure
-from pfl_lm.export.formats import FORMATS, PRECISIONS, ExportedFile, convert, open_file
-from pfl_lm.export.graphs import predict
+from pfl_lm.export.cost import measure_cost
+from pfl_lm.export.formats.registry import FORMATS, PRECISIONS, ExportedFile, convert, open_file
+from pfl_lm.export.graphs.predict import predict_graph
 from pfl_lm.export.parity import HeldOutText, Reading, compare, read
-from pfl_lm.export.ports import Graph
-from pfl_lm.export.quantise import fitted_layers
-from pfl_lm.export.tables import layers_of
-from pfl_lm.language.population import PopulationStore
-from pfl_lm.language.tokenizer import Tokenizer
-from pfl_lm.model_file import Model, load_model
+from pfl_lm.export.quantise.gptq import fitted_layers
+from pfl_lm.export.quantise.word_tables import layers_of
+from pfl_lm.export.signature import ExportGraph
+from pfl_lm.models.file import Model, load_model
+from pfl_lm.text.population import PopulationStore
+from pfl_lm.text.tokenizer import Tokenizer
 
 HEAD = (
     "| file | MB | top-1 | top-3 | perplexity | keystrokes saved | ms median / p95 | CPU ms "
@@ -42,7 +42,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer, model = Tokenizer.open(options.tokenizer), load_model(options.model)
     blocked = Vocabulary.of(tokenizer).never_suggested.tolist()
-    graph = predict(model, blocked=blocked)
+    graph = predict_graph(model, blocked=blocked)
     if not options.measure_only:
         _convert(options, graph, model, blocked)
     if options.convert_only:
@@ -59,7 +59,9 @@ def main() -> None:
             print(_row(folder, file, graph, text, reference), flush=True)
 
 
-def _convert(options: argparse.Namespace, graph: Graph, model: Model, blocked: list[int]) -> None:
+def _convert(
+    options: argparse.Namespace, graph: ExportGraph, model: Model, blocked: list[int]
+) -> None:
     windows = _public_windows(options.public)
     for name in options.formats:
         for precision in FORMATS[name].precisions:
@@ -71,7 +73,7 @@ def _convert(options: argparse.Namespace, graph: Graph, model: Model, blocked: l
             source = graph
             if layers := layers_of(precision):
                 layers = fitted_layers(model, windows) if precision == "int4" else layers
-                source = predict(model, blocked=blocked, layers=layers)
+                source = predict_graph(model, blocked=blocked, layers=layers)
             file = convert(source, name, precision, options.folder)
             record.write_text(json.dumps(file.as_dict()))
             print(f"{file.name}: {file.bytes / 1e6:.2f} MB", flush=True)
@@ -84,8 +86,8 @@ def _public_windows(path: Path) -> np.ndarray:
     return windows
 
 
-def _reference(folder: Path, graph: Graph, text: HeldOutText) -> Reading:
-    found = read(graph, graph.interface, graph.start, text)
+def _reference(folder: Path, graph: ExportGraph, text: HeldOutText) -> Reading:
+    found = read(graph, graph.signature, graph.start, text)
     e = found.evaluation
     print(f"torch: perplexity {e.perplexity:.2f}, top-3 {e.top3:.2%}, "
           f"keystrokes saved {e.keystrokes_saved:.2%}, {len(found.scores)} positions")  # fmt: skip
@@ -93,10 +95,10 @@ def _reference(folder: Path, graph: Graph, text: HeldOutText) -> Reading:
 
 
 def _row(
-    folder: Path, file: ExportedFile, graph: Graph, text: HeldOutText, reference: Reading
+    folder: Path, file: ExportedFile, graph: ExportGraph, text: HeldOutText, reference: Reading
 ) -> str:
     run = open_file(folder, file)
-    p = compare(read(run, file.interface, graph.start, text), reference)
+    p = compare(read(run, file.signature, graph.start, text), reference)
     loss = p.perplexity / p.reference_perplexity - 1
     cells = [
         f"{file.format} {file.precision}",
@@ -106,7 +108,7 @@ def _row(
         f"{p.perplexity:.2f} ({loss:+.2%})",
         f"{p.keystrokes_saved:.2%}",
     ]
-    cost = measure(folder, file) if FORMATS[file.format].runs else None
+    cost = measure_cost(folder, file) if FORMATS[file.format].runs else None
     if cost is not None:
         cells += [
             f"{cost.median_ms:.2f} / {cost.p95_ms:.2f}",

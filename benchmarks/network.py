@@ -27,18 +27,19 @@ from typing import Any
 
 from pfl_lm.demo import prepare
 from pfl_lm.dp.ledger import verify
-from pfl_lm.machine import tune
-from pfl_lm.network.caller import Caller, Patience
+from pfl_lm.native.tuning import tune
 from pfl_lm.network.device import Device
 from pfl_lm.network.identity import DeviceKey, ServerKeys, enrol
+from pfl_lm.network.rpc_client import RetryPolicy, RpcClient
 from pfl_lm.network.server import Serving, serve
 from pfl_lm.network.store import Store
-from pfl_lm.network.terms import Own
+from pfl_lm.network.task_config import DeviceSetup
 from pfl_lm.network.transport import Limits, channel_to
-from pfl_lm.runs import RunFolder, read_json
-from pfl_lm.scenario import EvaluationChoice, PopulationChoice, Scenario
-from pfl_lm.simulate import simulate
-from pfl_lm.world import World, open_world
+from pfl_lm.run.folder import RunFolder, read_json
+from pfl_lm.run.progress import ProgressListener
+from pfl_lm.run.scenario import EvaluationConfig, PopulationConfig, Scenario
+from pfl_lm.run.setup import RunContext, open_run
+from pfl_lm.run.simulate import simulate
 
 LIMITS = Limits(training_seconds=900.0, phase_seconds=300.0, grace_seconds=5.0)
 MESSAGES = (1, 3, 5, 9)  # before which devices die: keys, shares, report, answer
@@ -58,7 +59,7 @@ def main() -> None:
     trial.run()
     _print_network(trial, time.monotonic() - started)
     started = time.monotonic()
-    simulate(scenario, folder / "simulated", _Quiet(), overwrite=True)
+    simulate(scenario, folder / "simulated", _Rounds(), overwrite=True)
     print(f"\nsimulated in one process: {time.monotonic() - started:.0f} s", flush=True)
     for name in ("served", "simulated"):
         _print_quality(name, RunFolder(folder / name))
@@ -74,8 +75,8 @@ class Trial:
     def __init__(self, scenario: Scenario, folder: Path, devices: int, deaths: int) -> None:
         self.scenario, self.folder, self.devices, self.deaths = scenario, folder, devices, deaths
         self.keys = ServerKeys(folder / "keys")
-        self.world: World = open_world(scenario)
-        self.owns = [self._own(number) for number in range(devices)]
+        self.context: RunContext = open_run(scenario)
+        self.setups = [self._setup(number) for number in range(devices)]
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.address = f"127.0.0.1:{probe.getsockname()[1]}"
@@ -115,8 +116,10 @@ class Trial:
     def _server(self, resume: bool) -> int:
         def work() -> None:
             _log_to(self.folder / "server.log")
-            serving = Serving(self.keys, self.address, LIMITS, self.devices - 2, self._reached)
-            serve(self.scenario, self.folder / "served", serving, _Quiet(), resume, not resume)
+            serving = Serving(
+                self.keys, self.address, LIMITS, self.devices - 2, True, reached=self._reached
+            )
+            serve(self.scenario, self.folder / "served", serving, _Rounds(), resume, not resume)
 
         return _fork(work)
 
@@ -131,9 +134,14 @@ class Trial:
 
         def work() -> None:
             _log_to(self.folder / "devices.log", logging.WARNING)
-            patience = Patience(most_seconds=2.0, give_up_seconds=600.0, call_seconds=60.0)
+            retry = RetryPolicy(most_seconds=2.0, give_up_seconds=600.0, call_seconds=60.0)
             with channel_to(self.address, self.keys.certificate) as channel:
-                Device(Caller(channel, key, patience), key, self.owns[number], sending).run()
+                Device(
+                    RpcClient(channel, key, self.keys.server_certificate().digest, retry),
+                    key,
+                    self.setups[number],
+                    sending,
+                ).run()
 
         return _fork(work)
 
@@ -151,9 +159,9 @@ class Trial:
         if self.server_kills and self.server_kills[0] == (round, point):
             os.kill(os.getpid(), signal.SIGKILL)
 
-    def _own(self, number: int) -> Own:
-        tokens = self.world.population.tokens("train", number)
-        return Own(self.world.tokenizer, self.world.protection.policy, tokens, trial=True)
+    def _setup(self, number: int) -> DeviceSetup:
+        tokens = self.context.population.tokens("train", number)
+        return DeviceSetup(self.context.tokenizer, self.context.privacy.policy, tokens, trial=True)
 
 
 def _fork(work: Callable[[], None]) -> int:
@@ -179,13 +187,14 @@ def _scenario(folder: Path, arguments: argparse.Namespace) -> Scenario:
 
         scenario = replace(load(Scenario, RECIPE), start=(folder / "demo" / "start.pt").resolve())
     else:
-        scenario = prepare(folder / "demo", lambda step, steps, loss: None)
+        scenario = prepare(folder / "demo", ProgressListener())
     return replace(
         scenario,
         rounds=arguments.rounds,
         cohort=arguments.devices,
-        population=PopulationChoice("synthetic", users=arguments.devices),
-        evaluation=EvaluationChoice(0, final_users=300),
+        adversary="semi-honest",
+        population=PopulationConfig("synthetic", users=arguments.devices),
+        evaluation=EvaluationConfig(0, final_users=300),
         checkpoint_every=5,
     )
 
@@ -235,15 +244,9 @@ def _print_quality(name: str, folder: RunFolder) -> None:
         )
 
 
-class _Quiet:
-    """Nobody watches."""
-
-    def say(self, line: str) -> None: ...
-
+class _Rounds(ProgressListener):
     def round_done(self, entry: dict[str, Any], rounds: int) -> None:
         print(f"round {entry['round']}: {entry['reports']} reports", flush=True)
-
-    def evaluated(self, entry: dict[str, Any]) -> None: ...
 
 
 def _log_to(path: Path, level: int = logging.INFO) -> None:

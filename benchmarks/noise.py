@@ -21,14 +21,14 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
 
-from pfl_lm.dp.bits import secure_bits
+from pfl_lm.dp.cohort import CohortRule, cohort
+from pfl_lm.dp.encoding import norms, protect
 from pfl_lm.dp.grid import Grid
 from pfl_lm.dp.ledger import Ledger
-from pfl_lm.dp.mechanisms import norms, protect
-from pfl_lm.dp.noise import add_central_gaussian, noise_share
-from pfl_lm.dp.pmf import Kind
-from pfl_lm.dp.samplers import add_noise, table
-from pfl_lm.dp.sampling import CohortRule, cohort
+from pfl_lm.dp.noise import NoiseShare, add_central_gaussian
+from pfl_lm.dp.sampler.discrete_noise import add_noise, table
+from pfl_lm.dp.sampler.pmf import Kind
+from pfl_lm.dp.sampler.random_bits import secure_bits
 
 BYTES = 12
 ROUNDING, WITH_SHARE = 2, 4  # random bytes a coordinate
@@ -62,8 +62,8 @@ def protecting(devices: int, dim: int, repeats: int) -> list[dict[str, object]]:
     updates = np.random.default_rng(0).normal(size=(rows, dim)).astype(np.float32)
     vectors = np.zeros((rows, dim), dtype=np.int64)
     grid = Grid.choose(dim, 1.0, reports_max=devices, noise_multiplier=1.0)
-    share = noise_share("skellam", grid, 1.0, devices)
-    gauss = noise_share("discrete_gaussian", grid, 1.0, devices)
+    share = NoiseShare("skellam", grid.noise_variance(1.0) / devices)
+    gauss = NoiseShare("discrete_gaussian", grid.noise_variance(1.0) / devices)
     bits, stretch = secure_bits(), np.empty(1 << 18, np.uint8)
     source, target = np.ones(rows * dim * BYTES // 16), np.empty(rows * dim * BYTES // 16)
     steps: dict[str, tuple[Callable[[], object], int]] = {

@@ -17,11 +17,12 @@ import tempfile
 import time
 from pathlib import Path
 
-from pfl_lm.language.population import PopulationStore
-from pfl_lm.language.population_build import BuildOptions, Input, build_population
-from pfl_lm.language.readers import Message, read_messages
-from pfl_lm.language.synthetic import SyntheticPopulation, synthetic_tokenizer
-from pfl_lm.language.tokenizer import Tokenizer
+from pfl_lm.text.population import PopulationStore
+from pfl_lm.text.population_build import BuildOptions, Input, build_population
+from pfl_lm.text.readers import read_messages
+from pfl_lm.text.records import Message
+from pfl_lm.text.synthetic.population import SyntheticPopulation, synthetic_tokenizer
+from pfl_lm.text.tokenizer import Tokenizer
 
 ENCODED_MESSAGES = 100_000
 

@@ -2,7 +2,7 @@
 
 A large product reaches the processor's limit; one of 16 rows does not, in any library. So two
 bounds are told apart: all products at the limit, and each at the rate that the better library
-reaches at its own shape, measured in the run itself. Compiled loops may pass the second.
+reaches at its own shape, measured in the run itself. The C kernels may pass the second.
 
 Legend: K devices at once, N rows of a device in a step, O × I a weight, R LoRA rank.
 """
@@ -19,8 +19,8 @@ import numpy as np
 import torch
 
 from benchmarks.workloads import BATCH, LENGTH, VOCABULARY, WINDOWS
-from pfl_lm.language import dense, losses
-from pfl_lm.native import products as loops
+from pfl_lm.models import dense, losses
+from pfl_lm.native import products as kernels
 
 STEPS, ROWS = WINDOWS // BATCH, BATCH * LENGTH
 RANK, CANDIDATES = 8, 512
@@ -136,7 +136,7 @@ def limit(size: int = 1024) -> float:
 
 def rates(products: list[Product]) -> list[float]:
     """GFLOP a CPU second of each product, by libraries."""
-    with patch.object(loops, "suits", lambda *operands: False):
+    with patch.object(kernels, "supports", lambda *operands: False):
         return [
             each.gflop / each.calls / _seconds(each.rehearse(), 1 + int(0.05 * each.calls))
             for each in products

@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pfl_lm.demo import RECIPE
-from pfl_lm.runs import RunFolder
+from pfl_lm.run.folder import RunFolder
 
 SCENARIO = """
 policy = "{policy}"

@@ -67,7 +67,7 @@ def row(points: Points) -> str:
 
 def plot(measured: dict[str, Points], path: Path) -> None:
     """Draw seconds and memory over every axis, both logarithmic, into a page."""
-    from pfl_lm.report import charts, page
+    from pfl_lm.pages import charts
 
     drawn = []
     for axis, points in measured.items():
@@ -79,7 +79,7 @@ def plot(measured: dict[str, Points], path: Path) -> None:
                 [line], x_label=axis, y_label=label, log=True, format_x=lambda x: f"{10**x:,.0f}"
             )
             drawn.append(f"<figure><figcaption>{label} by {axis}</figcaption>{chart}</figure>")
-    style = (Path(page.__file__).parent / "page.css").read_text(encoding="utf-8")
+    style = (Path(charts.__file__).parent / "theme.css").read_text(encoding="utf-8")
     path.parent.mkdir(parents=True, exist_ok=True)
     html = f"<!doctype html><meta charset=utf-8><style>{style}</style><main>{''.join(drawn)}</main>"
     path.write_text(html, encoding="utf-8")
@@ -100,12 +100,13 @@ def measure(point: dict[str, int], rounds: int) -> dict[str, float]:
     """Run some rounds of the demonstration's scenario at one point, after one to warm up."""
     from pfl_lm.demo import RECIPE
     from pfl_lm.dp.ledger import Ledger
-    from pfl_lm.machine import tune
+    from pfl_lm.native.tuning import tune
     from pfl_lm.recipes import load
-    from pfl_lm.scenario import Scenario
+    from pfl_lm.run.recorder import RoundRecorder
+    from pfl_lm.run.scenario import Scenario
+    from pfl_lm.run.setup import open_run
+    from pfl_lm.run.simulate import run_round
     from pfl_lm.server.state import ServerState
-    from pfl_lm.simulate import run_round
-    from pfl_lm.world import open_world
 
     tune(1)
     scenario = load(Scenario, RECIPE)
@@ -123,16 +124,16 @@ def measure(point: dict[str, int], rounds: int) -> dict[str, float]:
         model=replace(scenario.model, vocabulary_size=point["vocabulary"]),
         payload=replace(scenario.payload, rows=rows),
     )
-    world = open_world(scenario)
+    context = open_run(scenario)
     genesis = {"run": "scale", "policy_digest": "none"}
     with Ledger.create(folder / "ledger.jsonl", genesis) as ledger:
-        state, long = ServerState(0, world.start.parameters), point["cohort"] >= LONG
+        state, long = ServerState(0, context.start.parameters), point["cohort"] >= LONG
         if not long:
-            state, _ = run_round(world, state, ledger)
+            state, _ = run_round(context, state, RoundRecorder(ledger))
         rounds = 1 if long else rounds
         started = time.process_time()
         for _ in range(rounds):
-            state, _ = run_round(world, state, ledger)
+            state, _ = run_round(context, state, RoundRecorder(ledger))
         seconds = (time.process_time() - started) / rounds
     shutil.rmtree(folder)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -36,9 +36,10 @@ def jobs(dim: int) -> list[Job]:
     """Flower's ring, one for Flower's step, the policy's, and the policy's with rotation."""
     from pfl_lm.dp.grid import Grid
     from pfl_lm.dp.guarantee import guarantee
-    from pfl_lm.recipes import load_policy
+    from pfl_lm.dp.policy import Policy
+    from pfl_lm.recipes import load
 
-    policy = load_policy(POLICY)
+    policy = load(Policy, POLICY)
     noise = guarantee(policy).share_multiplier * sqrt(COHORT)  # of the sum, in clip norms
     step = 2 * FLOWER_CLIP / FLOWER_LEVELS
 

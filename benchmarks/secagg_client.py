@@ -70,9 +70,9 @@ def our_client(job: Job, times: int = 50) -> Runs:
     """One device among 75 that are all neighbours, the work of k = 74 in any cohort."""
     import numpy as np
 
-    from pfl_lm.dp.bits import secure_bits
-    from pfl_lm.dp.mechanisms import protect
+    from pfl_lm.dp.encoding import protect
     from pfl_lm.dp.rotation import Rotation
+    from pfl_lm.dp.sampler.random_bits import secure_bits
     from pfl_lm.secagg.device import KeysAdvertised
 
     dim = job.grid.dim

@@ -18,16 +18,17 @@ from typing import Any
 
 from pfl_lm.dp.ledger import verify
 from pfl_lm.files import sha256_of
-from pfl_lm.machine import tune
+from pfl_lm.native.tuning import tune
 from pfl_lm.recipes import load
-from pfl_lm.runs import RunFolder
-from pfl_lm.scenario import EvaluationChoice, Scenario
-from pfl_lm.simulate import simulate
+from pfl_lm.run.folder import RunFolder
+from pfl_lm.run.progress import ProgressListener
+from pfl_lm.run.scenario import EvaluationConfig, Scenario
+from pfl_lm.run.simulate import simulate
 
 RECIPE = Path(__file__).resolve().parents[1] / "simulations" / "chat_partial.toml"
 
 
-class Watch:
+class Tenths(ProgressListener):
     """Prints a line every tenth round."""
 
     def say(self, line: str) -> None:
@@ -36,8 +37,6 @@ class Watch:
     def round_done(self, entry: dict[str, Any], rounds: int) -> None:
         if (entry["round"] + 1) % 10 == 0:
             print(f"  round {entry['round'] + 1}: {entry['seconds']:.1f} s", flush=True)
-
-    def evaluated(self, entry: dict[str, Any]) -> None: ...
 
 
 def scenario_of(options: argparse.Namespace) -> Scenario:
@@ -53,7 +52,7 @@ def scenario_of(options: argparse.Namespace) -> Scenario:
         population=replace(found.population, public_text=None),
         payload=replace(found.payload, rows=500),
         training=replace(found.training, max_tokens=100),
-        evaluation=EvaluationChoice(every=0, users=10, final_users=10),
+        evaluation=EvaluationConfig(every=0, users=10, final_users=10),
     )
 
 
@@ -85,7 +84,7 @@ def main() -> None:
         for kind in ("protocol", "ideal"):
             started = time.monotonic()
             chosen = replace(scenario, secure_aggregation=kind)
-            runs.append(simulate(chosen, Path(folder) / kind, Watch()))
+            runs.append(simulate(chosen, Path(folder) / kind, Tenths()))
             describe(runs[-1], time.monotonic() - started)
         models = {sha256_of(run.model_path) for run in runs}
         ledgers = [verify(run.ledger_path)[1:] for run in runs]

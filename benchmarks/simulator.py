@@ -43,11 +43,13 @@ from benchmarks.workloads import (
     VOCABULARY,
     open_work,
 )
-from pfl_lm import machine, payload
+from pfl_lm import native
 from pfl_lm.devices import training as hot
 from pfl_lm.devices.task import Task
-from pfl_lm.language import models
-from pfl_lm.language.models import LoraSpec, ModelSpec
+from pfl_lm.models import models
+from pfl_lm.models.models import LoraSpec, ModelSpec
+from pfl_lm.native import tuning as machine
+from pfl_lm.payload import layout as payload
 from pfl_lm.streams import stream
 
 HERE = Path(__file__).resolve().parent
@@ -240,7 +242,7 @@ def compare(work: str, cohort: int, repeats: int, python: Path) -> None:
         "dense": lambda: ours(work, "dense", cohort),
         "method": lambda: ours(work, "method", 4 * cohort),
     }
-    if machine.has_bfloat16():
+    if {"avx512_bf16", "amx_bf16"} & machine.cpu_flags():
         contenders["bf16"] = lambda: ours(work, "bf16", cohort)
     laps: dict[str, list[Lap]] = {name: [] for name in contenders}
     for _ in range(repeats):
@@ -291,7 +293,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if not arguments.pfl_python.exists():
         build_environment(arguments.pfl_python)
-    print(f"machine: {machine.tune(threads=1)}")
+    print(f"machine: {machine.tune(threads=1)}; kernels: {native.backend()}")
     for work in arguments.work:
         compare(work, arguments.cohort, arguments.repeats, arguments.pfl_python)
 

@@ -16,10 +16,10 @@ from pfl_lm.devices.batches import LocalTraining, Schedule
 from pfl_lm.devices.task import Task
 from pfl_lm.devices.training import train
 from pfl_lm.interop.tff import Worker
-from pfl_lm.language.models import ModelSpec, Parameters, initialise, roles
-from pfl_lm.language.population import windows
-from pfl_lm.language.synthetic import SyntheticPopulation, synthetic_tokenizer
-from pfl_lm.payload import PayloadPlan, choose, gather
+from pfl_lm.models.models import ModelSpec, Parameters, initialise, roles
+from pfl_lm.payload.layout import PayloadPlan, choose, gather
+from pfl_lm.text.population import windows
+from pfl_lm.text.synthetic.population import SyntheticPopulation, synthetic_tokenizer
 
 VOCABULARY, CLIENTS, WINDOWS, SEED, ROUND = 500, 6, 8, 3, 0
 MODEL = ModelSpec("lstm", VOCABULARY, embedding_dim=24, hidden_dim=48, tied=False)

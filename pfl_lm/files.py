@@ -6,17 +6,21 @@ import hashlib
 import os
 import re
 import shutil
+import stat
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 _TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}")  # as tempfile names them
 
 
 @contextmanager
-def write_atomically(path: Path) -> Iterator[Path]:
+def write_atomically(path: Path, mode: int = 0o644) -> Iterator[Path]:
     """Yield a temporary sibling of ``path`` to write; it becomes ``path`` when the block succeeds.
+
+    Until then only its owner may read it; then ``mode`` applies.
 
     A crash or an exception leaves the old file, or none: never half of the new one.
     """
@@ -28,7 +32,7 @@ def write_atomically(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         _flush_to_disk(temporary)
-        temporary.chmod(0o644)
+        temporary.chmod(mode)
         os.replace(temporary, path)
         _flush_to_disk(path.parent)
     finally:
@@ -38,7 +42,7 @@ def write_atomically(path: Path) -> Iterator[Path]:
 def sweep(folder: Path, names: str = "*") -> None:
     """Remove what ``write_atomically`` left in a folder when its process was killed.
 
-    Only for whoever alone writes these files: another's unfinished file looks the same.
+    Call it only where no other process writes these files: an unfinished file looks the same.
 
     Args:
         names: a glob of the files that were to be written.
@@ -69,6 +73,66 @@ def folder_atomically(path: Path) -> Iterator[Path]:
         _flush_to_disk(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def inside(folder: Path, name: str) -> Path:
+    """Return the path of a name that a file states, if it lies in the folder.
+
+    Args:
+        name: relative, with slashes.
+
+    Raises:
+        ValueError: the name is empty, absolute, climbs out by ``..``, holds a backslash, a drive, a
+            colon or a control character, or leads out over a symbolic link.
+    """
+    if problem := leads_out(name):
+        raise ValueError(f"{name!r} {problem}")
+    path = Path(folder) / name
+    if not path.resolve().is_relative_to(Path(folder).resolve()):
+        raise ValueError(f"{name!r} leads out of {folder} over a symbolic link")
+    return path
+
+
+def leads_out(name: str) -> str:
+    """Say how a relative name leads out of its folder on any system, or nothing."""
+    posix, windows = PurePosixPath(name), PureWindowsPath(name)
+    if not posix.parts or any(ord(character) < 32 for character in name):
+        return "is no name of a file"
+    if posix.is_absolute() or windows.is_absolute() or ".." in posix.parts:
+        return "leads out of its folder"
+    if "\\" in name or ":" in name:
+        return "holds a backslash or a colon, which some systems read as a folder or a drive"
+    return ""
+
+
+def check_zip(archive: zipfile.ZipFile, path: Path, expansion: float) -> None:
+    """Refuse a zip that is not what it seems, before anything of it is unpacked.
+
+    Python unpacks no more of a member than it states here, so the sizes that are stated bound what
+    comes out.
+
+    Args:
+        path: of the archive.
+        expansion: how many times its own size it may hold, beside a megabyte.
+
+    Raises:
+        ValueError: a name that leads out of the folder or occurs twice, a symbolic link, members
+            that overlap, or more bytes than that.
+    """
+    size, names = Path(path).stat().st_size, set()
+    for member in archive.infolist():
+        if problem := leads_out(member.filename):
+            raise ValueError(f"names a file outside itself ({member.filename!r} {problem})")
+        if stat.S_ISLNK(member.external_attr >> 16):
+            raise ValueError(f"holds a symbolic link ({member.filename!r})")
+        if (folded := member.filename.rstrip("/").casefold()) in names:
+            raise ValueError(f"holds {member.filename!r} twice")
+        names.add(folded)
+    if sum(member.compress_size for member in archive.infolist()) > size:
+        raise ValueError("states more bytes than it has: members overlap")
+    unpacked = sum(member.file_size for member in archive.infolist())
+    if unpacked > (most := int(expansion * size) + (1 << 20)):
+        raise ValueError(f"would unpack to {unpacked:,} bytes, {most:,} are allowed")
 
 
 def sha256_of(path: Path) -> str:

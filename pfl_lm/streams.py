@@ -31,7 +31,7 @@ def stream(seed: int, *labels: str | int) -> np.random.Generator:
 
     For everything that must be reproduced: public draws, the order of a device's examples,
     synthetic users. Noise that protects people comes from the operating system instead; see
-    ``pfl_lm.dp.samplers``.
+    ``pfl_lm.dp.sampler.discrete_noise``.
 
     Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3".
     """
@@ -57,5 +57,5 @@ def uniforms(items: np.ndarray, seed: int, *labels: str | int) -> np.ndarray:
         mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
         mixed ^= second  # keyed twice: related keys do not give related attributes
     mixed ^= mixed >> np.uint64(31)
-    found: np.ndarray = (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53
-    return found
+    values: np.ndarray = (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return values

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 # Before numpy or torch is imported: test processes run side by side, one thread each.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A shell starts background jobs with SIGINT ignored, and the processes that tests start inherit it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from pfl_lm.run.progress import ProgressListener
 
 # With CI set every run draws the same examples: a submission passes or fails for what it changed.
 settings.register_profile(
@@ -32,7 +38,39 @@ def shared() -> Path:
     return SHARED
 
 
-class Watcher:
+@pytest.fixture(scope="session")
+def plain_manifest() -> dict:
+    """The least that a manifest holds: of a run of three rounds without a policy."""
+    return {
+        "format": 1,
+        "run": "tiny",
+        "scenario": {
+            "rounds": 3,
+            "cohort": 4,
+            "clip_norm": 1.0,
+            "seed": 1,
+            "population": {"kind": "synthetic", "tokens_per_user": 50},
+            "model": {"kind": "cifg_lstm"},
+            "training": {"window": 10},
+        },
+        "policy": None,
+        "guarantee": None,
+        "statements": {"guaranteed": "Nothing.", "simulated": "Training."},
+        "noise": {"drawn": "not at all", "source": "csprng"},
+        "secure_aggregation": {"ran": "ideal", "simulated": None, "deployed": None},
+        "tokenizer": {"digest": "ab" * 32, "vocabulary_size": 300},
+        "population": {
+            "name": "invented users",
+            "users": {"train": 40, "validation": 5, "test": 8},
+            "cohort_rule": {"kind": "poisson", "population": 40, "size_or_rate": 0.1},
+        },
+        "model": {"parameters": 4000, "start": {"kind": "random"}},
+        "payload": {"total": 4000, "coordinates": 1000},
+        "versions": {"pfl_lm": "0.1.0"},
+    }
+
+
+class Watcher(ProgressListener):
     """Follows a run and keeps what it was told."""
 
     def __init__(self) -> None:
@@ -60,16 +98,16 @@ def without_compiled(monkeypatch):
     """Call it, and from then on the test runs as where there is no C compiler."""
     from pfl_lm import native
 
-    return lambda: monkeypatch.setattr(native, "library", lambda name: None)
+    return lambda: monkeypatch.setattr(native, "load", lambda name: None)
 
 
 @pytest.fixture(scope="module")
 def quick():
     """Public text of invented users is short: fitting the bigram baseline is not under test."""
-    import pfl_lm.world
+    import pfl_lm.run.setup
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pfl_lm.world, "PUBLIC_USERS", 20)
+        patch.setattr(pfl_lm.run.setup, "PUBLIC_USERS", 20)
         yield
 
 
@@ -77,19 +115,19 @@ def quick():
 def tiny_scenario():
     """A function that returns a scenario of a few seconds; its arguments replace fields."""
     from pfl_lm.devices.training import LocalTraining
-    from pfl_lm.language.models import ModelSpec
-    from pfl_lm.scenario import EvaluationChoice, PopulationChoice, Scenario
+    from pfl_lm.models.models import ModelSpec
+    from pfl_lm.run.scenario import EvaluationConfig, PopulationConfig, Scenario
 
     def scenario(**changes):
         fields = {
-            "population": PopulationChoice("synthetic", users=200, tokens_per_user=40),
+            "population": PopulationConfig("synthetic", users=200, tokens_per_user=40),
             "model": ModelSpec("cifg_lstm", vocabulary_size=300, embedding_dim=8, hidden_dim=8),
             "training": LocalTraining(0.5, batch_size=4, window=8, max_tokens=64),
             "rounds": 5,
             "cohort": 6,
             "clip_norm": 0.5,
             "seed": 3,
-            "evaluation": EvaluationChoice(0, users=3, final_users=3, tokens_per_user=30),
+            "evaluation": EvaluationConfig(0, users=3, final_users=3, tokens_per_user=30),
         }
         return Scenario(**{**fields, **changes})
 
@@ -112,6 +150,8 @@ def policy_file(tmp_path_factory):
             "participation": '{ kind = "poisson" }',
             "noise": '{ at = "device", kind = "skellam", tolerated_dropout = 0.1 }',
         } | changes
+        if 'at = "server"' in lines["noise"]:
+            lines = {"accepted_server_epsilon": "inf"} | lines
         path = tmp_path_factory.mktemp("policy") / "policy.toml"
         path.write_text("".join(f"{k} = {v}\n" for k, v in lines.items()), encoding="utf-8")
         return path

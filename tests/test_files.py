@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from pfl_lm.files import folder_atomically, sweep, write_atomically
+from pfl_lm.files import folder_atomically, inside, sweep, write_atomically
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
@@ -40,3 +40,17 @@ def test_what_a_kill_left_is_swept_and_nothing_else(tmp_path):
     assert killed.exists()
     sweep(tmp_path, "round-*.pt")
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(others)
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "a/../b", "/a", "C:/a", "C:a", "a\\b", "\\\\host\\a", "a\0b", "link/a"]
+)
+def test_a_name_that_leads_out_of_its_folder_is_refused(tmp_path, name):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "link").symlink_to(tmp_path)
+    with pytest.raises(ValueError, match=r"lead|is no name|backslash"):
+        inside(tmp_path / "folder", name)
+
+
+def test_a_name_inside_is_its_path(tmp_path):
+    assert inside(tmp_path, "graphs/a.b/c..d") == tmp_path / "graphs/a.b/c..d"

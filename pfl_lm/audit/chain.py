@@ -55,10 +55,10 @@ def read_chain(path: Path) -> Chain:
 def _check(line: bytes, index: int, previous: str) -> tuple[str, dict[str, Any], str]:
     """Return (what is wrong or "", the entry, the line's hash)."""
     try:
-        found = json.loads(line)
-        entry, digest = found["entry"], found["hash"]
-        body = {"index": found["index"], "previous": found["previous"], "entry": entry}
-    except (ValueError, KeyError, TypeError):
+        record = json.loads(line)
+        entry, digest = record["entry"], record["hash"]
+        body = {"index": record["index"], "previous": record["previous"], "entry": entry}
+    except (ValueError, KeyError, TypeError, RecursionError):
         return "not an entry of a ledger (edited or damaged)", {}, ""
     if not isinstance(entry, dict) or _canonical({**body, "hash": digest}) != line:
         return "not in the form in which entries are written (edited)", {}, ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Table:
+class TextTable:
     """Figures side by side; ``rows`` hold text, ready to print."""
 
     title: str
@@ -35,10 +35,14 @@ class Table:
 
 @dataclass(frozen=True)
 class Plot:
-    """Points, lines or bars by name over one axis; drawn by ``pfl_lm.audit.drawing``."""
+    """Values by name on one axis, or lines of points by name; the page draws them.
+
+    Attributes:
+        kind: ``axis`` (one value a name) | ``lines`` (points (x, y)).
+    """
 
     title: str
-    kind: str  # "axis" | "lines" | "histogram"
+    kind: Literal["axis", "lines"]
     series: Mapping[str, Sequence[Any]]
     x_label: str
     note: str = ""
@@ -61,7 +65,7 @@ class Part:
     checked: Sequence[str]
     findings: Sequence[Finding]
     not_checked: Sequence[str]
-    tables: Sequence[Table] = ()
+    tables: Sequence[TextTable] = ()
     plots: Sequence[Plot] = ()
     figures: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
@@ -87,14 +91,3 @@ def plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return "infinite" if value > 0 else str(value)
     return value
-
-
-def figure(epsilon: float | None) -> str:
-    """Print an ε: three decimals, rounded up, so that print never promises more than is proven."""
-    if epsilon is None:
-        return "–"
-    if math.isinf(epsilon):
-        return "∞"
-    if epsilon >= 1e4:
-        return f"{epsilon:.1e}"
-    return f"{math.ceil(epsilon * 1000 - 1e-6) / 1000:,g}"

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from scipy import optimize, special, stats
+from scipy import optimize, special
 
 # From here on the null distribution of a cosine is Gaussian for every practical purpose.
 GAUSSIAN_DIM = 1000
@@ -163,38 +163,3 @@ def one_shot_estimate_of_moments(mean: float, std: float, dim: int, delta: float
     if dim < GAUSSIAN_DIM:
         raise ValueError(f"dim = {dim}: the one-shot estimate needs at least {GAUSSIAN_DIM}")
     return two_gaussians_epsilon(0.0, dim**-0.5, mean, std, delta)
-
-
-def closed_form_null_bound(
-    cosines: Sequence[float] | np.ndarray, dim: int, delta: float, significance: float
-) -> float:
-    """Bound ε from below by canaries' cosines against the known null distribution N(0, 1/dim).
-
-    False positives are known exactly, false negatives get a Jeffreys interval, the best
-    threshold is taken WITHOUT a correction for having looked at all of them: read it as an
-    optimistic bound.
-
-    Source: Andrew et al. 2023, arXiv 2302.03098v5, section 4; Jagielski et al. 2020.
-    """
-    thresholds = np.sort(np.asarray(cosines, dtype=np.float64))
-    log_false_positive = stats.norm.logcdf(-thresholds, scale=dim**-0.5)
-    # Just below the i-th smallest cosine, exactly i canaries are missed.
-    missed = jeffreys_upper(np.arange(len(thresholds)), len(thresholds), significance)
-    return best_epsilon(log_false_positive, missed, delta)
-
-
-def jeffreys_upper(successes: np.ndarray, trials: int, significance: float) -> np.ndarray:
-    """Return the Jeffreys (Bayesian credible) upper limit of a binomial proportion, one-sided."""
-    return stats.beta.ppf(1 - significance, successes + 0.5, trials - successes + 0.5)
-
-
-def best_epsilon(log_false_positive: np.ndarray, false_negative: np.ndarray, delta: float) -> float:
-    """Return the largest ε that error rates contradict, over thresholds and both directions.
-
-    (ε, δ)-DP demands 1 − δ ≤ FNR + e^ε FPR and 1 − δ ≤ FPR + e^ε FNR (Kairouz et al. 2015).
-    """
-    with np.errstate(divide="ignore", invalid="ignore"):
-        forward = np.log(1 - delta - false_negative) - log_false_positive
-        backward = np.log(1 - delta - np.exp(log_false_positive)) - np.log(false_negative)
-    values = np.concatenate([forward, backward])
-    return float(max(0.0, np.max(values[np.isfinite(values)], initial=0.0)))

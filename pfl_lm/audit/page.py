@@ -9,13 +9,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from pfl_lm import __version__
-from pfl_lm.audit.dangers import dangers
-from pfl_lm.audit.drawing import draw
-from pfl_lm.audit.evidence import Claim
-from pfl_lm.audit.findings import Finding, Part
-from pfl_lm.audit.promise import Promise
+from pfl_lm.audit.accounting.stated import StatedGuarantee
+from pfl_lm.audit.artifacts import AuditTarget
+from pfl_lm.audit.findings import Finding, Part, Plot
+from pfl_lm.audit.hazards import hazards
 from pfl_lm.files import write_atomically
+from pfl_lm.numbers import duration, format_epsilon
+from pfl_lm.pages import html
+from pfl_lm.pages.charts import Series, legend, line_chart
+from pfl_lm.pages.dots import dot_chart
 
 _MARKS = {True: ("✓", "good"), False: ("✗", "bad"), None: ("!", "care")}
 _STATES = {
@@ -25,6 +30,7 @@ _STATES = {
     "not looked for": ("not looked for", "quiet"),
 }
 _WIDTH = 96
+_TEMPLATE = Path(__file__).parent / "page.html"
 
 
 def screen(part: Part) -> str:
@@ -57,19 +63,19 @@ def _alarms(parts: Sequence[Part]) -> list[Finding]:
     return [finding for part in parts for finding in part.findings if finding.holds is False]
 
 
-def write_audit(claim: Claim, parts: Sequence[Part], page: Path) -> tuple[Path, Path]:
+def write_audit(target: AuditTarget, parts: Sequence[Part], page: Path) -> tuple[Path, Path]:
     """Write the HTML page and, beside it, the JSON file; return both paths."""
     data = page.with_suffix(".json")
     content = {
-        "audited": claim.title,
+        "audited": target.title,
         "holds": all(part.holds for part in parts),
         "verdict": verdict(parts),
         "version": __version__,
-        "dangers": {danger.text: danger.state for danger in dangers(parts)},
+        "hazards": {hazard.text: hazard.state for hazard in hazards(parts)},
         "parts": {part.name: part.as_json() for part in parts},
     }
     for path, text in (
-        (page, render(claim, parts)),
+        (page, render(target, parts)),
         (data, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"),
     ):
         with write_atomically(path) as temporary:
@@ -77,47 +83,38 @@ def write_audit(claim: Claim, parts: Sequence[Part], page: Path) -> tuple[Path, 
     return page, data
 
 
-def render(claim: Claim, parts: Sequence[Part]) -> str:
+def render(target: AuditTarget, parts: Sequence[Part]) -> str:
     """Return the audit as one self-contained HTML text."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
-    return environment.get_template("page.html").render(
-        title=claim.title,
-        version=__version__,
-        verdict=verdict(parts),
-        meaning=meaning(Promise.of(claim)),
-        statements=claim.statements,
-        alarms=_alarms(parts),
-        dangers=[(*_STATES[danger.state], danger) for danger in dangers(parts)],
-        parts=[_shown(part) for part in parts],
-    )
+    content = {
+        "title": target.title,
+        "version": __version__,
+        "verdict": verdict(parts),
+        "meaning": meaning(StatedGuarantee.of(target)),
+        "statements": target.statements,
+        "alarms": _alarms(parts),
+        "hazards": [(*_STATES[hazard.state], hazard) for hazard in hazards(parts)],
+        "parts": [_shown(part) for part in parts],
+    }
+    return html.render(_TEMPLATE, content)
 
 
-def meaning(promise: Promise | None) -> str:
+def meaning(guarantee: StatedGuarantee | None) -> str:
     """Say in a sentence for everybody what ε promises: how well a guess can get."""
-    if promise is None:
+    if guarantee is None:
         return "Nothing was promised: whoever sees the model may find out who took part."
-    odds = 1 / (1 + math.exp(-min(promise.epsilon, 700.0)))
+    odds = 1 / (1 + math.exp(-min(guarantee.epsilon, 700.0)))
     # A chance is printed rounded up, and never as certain unless it is.
     shown = f"{min(math.ceil(odds * 1000) / 10, 99.9):g}%"
     return (
-        f"ε = {promise.epsilon:g} means: somebody who sees every released model, knows everything "
-        f"else there is to know, and must tell whether one person's text was used, can be right in "
-        f"at most {shown} of cases, where a coin is right in 50%. The smaller ε, the closer to the "
-        f"coin. δ is the chance that this fails: one in {round(1 / promise.delta):,}."
+        f"ε = {format_epsilon(guarantee.epsilon)} means: somebody who sees every released model, "
+        "knows all else there is to know, and must tell whether one person's text was used, can be "
+        f"right in at most {shown} of cases, where a coin is right in 50%. The smaller ε, the "
+        f"closer to the coin. δ is the chance that this fails: one in "
+        f"{round(1 / guarantee.delta):,}."
     )
 
 
 def _shown(part: Part) -> dict[str, Any]:
-    from markupsafe import Markup
-
     holds = sum(finding.holds is True for finding in part.findings)
     fails = sum(finding.holds is False for finding in part.findings)
     judged = len(part.findings) - holds - fails
@@ -128,7 +125,7 @@ def _shown(part: Part) -> dict[str, Any]:
         "holds": part.holds,
         "headline": part.headline,
         "summary": summary + (f", {judged} for you to judge" if judged else ""),
-        "seconds": part.seconds,
+        "took": duration(part.seconds),
         "checked": part.checked,
         "not_checked": part.not_checked,
         "findings": [
@@ -142,8 +139,22 @@ def _shown(part: Part) -> dict[str, Any]:
         ],
         "tables": part.tables,
         "plots": [
-            {"title": plot.title, "note": plot.note, "svg": Markup(svg)}
+            {"title": plot.title, "note": plot.note, "chart": chart, "legend": key}
             for plot in part.plots
-            if (svg := draw(plot))
+            for chart, key in [_drawn(plot)]
+            if chart
         ],
     }
+
+
+def _drawn(plot: Plot) -> tuple[Markup | None, Markup | None]:
+    """Return a plot's chart and its legend."""
+    if plot.kind == "axis":
+        values = {name: values[0] for name, values in plot.series.items() if len(values)}
+        limit = next((name for name in ("guaranteed", "stated") if name in values), "")
+        return dot_chart(values, label=plot.title, limit=limit, format=format_epsilon), None
+    lines = [
+        Series(name, [x for x, _ in points], [y for _, y in points], f"s{place}")
+        for place, (name, points) in enumerate(plot.series.items())
+    ]
+    return line_chart(lines, x_label=plot.x_label, y_label=plot.title, zero=True), legend(lines)

@@ -1,4 +1,4 @@
-"""`pfl-lm audit`: check a run's promise without trusting the code that spent the budget."""
+"""`pfl-lm audit`: check a run's guarantee without trusting the code that spent the budget."""
 
 from __future__ import annotations
 
@@ -10,10 +10,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pfl_lm.cli.bounds import number
+from pfl_lm.cli.outputs import destination
+from pfl_lm.cli.recipes import Settings
+
 if TYPE_CHECKING:
-    from pfl_lm.audit.evidence import Claim, Evidence
+    from pfl_lm.audit.artifacts import AuditTarget, RunArtifacts
     from pfl_lm.audit.findings import Part
-    from pfl_lm.world import World
+    from pfl_lm.audit.question.artifacts import QuestionArtifacts
+    from pfl_lm.run.setup import RunContext
 
 
 class PartName(StrEnum):
@@ -35,70 +40,100 @@ class _Choice:
     rounds: int | None
     phrase_rounds: int
     trials: int | None
+    settings: tuple[str, ...]
+    ledgers: Path | None
 
 
 def audit(
     target: Annotated[
-        Path, typer.Argument(metavar="RUN|POLICY", help="Folder of a run, or a policy (*.toml).")
+        Path,
+        typer.Argument(
+            metavar="RUN|QUESTION|POLICY",
+            help="Folder of a run, or of `words discover`; or a policy: a file, or the name of a "
+            "shipped one.",
+        ),
     ],
     part: Annotated[
-        list[PartName] | None, typer.Option(help="Only this part; may be given again [all].")
+        list[PartName] | None, typer.Option(help="Audit only this part; may be repeated [all].")
     ] = None,
     scenario: Annotated[
         Path | None,
-        typer.Option(help="The run's recipe; needed to test code on a stored population."),
+        typer.Option(help="The run's scenario; needed where the population is a store on disk."),
     ] = None,
     start: Annotated[
         Path | None, typer.Option(help="The model that a run on invented users started from.")
     ] = None,
     rounds: Annotated[
-        int | None, typer.Option(min=1, help="Rounds to attack [as many as the run, at most 200].")
+        int | None, number(1, 200, "Rounds to attack [those of the run, at most 200].")
     ] = None,
     phrase_rounds: Annotated[
-        int, typer.Option(min=0, help="Rounds to train on invented phrases; 0 leaves them out.")
+        int,
+        number(0, 10_000, "Rounds to train with planted phrases; 0 leaves this attack out."),
     ] = 20,
     trials: Annotated[
         int | None,
-        typer.Option(min=1, help="Trainings on these users among which this one was chosen."),
+        number(1, 10**6, "How many runs on these users this one was chosen from."),
+    ] = None,
+    ledgers: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the populations' ledgers: were all rounds debited to these people, and "
+            "is their total kept?"
+        ),
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="HTML page to write [RUN/audit.html; POLICY: none]."),
+        destination("HTML page to write [RUN/audit.html; none for a policy]."),
     ] = None,
+    settings: Settings = None,
 ) -> None:
-    """Check a run: its stated ε, its ledger, its code, and what it leaks. Or a policy alone.
+    """Audit a run: its stated ε, its ledger, its code, and what it leaks. Or audit a policy.
 
-    Writes an HTML page and a JSON file beside it. Exit status 0 only where everything that was
-    checked holds, 1 where something does not. Accounting and ledger need no torch; of a policy
-    only the accounting can be checked.
+    The verb writes an HTML page and a JSON file beside it. Its exit status is 0 if everything that
+    it checked holds, and 1 if something does not.
+
+    Of a policy only the accounting can be checked, of a question all but the attack. Accounting
+    and ledger need no torch.
     """
     from pfl_lm.audit.page import screen, verdict, write_audit
+    from pfl_lm.audit.question.artifacts import QuestionArtifacts, is_question
+    from pfl_lm.recipes import find, names_recipe
 
-    choice = _Choice(tuple(part or PartName), scenario, start, rounds, phrase_rounds, trials)
-    if target.suffix == ".toml":
-        from pfl_lm.audit.policy_file import PolicyFile
+    parts_asked, set_keys = tuple(part or PartName), tuple(settings or ())
+    if settings and scenario is None:
+        raise ValueError("--set changes the recipe that --scenario names: name it")
+    choice = _Choice(parts_asked, scenario, start, rounds, phrase_rounds, trials, set_keys, ledgers)
+    if target.suffix == ".toml" or (not target.exists() and names_recipe(target)):
+        from pfl_lm.audit.accounting.policy_file import PolicyFile
 
-        claim: Claim = PolicyFile.open(target)
-        found = _audit_policy(claim, part, trials)
+        audited: AuditTarget = PolicyFile.open(find(target))
+        audit_parts = _audit_policy(audited, part, trials)
+    elif is_question(target):
+        audited = question = QuestionArtifacts.open(target)
+        output = output or target / "audit.html"
+        audit_parts = _audit_question(question, choice)
     else:
-        from pfl_lm.audit.evidence import Evidence
+        from pfl_lm.audit.artifacts import RunArtifacts
 
-        claim, output = (evidence := Evidence.open(target)), output or target / "audit.html"
-        found = _audit_run(evidence, choice)
+        audited = artifacts = RunArtifacts.open(target)
+        output = output or target / "audit.html"
+        audit_parts = _audit_run(artifacts, choice)
     parts = []
-    for one in found:
-        typer.echo(screen(one) + "\n")
-        parts.append(one)
+    for done in audit_parts:
+        typer.echo(screen(done) + "\n")
+        parts.append(done)
     typer.echo(verdict(parts))
     if output is not None:
-        for written in write_audit(claim, parts, output):
+        for written in write_audit(audited, parts, output):
             typer.echo(written)
-    if not all(one.holds for one in parts):
+    if not all(done.holds for done in parts):
         raise typer.Exit(1)
 
 
-def _audit_policy(policy: Claim, part: list[PartName] | None, trials: int | None) -> Iterator[Part]:
-    from pfl_lm.audit.accounting import audit_accounting
+def _audit_policy(
+    policy: AuditTarget, part: list[PartName] | None, trials: int | None
+) -> Iterator[Part]:
+    from pfl_lm.audit.accounting.check import audit_accounting
 
     if part and set(part) != {PartName.accounting}:
         raise ValueError(
@@ -107,38 +142,58 @@ def _audit_policy(policy: Claim, part: list[PartName] | None, trials: int | None
     yield audit_accounting(policy, trials)
 
 
-def _audit_run(evidence: Evidence, choice: _Choice) -> Iterator[Part]:
-    """Audit the parts that were asked for; only the last two import torch."""
-    world = _reopened(evidence, choice)
+def _audit_question(question: QuestionArtifacts, choice: _Choice) -> Iterator[Part]:
+    """Audit the parts that were asked for and that a question has."""
     if PartName.accounting in choice.parts:
-        from pfl_lm.audit.accounting import audit_accounting
+        from pfl_lm.audit.question.accounting import audit_question_accounting
 
-        yield audit_accounting(evidence, choice.trials)
+        yield audit_question_accounting(question, choice.trials)
     if PartName.ledger in choice.parts:
-        from pfl_lm.audit.ledger import audit_ledger
+        from pfl_lm.audit.question.ledger import audit_question_ledger
 
-        yield audit_ledger(evidence)
-    if world is None:
+        yield audit_question_ledger(question, choice.ledgers)
+    if PartName.mechanism in choice.parts:
+        from pfl_lm.audit.question.mechanism import audit_question_mechanism
+
+        yield audit_question_mechanism(question)
+
+
+def _audit_run(artifacts: RunArtifacts, choice: _Choice) -> Iterator[Part]:
+    """Audit the parts that were asked for; only the last two import torch."""
+    context = _rebuilt(artifacts, choice)
+    if PartName.accounting in choice.parts:
+        from pfl_lm.audit.accounting.check import audit_accounting
+
+        yield audit_accounting(artifacts, choice.trials)
+    if PartName.ledger in choice.parts:
+        from pfl_lm.audit.ledger.check import audit_ledger
+
+        yield audit_ledger(artifacts, choice.ledgers)
+    if context is None:
         return
     if PartName.mechanism in choice.parts:
-        from pfl_lm.audit.mechanism import audit_mechanism
+        from pfl_lm.audit.mechanism.check import audit_mechanism
 
-        yield audit_mechanism(world)
+        yield audit_mechanism(context, artifacts)
     if PartName.attack in choice.parts:
-        from pfl_lm.audit.attack import audit_attack
+        from pfl_lm.audit.attack.check import audit_attack
 
-        yield audit_attack(world, evidence, choice.rounds, choice.phrase_rounds)
+        yield audit_attack(context, artifacts, choice.rounds, choice.phrase_rounds)
 
 
-def _reopened(evidence: Evidence, choice: _Choice) -> World | None:
-    """Open the run's world, first of all: what cannot be had is said before anything is waited for.
+def _rebuilt(artifacts: RunArtifacts, choice: _Choice) -> RunContext | None:
+    """Open the run's context first: what cannot be had is said before anything is waited for.
 
     None where only accounting and ledger were asked for.
     """
     if not {PartName.mechanism, PartName.attack} & set(choice.parts):
         return None
-    from pfl_lm.audit.reopen import reopen
-    from pfl_lm.machine import tune
+    from pfl_lm.audit.mechanism.rebuild import rebuild_context
+    from pfl_lm.interop.tff_sum import external_aggregator
+    from pfl_lm.native.tuning import tune
+    from pfl_lm.recipes import parse_settings
 
     tune()
-    return reopen(evidence, choice.scenario, choice.start)
+    external = external_aggregator(artifacts.manifest["scenario"].get("aggregator", "exact"))
+    settings = parse_settings(choice.settings)
+    return rebuild_context(artifacts, choice.scenario, choice.start, external, settings)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
+from decimal import ROUND_CEILING, Context
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-
-from pfl_lm.cli.privacy import printed
 
 if TYPE_CHECKING:
     from pfl_lm.dp.guarantee import Guarantee
@@ -16,40 +16,87 @@ if TYPE_CHECKING:
 
 
 def check(
-    folder: Annotated[Path, typer.Argument(help="Folder of policies (*.toml).")] = Path("privacy"),
+    folder: Annotated[
+        Path | None,
+        typer.Argument(help="A policy, or a folder of them [privacy, or the shipped ones]."),
+    ] = None,
     write: Annotated[
-        bool, typer.Option(help="Write what follows from each policy into its reviewed table.")
+        bool, typer.Option(help="Write the recomputed figures into each policy's reviewed table.")
     ] = False,
+    ledgers: Annotated[
+        Path | None,
+        typer.Option(
+            help="A population's ledger, or a folder of them: say whether these people can still "
+            "pay a whole run or question under each policy."
+        ),
+    ] = None,
 ) -> None:
-    """Recompute every policy's guarantee; fail where a reviewed figure is stale."""
+    """Recompute what every policy guarantees, and compare it with its reviewed figures.
+
+    The first figure of each line holds against the server too; where the server adds the noise it
+    is trusted, and no ε holds against it. A policy that relies on secret coins must accept the
+    server's ε by name (accepted_server_epsilon), or it is refused.
+
+    A policy's ε counts for it alone. Runs and questions on the same people share one total; what is
+    left of it decides whether the next one begins (--ledgers; `pfl-lm privacy population`).
+
+    The exit status is 1 if a reviewed figure no longer follows from its policy, or if a policy
+    exceeds its own ε.
+    """
     from rich.console import Console
 
-    from pfl_lm.dp.guarantee import guarantee, stale
-    from pfl_lm.recipes import load_policy
+    from pfl_lm.dp.guarantee import stale
+    from pfl_lm.dp.policy import Policy
+    from pfl_lm.numbers import format_epsilon
+    from pfl_lm.recipes import load, shipped_folder
 
+    if folder is None:
+        folder = Path("privacy")
+        if not folder.is_dir():
+            if write:
+                raise ValueError("--write needs the folder of your own policies: name it")
+            folder = shipped_folder() / "privacy"
     console = Console()
-    paths = sorted(folder.glob("*.toml"))
+    paths = [folder] if folder.is_file() else sorted(folder.rglob("*.toml"))
     if not paths:
         raise ValueError(f"{folder}: no policies (*.toml) here")
-    found: list[tuple[Path, Policy, Guarantee, list[str]]] = []
+    checked: list[tuple[Path, Policy, Guarantee, list[str]]] = []
     with console.status("recomputing") as status:
         for path in paths:
             status.update(f"recomputing {path.name}")
-            policy = load_policy(path)
-            follows = guarantee(policy)
+            policy = load(Policy, path)
+            follows = _recomputed(path, policy)
             if write:
-                lock(path, follows)
+                lock(path, follows, policy.epsilon)
             problems = [] if write else stale(policy.reviewed, follows)
             if follows.epsilon > policy.epsilon:
-                problems.append(f"epsilon is {follows.epsilon:g}, above the {policy.epsilon:g}")
-            found.append((path, policy, follows, problems))
-    _print_guarantees(console, found, write)
-    if any(problems for *_, problems in found):
+                problems.append(
+                    f"epsilon is {format_epsilon(follows.epsilon)}, above the policy's "
+                    f"{format_epsilon(policy.epsilon)}"
+                )
+            checked.append((path, policy, follows, problems))
+    _print_guarantees(console, checked, write)
+    if ledgers is not None:
+        _print_budgets(console, checked, ledgers)
+    if any(problems for *_, problems in checked):
         raise typer.Exit(1)
 
 
-def lock(path: Path, follows: Guarantee) -> None:
-    """Replace the [reviewed] table of a policy file, atomically, and touch nothing else in it."""
+def _recomputed(path: Path, policy: Policy) -> Guarantee:
+    from pfl_lm.dp.guarantee import guarantee
+
+    try:
+        return guarantee(policy)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def lock(path: Path, follows: Guarantee, allowed: float) -> None:
+    """Replace the [reviewed] table of a policy file, atomically, and touch nothing else in it.
+
+    Args:
+        allowed: the policy's own ε; rounding up never exceeds it.
+    """
     from pfl_lm.files import write_atomically
 
     text = path.read_text(encoding="utf-8")
@@ -57,39 +104,89 @@ def lock(path: Path, follows: Guarantee) -> None:
     text += (
         "\n\n[reviewed]\n"
         f"noise_multiplier = {follows.noise_multiplier!r}\n"
-        f"epsilon = {follows.epsilon:.6g}\n"
-        f"epsilon_unamplified = {follows.epsilon_unamplified:.6g}\n"
+        f"epsilon = {_rounded_up(follows.epsilon, allowed)}\n"
+        f"epsilon_unamplified = {_rounded_up(follows.epsilon_unamplified, allowed)}\n"
+        + (f"rho = {_rounded_up(follows.rho)}\n" if follows.stream and follows.rho else "")
     )
     with write_atomically(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
+def _rounded_up(value: float, allowed: float = math.inf) -> str:
+    """Write a figure with six digits, never below what follows from the policy.
+
+    Where rounding would pass what the policy allows, that is written, and is no less.
+    """
+    context = Context(prec=6, rounding=ROUND_CEILING)
+    rounded = float(context.create_decimal(repr(value)))
+    return repr(allowed) if value <= allowed < rounded else f"{rounded:.6g}"
+
+
 def _print_guarantees(
-    console: Any, found: list[tuple[Path, Policy, Guarantee, list[str]]], written: bool
+    console: Any, checked: list[tuple[Path, Policy, Guarantee, list[str]]], written: bool
 ) -> None:
     from rich.table import Table
 
-    table = Table(title="What each policy guarantees")
-    table.add_column("policy", style="bold")
-    for name in ("ε", "unamplified", "δ", "noise ÷ clip", "joins ≤"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("reviewed", no_wrap=True)
-    for path, policy, follows, problems in found:
+    from pfl_lm.numbers import format_epsilon
+
+    title = "What each policy guarantees: ε against the server, and against people who see\n"
+    table = Table(title=f"{title}who took part (cohorts) or the released models alone")
+    table.add_column("policy", style="bold", overflow="fold")
+    for head in ("server", "cohorts", "models", "δ", "noise", "joins"):
+        table.add_column(head, justify="right", no_wrap=True)
+    table.add_column("review", no_wrap=True)
+    for path, policy, follows, problems in checked:
         table.add_row(
             path.stem,
-            printed(follows.epsilon),
-            printed(follows.epsilon_unamplified),
+            format_epsilon(follows.epsilon_server),
+            format_epsilon(follows.epsilon_unamplified),
+            format_epsilon(follows.epsilon),
             f"{follows.delta:g}",
             f"{follows.noise_multiplier:g}",
             f"{follows.participations:,}",
             _verdict(policy, problems, written),
         )
     console.print(table)
-    for path, _, follows, problems in found:
+    for path, _, follows, problems in checked:
         console.print(f"\n[bold]{path.stem}[/bold]  {follows.statement}", highlight=False)
         console.print(f"[dim]by {follows.accountant}[/dim]", highlight=False)
+        if policy.groups > 1:
+            console.print(
+                f"[dim]price of {policy.groups} public groups: the noise on a round's mean is "
+                f"{math.sqrt(policy.groups):.3g} times that of one sum[/dim]",
+                highlight=False,
+            )
         for problem in problems:
             console.print(f"[red]{path}: {problem}[/red]", highlight=False)
+
+
+def _print_budgets(
+    console: Any, checked: list[tuple[Path, Policy, Guarantee, list[str]]], ledgers: Path
+) -> None:
+    """Say for each population what is left, and which policies it can still pay in full."""
+    from pfl_lm.dp.population_spent import population_spent, with_planned
+    from pfl_lm.numbers import format_epsilon
+
+    paths = sorted(ledgers.glob("*.jsonl")) if ledgers.is_dir() else [ledgers]
+    if not paths:
+        raise ValueError(f"{ledgers}: no ledger of a population (*.jsonl) here")
+    for ledger in paths:
+        spent = population_spent(ledger)
+        console.print(
+            f"\n[bold]population {spent.digest[:12]}[/bold]  {spent.sentence()}", highlight=False
+        )
+        for path, policy, follows, _ in checked:
+            noise = follows.noise_multiplier
+            planned = [policy.event(noise, round=number) for number in range(policy.rounds)]
+            after = with_planned(ledger, policy, planned)
+            assert after.total is not None
+            assert after.cost is not None
+            fits = after.total.covers(after.cost)
+            console.print(
+                f"  {'[green]fits[/green]' if fits else '[red]too much[/red]'}: all of {path.stem} "
+                f"would bring ε to {format_epsilon(after.cost.epsilon)}, of {after.total}",
+                highlight=False,
+            )
 
 
 def _verdict(policy: Policy, problems: list[str], written: bool) -> str:

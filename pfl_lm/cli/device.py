@@ -1,4 +1,4 @@
-"""`pfl-lm device`: a phone's side of training, and what training asks of phones."""
+"""`pfl-lm device`: a phone's side of training, and what training costs phones."""
 
 from __future__ import annotations
 
@@ -8,48 +8,60 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pfl_lm.cli.bounds import number
+from pfl_lm.cli.device_record import record
 from pfl_lm.cli.network import device
+from pfl_lm.cli.recipes import ScenarioPath, Settings, read
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from pfl_lm.devices.fleet import Fleet
+    from pfl_lm.phones.fleet import Fleet
 
 _WIDE = 110  # columns of a terminal that hold what memory is made of, too
 
-app = typer.Typer(help="A phone's side of training.", no_args_is_help=True)
+app = typer.Typer(help="Train as a phone does, and see which phones can.", no_args_is_help=True)
 app.command("run")(device)
+app.command("record")(record)
 
 
 @app.command()
-def fit(
-    recipe: Annotated[Path, typer.Argument(metavar="SCENARIO", help="simulations/*.toml")],
+def cost(
+    recipe: ScenarioPath,
     fleet: Annotated[
-        Path | None, typer.Option(help="simulations/fleets/*.toml [the scenario's, or mixed.toml].")
+        Path | None,
+        typer.Option(
+            help="A fleet file, or the name of a shipped one [the scenario's, or fleets/mixed]."
+        ),
     ] = None,
     budget: Annotated[
         list[float] | None,
-        typer.Option(help="List the ways that take no more training memory, in MB; repeat it."),
+        number(0, 10**9, "List the methods that fit into this memory, in MB; may be repeated."),
     ] = None,
     measure: Annotated[
-        bool, typer.Option(help="Train one device by each way and measure; takes minutes.")
+        bool,
+        typer.Option(help="Train one device by each method and measure its memory; takes minutes."),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print every figure as JSON.")] = False,
+    settings: Settings = None,
 ) -> None:
-    """Say by which ways of training a scenario fits into which phones.
+    """Show what training costs a phone, by each known method, and which phones can hold it.
 
-    For each way: memory at the peak of training, operations, bytes down and up, and how long a
-    phone of each profile takes, or that it has no room. Memory is predicted within a tenth of what
-    --measure finds; a wide terminal, or --json, shows what it is made of.
+    Each row is one method to train the scenario's model: the memory at the peak of training, the
+    operations, the bytes down and up, and the seconds that a phone of each profile takes, or "no
+    room". Predicted memory lies within a tenth of what `--measure` finds. A terminal of 110 columns
+    or more, and `--json`, also show what the memory is made of.
     """
     from rich.console import Console
 
-    from pfl_lm.devices.fleet import Fleet
-    from pfl_lm.recipes import load
-    from pfl_lm.scenario import Scenario
+    from pfl_lm.phones.fleet import Fleet
+    from pfl_lm.recipes import load, names_recipe
+    from pfl_lm.run.scenario import Scenario
 
-    scenario = load(Scenario, recipe)
-    path = fleet or scenario.fleet or recipe.parent / "fleets" / "mixed.toml"
+    scenario = read(Scenario, recipe, settings)
+    path = fleet or scenario.fleet or Path("fleets/mixed")
+    if fleet is not None and not names_recipe(fleet):
+        raise ValueError(f"--fleet {fleet}: no such fleet file, and no shipped fleet of that name")
     phones = load(Fleet, path)
     rows = _rows(scenario, phones, measure)
     if as_json:
@@ -59,20 +71,20 @@ def fit(
     console.print(_table(rows, phones, path.stem, parts=console.width >= _WIDE))
     for limit in budget or []:
         within = [row for row in rows if row["peak_bytes"] <= limit * 1e6]
-        names = "; ".join(row["way"] for row in within) or "nothing"
+        names = "; ".join(row["method"] for row in within) or "nothing"
         console.print(f"[bold]{limit:g} MB[/] hold: {names}")
 
 
 def _rows(scenario: Any, fleet: Fleet, measure: bool) -> list[dict[str, Any]]:
-    """Count what the scenario asks of a phone as it stands, and by each known way."""
-    from pfl_lm.fit import cost
-    from pfl_lm.ways import WAYS
+    """Count what the scenario asks of a phone as it stands, and by each known method."""
+    from pfl_lm.run.device_cost import device_cost
+    from pfl_lm.run.training_methods import TRAINING_METHODS
 
-    rows = [{"way": "as it stands", **cost(scenario, fleet, measure)}]
-    for way in WAYS:
+    rows = [{"method": "as it stands", **device_cost(scenario, fleet, measure)}]
+    for method in TRAINING_METHODS:
         try:
-            changed = way.apply(scenario)
-            rows.append({"way": way.name, **cost(changed, fleet, measure)})
+            changed = method.apply(scenario)
+            rows.append({"method": method.name, **device_cost(changed, fleet, measure)})
         except ValueError:  # the model has no such parts
             continue
     return rows
@@ -86,7 +98,7 @@ def _table(rows: list[dict[str, Any]], fleet: Fleet, name: str, parts: bool) -> 
     table = Table(title=title, title_style="bold", title_justify="left", box=box.SIMPLE_HEAD)
     table.padding = (0, 1, 0, 0)  # so that 80 columns hold three profiles
     memory = ("peak", "model", "payload", "work") if parts else ("peak",)
-    table.add_column("way", no_wrap=True)
+    table.add_column("method", no_wrap=True)
     for column in memory:
         table.add_column(f"{column}\nMB", justify="right")
     for column in ("work\nGFLOP", "down\nKB", "up\nKB"):
@@ -96,13 +108,13 @@ def _table(rows: list[dict[str, Any]], fleet: Fleet, name: str, parts: bool) -> 
         table.add_column(f"{profile}\n{room}\ns", justify="right", no_wrap=True)
     for row in rows:
         sizes = (row[f"{part}_bytes"] / 1e6 for part in memory)
-        traffic = (row[f"{way}load_bytes"] / 1e3 for way in ("down", "up"))
+        traffic = (row[f"{name}_bytes"] / 1e3 for name in ("download", "upload"))
         seconds = (
             f"{row['seconds'][profile]:.1f}" if row["fits"][profile] else "[red]no room[/]"
             for profile in fleet.names
         )
         table.add_row(
-            row["way"],
+            row["method"],
             *(f"{size:.1f}" for size in sizes),
             f"{row['flops'] / 1e9:.1f}",
             *(f"{size:,.0f}" for size in traffic),

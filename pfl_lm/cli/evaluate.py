@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pfl_lm.cli.bounds import number
+
 if TYPE_CHECKING:
-    from pfl_lm.evaluation.evaluate import HeldOut
     from pfl_lm.evaluation.measures import Evaluation
     from pfl_lm.evaluation.personal import Gain
-    from pfl_lm.language.tokenizer import Tokenizer
-    from pfl_lm.model_file import Model
+    from pfl_lm.models.file import Model
+    from pfl_lm.run.manifest_file import Manifest
 
 WINDOW = 20
 
@@ -24,212 +25,158 @@ def evaluate(
     ],
     population: Annotated[
         Path | None,
-        typer.Option(help="Store that `population build` wrote [the run's invented users]."),
+        typer.Option(help="Folder that `population build` wrote [the run's, found by digest]."),
     ] = None,
     tokenizer: Annotated[
-        Path | None, typer.Option(help="Folder that `tokenizer build` wrote.")
+        Path | None,
+        typer.Option(help="Folder that `tokenizer build` wrote [the run's, found by digest]."),
     ] = None,
     split: Annotated[str, typer.Option(help="validation or test.")] = "test",
-    users: Annotated[int | None, typer.Option(help="Draw so many users [all].", min=1)] = None,
+    users: Annotated[int | None, number(1, 10**9, "Number of users to draw [all].")] = None,
     tokens_per_user: Annotated[
-        int | None, typer.Option(help="At most so many tokens of each [all].", min=2)
+        int | None, number(2, 10**9, "Most tokens to read of each user [all].")
     ] = None,
     window: Annotated[
-        int | None, typer.Option(help="Tokens seen at once [the run's, or 20].", min=1)
+        int | None, number(1, 100000, "Tokens seen at once [the run's, or 20].")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the draw of users.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the draw of users.")] = 0,
     era: Annotated[
         float,
-        typer.Option(help="How far invented users' topics have moved (population.drift).", min=0),
+        number(0, 10**6, "How far invented users' topics have moved (population.drift)."),
     ] = 0.0,
     adapt: Annotated[
         str | None,
         typer.Option(
-            metavar="biases|lora|ffa_lora|residual",
-            help="Let each phone adapt that much on the first half of its user's text, and "
-            "measure both models on the second.",
+            metavar="biases|lora|ffa_lora|side_branch",
+            help="Let each phone adapt this part of the model on the first half of its user's "
+            "text, and measure both models on the second half.",
         ),
     ] = None,
-    rate: Annotated[float, typer.Option(help="Learning rate of adapting.")] = 0.3,
-    epochs: Annotated[int, typer.Option(help="Passes over the first half.", min=1)] = 2,
+    own_words: Annotated[
+        bool,
+        typer.Option(
+            "--own-words",
+            help="Measure also with what phones remember: the state of the text so far, and counts "
+            "of the user's own words.",
+        ),
+    ] = False,
+    rate: Annotated[float, number(1e-9, 1e6, "Learning rate of the adaptation.")] = 0.3,
+    epochs: Annotated[int, number(1, 10_000, "Passes over the first half.")] = 2,
     as_json: Annotated[bool, typer.Option("--json", help="Print every figure as JSON.")] = False,
 ) -> None:
     """Measure a model on held-out users: perplexity, recall, keystrokes saved."""
     from pfl_lm.devices.batches import LocalTraining
     from pfl_lm.evaluation.evaluate import ModelScorer
     from pfl_lm.evaluation.evaluate import evaluate as measure
+    from pfl_lm.evaluation.own_words import own_words_gain
     from pfl_lm.evaluation.personal import personal_gain
-    from pfl_lm.payload import PayloadPlan
+    from pfl_lm.payload.layout import PayloadPlan
+    from pfl_lm.run.held_out import open_people
 
     if split not in ("validation", "test"):
         raise ValueError(f"--split {split}: held-out users are in validation and test")
     loaded, manifest = _load(model)
-    words, people = _open(loaded, manifest, population, tokenizer, era)
-    window = window or _at(manifest, "scenario", "training", "window") or WINDOW
+    people = open_people(loaded, manifest, model, population, tokenizer, era)
+    window = window or (manifest.scenario.window if manifest else None) or WINDOW
+    if own_words and adapt is not None:
+        raise ValueError("--own-words and --adapt measure different memories; choose one")
+    chosen: dict[str, Any] = {
+        "max_users": users,
+        "max_tokens_per_user": tokens_per_user,
+        "seed": seed,
+    }
+    model_and_people = loaded.spec, loaded.parameters, people.population, split, people.tokenizer
+    if own_words:
+        gain = own_words_gain(*model_and_people, window, **chosen)
+        _show_gain(gain, "their text from its beginning", "with own words", as_json)
+        return
     if adapt is not None:
         local = LocalTraining(rate, batch_size=4, epochs=epochs, gradient_clip=1.0, window=window)
         plan = PayloadPlan(rows="none", dense=adapt)  # type: ignore[arg-type]
-        _show_gain(
-            personal_gain(
-                loaded.spec,
-                loaded.parameters,
-                people,
-                split,
-                words,
-                plan,
-                local,
-                max_users=users,
-                max_tokens_per_user=tokens_per_user,
-                seed=seed,
-            ),
-            as_json,
-        )
+        gain = personal_gain(*model_and_people, plan, local, **chosen)
+        _show_gain(gain, "the second half of their text", "everybody's own", as_json)
         return
-    found = measure(
+    figures = measure(
         ModelScorer(loaded.spec, loaded.parameters),
-        people,
+        people.population,
         split,
-        words,
+        people.tokenizer,
         window,
-        max_users=users,
-        max_tokens_per_user=tokens_per_user,
-        seed=seed,
+        **chosen,
     )
-    typer.echo(json.dumps(found.as_dict(), indent=2)) if as_json else _show(found, split)
+    typer.echo(json.dumps(figures.as_dict(), indent=2)) if as_json else _show(figures, split)
 
 
-def _load(path: Path) -> tuple[Model, dict[str, Any]]:
+def _load(path: Path) -> tuple[Model, Manifest | None]:
     """Open a model file, or what a run has trained so far with the run's manifest."""
-    from pfl_lm.checkpoints import newest_checkpoint
-    from pfl_lm.model_file import Model, load_model, spec_from
-    from pfl_lm.runs import RunFolder
+    from pfl_lm.models.file import load_model
+    from pfl_lm.run.trained import load_trained
 
-    if not path.is_dir():
-        return load_model(path), {}
-    folder = RunFolder.open(path)
-    manifest = folder.manifest()
-    if folder.model_path.is_file():
-        return load_model(folder.model_path), manifest
-    state, _ = newest_checkpoint(folder)
-    origin = {"tokenizer_digest": _at(manifest, "tokenizer", "digest")}
-    spec = spec_from(_at(manifest, "scenario", "model"))
-    return Model(spec, dict(state.parameters), origin), manifest
+    return load_trained(path) if path.is_dir() else (load_model(path), None)
 
 
-def _open(
-    model: Model,
-    manifest: dict[str, Any],
-    population: Path | None,
-    tokenizer: Path | None,
-    era: float,
-) -> tuple[Tokenizer, HeldOut]:
-    """Open the vocabulary and the users, and refuse what does not fit the model."""
-    from pfl_lm.language.population import PopulationStore
-    from pfl_lm.language.tokenizer import Tokenizer
-
-    if population is None and tokenizer is None:
-        return invented_users(model, manifest, era)
-    if era:
-        raise ValueError("--era moves invented users' topics; a store's text stays what it is")
-    if population is None or tokenizer is None:
-        raise ValueError("--population and --tokenizer are needed together")
-    words, people = Tokenizer.open(tokenizer), PopulationStore.open(population)
-    _check_vocabulary(model, words, f"that of {tokenizer}")
-    if people.tokenizer_digest != words.digest:
-        raise ValueError(f"{population} was built with another tokenizer than {tokenizer}")
-    return words, people
-
-
-def _check_vocabulary(model: Model, words: Tokenizer, name: str) -> None:
-    if model.origin.get("tokenizer_digest") != words.digest:
-        raise ValueError(f"the model was trained with another vocabulary than {name}")
-
-
-def invented_users(
-    model: Model, manifest: dict[str, Any], era: float = 0.0
-) -> tuple[Tokenizer, HeldOut]:
-    """Invent the users of a run again."""
-    from pfl_lm.language.synthetic import SyntheticPopulation, synthetic_tokenizer
-
-    if _at(manifest, "scenario", "population", "kind") != "synthetic":
-        raise ValueError("--population and --tokenizer are missing: say whose text to measure on")
-    words = synthetic_tokenizer(model.spec.vocabulary_size)
-    _check_vocabulary(model, words, "the one that this version invents")
-    people = SyntheticPopulation(
-        manifest["population"]["users"],
-        model.spec.vocabulary_size,
-        manifest["scenario"]["population"]["tokens_per_user"],
-        manifest["scenario"]["seed"],
-        era=era,
-    )
-    return words, people
-
-
-def _show(found: Evaluation, split: str) -> None:
+def _show(figures: Evaluation, split: str) -> None:
     """Print the figures, all words beside the words of the vocabulary."""
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"{found.users:,} {split} users, {found.words:,} words", title_style="bold")
+    from pfl_lm.numbers import format_perplexity, percent
+
+    table = Table(
+        title=f"{figures.users:,} {split} users, {figures.words:,} words", title_style="bold"
+    )
     for column in ("", "all words", "known words", "median user"):
         table.add_column(column, justify="left" if not column else "right")
-    spread = {name: d.quantiles[len(d.quantiles) // 2] for name, d in found.over_users.items()}
+    spread = {name: d.quantiles[len(d.quantiles) // 2] for name, d in figures.over_users.items()}
     table.add_row(
         "perplexity",
-        f"{found.perplexity:.1f}",
-        f"{found.perplexity_known:.1f}",
-        f"{spread['perplexity']:.1f}",
+        format_perplexity(figures.perplexity),
+        format_perplexity(figures.perplexity_known),
+        format_perplexity(spread["perplexity"]),
     )
     for label, name in (
         ("top-1 recall", "top1"),
         ("top-3 recall", "top3"),
         ("keystrokes saved", "keystrokes_saved"),
     ):
-        values = getattr(found, name), getattr(found, f"{name}_known"), spread[name]
-        table.add_row(label, *(f"{value:.1%}" for value in values))
-    for bucket in found.buckets:
-        table.add_row(f"top-3, rank {bucket.name}", "", f"{bucket.top3:.1%}", "")
-    table.add_row("unknown words", f"{found.oov_rate:.1%}", "", "")
+        values = getattr(figures, name), getattr(figures, f"{name}_known"), spread[name]
+        table.add_row(label, *map(percent, values))
+    for bucket in figures.buckets:
+        table.add_row(f"top-3, rank {bucket.name}", "", percent(bucket.top3), "")
+    table.add_row("unknown words", f"{figures.oov_rate:.1%}", "", "")
     Console().print(table)
 
 
-def _show_gain(found: Gain, as_json: bool) -> None:
-    """Print both models side by side, and how often adapting hurts."""
+def _show_gain(gain: Gain, text: str, column: str, as_json: bool) -> None:
+    """Print both models side by side, and how often what a phone keeps for itself hurts."""
     from rich.console import Console
     from rich.table import Table
 
+    from pfl_lm.numbers import format_perplexity, percent
+
     if as_json:
         figures = {
-            "shared": found.shared.as_dict(),
-            "personal": found.personal.as_dict(),
-            "coordinates": found.coordinates,
-            "hurt": found.hurt,
-            "nats_per_token": found.nats.tolist(),
+            "shared": gain.shared.as_dict(),
+            "personal": gain.personal.as_dict(),
+            "coordinates": gain.coordinates,
+            "hurt": gain.hurt,
+            "nats_per_token": gain.nats.tolist(),
         }
         typer.echo(json.dumps(figures, indent=2))
         return
-    title = f"{found.shared.users:,} users, the second half of their text"
+    title = f"{gain.shared.users:,} users, {text}"
     table = Table(title=title, title_style="bold")
-    for column in ("", "shared model", "everybody's own"):
-        table.add_column(column, justify="left" if not column else "right")
-    both = found.shared, found.personal
-    table.add_row("perplexity", *(f"{figures.perplexity:.1f}" for figures in both))
+    for heading in ("", "shared model", column):
+        table.add_column(heading, justify="left" if not heading else "right")
+    both = gain.shared, gain.personal
+    table.add_row("perplexity", *(format_perplexity(figures.perplexity) for figures in both))
     for label, name in (
         ("top-1 recall", "top1"),
         ("top-3 recall", "top3"),
         ("keystrokes saved", "keystrokes_saved"),
     ):
-        table.add_row(label, *(f"{getattr(figures, name):.1%}" for figures in both))
+        table.add_row(label, *(percent(getattr(figures, name)) for figures in both))
     console = Console()
     console.print(table)
-    console.print(
-        f"{found.coordinates:,} numbers adapted on each phone; for {found.hurt:.0%} of the users "
-        "the shared model was better"
-    )
-
-
-def _at(manifest: dict[str, Any], *keys: str) -> Any:
-    value: Any = manifest
-    for key in keys:
-        value = value.get(key) if isinstance(value, dict) else None
-    return value
+    kept = f"{gain.coordinates:,} numbers adapted on each phone; " if gain.coordinates else ""
+    console.print(f"{kept}for {gain.hurt:.0%} of the users the shared model alone was better")

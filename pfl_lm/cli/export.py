@@ -5,12 +5,15 @@ from __future__ import annotations
 import signal
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pfl_lm.cli.bounds import number
+from pfl_lm.cli.outputs import destination
+
 if TYPE_CHECKING:
-    from pfl_lm.export.build import Row
+    from pfl_lm.export.build import MeasuredFile
     from pfl_lm.export.parity import HeldOutText
     from pfl_lm.export.source import Source
 
@@ -28,67 +31,103 @@ class _Export(typer.core.TyperGroup):
 app = typer.Typer(
     cls=_Export,
     no_args_is_help=True,
-    help="Write a run as one bundle for phones: pfl-lm export RUN -o DIR; or check a bundle.",
+    help="Write a run as a bundle for phones (`pfl-lm export RUN -o DIR`), or verify a bundle.",
 )
 
 
 @app.command(name="run")
 def run_(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder, or .zip, to write.")],
+    output: Annotated[
+        Path,
+        destination("Folder or .zip file to write."),
+    ],
     tokenizer: Annotated[
-        Path | None, typer.Option(help="Folder that `tokenizer build` wrote [invented users'].")
+        Path | None,
+        typer.Option(help="Folder that `tokenizer build` wrote [the run's, found by its digest]."),
     ] = None,
     population: Annotated[
-        Path | None, typer.Option(help="Store with held-out users [the run's invented users].")
+        Path | None,
+        typer.Option(help="Population with held-out users [the run's, found by its digest]."),
     ] = None,
     split: Annotated[str, typer.Option(help="validation or test.")] = "validation",
     formats: Annotated[
-        str, typer.Option(help="Comma-separated: onnx, litert, executorch, coreml.")
-    ] = "onnx,litert,executorch,coreml",
+        str | None,
+        typer.Option(
+            help="Comma-separated: onnx, litert, executorch, coreml [all installed]; arpa, aosp: "
+            "the model as an n-gram, for decoders and for Android's keyboards."
+        ),
+    ] = None,
     precisions: Annotated[
         str, typer.Option(help="Comma-separated: fp32, fp16, int8, int4.")
     ] = "fp32,int8",
     block_list: Annotated[
-        Path | None, typer.Option(help="Text file, a word on each line: never suggested [none].")
+        Path | None,
+        typer.Option(help="Text file of words that are never suggested, one in a line [none]."),
     ] = None,
     least_agreement: Annotated[
-        float, typer.Option(help="Fail below this share of equal three suggestions.")
+        float,
+        number(
+            0, 1, "Refuse a file that agrees with torch on the first three suggestions less often."
+        ),
     ] = 0.98,
-    least_agreement_int4: Annotated[float, typer.Option(help="The same, for int4.")] = 0.90,
+    least_agreement_int4: Annotated[float, number(0, 1, "The same, for int4.")] = 0.90,
     positions: Annotated[
-        int, typer.Option(help="Words of held-out text to compare on.", min=50)
+        int, number(50, 10**7, "Number of held-out words to compare on.")
     ] = _POSITIONS,
-    train: Annotated[bool, typer.Option(help="Add the graph of local training.")] = True,
+    train: Annotated[bool, typer.Option(help="Add the graph of a round's local training.")] = True,
     personal: Annotated[
-        bool, typer.Option(help="Add the graph with which a keyboard learns from its owner.")
+        bool, typer.Option(help="Add the graph that lets a keyboard learn from its owner.")
     ] = True,
     zip: Annotated[bool, typer.Option("--zip", help="Write OUTPUT.zip.")] = False,
+    order: Annotated[int, number(2, 3, "arpa, aosp: words of the longest n-gram.")] = 3,
+    ngram_mb: Annotated[
+        float, number(0.1, 16, "arpa, aosp: largest size of each file, in millions of bytes.")
+    ] = 10.0,
+    ngram_words: Annotated[
+        int,
+        number(
+            100, 10**6, "arpa, aosp: number of words that the model writes, to average over them."
+        ),
+    ] = 100_000,
+    public_text: Annotated[
+        Path | None,
+        typer.Option(
+            help="arpa, aosp: folder that `population public-text` wrote, to be counted as well "
+            "[none]."
+        ),
+    ] = None,
 ) -> None:
     """Write a run as one bundle: graphs, words, model card, privacy statements, test vectors.
 
-    Every file is compared with the torch model and timed; nothing is kept where one falls short.
+    The verb compares every file with the torch model and times it. If one file falls short, it
+    keeps none.
     """
-    from pfl_lm.export.build import Choice, Watch, export
+    from pfl_lm.cli.progress import ExportProgress
+    from pfl_lm.export.build import export
+    from pfl_lm.export.config import ExportConfig, NgramConfig
     from pfl_lm.export.source import open_source
 
-    choice = Choice(
-        _listed(formats), _listed(precisions), block_list, least_agreement, least_agreement_int4,
-        train, personal,
+    config = ExportConfig(
+        _formats(formats), _listed(precisions), block_list, least_agreement, least_agreement_int4,
+        train, personal, NgramConfig(order, ngram_mb, ngram_words, public_text),
     )  # fmt: skip
     source = open_source(run, tokenizer)
     text = _held_out(source, population, split, positions)
     if zip and output.suffix != ".zip":
         output = output.with_name(f"{output.name}.zip")
     signal.signal(signal.SIGTERM, _stop)  # so that what is half written is cleared away
-    seen: list[Row] = []
-    watch = Watch(lambda line: typer.echo(line, err=True), seen.append)
+    progress = ExportProgress()
     try:
-        rows = export(source, output, choice, text, watch)
+        rows = export(source, output, config, text, progress)
     except ValueError:
-        _show(seen, text)  # the figures say what to change
+        if progress.rows:
+            _show(progress.rows, text)  # the figures say what to change
         raise
-    _show(rows, text)
+    if rows:
+        _show(rows, text)
+    if progress.ngram:
+        _show_ngram(progress.ngram)
     typer.echo(str(output))
 
 
@@ -96,12 +135,14 @@ def run_(
 def verify(
     bundle: Annotated[Path, typer.Argument(help="Folder or zip that `export` wrote.")],
     run: Annotated[
-        Path | None, typer.Option(help="The run, to tell an outdated bundle from a current one.")
+        Path | None,
+        typer.Option(help="The run that the bundle was made from, to tell whether it is outdated."),
     ] = None,
 ) -> None:
-    """Check a bundle: files, ledger, vocabulary, and its test vectors in every runtime here.
+    """Verify a bundle: files, ledger, vocabulary, and test vectors in every installed runtime.
 
-    Exit status 0 only where everything that could be checked holds; what could not be run is said.
+    The exit status is 0 only if everything that could be checked holds. The verb lists what it
+    could not run.
     """
     from rich.console import Console
     from rich.markup import escape
@@ -111,8 +152,8 @@ def verify(
 
     console, held, left_out = Console(highlight=False), True, 0
     marks = {True: "[green]holds[/green]", False: "[red]FAILS[/red]", None: "[dim]  –  [/dim]"}
-    with opened(bundle) as found:
-        for finding in verify_bundle(found, run):
+    with opened(bundle) as opened_bundle:
+        for finding in verify_bundle(opened_bundle, run):
             held &= finding.holds is not False
             left_out += finding.holds is None
             line = f"{marks[finding.holds]}  {escape(finding.name)}: {escape(finding.says)}"
@@ -126,30 +167,47 @@ def verify(
 
 def keyboard(
     bundle: Annotated[Path, typer.Argument(help="Folder or zip that `export` wrote.")],
-    port: Annotated[int, typer.Option(help="Of the local server; 0 takes a free one.")] = 8010,
+    port: Annotated[int, number(0, 65_535, "Port of the local server; 0 takes a free one.")] = 8010,
     precision: Annotated[
         str | None, typer.Option(help="fp32, int8, int4 [fp32, the fastest in a browser].")
     ] = None,
     server: Annotated[
-        bool, typer.Option("--server", help="Compute here, not in the page's own runtime.")
+        bool, typer.Option("--server", help="Compute in this process, not in the browser.")
     ] = False,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Write the page as a folder instead."),
+        destination("Write the page as a folder and serve nothing."),
     ] = None,
     browser: Annotated[bool, typer.Option(help="Open the page in a browser.")] = True,
 ) -> None:
-    """Type on a phone's keyboard that suggests, and learns, by the graphs of a bundle."""
+    """Open a page with a keyboard that suggests words, and learns, by the graphs of a bundle."""
     from pfl_lm.export.bundle import opened
     from pfl_lm.keyboard.server import serve
     from pfl_lm.keyboard.site import Site, write_site
 
-    with opened(bundle) as found:
-        site = Site.of(found, precision, server)
+    with opened(bundle) as opened_bundle:
+        site = Site.of(opened_bundle, precision, server)
         if output is not None:
             typer.echo(str(write_site(site, output)))
             return
         serve(site, port, browser, typer.echo)
+
+
+def _formats(text: str | None) -> tuple[str, ...]:
+    """Return the formats to write: those that are stated, or all whose toolchain is installed."""
+    from pfl_lm.export.formats.registry import FORMATS
+
+    if text is not None:
+        return _listed(text)
+    absent = {name: remedy for name, known in FORMATS.items() if (remedy := known.missing())}
+    if len(absent) == len(FORMATS):
+        raise ValueError(
+            f"no format's toolchain is installed; the extras are {', '.join(FORMATS)}: "
+            'pip install "pfl-lm[onnx]" installs one'
+        )
+    for name, remedy in absent.items():
+        typer.echo(f"{name} is left out: {remedy}", err=True)
+    return tuple(name for name in FORMATS if name not in absent)
 
 
 def _listed(text: str) -> tuple[str, ...]:
@@ -158,15 +216,18 @@ def _listed(text: str) -> tuple[str, ...]:
 
 def _held_out(source: Source, population: Path | None, split: str, positions: int) -> HeldOutText:
     """Open the text to compare on."""
-    from pfl_lm.cli.evaluate import invented_users
     from pfl_lm.export.parity import HeldOutText
-    from pfl_lm.language.population import PopulationStore
+    from pfl_lm.run.held_out import invented_people
+    from pfl_lm.run.nearby import find_population
+    from pfl_lm.text.population import PopulationStore
 
     if split not in ("validation", "test"):
         raise ValueError(f"--split {split}: held-out users are in validation and test")
-    window = source.at("scenario", "training", "window") or 20
+    window = source.manifest.scenario.window or 20
+    if source.manifest.scenario.population.kind == "store":
+        population = population or find_population(source.manifest, source.folder.path)
     if population is None:
-        _, people = invented_users(source.model, source.manifest)
+        people = invented_people(source.model, source.manifest).population
         name = f"{split} users that were invented"
         return HeldOutText(name, people, source.tokenizer, split, window, positions)
     store = PopulationStore.open(population)
@@ -176,12 +237,12 @@ def _held_out(source: Source, population: Path | None, split: str, positions: in
     return HeldOutText(name, store, source.tokenizer, split, window, positions)
 
 
-def _show(rows: list[Row], text: HeldOutText) -> None:
+def _show(rows: list[MeasuredFile], text: HeldOutText) -> None:
     """Print the figures of every file."""
     from rich.console import Console
     from rich.table import Table
 
-    from pfl_lm.report.numbers import percent, significant, size
+    from pfl_lm.numbers import percent, significant, size
 
     table = Table(title=f"Beside the torch model, on {text.name}", title_style="bold")
     for column in ("file", "size", "top-1 same", "top-3 same", "perplexity", "torch",
@@ -202,6 +263,23 @@ def _show(rows: list[Row], text: HeldOutText) -> None:
     for row in rows:
         if row.not_run:
             typer.echo(f"{row.file.name}: {row.not_run}")
+
+
+def _show_ngram(stated: dict[str, Any]) -> None:
+    """Print the n-gram's files, and its figures beside the network's."""
+    from pfl_lm.numbers import percent, significant, size
+
+    for file in stated["files"]:
+        typer.echo(f"{file['path']}: {size(file['bytes'])}")
+    quality = stated["quality"]
+    network, ngram = quality["network"], quality["ngram"]
+    typer.echo(
+        f"n-gram of order {stated['order']} (the network) on {quality['text']}: perplexity "
+        f"{significant(ngram['perplexity'], 4)} ({significant(network['perplexity'], 4)}), top-1 "
+        f"{percent(ngram['top1'])} ({percent(network['top1'])}), top-3 {percent(ngram['top3'])} "
+        f"({percent(network['top3'])})"
+    )
+    typer.echo(stated["statement"])
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

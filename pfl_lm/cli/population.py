@@ -11,20 +11,38 @@ from typing import Annotated, Any
 
 import typer
 
+from pfl_lm.cli.bounds import number
+from pfl_lm.cli.outputs import destination
+
 app = typer.Typer(no_args_is_help=True, help="Build and inspect populations of users.")
 
 # Choices that every way of building a population offers.
 Vocabulary = Annotated[
     Path, typer.Option("--tokenizer", help="Folder that `tokenizer build` wrote.")
 ]
-Output = Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")]
+Output = Annotated[Path, destination("Folder to write.")]
 Split = Annotated[str, typer.Option(help="Shares of users in train, validation, test.")]
-SplitKey = Annotated[str, typer.Option(help="Keys the digest of user ids: same key, same split.")]
+SplitKey = Annotated[
+    str,
+    typer.Option(help="Key of the digest that splits users; the same key gives the same split."),
+]
 Name = Annotated[str | None, typer.Option(help="Name of the population.")]
-KeepUserIds = Annotated[bool, typer.Option("--keep-user-ids", help="Also store ids as they are.")]
+MaxMalformed = Annotated[float, number(0, 1, "Share of records that may be malformed.")]
+KeepUserIds = Annotated[
+    bool, typer.Option("--keep-user-ids", help="Also store the user ids as they are.")
+]
+KeepUnknownWords = Annotated[
+    bool,
+    typer.Option(
+        "--keep-unknown-words",
+        help="Also store, by user, the words that the vocabulary lacks: `words discover` asks "
+        "for them.",
+    ),
+]
 
 _Files = Annotated[
-    list[Path] | None, typer.Option(help="Input whose users all belong to this split.")
+    list[Path] | None,
+    typer.Option(help="Input whose users all belong to this split; may be repeated."),
 ]
 
 
@@ -51,18 +69,22 @@ def build(
         str, typer.Option(help="JSON key or column of the text; in LEAF, x or x.N.")
     ] = "text",
     keep_user_ids: KeepUserIds = False,
-    max_malformed: Annotated[float, typer.Option(help="Share of records that may be bad.")] = 0.001,
-    workers: Annotated[int | None, typer.Option(help="Processes; default: one a core.")] = None,
+    keep_unknown_words: KeepUnknownWords = False,
+    max_malformed: MaxMalformed = 0.001,
+    workers: Annotated[
+        int | None, number(1, 1024, "Number of processes [one for each processor].")
+    ] = None,
 ) -> None:
-    """Build a memory-mapped population from text by user."""
-    from pfl_lm.language.population_build import BuildOptions, Input, build_population
-    from pfl_lm.language.tokenizer import Tokenizer
+    """Build a population from text by user: a folder that training reads through memory maps."""
+    from pfl_lm.text.population_build import BuildOptions, Input, build_population
+    from pfl_lm.text.tokenizer import Tokenizer
 
     options = BuildOptions(
         name=name or output.name,
         fractions=fractions(split),
         split_key=split_key,
         keep_user_ids=keep_user_ids,
+        keep_unknown_words=keep_unknown_words,
         user_field=user_field,
         text_field=text_field,
         max_malformed=max_malformed,
@@ -82,15 +104,15 @@ def build(
 @app.command("public-text")
 def public_text(
     inputs: Annotated[
-        list[Path], typer.Argument(help="Public text: .txt or .jsonl, a message a line.")
+        list[Path], typer.Argument(help="Public text: .txt or .jsonl, one message in a line.")
     ],
     tokenizer: Vocabulary,
     output: Output,
     text_field: Annotated[str, typer.Option(help="JSON key of the text.")] = "text",
 ) -> None:
-    """Encode public text, which has no users, for pretraining and for the public baselines."""
-    from pfl_lm.language.public_text import public_tokens
-    from pfl_lm.language.tokenizer import Tokenizer
+    """Encode public text, which has no users, for pretraining and for public baselines."""
+    from pfl_lm.text.public_text import public_tokens
+    from pfl_lm.text.tokenizer import Tokenizer
 
     print_profile(public_tokens(inputs, Tokenizer.open(tokenizer), output, text_field), output)
 
@@ -101,7 +123,7 @@ def describe(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show users, messages, words, OOV rate, the distribution per user, and provenance."""
-    from pfl_lm.language.population import PopulationStore
+    from pfl_lm.text.population import PopulationStore
 
     profile = PopulationStore.open(folder).describe()
     if as_json:
@@ -129,7 +151,7 @@ def progress_bar() -> Iterator[Callable[[int, int], None]]:
     columns = ("reading", BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("reading", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        yield lambda done, total: bar.update(task, completed=done, total=total or None)
 
 
 def print_profile(profile: dict[str, Any], folder: Path) -> None:
@@ -152,8 +174,23 @@ def print_profile(profile: dict[str, Any], folder: Path) -> None:
     typer.echo("")
     for item in provenance["inputs"]:
         typer.echo(f"input       {item['file']} ({item.get('split', 'public text')})")
+    for note in [*provenance.get("notes", ()), *_missing(profile)]:
+        typer.echo(f"note        {note}")
     if "malformed" in provenance:
         typer.echo(
             f"skipped     {provenance['malformed']:,} malformed records, "
             f"{provenance['messages_without_words']:,} messages without a word"
         )
+
+
+def _missing(profile: dict[str, Any]) -> list[str]:
+    """Say what cannot be done with a population that lacks users in a split."""
+    if profile["holds"] != "users":
+        return []
+    needs = {"train": "training", "validation": "evaluation between rounds", "test": "evaluation"}
+    return [
+        f"no users in {split}: {need} is not possible; build from more users, or name a file with "
+        f"--{split}"
+        for split, need in needs.items()
+        if not profile["splits"][split]["users"]
+    ]

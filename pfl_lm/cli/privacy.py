@@ -1,4 +1,4 @@
-"""`pfl-lm privacy`: a calculator that needs no recipe."""
+"""`pfl-lm privacy`: ε and noise from options alone, without a recipe; a population's budget."""
 
 from __future__ import annotations
 
@@ -7,36 +7,55 @@ import inspect
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pfl_lm.cli.bounds import number
+from pfl_lm.cli.population_budget import population
+
 if TYPE_CHECKING:
-    from pfl_lm.dp.accounting import Spent
+    from pfl_lm.dp.accounting.accountant import PrivacyCost
     from pfl_lm.dp.events import RoundEvent
 
-app = typer.Typer(no_args_is_help=True, help="What does this noise guarantee, or this ε cost?")
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Compute ε for a noise, or the noise for an ε; show what a population has spent.",
+)
 
 
 class Sampling(StrEnum):
-    none, poisson, fixed = "none", "poisson", "fixed"
+    """How a round's devices are chosen."""
+
+    none, poisson, fixed, rotation = "none", "poisson", "fixed", "rotation"
 
 
 class Adjacency(StrEnum):
+    """How two data sets differ by one user."""
+
     add_remove, zero_out, replace_one = "add_remove", "zero_out", "replace_one"
 
 
 class Mechanism(StrEnum):
+    """The kinds of noise that the verbs compute for."""
+
     gaussian, skellam, discrete_gaussian = "gaussian", "skellam", "discrete_gaussian"
+    blt, banded, tree = "blt", "banded", "tree"
+    banded_inverse_root = "banded_inverse_root"
 
 
 @dataclass(frozen=True)
 class Rounds:
-    """Rounds of a mechanism whose noise may still be open, and the δ to state ε at."""
+    """Rounds of a mechanism whose noise may still be open, and the δ to state ε at.
+
+    Attributes:
+        count: of the rounds, those that one user may be in; all, where the noise is one stream.
+    """
 
     event: RoundEvent
+    rounds: int
     count: int
     delta: float
     as_json: bool
@@ -46,28 +65,50 @@ def rounds_of(
     sampling: Annotated[
         Sampling,
         typer.Option(
-            help="none: a user may be in every round. poisson: an independent coin each round. "
-            "fixed: a uniform subset of fixed size.",
+            help="none: a user may be in every round. poisson: each user tosses a coin "
+            "in each round. "
+            "fixed: a uniform subset of fixed size. "
+            "rotation: a user's rounds lie --min-separation apart.",
         ),
     ],
-    rounds: Annotated[int, typer.Option(help="Rounds that are opened.")],
-    delta: Annotated[float, typer.Option(help="Target δ; at most 1/population.")],
+    rounds: Annotated[int, number(0, 10**9, "Number of rounds whose sum is opened.")],
+    delta: Annotated[float, number(1e-300, 1 - 1e-9, "Target δ; at most 1/population.")],
     adjacency: Annotated[
         Adjacency,
         typer.Option(
-            help="What one user may change. Sensitivity is one clip norm, for replace_one two."
+            help="How neighbouring data sets differ. The sensitivity is one clip norm, under "
+            "replace_one two."
         ),
     ],
-    rate: Annotated[float | None, typer.Option(help="Chance of a user to be in a round.")] = None,
-    population: Annotated[int | None, typer.Option(help="Users, instead of --rate.")] = None,
-    cohort: Annotated[int | None, typer.Option(help="Users in a round, with --population.")] = None,
-    mechanism: Annotated[Mechanism, typer.Option(help="Noise on the sum.")] = Mechanism.gaussian,
-    dim: Annotated[int, typer.Option(help="Discrete noise: coordinates on the grid.")] = 1024,
+    rate: Annotated[float | None, number(0, 1, "Probability that a user is in a round.")] = None,
+    population: Annotated[
+        int | None, number(1, 10**12, "Number of users; with --cohort, instead of --rate.")
+    ] = None,
+    cohort: Annotated[int | None, number(0, 10**12, "Users in a round; with --population.")] = None,
+    min_separation: Annotated[
+        int | None,
+        number(1, 10**9, "Rotation: smallest difference r₂ − r₁ of two rounds of a user."),
+    ] = None,
+    max_participations: Annotated[
+        int | None,
+        number(1, 10**9, "Rotation: most rounds of a user [as many as the separation leaves]."),
+    ] = None,
+    mechanism: Annotated[
+        Mechanism,
+        typer.Option(
+            help="Kind of noise on the sum. That of blt, banded, banded_inverse_root and tree is "
+            "correlated between rounds and needs --sampling rotation."
+        ),
+    ] = Mechanism.gaussian,
+    dim: Annotated[
+        int, number(1, 10**12, "Discrete noise: number of coordinates on the grid.")
+    ] = 1024,
     grid_steps: Annotated[
-        float, typer.Option(help="Discrete noise: the clip is this times √dim grid units long.")
+        float, number(1e-6, 1e9, "Discrete noise: clip norm in grid units ÷ √dim.")
     ] = 8.0,
     shares: Annotated[
-        int, typer.Option(help="discrete_gaussian: shares that make up the noise.")
+        int,
+        number(1, 10**7, "Discrete Gaussian noise: number of shares that the noise is the sum of."),
     ] = 1,
     as_json: Annotated[
         bool, typer.Option("--json", help='One JSON object; an infinite ε is "inf".')
@@ -78,26 +119,67 @@ def rounds_of(
     Raises:
         ValueError: options that contradict each other, or that no accountant has a proof for.
     """
-    from pfl_lm.dp.accounting import unproven
+    from pfl_lm.dp.accounting.accountant import unsupported_reason
     from pfl_lm.dp.events import RoundEvent
 
+    joined = _participations(sampling, rounds, min_separation, max_participations)
     event = RoundEvent(
         mechanism=mechanism.value,
         neighboring=adjacency.value,
         sampling=sampling.value,
         noise_multiplier=0.0,
         rate=_rate(sampling, rate, population, cohort),
+        min_separation=min_separation or 1,
+        max_participations=max_participations,
         dim=dim,
         grid_steps=grid_steps,
         reports=shares,
     )
-    if (reason := unproven([event])) is not None:
+    event = _with_stream(event, rounds, joined)
+    if (reason := unsupported_reason([event])) is not None:
         raise ValueError(f"refused: {reason}")
     if rounds < 0:
         raise ValueError(f"--rounds must be at least 0, got {rounds}")
     if not 0 < delta < 1:
         raise ValueError(f"--delta must lie strictly between 0 and 1, got {delta}")
-    return Rounds(event, rounds, delta, as_json)
+    if population is not None and delta > 1 / population:
+        typer.echo(
+            f"δ = {delta:g} is above 1/population = {1 / population:g}, too weak: at such a δ a "
+            "mechanism may publish one user's whole text and still keep its ε",
+            err=True,
+        )
+    return Rounds(event, rounds, joined if event.stream is None else rounds, delta, as_json)
+
+
+def _participations(
+    sampling: str, rounds: int, min_separation: int | None, most: int | None
+) -> int:
+    """Return in how many of the rounds one user may be."""
+    if sampling is not Sampling.rotation:
+        if min_separation is not None or most is not None:
+            raise ValueError("--min-separation and --max-participations need --sampling rotation")
+        return rounds
+    if min_separation is None:
+        raise ValueError("--sampling rotation needs --min-separation")
+    separated = 1 + (rounds - 1) // min_separation if rounds else 0
+    return min(separated, most or separated)
+
+
+def _with_stream(event: RoundEvent, rounds: int, participations: int) -> RoundEvent:
+    """Return the event with the numbers of its stream, where its noise is correlated."""
+    from pfl_lm.dp.correlated.mechanism import Correlated
+    from pfl_lm.dp.mechanisms import MECHANISMS
+
+    mechanism = MECHANISMS[event.mechanism]
+    if not isinstance(mechanism, Correlated):
+        return event
+    if event.sampling != Sampling.rotation or not rounds:
+        raise ValueError(
+            f"--mechanism {event.mechanism} is correlated between rounds: it needs --sampling "
+            "rotation with --min-separation, and at least one round"
+        )
+    plan = mechanism.planned(rounds, event.min_separation, participations)
+    return replace(event, stream=plan)
 
 
 def _about_rounds(verb: Callable[..., None]) -> Callable[..., None]:
@@ -123,7 +205,8 @@ def _about_rounds(verb: Callable[..., None]) -> Callable[..., None]:
 @_about_rounds
 def epsilon(
     noise_multiplier: Annotated[
-        float, typer.Option(help="Standard deviation of the noise on the sum ÷ clip norm.")
+        float,
+        number(0, 1e100, "Standard deviation of the noise on the sum ÷ clip norm."),
     ],
     rounds: Rounds,
 ) -> None:
@@ -134,11 +217,11 @@ def epsilon(
 @app.command()
 @_about_rounds
 def noise(
-    epsilon: Annotated[float, typer.Option(help="Target ε.")],
+    epsilon: Annotated[float, number(1e-09, 1000000000.0, "Target ε.")],
     rounds: Rounds,
 ) -> None:
-    """Find the noise multiplier for an ε, rounded up."""
-    from pfl_lm.dp.calibration import noise_multiplier
+    """Compute the noise multiplier that an ε needs, rounded up."""
+    from pfl_lm.dp.accounting.calibration import noise_multiplier
 
     if not 0 < epsilon < math.inf:
         raise ValueError(f"--epsilon must be positive and finite, got {epsilon}")
@@ -148,7 +231,7 @@ def noise(
 def _rate(sampling: str, rate: float | None, population: int | None, cohort: int | None) -> float:
     """Return the chance of a user to be in a round from whichever way it was stated."""
     stated = [value is not None for value in (rate, population, cohort)]
-    if sampling is Sampling.none:
+    if sampling in (Sampling.none, Sampling.rotation):
         if any(stated):
             raise ValueError("--rate, --population and --cohort need --sampling poisson or fixed")
         return 1.0
@@ -166,18 +249,18 @@ def _rate(sampling: str, rate: float | None, population: int | None, cohort: int
 
 
 def _show(rounds: Rounds, noise_multiplier: float) -> None:
-    from pfl_lm.dp.accounting import spent
+    from pfl_lm.dp.accounting.accountant import compose
 
     event = replace(rounds.event, noise_multiplier=noise_multiplier)
-    cost = spent({event: rounds.count}, rounds.delta)
+    cost = compose({event: rounds.count}, rounds.delta)
     if rounds.as_json:
-        shown = _as_json(event, rounds.count, cost)
+        shown = _as_json(event, rounds.rounds, cost)
         typer.echo(json.dumps(shown, ensure_ascii=False, allow_nan=False))
     else:
-        _print_cost(event, rounds.count, cost)
+        _print_cost(event, rounds.rounds, cost)
 
 
-def _as_json(event: RoundEvent, rounds: int, cost: Spent) -> dict[str, Any]:
+def _as_json(event: RoundEvent, rounds: int, cost: PrivacyCost) -> dict[str, Any]:
     return {
         "epsilon": _finite(cost.epsilon),
         "epsilon_unamplified": _finite(cost.epsilon_unamplified),
@@ -188,6 +271,8 @@ def _as_json(event: RoundEvent, rounds: int, cost: Spent) -> dict[str, Any]:
         "sampling": event.sampling,
         "rate": event.rate,
         "rounds": rounds,
+        "participations": cost.participations,
+        **({} if event.stream is None else {"stream": asdict(event.stream)}),
         "adjacency": event.neighboring,
         "accountant": cost.accountant,
         "assumptions": list(cost.assumptions),
@@ -199,9 +284,11 @@ def _finite(value: float) -> float | str:
     return "inf" if math.isinf(value) else value
 
 
-def _print_cost(event: RoundEvent, rounds: int, cost: Spent) -> None:
+def _print_cost(event: RoundEvent, rounds: int, cost: PrivacyCost) -> None:
     from rich.console import Console
     from rich.table import Table
+
+    from pfl_lm.numbers import format_epsilon
 
     table = Table(show_header=False, title=f"rounds = {rounds:,}, δ = {cost.delta:g}")
     table.add_column(style="bold")
@@ -210,24 +297,29 @@ def _print_cost(event: RoundEvent, rounds: int, cost: Spent) -> None:
     table.add_row(
         "noise multiplier", f"{event.noise_multiplier:g}", f"{event.mechanism}, on the sum ÷ clip"
     )
-    how = event.sampling if event.sampling == "none" else f"{event.sampling}, rate {event.rate:g}"
+    if event.stream is not None:
+        from pfl_lm.dp.accounting.streams import stream_sensitivity
+
+        moved = f"{stream_sensitivity(event):.4f}"
+        table.add_row("sensitivity", moved, "clip norms by which a user moves the whole stream")
+    how = event.sampling if event.rate == 1 else f"{event.sampling}, rate {event.rate:g}"
+    if event.sampling == "rotation":
+        how = f"rotation, {cost.participations:,} a user"
     table.add_row("sampling", how, event.neighboring)
-    table.add_row("ε", printed(cost.epsilon), f"from the released models ({cost.accountant})")
     table.add_row(
-        "ε unamplified", printed(cost.epsilon_unamplified), "for whoever knows who took part"
+        "ε unamplified",
+        format_epsilon(cost.epsilon_unamplified),
+        "against a person who knows who took part or how many reported",
+    )
+    table.add_row(
+        "ε", format_epsilon(cost.epsilon), f"from the released models ({cost.accountant})"
     )
     if cost.rho is not None:
-        table.add_row("ρ", printed(cost.rho), "zero-concentrated DP")
+        table.add_row("ρ", format_epsilon(cost.rho), "zero-concentrated DP")
     console = Console()
     console.print(table)
     for assumption in cost.assumptions:
         console.print(f"  • {assumption}", style="dim", highlight=False)
 
 
-def printed(value: float) -> str:
-    """Print up to four decimals, rounded up: a printed ε is never below the real one."""
-    if math.isinf(value):
-        return "∞"
-    if value >= 1e5:
-        return f"{value:.4e}"
-    return f"{math.ceil(value * 1e4 - 1e-9) / 1e4:,g}" if value < 100 else f"{value + 0.005:,.2f}"
+app.command()(population)

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from pfl_lm.runs import RunFolder, read_json
+from pfl_lm.numbers import format_epsilon, format_perplexity, percent
+from pfl_lm.run.folder import RunFolder, read_json, was_opened
+from pfl_lm.run.progress import ProgressListener
+
+if TYPE_CHECKING:
+    from pfl_lm.export.build import MeasuredFile
 
 LINES = 20  # progress lines that a run prints where there is no terminal
 
@@ -37,21 +44,22 @@ class _Live:
         self._progress.stop()
 
 
-class StepBar(_Live):
+class StepBar(_Live, ProgressListener):
     """A bar over steps with a smoothed loss."""
 
     def __init__(self, title: str) -> None:
         self._title = title
         self._console = Console(stderr=True)
-        self._progress = _bar(self._console, "loss {task.fields[loss]:.3f}")
-        self._task = self._progress.add_task(escape(title), loss=float("nan"))
+        self._progress = _bar(self._console, "loss {task.fields[loss]}")
+        self._task = self._progress.add_task(escape(title), loss="–")
         self._loss: float | None = None
         self._started = time.monotonic()
 
-    def update(self, step: int, steps: int, loss: float) -> None:
+    def step_done(self, step: int, steps: int, loss: float) -> None:
         """Show that ``step`` of ``steps`` is done."""
         self._loss = loss if self._loss is None else 0.98 * self._loss + 0.02 * loss
-        self._progress.update(self._task, completed=step, total=steps, loss=self._loss)
+        shown = f"{self._loss:.3f}"
+        self._progress.update(self._task, completed=step, total=steps, loss=shown)
         if not self._console.is_terminal and step % max(1, steps // LINES) == 0:
             left = (time.monotonic() - self._started) / step * (steps - step)
             self._console.print(
@@ -60,7 +68,24 @@ class StepBar(_Live):
             )
 
 
-class RunScreen(_Live):
+class ExportProgress(ProgressListener):
+    """Prints what an export is at, and keeps the figures of its tables."""
+
+    def __init__(self) -> None:
+        self.rows: list[MeasuredFile] = []
+        self.ngram: dict[str, Any] = {}
+
+    def say(self, line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    def ngram_written(self, stated: dict[str, Any]) -> None:
+        self.ngram = stated
+
+    def row(self, row: MeasuredFile) -> None:
+        self.rows.append(row)
+
+
+class RunScreen(_Live, ProgressListener):
     """Follows a simulation: one call per round, one per evaluation, a table at the end."""
 
     def __init__(self, title: str) -> None:
@@ -68,48 +93,83 @@ class RunScreen(_Live):
         self._console = Console(stderr=True)
         self._progress = _bar(
             self._console,
-            "loss {task.fields[loss]:.3f} · ε {task.fields[epsilon]} · top-3 {task.fields[top3]}",
+            "loss {task.fields[loss]} · ε {task.fields[epsilon]} · top-3 {task.fields[top3]}",
         )
-        self._task = self._progress.add_task("rounds", loss=float("nan"), epsilon="–", top3="–")
+        self._task = self._progress.add_task("rounds", loss="–", epsilon="–", top3="–")
         self._started, self._first = time.monotonic(), 0
-        self._top3, self._loss = "–", float("nan")
-
-    def __enter__(self) -> Self:
-        self._console.print(f"[bold]{escape(self._title)}[/bold]")
-        return super().__enter__()
+        self._top3, self._loss, self._unopened = "–", "–", False
 
     def say(self, line: str) -> None:
         """Print one line above the bar."""
+        self._announce()
         self._progress.console.print(line, markup=False)
+
+    def _announce(self) -> None:
+        """Print the title, once: before the first line, not before an error that ends it all."""
+        title, self._title = self._title, ""
+        if title:
+            self._progress.console.print(f"[bold]{escape(title)}[/bold]")
 
     def round_done(self, entry: dict[str, Any], rounds: int) -> None:
         """Show a line of the metrics of kind ``round``."""
+        self._announce()
         done = entry["round"] + 1
         if not self._first:
             self._first = done
-        epsilon = _epsilon(entry["epsilon"])
-        if entry["loss"] is not None:  # nobody trained in a round that was not begun
-            self._loss = entry["loss"]
+        epsilon = format_epsilon(entry["epsilon"])
+        if not was_opened(entry) and not self._unopened:
+            self._unopened = True
+            self.say(f"round {done} opened no sum: nothing is learnt in such a round")
+        if entry.get("loss") is not None:  # else secret, or nobody trained
+            self._loss = f"{entry['loss']:.3f}"
         self._progress.update(
             self._task, completed=done, total=rounds, loss=self._loss, epsilon=epsilon
         )
         if not self._console.is_terminal and (done % max(1, rounds // LINES) == 0):
             per_round = (time.monotonic() - self._started) / (done - self._first + 1)
             self._console.print(
-                f"round {done} of {rounds}: loss {self._loss:.3f}, ε {epsilon}, "
+                f"round {done} of {rounds}: loss {self._loss}, ε {epsilon}, "
                 f"top-3 {self._top3}, {_duration(per_round * (rounds - done))} left"
             )
 
     def evaluated(self, entry: dict[str, Any]) -> None:
         """Show a line of the metrics of kind ``evaluation``."""
-        self._top3 = f"{entry['top3']:.1%}"
+        self._top3 = percent(entry["top3"])
         self._progress.update(self._task, top3=self._top3)
+
+
+class RunLines(ProgressListener):
+    """Follows a server's run in its log: one line a round, one an evaluation."""
+
+    def say(self, line: str) -> None:
+        logging.getLogger("pfl_lm.network").info("%s", line)
+
+    def round_done(self, entry: dict[str, Any], rounds: int) -> None:
+        spent = format_epsilon(entry["epsilon"])
+        told = ""
+        if "reports" in entry:  # else secret
+            told = f"{entry['reports']} of {entry['invited']} reports, {entry['seconds']:.1f} s, "
+        done = entry["round"] + 1
+        self.say(f"round {entry['round']} is over: {told}ε {spent}; {done} of {rounds} are done")
+
+    def evaluated(self, entry: dict[str, Any]) -> None:
+        self.say(
+            f"after {entry['round']} rounds: perplexity {format_perplexity(entry['perplexity'])}, "
+            f"top-3 {percent(entry['top3'])}"
+        )
 
 
 def summarise(folder: RunFolder, page: Path) -> None:
     """Print what came out of a run, what is promised, and where the page is."""
     console = Console()
     console.print(_comparison(read_json(folder.evaluation_path)))
+    rounds = [line for line in folder.metrics() if line["kind"] == "round"]
+    if unopened := [line["round"] for line in rounds if not was_opened(line)]:
+        learnt = "; the model is what it started from" if len(unopened) == len(rounds) else ""
+        console.print(
+            f"[bold]Opened[/bold]      {len(rounds) - len(unopened)} of {len(rounds)} rounds; the "
+            f"others had too few reports, and nothing was learnt in them{learnt}."
+        )
     statements = folder.manifest()["statements"]
     console.print(f"[bold]Guaranteed[/bold]  {escape(statements['guaranteed'])}")
     console.print(f"[bold]Simulated[/bold]   {escape(statements['simulated'])}")
@@ -130,10 +190,8 @@ def _comparison(evaluation: dict[str, Any]) -> Table:
     for row in evaluation["rows"]:
         table.add_row(
             row["name"],
-            f"{row['perplexity']:.1f}",
-            f"{row['top1']:.1%}",
-            f"{row['top3']:.1%}",
-            f"{row['keystrokes_saved']:.1%}",
+            format_perplexity(row["perplexity"]),
+            *(percent(row[name]) for name in ("top1", "top3", "keystrokes_saved")),
             style="bold" if row["name"] == "federated model" else "",
         )
     return table
@@ -149,10 +207,6 @@ def _bar(console: Console, fields: str) -> Progress:
         console=console,
         disable=not console.is_terminal,
     )
-
-
-def _epsilon(value: float | None) -> str:
-    return "∞" if value is None or value == float("inf") else f"{value:.2f}"
 
 
 def _duration(seconds: float) -> str:

@@ -7,14 +7,17 @@ from typing import Annotated
 
 import typer
 
+from pfl_lm.cli.outputs import destination
+
 
 def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, finished or going.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, finished or not.")],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="File to write [RUN/report.html].")
+        Path | None,
+        destination("File to write [RUN/report.html]."),
     ] = None,
 ) -> None:
-    """Write one self-contained HTML page about a run."""
+    """Write one HTML page about a run, which needs no other file and no network."""
     from pfl_lm.report.page import write_report
 
     if output is not None and output.is_dir():

@@ -11,58 +11,92 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from pfl_lm.scenario import Scenario
+from pfl_lm.cli.bounds import number
+from pfl_lm.cli.outputs import Ledgers, destination
+from pfl_lm.cli.recipes import ScenarioPath, Settings, read
+from pfl_lm.cli.tracking import Track
 
-Output = Annotated[Path, typer.Option("--output", "-o", help="Folder of the run.")]
-Overwrite = Annotated[bool, typer.Option(help="Delete an earlier run in that folder first.")]
+if TYPE_CHECKING:
+    from pfl_lm.distributed import Ranks
+    from pfl_lm.run.scenario import Scenario
+
+Output = Annotated[Path, destination("Folder to write the run into.")]
+Overwrite = Annotated[bool, typer.Option(help="Delete an earlier run in that folder, then start.")]
 Workers = Annotated[
     int | None,
-    typer.Option(min=1, help="Processes of one thread each; by default as many as have work."),
+    number(
+        1,
+        1024,
+        "Processes to train with, one thread each [one for each processor, as far as a "
+        "round gives them work].",
+    ),
 ]
 
-DEVICES_PER_WORKER = 16  # of a round; as many train side by side, so fewer leave a process idle
+DEVICES_PER_WORKER = 16  # of a round; a process trains about as many at once
 
 
 def simulate(
-    recipe: Annotated[Path, typer.Argument(metavar="SCENARIO", help="simulations/*.toml")],
+    recipe: ScenarioPath,
     output: Output,
-    resume: Annotated[bool, typer.Option(help="Go on where that run was interrupted.")] = False,
+    resume: Annotated[
+        bool, typer.Option(help="Continue an interrupted run after its last recorded round.")
+    ] = False,
     overwrite: Overwrite = False,
     workers: Workers = None,
+    ledgers: Ledgers = None,
+    settings: Settings = None,
+    anyway: Annotated[
+        bool, typer.Option("--anyway", help="Run also where noise outweighs all there is to learn.")
+    ] = False,
+    track: Track = None,
 ) -> None:
     """Train a model with simulated devices under a privacy policy.
 
-    The run folder receives manifest, ledger, metrics, checkpoints, the trained model, its
-    evaluation on held-out users, and the report page. A run that was killed goes on with --resume;
-    what it had spent stays spent. On several machines, start it by torchrun: the model and the
-    ledger are the same bytes however many processes share the work.
+    The verb writes a run folder: manifest, ledger, metrics, checkpoints, the trained model, its
+    evaluation on held-out users, and the report page.
+
+    `--resume` continues a run that was interrupted or killed. Privacy budget that the run has
+    spent stays spent, and the model keeps what each recorded round taught it.
+
+    A run at less than the policy's scale stands alone and may be repeated. At the policy's own
+    scale, over a store's users and without seeded noise, each round is debited to the ledger of
+    these users too (`pfl-lm privacy population`): all runs and questions on them share one
+    budget, and `--overwrite` does not delete their rounds.
+
+    Several machines share one run through torchrun, in a network that nobody else reaches. Model
+    and ledger have the same bytes for any number of processes (in folders of one name, which the
+    ledger states).
+
+    Before the first round the run looks at itself: its noise, the updates of a few devices with
+    public text, the time to come. It refuses what cannot learn (`--anyway` runs it all the same).
+    It stops where the training loss shows that the model has diverged.
     """
-    from pfl_lm.recipes import load
-    from pfl_lm.scenario import Scenario
+    from pfl_lm.run.scenario import Scenario
 
     if resume and overwrite:
         raise ValueError("--resume goes on with a run and --overwrite deletes it: choose one")
-    scenario = load(Scenario, recipe)
+    scenario = read(Scenario, recipe, settings)
     try:
-        _run(scenario, output, resume, overwrite, workers)
+        _run(scenario, output, resume, overwrite, workers, ledgers, anyway, tuple(track or ()))
     except KeyboardInterrupt:
         _say_what_is_kept(scenario, output)
         raise
 
 
 def speaks() -> bool:
-    """Whether this process speaks for its run: torchrun's others stay silent."""
-    return os.environ.get("RANK", "0") == "0"
+    """Whether this process speaks for its run: of torchrun's processes only rank 0 does."""
+    from pfl_lm.distributed.torchrun import launched
+
+    return not launched() or os.environ["RANK"] == "0"
 
 
 def _say_what_is_kept(scenario: Scenario, output: Path) -> None:
-    from pfl_lm.runs import RunFolder
+    from pfl_lm.run.folder import RunFolder
 
     kept = max(RunFolder(output).checkpoints(), default=0)
     if kept and speaks():
-        rounds = f"{kept} of {scenario.rounds} rounds are kept in {output}"
-        print(f"{rounds}; the same command with --resume goes on", file=sys.stderr)
+        rounds = f"{output} keeps {kept} of {scenario.rounds} rounds"
+        print(f"{rounds}; repeat the command with --resume to continue", file=sys.stderr)
 
 
 def demo(
@@ -70,11 +104,16 @@ def demo(
     overwrite: Overwrite = False,
     workers: Workers = None,
 ) -> None:
-    """Run the main job in a few minutes on an embedded population of invented users."""
+    """Train on invented users in a few minutes, and write the report page.
+
+    The demo needs no data and no network. It pretrains a model on public text of an invented
+    language, trains it further on 10,000 invented users under a policy of ε = 2, and compares both
+    models on users that neither has seen.
+    """
     from pfl_lm.cli.progress import StepBar
     from pfl_lm.demo import prepare
-    from pfl_lm.resume import check_free
-    from pfl_lm.runs import RunFolder
+    from pfl_lm.run.folder import RunFolder
+    from pfl_lm.run.resume import check_free
 
     start = output.with_name(f"{output.name}.start")
     check_free(RunFolder(output), overwrite)
@@ -83,49 +122,84 @@ def demo(
             raise ValueError(f"{start} holds other files than a demo's; choose another --output")
         shutil.rmtree(start)
     with StepBar("pretraining on public text") as bar:
-        scenario = prepare(start, bar.update)
+        scenario = prepare(start, bar)
     _run(scenario, output, False, overwrite, workers)
 
 
 def _run(
-    scenario: Scenario, output: Path, resume: bool, overwrite: bool, workers: int | None
+    scenario: Scenario,
+    output: Path,
+    resume: bool,
+    overwrite: bool,
+    workers: int | None,
+    ledgers: Path | None = None,
+    anyway: bool = False,
+    track: tuple[str, ...] = (),
 ) -> None:
-    """Simulate, in one process or in several, then write the report and tell what came out."""
+    """Simulate in one process or in several, then write the report and print a summary."""
     from pfl_lm.cli.progress import summarise
-    from pfl_lm.ranks import launch, launched
+    from pfl_lm.distributed import ALONE
+    from pfl_lm.distributed.processes import launch
+    from pfl_lm.distributed.torchrun import join, launched
     from pfl_lm.report.page import write_report
-    from pfl_lm.runs import RunFolder
+    from pfl_lm.run.folder import RunFolder
 
     if launched():
         if workers is not None:
             raise ValueError("torchrun has started the processes already; leave --workers out")
-        if not _work(scenario, output, resume, overwrite):
-            return  # the first rank reports
+        with join() as ranks:
+            _work(ranks, scenario, output, resume, overwrite, ledgers, anyway, track)
+        if not ranks.is_first:
+            return  # rank 0 reports
     else:
         count = workers or _workers(scenario)
         if count == 1:
-            _work(scenario, output, resume, overwrite)
+            _work(ALONE, scenario, output, resume, overwrite, ledgers, anyway, track)
         else:
-            launch(count, _work, scenario, output, resume, overwrite)
+            launch(count, _work, scenario, output, resume, overwrite, ledgers, anyway, track)
     summarise(RunFolder.open(output), write_report(output))
 
 
-def _work(scenario: Scenario, output: Path, resume: bool, overwrite: bool) -> bool:
-    """Simulate as one of the processes, or alone; return whether this is the first one."""
+def _work(
+    ranks: Ranks,
+    scenario: Scenario,
+    output: Path,
+    resume: bool,
+    overwrite: bool,
+    ledgers: Path | None,
+    anyway: bool,
+    track: tuple[str, ...],
+) -> None:
+    """Simulate as one of the processes, or alone; rank 0 shows how far the run is."""
+    from pfl_lm.cli.errors import write_anything
     from pfl_lm.cli.progress import RunScreen
-    from pfl_lm.machine import tune
-    from pfl_lm.ranks import join
-    from pfl_lm.runs import RunFolder
-    from pfl_lm.simulate import simulate
+    from pfl_lm.interop.tff_sum import external_aggregator
+    from pfl_lm.interop.tracking import tracked
+    from pfl_lm.native.tuning import tune
+    from pfl_lm.run.look import foresee, judge
+    from pfl_lm.run.simulate import simulate
 
+    write_anything()
     # One thread, whatever the number of processes: threads split sums, and so change their bits.
     tune(None if "OMP_NUM_THREADS" in os.environ else 1)
-    screen = RunScreen(scenario.description or output.name)
-    with join() as ranks, screen if ranks.is_first else nullcontext():
-        if ranks.restarted and RunFolder(output).manifest_path.exists():
-            resume, overwrite = True, False
-        simulate(scenario, output, screen, resume, overwrite, ranks)
-        return ranks.is_first
+    external = external_aggregator(scenario.aggregator)
+    screen = RunScreen(scenario.description or f"run {output.name}")
+    names = track if ranks.is_first else ()
+    with (
+        screen if ranks.is_first else nullcontext(),
+        tracked(names, output, screen) as listener,
+    ):
+        simulate(
+            scenario,
+            output,
+            listener,
+            resume,
+            overwrite,
+            ranks,
+            external,
+            ledgers,
+            before=lambda context: judge(foresee(context), anyway, screen.say),
+        )
 
 
 def _workers(scenario: Scenario) -> int:

@@ -1,4 +1,4 @@
-"""`pfl-lm pretrain`: a first model from public text."""
+"""`pfl-lm pretrain`: train a first model on public text."""
 
 from __future__ import annotations
 
@@ -7,27 +7,53 @@ from typing import Annotated
 
 import typer
 
+from pfl_lm.cli.outputs import destination
+from pfl_lm.cli.recipes import Settings, read
+
 
 def pretrain(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="simulations/pretrain_*.toml")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Model file to write.")],
+    recipe: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RECIPE",
+            help="A pretraining file, or the name of a shipped one, such as pretrain_30k.",
+        ),
+    ],
+    output: Annotated[Path, destination("Model file to write.")],
+    resume: Annotated[
+        bool, typer.Option(help="Continue an interrupted training from OUTPUT.checkpoint.")
+    ] = False,
+    settings: Settings = None,
 ) -> None:
     """Train a first model centrally, on public text.
 
-    A scenario starts from the file with `start = "…"`. Trained on private text (text_is =
-    "private"), the model is a ceiling to compare with: it has no guarantee and says so.
+    A scenario starts from the model file with `start = "…"`. A recipe may also train on private
+    text (`text_is = "private"`): such a model is a ceiling to compare with, has no privacy
+    guarantee, and says so.
+
+    A checkpoint is written every minute and when training is interrupted. The model that
+    `--resume` ends with has the same bytes as one that was trained without a break.
     """
-    from pfl_lm.central import Pretraining
-    from pfl_lm.central import pretrain as train
     from pfl_lm.cli.progress import StepBar
-    from pfl_lm.machine import tune
-    from pfl_lm.model_file import save_model
-    from pfl_lm.recipes import load
+    from pfl_lm.models.file import save_model
+    from pfl_lm.native.tuning import tune
+    from pfl_lm.run.pretrain import Pretraining
+    from pfl_lm.run.pretrain import pretrain as train
+    from pfl_lm.run.pretrain_checkpoint import PretrainCheckpoint
 
     tune()
     if output.exists():
         raise ValueError(f"--output {output} exists already; remove it or choose another name")
-    with StepBar(f"pretraining {recipe.stem}") as bar:
-        model = train(load(Pretraining, recipe), bar.update)
+    chosen = read(Pretraining, recipe, settings)
+    checkpoint = PretrainCheckpoint.beside(output, resume)
+    try:
+        with StepBar(f"pretraining {recipe.stem}") as bar:
+            model = train(chosen, bar, checkpoint)
+    except KeyboardInterrupt:
+        if checkpoint.path.exists():
+            kept = f"{checkpoint.path} keeps the training so far"
+            typer.echo(f"{kept}; repeat the command with --resume to continue", err=True)
+        raise
     save_model(output, model)
+    checkpoint.erase()
     typer.echo(f"wrote {output} ({output.stat().st_size / 1e6:.1f} MB)")

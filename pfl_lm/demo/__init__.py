@@ -6,26 +6,26 @@ those who wrote it then teach it theirs, under a policy of ε = 2.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from pfl_lm.central import Pretraining, pretrain
-from pfl_lm.language.synthetic import write_public_store
-from pfl_lm.model_file import save_model
+from pfl_lm.models.file import save_model
 from pfl_lm.recipes import load
-from pfl_lm.scenario import Scenario
-from pfl_lm.world import invented
+from pfl_lm.run.pretrain import Pretraining, pretrain
+from pfl_lm.run.progress import ProgressListener
+from pfl_lm.run.scenario import Scenario
+from pfl_lm.run.setup import invented
+from pfl_lm.text.synthetic.population import write_public_store
 
 RECIPE = Path(__file__).parent / "scenario.toml"
 
 
-def prepare(folder: Path, watch: Callable[[int, int, float], None]) -> Scenario:
+def prepare(folder: Path, listener: ProgressListener) -> Scenario:
     """Write the demonstration's public text and first model; return the scenario to run.
 
     Args:
         folder: where tokenizer, public text and ``start.pt`` go; it must not exist.
-        watch: follows the pretraining: (step, steps, loss).
+        listener: follows the pretraining.
     """
     scenario = load(Scenario, RECIPE)
     tokenizer, population = invented(scenario)
@@ -41,5 +41,5 @@ def prepare(folder: Path, watch: Callable[[int, int, float], None]) -> Scenario:
         learning_rate=5e-3,
         candidates=512,
     )
-    save_model(folder / "start.pt", pretrain(recipe, watch))
+    save_model(folder / "start.pt", pretrain(recipe, listener))
     return replace(scenario, start=(folder / "start.pt").resolve())

@@ -1,7 +1,7 @@
 """How a device trains, and the minibatches of K devices that follow, side by side.
 
 Devices are taken in the order of their number of steps, most first; the ones still at work in a
-step are then a leading stretch of every (K, …) tensor.
+step are then a leading slice of every (K, …) tensor.
 
 Legend: K devices, A ≤ K at work in a step, B windows of a batch, T target tokens of a window.
 """
@@ -16,9 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pfl_lm.devices.local_losses import LOSSES, LossName
 from pfl_lm.streams import stream
+from pfl_lm.validate import above_zero_in_unit, at_least, one_of, positive
 
 PAD = 0
+MethodName = Literal["backpropagation", "zeroth_order", "forward_only"]
 
 
 @dataclass(frozen=True)
@@ -26,25 +29,30 @@ class LocalTraining:
     """How a device trains in one round.
 
     Args:
-        learning_rate: of plain SGD; ``decay`` multiplies it after each local step.
+        learning_rate: of a device's plain SGD.
         batch_size: windows of a minibatch.
-        epochs: passes over the device's windows; or ``steps``: local steps. Exactly one.
+        epochs: passes over the device's windows; state either these or ``steps``.
+        steps: local steps, whatever the length of the text, instead of ``epochs``.
+        decay: factor on the learning rate after each local step.
         gradient_clip: ℓ2 bound on each step's gradient over the payload; None: no bound.
         window: target tokens of a window.
         max_tokens: target tokens of one device that count in a round; None: all.
+        full_weight_tokens: a device with fewer target tokens of its own has its update multiplied
+            by tokens / full_weight_tokens before the clip (:func:`token_weight`). None: every
+            update counts whole.
         loss: ``"softmax"`` (exact over the vocabulary; over the round's rows, importance
             weighted, when the payload holds only some), ``"sampled"`` or ``"nce"``.
         negatives: candidates of a step, shared by all devices; for ``sampled`` and ``nce``.
         precision: ``"bfloat16"`` makes the products with matrices, and the exact softmax's, in
             bfloat16; weights, updates and everything between stay float32. Faster only where
-            the processor has it (``machine.has_bfloat16``).
+            the processor has it.
         weight_bits: 8, 4 or 1: the device holds matrices and word tables in so many bits; what
             travels stays float32 (``language/low_bit``). None: everything is float32.
         activations: what a step holds on to until its backward pass. ``"kept"``: all of it.
-            ``"recomputed"``: the state at every ``stretch`` words (of a transformer: every
+            ``"recomputed"``: the state at every ``segment_length`` words (of a transformer: every
             block's input), the rest is made again; the same gradient. ``"truncated"``: nothing
-            beyond a stretch: gradients reach no further back (recurrent models only).
-        stretch: words.
+            beyond a segment: gradients reach no further back (recurrent models only).
+        segment_length: words between two states that are kept, or that gradients reach back.
         method: ``"backpropagation"``, or ``"zeroth_order"`` (``devices/zeroth_order``): two
             losses a step along one of the payload's directions, at the memory of predicting.
             ``"forward_only"`` (``devices/forward_only``): the error goes in again at the front.
@@ -63,49 +71,75 @@ class LocalTraining:
     gradient_clip: float | None = None
     window: int = 20
     max_tokens: int | None = None
-    loss: Literal["softmax", "sampled", "nce"] = "softmax"
+    full_weight_tokens: int | None = None
+    loss: LossName = "softmax"
     negatives: int = 512
     precision: Literal["float32", "bfloat16"] = "float32"
     activations: Literal["kept", "recomputed", "truncated"] = "kept"
-    stretch: int = 5
+    segment_length: int = 5
     weight_bits: Literal[1, 4, 8] | None = None
-    method: Literal["backpropagation", "zeroth_order", "forward_only"] = "backpropagation"
+    method: MethodName = "backpropagation"
     perturbation: float = 1e-3
     modulation: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate = {self.learning_rate}: must be positive")
+        positive(learning_rate=self.learning_rate)
         if (self.epochs is None) == (self.steps is None):
             raise ValueError("state either epochs or steps of local training, not both")
-        for field in (
-            "batch_size",
-            "epochs",
-            "steps",
-            "window",
-            "max_tokens",
-            "negatives",
-            "stretch",
-        ):
-            value = getattr(self, field)
-            if value is not None and value < 1:
-                raise ValueError(f"{field} = {value}: must be at least 1")
-        if not 0 < self.decay <= 1:
-            raise ValueError(f"decay = {self.decay}: must be above 0 and at most 1")
-        if self.gradient_clip is not None and not self.gradient_clip > 0:
-            raise ValueError(f"gradient_clip = {self.gradient_clip}: must be positive, or left out")
-        for field in ("perturbation", "modulation"):
-            if not getattr(self, field) > 0:
-                raise ValueError(f"{field} = {getattr(self, field)}: must be positive")
-        if self.loss not in ("softmax", "sampled", "nce"):
-            raise ValueError(f'loss = {self.loss!r}: must be "softmax", "sampled" or "nce"')
-        if self.precision not in ("float32", "bfloat16"):
-            raise ValueError(f'precision = {self.precision!r}: must be "float32" or "bfloat16"')
+        at_least(
+            1,
+            batch_size=self.batch_size,
+            epochs=self.epochs,
+            steps=self.steps,
+            window=self.window,
+            max_tokens=self.max_tokens,
+            full_weight_tokens=self.full_weight_tokens,
+            negatives=self.negatives,
+            segment_length=self.segment_length,
+        )
+        above_zero_in_unit(decay=self.decay)
+        positive(
+            gradient_clip=self.gradient_clip,
+            perturbation=self.perturbation,
+            modulation=self.modulation,
+        )
+        one_of(LOSSES, loss=self.loss)
+        one_of(("float32", "bfloat16"), precision=self.precision)
+
+    @property
+    def along_directions(self) -> bool:
+        """Whether an update is one coefficient for each of the payload's directions."""
+        return self.method == "zeroth_order"
 
     @property
     def dtype(self) -> torch.dtype:
         """Of the large products."""
         return torch.bfloat16 if self.precision == "bfloat16" else torch.float32
+
+
+def token_weight(windows: np.ndarray, training: LocalTraining) -> float:
+    """Return the factor in (0, 1] on a device's update; 1 for a device without a target.
+
+    An unweighted mean gives a device with 5 words the weight of one with 400, although its update
+    rests on less text.
+
+    Args:
+        windows: int64[n, T + 1], a device's text, padded with 0.
+
+    Guarantees:
+        The sensitivity of the sum stays ``clip_norm``. The factor c ≤ 1 belongs to the update that
+        is clipped: what a device adds is clip(c u), of norm at most ``clip_norm`` whatever c and u
+        are, and depends on no other device; the divisor stays the report goal, a public constant.
+        (A weight applied AFTER the clip, or a mean divided by the sum of weights, would need its
+        own bound.) So a device's count of tokens is protected as its words are.
+
+    Source: weights min(n / n_max, 1) in private federated learning, McMahan et al. 2018
+    (arXiv:1710.06963), section 2; there outside of the clip, with its bound on the weight.
+    """
+    if training.full_weight_tokens is None:
+        return 1.0
+    tokens = int((_cap(windows, training.max_tokens)[:, 1:] != PAD).sum())
+    return min(1.0, tokens / training.full_weight_tokens) if tokens else 1.0
 
 
 class Batch(NamedTuple):

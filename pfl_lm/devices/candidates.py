@@ -1,8 +1,8 @@
-"""The sampled softmax over candidates in compiled loops, for K devices at once.
+"""The sampled softmax over candidates in C, for K devices at once.
 
 The same losses and gradients as ``output`` has in torch, to float32's rounding; the gradients of
-rows go straight into what collects them. Taken for float32 on the processor where the loops compile
-(``pfl_lm/native/candidates.c``) and there is a device for every thread.
+rows go straight into what collects them. Used for float32 on the CPU if
+``pfl_lm/native/candidates.c`` compiles and there is a device for every thread.
 
 Legend: K devices, N rows of a device, P width, V words, k rows of the payload, C candidates.
 """
@@ -10,44 +10,23 @@ Legend: K devices, N rows of a device, P width, V words, k rows of the payload, 
 from __future__ import annotations
 
 import ctypes
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pfl_lm import native
 from pfl_lm.devices.tables import Table
-from pfl_lm.language import compiled
-from pfl_lm.language.losses import Candidates
-from pfl_lm.native import threads
+from pfl_lm.models.compiled import layer as compiled
+from pfl_lm.models.losses import Candidates
+from pfl_lm.native import bindings
+from pfl_lm.native.parallel import run_parallel
 
 
-class _Table(ctypes.Structure):
-    """``table`` in candidates.c."""
-
-    _fields_ = (
-        ("width", ctypes.c_long),
-        *((name, ctypes.c_void_p) for name in ("frozen", "now", "into")),
-        *((name, ctypes.c_long) for name in ("now_apart", "into_apart")),
-        ("slots", ctypes.c_void_p),
-    )
-
-
-class _Candidates(ctypes.Structure):
-    """``candidates`` in candidates.c."""
-
-    _fields_ = (
-        *((name, ctypes.c_long) for name in ("rows", "count", "width")),
-        *((name, _Table) for name in ("scoring", "bias")),
-        *((n, ctypes.c_void_p) for n in ("vectors", "targets", "weight", "words", "log_weight")),
-        ("rate", ctypes.c_float),
-        *((name, ctypes.c_void_p) for name in ("loss", "gradient")),
-    )
-
-
-def suits(vectors: Tensor, *tables: Table | None) -> bool:
-    """Whether the compiled loops may work on these tensors."""
-    held = [x for table in tables if table for x in (table.frozen, table.now, table.into)]
-    return compiled.suits("candidates", vectors, *held)
+def supports(vectors: Tensor, *tables: Table | None) -> bool:
+    """Whether the kernel takes these tensors."""
+    held = [x for table in tables if table for x in (table.frozen, table.now, table.grad_out)]
+    return compiled.supports("candidates", vectors, *held)
 
 
 def contrast(
@@ -58,6 +37,7 @@ def contrast(
     bias: Table | None,
     rate: float,
     candidates: Candidates,
+    centre: tuple[Tensor, Tensor | None] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return losses (K, N) and the gradient by the vectors (K, N, P); add the rows' own.
 
@@ -65,39 +45,45 @@ def contrast(
         vectors: (K, N, P); targets: int64 (K, N); weight: (K, N).
         table, bias: the output rows; ``rate`` times their gradient is added to them.
         candidates: their words ascending.
+        centre: the candidates' rows (K, C, P) and biases (K, C) from which those in ``table`` and
+            ``bias`` have been moved; candidates are scored as moved by their ``inclusion`` of it.
     """
     vectors, targets, weight = vectors.contiguous(), targets.contiguous(), weight.contiguous()
     words, log_weight = map(torch.from_numpy, (candidates.words, candidates.log_weight))
     loss, gradient = torch.empty_like(weight), torch.empty_like(vectors)
-    task = _Candidates(vectors.shape[1], len(words), vectors.shape[2], rate=rate)
+    task = bindings.Candidates(vectors.shape[1], len(words), vectors.shape[2], rate=rate)
     task.scoring = _describe(table)
     if bias is not None:
         task.bias = _describe(bias)
     held = {"vectors": vectors, "targets": targets, "weight": weight, "words": words}
     held |= {"log_weight": log_weight, "loss": loss, "gradient": gradient}
+    if candidates.inclusion is not None:
+        held["inclusion"] = torch.from_numpy(candidates.inclusion)
+    if centre is not None:
+        rows, biases = centre
+        held |= {"centre": rows} | ({} if biases is None else {"centre_bias": biases})
     for name, tensor in held.items():
         setattr(task, name, tensor.data_ptr())
-    loops = native.functions("candidates", slopes_size=(ctypes.c_long,) * 3)
-    assert loops is not None
+    library: Any = native.load("candidates")
 
     def call(first: int, end: int) -> int:
-        slopes = vectors.new_empty(loops.slopes_size(task.rows, task.count))
+        slopes = vectors.new_empty(library.slopes_size(task.rows, task.count))
         room = ctypes.c_void_p(slopes.data_ptr())
-        found: int = loops.contrast_candidates(ctypes.byref(task), room, first, end)
-        return found
+        count: int = library.contrast_candidates(ctypes.byref(task), room, first, end)
+        return count
 
-    threads.over(len(vectors), call)
+    run_parallel(len(vectors), call)
     return loss, gradient
 
 
-def _describe(table: Table) -> _Table:
+def _describe(table: Table) -> bindings.Table:
     width = table.frozen[0].numel()
-    now, into = table.now, table.into
-    found = _Table(width, table.frozen.data_ptr())
+    now, grad_out = table.now, table.grad_out
+    described = bindings.Table(width, table.frozen.data_ptr())
     if now is not None:
-        found.now, found.now_apart = now.data_ptr(), now.stride(0)
-    if into is not None:
-        found.into, found.into_apart = into.data_ptr(), into.stride(0)
+        described.now, described.now_device_stride = now.data_ptr(), now.stride(0)
+    if grad_out is not None:
+        described.into, described.into_device_stride = grad_out.data_ptr(), grad_out.stride(0)
     if table.slots is not None:
-        found.slots = table.slots.data_ptr()
-    return found
+        described.slots = table.slots.data_ptr()
+    return described

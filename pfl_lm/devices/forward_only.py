@@ -32,11 +32,11 @@ from torch import Tensor
 
 from pfl_lm.devices import output
 from pfl_lm.devices.batches import Batch, Schedule
-from pfl_lm.devices.report import Trace
 from pfl_lm.devices.tables import Table, slots_of
 from pfl_lm.devices.task import Task
-from pfl_lm.language import dense, recurrent, residual, transformer
-from pfl_lm.language.models import ModelSpec, hidden, roles
+from pfl_lm.devices.trace import Trace
+from pfl_lm.models import dense, recurrent, side_branch, transformer
+from pfl_lm.models.models import ModelSpec, body_of, hidden, roles
 from pfl_lm.streams import stream
 
 Weights = dict[str, Tensor]
@@ -46,7 +46,7 @@ def train_forward_only(
     task: Task, windows: Sequence[np.ndarray], users: Sequence[int]
 ) -> tuple[np.ndarray, list[Trace]]:
     """Train each device by forward passes; arguments and results are those of ``train``."""
-    if task.spec.kind == "module":
+    if not (body_of(task.spec).steps_words or body_of(task.spec).in_blocks):
         raise ValueError('method = "forward_only" watches dense layers, which a module hides')
     step, values, training = _Step(task), task.values, task.training
     updates, traces = [], []
@@ -113,7 +113,7 @@ class _Step:
         recurrent model takes them side by side, and holds one word's.
         """
         windows = batch.inputs.shape[1]
-        width = 1 if self.spec.kind == "transformer" else max(1, windows)
+        width = 1 if body_of(self.spec).in_blocks else max(1, windows)
         for start in range(0, windows, width):
             yield Batch(*(part[:, start : start + width].contiguous() for part in batch))
 
@@ -136,8 +136,8 @@ class _Step:
     def _passes(
         self, weights: Weights, embedded: Tensor, batch: Batch
     ) -> Iterator[tuple[Tensor, tuple[Tensor, Tensor]]]:
-        """Yield hidden vectors (1, N, P) with targets and weights (1, N), a stretch at a time."""
-        if self.spec.kind == "transformer":
+        """Yield hidden vectors (1, N, P) with targets and weights (1, N), a segment at a time."""
+        if body_of(self.spec).in_blocks:
             vectors = hidden(self.spec, weights, embedded)
             yield vectors.flatten(1, 2), (batch.targets.flatten(1), batch.weight.flatten(1))
             return
@@ -146,7 +146,7 @@ class _Step:
 
     def _joined(self, error: list[Tensor], batch: Batch) -> Tensor:
         """Lay the projected errors out as the words lie: (1, B, T, D)."""
-        if self.spec.kind == "transformer":
+        if body_of(self.spec).in_blocks:
             return error[0].view(*batch.inputs.shape, -1)
         return torch.stack(error, 2)
 
@@ -162,7 +162,7 @@ class _Step:
             _add_moves(layer, name, y[:, :half] - y[:, half:], x[:, half:], sums)
             return y
 
-        if self.spec.kind == "transformer":
+        if body_of(self.spec).in_blocks:
             transformer.hidden(self.spec, weights, both, watched)
         else:
             for _ in _words(self.spec, weights, both, watched):
@@ -180,7 +180,7 @@ def _words(
     for t in range(embedded.shape[2]):
         word = embedded[:, :, t]
         vectors, state = recurrent.step(spec, weights, word, state, linear)
-        yield residual.add(spec, weights, vectors, word)
+        yield side_branch.add(spec, weights, vectors, word)
 
 
 def _add_moves(layer: dense.Dense, name: str, difference: Tensor, x: Tensor, sums: Weights) -> None:
@@ -193,7 +193,7 @@ def _add_moves(layer: dense.Dense, name: str, difference: Tensor, x: Tensor, sum
     if not any(needs):
         return
     inner = None if layer.a is None else dense.times(x, layer.a).mul_(layer.scale)
-    found = layer.gradients(difference, layer.inner_gradient(difference), x, inner, needs)
-    for travels, move in zip(names, found, strict=True):
+    gradients = layer.gradients(difference, layer.inner_gradient(difference), x, inner, needs)
+    for travels, move in zip(names, gradients, strict=True):
         if move is not None and travels in sums:
             sums[travels].add_(move)

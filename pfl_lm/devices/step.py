@@ -16,15 +16,16 @@ from pfl_lm.devices import output
 from pfl_lm.devices.batches import Batch
 from pfl_lm.devices.tables import Table, slots_of
 from pfl_lm.devices.task import Task
-from pfl_lm.language import dense, low_bit
-from pfl_lm.language.lora import is_layer
-from pfl_lm.language.models import hidden, roles
+from pfl_lm.models import dense
+from pfl_lm.models import quantised as low_bit
+from pfl_lm.models.lora import is_layer
+from pfl_lm.models.models import hidden, roles
 
 Weights = dict[str, Tensor]
 
 
-class Held(NamedTuple):
-    """What the devices hold in a step, and where its gradient goes."""
+class StepTensors(NamedTuple):
+    """What the devices read in a step, and where its gradients are added."""
 
     embedding: Table
     output: Table
@@ -34,21 +35,23 @@ class Held(NamedTuple):
 
     def read(self, batch: Batch) -> Tensor:
         """Return the batch's embedded words (A, B, T, D)."""
-        return self.embedding.read(batch.inputs).requires_grad_(self.embedding.into is not None)
+        return self.embedding.read(batch.inputs).requires_grad_(self.embedding.grad_out is not None)
 
-    def aim(self, rate: float) -> None:
+    def route_gradients(self, rate: float) -> None:
         """Let layers that can add ``rate`` times their gradients to ``sums`` as they make them."""
         for name, leaf in self.leaves.items():
             if leaf.dtype == self.sums[name].dtype:
-                dense.descend(leaf, self.sums[name], rate)
+                dense.route_gradient(leaf, self.sums[name], rate)
 
-    def descend(self, batch: Batch, gradients: Sequence[Tensor | None], rate: float) -> None:
+    def apply_gradients(
+        self, batch: Batch, gradients: Sequence[Tensor | None], rate: float
+    ) -> None:
         """Add ``rate`` times the gradients by ``leaves``, and by the embedded words if there."""
         for name, gradient in zip(self.leaves, gradients, strict=False):
             if gradient is not None:
                 self.sums[name].add_(gradient, alpha=rate)
         words = gradients[len(self.leaves)] if len(gradients) > len(self.leaves) else None
-        if words is not None and self.embedding.into is not None:
+        if words is not None and self.embedding.grad_out is not None:
             self.embedding.add(batch.inputs, words, rate)
 
 
@@ -93,66 +96,66 @@ class Step:
         are collected first, since the bound is on their common norm.
         """
         if self.gradient_clip is None and self.in_place:
-            return self._add_gradient(batch, self._hold(now, trained), -rate, candidates)
+            return self._add_gradient(batch, self._tensors(now, trained), -rate, candidates)
         gradient = torch.zeros_like(trained)
-        loss = self._add_gradient(batch, self._hold(now, gradient), 1.0, candidates)
+        loss = self._add_gradient(batch, self._tensors(now, gradient), 1.0, candidates)
         if self.gradient_clip is not None:
             norm = torch.linalg.vector_norm(gradient, dim=1, keepdim=True)
             gradient.mul_((self.gradient_clip / norm).clamp_max(1.0))
         trained.sub_(gradient, alpha=rate)
         return loss
 
-    def _hold(self, now: Tensor, into: Tensor) -> Held:
+    def _tensors(self, now: Tensor, grad_out: Tensor) -> StepTensors:
         """Lay out what the devices hold, (A, d), and where gradients are added, (A, d).
 
-        ``into`` may share memory with ``now``: whatever a gradient is computed from is read
-        before the part of ``into`` that holds it is written.
+        ``grad_out`` may share memory with ``now``: whatever a gradient is computed from is read
+        before the part of ``grad_out`` that holds it is written.
         """
-        held, sums = self.payload.views(now), self.payload.views(into)
+        held, sums = self.payload.views(now), self.payload.views(grad_out)
 
         def table(name: str) -> Table:
             return Table(self.parameters, held, sums, name, self.slots)
 
-        # `.data`: the views share memory with `into`, which autograd would take for an error.
+        # `.data`: the views share memory with `grad_out`, which autograd would take for an error.
         leaves = {
             name: self.used(name, held[name].data).to(precision).requires_grad_()
             for name, precision in self.precision.items()
             if name in held
         }
         bias = table("output_bias") if self.spec.output_bias else None
-        return Held(table("embedding"), table(self.spec.output_table), bias, leaves, sums)
+        return StepTensors(table("embedding"), table(self.spec.output_table), bias, leaves, sums)
 
     def _add_gradient(
-        self, batch: Batch, held: Held, rate: float, candidates: output.Candidates | None
+        self, batch: Batch, tensors: StepTensors, rate: float, candidates: output.Candidates | None
     ) -> Tensor:
-        """Add ``rate`` · gradient to ``held.sums``; return losses (A, B, T)."""
-        embedded = held.read(batch)
-        held.aim(rate)
-        vectors = hidden(self.spec, self.frozen | held.leaves, embedded)  # (A, B, T, P)
-        loss, d_vectors = self._score(vectors, batch, held, rate, candidates)
-        wanted = [*held.leaves.values(), *([embedded] if embedded.requires_grad else [])]
+        """Add ``rate`` · gradient to ``tensors.sums``; return losses (A, B, T)."""
+        embedded = tensors.read(batch)
+        tensors.route_gradients(rate)
+        vectors = hidden(self.spec, self.frozen | tensors.leaves, embedded)  # (A, B, T, P)
+        loss, d_vectors = self._score(vectors, batch, tensors, rate, candidates)
+        wanted = [*tensors.leaves.values(), *([embedded] if embedded.requires_grad else [])]
         gradients = torch.autograd.grad(vectors, wanted, d_vectors, allow_unused=True)
-        held.descend(batch, gradients, rate)
+        tensors.apply_gradients(batch, gradients, rate)
         return loss
 
     def _score(
         self,
         vectors: Tensor,
         batch: Batch,
-        held: Held,
+        tensors: StepTensors,
         rate: float,
         candidates: output.Candidates | None,
     ) -> tuple[Tensor, Tensor]:
         """Return losses (A, B, T) and their gradient by the vectors (A, B, T, P).
 
-        The output rows' own gradient is added to ``held.sums``.
+        The output rows' own gradient is added to ``tensors.sums``.
         """
         loss, d_vectors = self.objective(
             vectors.detach().flatten(1, 2),
             batch.targets.flatten(1),
             batch.weight.flatten(1),
-            held.output,
-            held.bias,
+            tensors.output,
+            tensors.bias,
             rate,
             candidates,
         )

@@ -34,7 +34,7 @@ class Table:
         name: str,
         slots: Tensor | None,
     ) -> None:
-        self.frozen, self.now, self.into = parameters[name], held.get(name), sums.get(name)
+        self.frozen, self.now, self.grad_out = parameters[name], held.get(name), sums.get(name)
         self.slots = slots
 
     def read(self, words: Tensor) -> Tensor:
@@ -59,23 +59,23 @@ class Table:
 
     def add(self, words: Tensor, gradient: Tensor, rate: float) -> None:
         """Add ``rate`` · gradient (K, …, P) to the rows of each device's own words (K, …)."""
-        if self.into is None:
+        if self.grad_out is None:
             return
-        for into, own, rows in zip(self.into, words, gradient, strict=False):
+        for grad_out, own, rows in zip(self.grad_out, words, gradient, strict=False):
             own, rows = own.reshape(-1), rows.reshape(own.numel(), *self.frozen.shape[1:])
             slot = own if self.slots is None else self.slots[own]
             if self.slots is not None:
                 inside = slot >= 0
                 slot, rows = slot[inside], rows[inside]
-            into.index_add_(0, slot, rows, alpha=rate)
+            grad_out.index_add_(0, slot, rows, alpha=rate)
 
     def add_columns(self, words: Tensor, gradient: Tensor, rate: float) -> None:
         """Add ``rate`` · gradient (K, C, P) to the rows of C distinct words of the payload."""
-        if self.into is None:
+        if self.grad_out is None:
             return
         slot = words if self.slots is None else self.slots[words]
-        for into, rows in zip(self.into, gradient, strict=False):
-            into.index_add_(0, slot, rows, alpha=rate)
+        for grad_out, rows in zip(self.grad_out, gradient, strict=False):
+            grad_out.index_add_(0, slot, rows, alpha=rate)
 
 
 def slots_of(rows: Tensor | None, vocabulary_size: int) -> Tensor | None:

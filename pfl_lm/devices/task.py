@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from pfl_lm.devices.batches import LocalTraining
-from pfl_lm.language.models import ModelSpec, Parameters
-from pfl_lm.payload import Payload
+from pfl_lm.models.models import ModelSpec, Parameters
+from pfl_lm.payload.layout import Payload
 
 
 @dataclass(frozen=True)

@@ -10,26 +10,28 @@ window, N = B · T rows of a device, P width of hidden vectors, C candidates, d 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pfl_lm.devices.batches import Batch, LocalTraining, Schedule
+from pfl_lm.devices.batches import Batch, LocalTraining, MethodName, Schedule, token_weight
 from pfl_lm.devices.forward_only import train_forward_only
-from pfl_lm.devices.report import Trace
-from pfl_lm.devices.stretches import step_kind
+from pfl_lm.devices.local_losses import LOSSES
+from pfl_lm.devices.segmented import step_kind
 from pfl_lm.devices.task import Task
+from pfl_lm.devices.trace import Trace
 from pfl_lm.devices.zeroth_order import train_zeroth_order
-from pfl_lm.language import low_bit
-from pfl_lm.language.models import ModelSpec, roles
-from pfl_lm.payload import Payload
+from pfl_lm.models import quantised as low_bit
+from pfl_lm.models.models import ModelSpec, body_of, roles
+from pfl_lm.payload.layout import Payload
 
 UNK = 1
 CACHE_BYTES = 16 << 20  # of the devices' own values that are stepped together
 Weights = dict[str, Tensor]
+Method = Callable[[Task, Sequence[np.ndarray], Sequence[int]], tuple[np.ndarray, list[Trace]]]
 
 
 def train(
@@ -42,18 +44,37 @@ def train(
         users: whose devices; a user's number names the stream of the order of examples.
 
     Returns:
-        Updates float32[K, d] in the order of ``windows``, 0 for a device without a target; and
-        what a simulation may record of each device.
+        Updates float32[K, d] in the order of ``windows``, 0 for a device without a target, each
+        times its :func:`token_weight`; and what a simulation may record of each device.
     """
+    updates, traces = _trained(task, windows, users)
+    if task.training.full_weight_tokens is None:
+        return updates, traces
+    weights = [token_weight(own, task.training) for own in windows]
+    updates *= np.asarray(weights, np.float32)[:, None]
+    return updates, [
+        replace(trace, update_norm=trace.update_norm * weight)
+        for trace, weight in zip(traces, weights, strict=True)
+    ]
+
+
+def _trained(
+    task: Task, windows: Sequence[np.ndarray], users: Sequence[int]
+) -> tuple[np.ndarray, list[Trace]]:
+    """Train K devices; arguments and results are those of :func:`train`, unweighted."""
     words, training = [_outside(own, task.payload) for own in windows], task.training
     if training.weight_bits is not None:
         rounded = low_bit.round_model(task.parameters, roles(task.spec), training.weight_bits)
         task = replace(task, parameters=rounded)
-    if training.method == "zeroth_order":
-        return train_zeroth_order(task, words, users)
-    if training.method == "forward_only":
-        return train_forward_only(task, words, users)
-    schedule = Schedule(words, training, task.seed, task.round, users)
+    return METHODS[training.method](task, words, users)
+
+
+def _backpropagate(
+    task: Task, windows: Sequence[np.ndarray], users: Sequence[int]
+) -> tuple[np.ndarray, list[Trace]]:
+    """Train K devices by gradients; arguments and results are those of :func:`train`."""
+    training = task.training
+    schedule = Schedule(windows, training, task.seed, task.round, users)
     processor = task.parameters["embedding"].device
     received = torch.as_tensor(task.values, device=processor)
     now = received.expand(len(windows), -1)  # equal rows until the first step: products are shared
@@ -64,10 +85,10 @@ def train(
         active = len(batch.inputs)
         candidates = step.objective.draw(number)
         rate = training.learning_rate * training.decay**number
-        for some in _side_by_side(active, task.payload.dim, alike=now is not trained):
-            part = Batch(*(each[some].to(processor) for each in batch))
-            loss = step(part, now[some], trained[some], rate, candidates)
-            losses[some] += loss.sum((1, 2)).cpu().numpy()
+        for group in _side_by_side(active, task.payload.dim, alike=now is not trained):
+            part = Batch(*(each[group].to(processor) for each in batch))
+            loss = step(part, now[group], trained[group], rate, candidates)
+            losses[group] += loss.sum((1, 2)).cpu().numpy()
         tokens[:active] += batch.weight.count_nonzero((1, 2)).numpy()
         now = trained
     updates = trained.sub_(received)
@@ -79,6 +100,13 @@ def train(
     ]
     in_order = np.array_equal(place, np.arange(len(place)))
     return (updates if in_order else updates[torch.from_numpy(place)]).cpu().numpy(), traces
+
+
+METHODS: dict[MethodName, Method] = {
+    "backpropagation": _backpropagate,
+    "zeroth_order": train_zeroth_order,
+    "forward_only": train_forward_only,
+}
 
 
 def devices_at_once(
@@ -96,13 +124,9 @@ def devices_at_once(
     64 MB: a payload of millions of coordinates shares the first step only.
     """
     rows = training.batch_size * training.window
-    if spec.kind == "transformer":
-        inner = 2 * spec.embedding_dim + spec.feedforward_dim  # as compiled blocks keep it
-    else:
-        inner = 6 * spec.hidden_dim
+    inner = body_of(spec).kept_dim(spec)
     candidates = spec.vocabulary_size if payload.rows is None else len(payload.rows)
-    if training.loss != "softmax":
-        candidates = min(candidates, training.negatives)
+    candidates = LOSSES[training.loss].scored(candidates, training.negatives)
     work = rows * (spec.layers * (inner + 4 * spec.embedding_dim) + 2 * candidates)
     copies = 1 if training.gradient_clip is None else 2
     return max(1, min(16, own_bytes // (4 * copies * payload.whole_dim), work_bytes // (4 * work)))

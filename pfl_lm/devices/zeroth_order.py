@@ -8,7 +8,15 @@ takes the difference of the losses for the slope:
 Nothing of a forward pass is kept, no gradient is stored, and the weights are moved in place: the
 memory of training is that of predicting. What the steps add up to is a coefficient for each
 direction, so those few numbers are the device's whole update. Everybody knows the directions, and
-the server makes them again (``pfl_lm.directions``).
+the server makes them again (``pfl_lm.payload.directions``).
+
+With only some rows in the payload, the slope along u is that of the gradient that ``step`` would
+take: what a candidate's score adds to its row counts π times, π the probability that the row
+travels. A difference of losses cannot be multiplied by π afterwards, since the same coordinate of u
+also moves the row where it is the target or a word that is read. So a candidate's row is moved by
+π · μ u where it is scored (``output.Objective.centre``), and the slope, up to O(μ²), is ⟨g, u⟩ with
+g the gradient of training by gradients. The directions are drawn independently of rows and text
+with E[u uᵀ] = I / n, so E[slope · u] = g / n, and what is proven of g in ``output`` holds of it.
 
 Privacy: the coefficients ARE the payload. The vector of them is clipped and noised like any other
 update, d of them at sensitivity ``clip_norm``, whatever happened between the steps.
@@ -37,13 +45,13 @@ from torch import Tensor
 
 from pfl_lm.devices import output
 from pfl_lm.devices.batches import Batch, Schedule
-from pfl_lm.devices.report import Trace
 from pfl_lm.devices.tables import Table, slots_of
 from pfl_lm.devices.task import Task
-from pfl_lm.directions import Directions
-from pfl_lm.language import dense, recurrent, residual
-from pfl_lm.language.models import hidden, roles
-from pfl_lm.payload import gather
+from pfl_lm.devices.trace import Trace
+from pfl_lm.models import dense, recurrent, side_branch
+from pfl_lm.models.models import body_of, hidden, roles
+from pfl_lm.payload.directions import Directions
+from pfl_lm.payload.layout import gather
 from pfl_lm.streams import stream
 
 
@@ -71,10 +79,11 @@ def train_zeroth_order(
     losses, tokens = np.zeros(len(users)), np.zeros(len(users), np.int64)
     for number, batch in enumerate(schedule):
         candidates = forward.objective.draw(number)
-        found = walk.step(number, len(batch.inputs), forward.at(batch, candidates))
-        here = batch.weight.count_nonzero((1, 2)).numpy()
-        losses[: len(here)] += found * here
-        tokens[: len(here)] += here
+        here = walk.values[: len(batch.inputs)]
+        step_losses = walk.step(number, len(batch.inputs), forward.at(here, batch, candidates))
+        seen = batch.weight.count_nonzero((1, 2)).numpy()
+        losses[: len(seen)] += step_losses * seen
+        tokens[: len(seen)] += seen
     place = np.argsort(schedule.order)  # from the order of work back to the caller's
     coefficients = walk.coefficients[place]
     norms = np.linalg.norm(coefficients, axis=1).tolist()
@@ -137,47 +146,63 @@ class _Forward:
         self.spec, self.parameters, self.payload = spec, parameters, payload
         self.objective = output.Objective(task)
         # Words scored at a time: the fewer, the less memory; over all words it is dear even of one.
-        self._stretch = 1 if self.objective.exact else task.training.stretch
+        self._segment_length = 1 if self.objective.exact else task.training.segment_length
         rows = None if payload.rows is None else torch.from_numpy(payload.rows)
         self._slots = slots_of(rows, spec.vocabulary_size)
         dense = [name for name, role in roles(spec).items() if role.kind != "rows"]
         self._frozen = {name: parameters[name] for name in dense}
 
     def at(
-        self, batch: Batch, candidates: output.Candidates | None
+        self, here: np.ndarray, batch: Batch, candidates: output.Candidates | None
     ) -> Callable[[np.ndarray], np.ndarray]:
-        """Return the batch's mean losses, float64[A], as a function of values float32[A, n]."""
-        return lambda values: self._losses(values, batch, candidates)
+        """Return the batch's mean losses, float64[A], as a function of values float32[A, n].
+
+        Args:
+            here: the values as they are before the step looks to either side of them.
+        """
+        _, table, bias = self._tables(here)
+        centre = self.objective.centre(table, bias, candidates)
+        return lambda values: self._losses(values, batch, candidates, centre)
 
     @torch.no_grad()
     def _losses(
-        self, values: np.ndarray, batch: Batch, candidates: output.Candidates | None
+        self,
+        values: np.ndarray,
+        batch: Batch,
+        candidates: output.Candidates | None,
+        centre: output.Centre | None,
     ) -> np.ndarray:
         held = self.payload.views(torch.from_numpy(values))
-        embedding, table = (
-            Table(self.parameters, held, {}, name, self._slots)
-            for name in ("embedding", self.spec.output_table)
-        )
-        bias = None
-        if self.spec.output_bias:
-            bias = Table(self.parameters, held, {}, "output_bias", self._slots)
+        embedding, table, bias = self._tables(values)
         weights = self._frozen | {n: v for n, v in held.items() if n in self._frozen}
         total = np.zeros(len(values))
         for vectors, targets, weight in self._pieces(weights, embedding, batch):
-            losses, _ = self.objective(vectors, targets, weight, table, bias, 0.0, candidates)
+            losses, _ = self.objective(
+                vectors, targets, weight, table, bias, 0.0, candidates, centre
+            )
             total += (losses * weight).sum(1).numpy()
         return total
+
+    def _tables(self, values: np.ndarray) -> tuple[Table, Table, Table | None]:
+        """Return the embedding, the output rows and their bias as the devices hold them."""
+        held = self.payload.views(torch.from_numpy(values))
+
+        def table(name: str) -> Table:
+            return Table(self.parameters, held, {}, name, self._slots)
+
+        bias = table("output_bias") if self.spec.output_bias else None
+        return table("embedding"), table(self.spec.output_table), bias
 
     def _pieces(
         self, weights: dict[str, Tensor], embedding: Table, batch: Batch
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Yield hidden vectors (A, N, P), targets and weights (A, N), a stretch at a time.
+        """Yield hidden vectors (A, N, P), targets and weights (A, N), a segment at a time.
 
         A recurrent model is stepped word by word, so that one state is all it holds, and scored a
         few words at a time; another sees one window after another, for no window looks into the
         next.
         """
-        if self.spec.kind in ("transformer", "module"):
+        if not body_of(self.spec).steps_words:
             for b in range(batch.inputs.shape[1]):
                 window = Batch(*(part[:, b : b + 1].contiguous() for part in batch))
                 vectors = hidden(self.spec, weights, embedding.read(window.inputs))
@@ -185,15 +210,15 @@ class _Forward:
             return
         layer = cache(lambda name: dense.layer(weights, name, self.spec.lora))
         state = recurrent.zero_state(self.spec, *batch.inputs.shape[:2])
-        for start in range(0, batch.inputs.shape[2], self._stretch):
-            where = slice(start, start + self._stretch)
+        for start in range(0, batch.inputs.shape[2], self._segment_length):
+            where = slice(start, start + self._segment_length)
             words = Batch(*(part[:, :, where].contiguous() for part in batch))
-            found = []
+            outputs = []
             for t in range(words.inputs.shape[2]):
                 embedded = embedding.read(words.inputs[:, :, t].contiguous())  # (A, B, D)
                 vectors, state = recurrent.step(
                     self.spec, weights, embedded, state, lambda name, x: dense.apply(x, layer(name))
                 )
-                found.append(residual.add(self.spec, weights, vectors, embedded))
-            vectors = torch.stack(found, 2).flatten(1, 2)  # (A, B · words, P)
+                outputs.append(side_branch.add(self.spec, weights, vectors, embedded))
+            vectors = torch.stack(outputs, 2).flatten(1, 2)  # (A, B · words, P)
             yield vectors, words.targets.flatten(1), words.weight.flatten(1)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from pfl_lm.dp.discrete import grid_norm, rounded_norm
-from pfl_lm.dp.pmf import Kind, joint_radius, tail_radius
+from pfl_lm.dp.accounting.discrete import grid_norm, rounded_norm
 from pfl_lm.dp.rotation import block_of
+from pfl_lm.dp.sampler.pmf import Kind, joint_radius, tail_radius
+from pfl_lm.validate import at_least, within
 
 WRAP_BITS = 40  # the sum of a round wraps with probability at most 2^-40
 
@@ -26,17 +27,14 @@ class Grid:
     modulus_bits: int  # the ring of the sum is the integers mod 2^modulus_bits
 
     def __post_init__(self) -> None:
-        if self.dim < 1:
-            raise ValueError(f"dim must be at least 1, got {self.dim}")
-        if not 1e-30 <= self.clip_norm < math.inf:
-            raise ValueError(f"clip_norm must be finite and at least 1e-30, got {self.clip_norm}")
+        at_least(1, dim=self.dim)
+        at_least(1e-30, clip_norm=self.clip_norm)
         if not self.grid_steps > 0 or self.grid_steps**2 * self.dim > 2.0**44:
             raise ValueError(
                 f"grid_steps must be positive with grid_steps·√dim ≤ 2^22 (so that float32 holds "
                 f"every rounded coordinate), got {self.grid_steps} at dim {self.dim}"
             )
-        if not 2 <= self.modulus_bits <= 63:
-            raise ValueError(f"modulus_bits must lie in 2..63, got {self.modulus_bits}")
+        within(2, 63, modulus_bits=self.modulus_bits)
 
     @property
     def scale(self) -> float:

@@ -6,10 +6,13 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 
-from pfl_lm.dp.accounting import Spent, spent
-from pfl_lm.dp.calibration import noise_multiplier
-from pfl_lm.dp.discrete import grid_norm
+from pfl_lm.dp.accounting.accountant import PrivacyCost, compose
+from pfl_lm.dp.accounting.calibration import noise_multiplier
+from pfl_lm.dp.accounting.discrete import grid_norm
+from pfl_lm.dp.accounting.streams import stream_sensitivity
+from pfl_lm.dp.events import StreamPlan
 from pfl_lm.dp.policy import Policy, Reviewed
+from pfl_lm.numbers import format_epsilon
 
 _AGREEMENT = 1e-4  # relative; covers the rounding of another machine's mathematical library
 
@@ -34,6 +37,9 @@ class Guarantee:
     accountant: str
     assumptions: tuple[str, ...]
     statement: str
+    stream: StreamPlan | None = None  # of noise that is correlated between rounds
+    sensitivity: float = 1.0  # of the released stream, in clip norms of one round
+    indicator_weight: float = 0.0  # of adaptive clipping: length of an indicator ÷ clip_norm
 
 
 @lru_cache(maxsize=64)
@@ -47,16 +53,18 @@ def guarantee(policy: Policy) -> Guarantee:
         ``epsilon_server`` is ∞.
 
     Raises:
-        ValueError: no noise reaches the policy's ε.
+        ValueError: no noise reaches the policy's ε, the policy relies on secret coins and does
+            not accept what holds against the server, or indicators would crowd out updates.
     """
     if policy.noise.at == "none":
         z = 0.0
     else:
         z = noise_multiplier(policy.event(0.0), policy.participations, policy.epsilon, policy.delta)
     _check_shares(policy, z)
-    cost = spent({policy.event(z): policy.participations}, policy.delta)
+    cost = compose({policy.event(z): policy.participations}, policy.delta)
     on_device = policy.noise.at == "device"
     server = cost.epsilon_unamplified if on_device else math.inf
+    _check_accepted(policy, server)
     return Guarantee(
         noise_multiplier=z,
         share_multiplier=z / math.sqrt(_carriers(policy)) if on_device else 0.0,
@@ -72,7 +80,28 @@ def guarantee(policy: Policy) -> Guarantee:
         accountant=cost.accountant,
         assumptions=(*cost.assumptions, *_deployment(policy)),
         statement=_statement(policy, z, cost),
+        stream=policy.event(z).stream,
+        sensitivity=stream_sensitivity(policy.event(z)),
+        indicator_weight=_indicator_weight(policy, z),
     )
+
+
+def _indicator_weight(policy: Policy, z: float) -> float:
+    return 0.0 if policy.clipping is None else policy.clipping.weight(z, policy.report_goal)
+
+
+def _check_accepted(policy: Policy, server: float) -> None:
+    """Refuse a policy that relies on secret coins and hides what holds against the server."""
+    accepted = policy.accepted_server_epsilon
+    if accepted is None and not policy.amplified:
+        return
+    if accepted is None or server > accepted * (1 + _AGREEMENT):
+        stated = "is missing" if accepted is None else f"is {accepted:g}"
+        raise ValueError(
+            f"accepted_server_epsilon {stated}, but ε against the server is {server:g}: "
+            f"write accepted_server_epsilon = {server:.6g} to accept that, or use "
+            'participation.kind = "rotation" with noise.at = "device"'
+        )
 
 
 def _carriers(policy: Policy) -> float:
@@ -83,57 +112,87 @@ def _carriers(policy: Policy) -> float:
 
 
 def _check_shares(policy: Policy, z: float) -> None:
-    """Refuse discrete Gaussian shares too narrow for their sum to be accounted for at any dim."""
-    if policy.noise.kind != "discrete_gaussian":
+    """Refuse shares that the mechanism has no proof for at the smallest payload."""
+    if policy.noise.at != "device":
         return
     norm = grid_norm(policy.noise.grid_steps, policy.noise.min_dim)
-    share = z * norm / math.sqrt(policy.honest_reports)
-    if share < 1:
-        raise ValueError(
-            f"noise: a discrete Gaussian share has a standard deviation of {share:.2g} grid steps "
-            "and needs 1; raise grid_steps or min_dim, or use skellam, which has no such limit"
-        )
+    policy.mechanism.check_share(z * norm / math.sqrt(policy.honest_reports))
 
 
-def stale(reviewed: Reviewed, found: Guarantee) -> list[str]:
+def stale(reviewed: Reviewed, current: Guarantee) -> list[str]:
     """Return a line for every reviewed figure that no longer follows from the policy."""
     lines = []
-    for name in ("noise_multiplier", "epsilon", "epsilon_unamplified"):
-        approved, now = getattr(reviewed, name), getattr(found, name)
-        if approved is not None and not math.isclose(approved, now, rel_tol=_AGREEMENT):
-            lines.append(f"reviewed.{name} = {approved:g}, but it is now {now:g}")
+    for name in ("noise_multiplier", "epsilon", "epsilon_unamplified", "rho"):
+        approved, now = getattr(reviewed, name), getattr(current, name)
+        if approved is None:
+            continue
+        if now is None or not math.isclose(approved, now, rel_tol=_AGREEMENT):
+            shown = "no figure of this policy" if now is None else f"now {now:g}"
+            lines.append(f"reviewed.{name} = {approved:g}, but it is {shown}")
     return lines
 
 
 def _deployment(policy: Policy) -> list[str]:
     """Return the assumptions that only the policy knows of."""
-    found = []
+    conditions = []
     if policy.participation.kind != "rotation":
-        found.append(f"at least {policy.population:,} devices can take part in every round")
+        conditions.append(f"at least {policy.population:,} devices can take part in every round")
     if policy.noise.at == "device":
-        found.append(
+        conditions.append(
             f"of every {policy.least_reports:,} reports summed, {policy.honest_reports:,} carry "
             "an honest share of noise; secure aggregation opens no smaller sum and no part of one"
         )
         if policy.excess_removed:
-            found.append(
+            conditions.append(
                 "noise beyond the plan is drawn from 256-bit seeds that secure aggregation shares, "
                 "and is removed when they are opened; the noise that stays is drawn likewise "
                 "(computational privacy), and devices without honest noise, opened or not, take "
                 "none of it away"
             )
-        found.append(f"no payload has fewer than {policy.noise.min_dim:,} coordinates")
+        if policy.groups > 1:
+            conditions.append(
+                f"each report is in one of a round's {policy.groups} public groups, drawn at "
+                "random, and what is said of honest reports holds in every group"
+            )
+        conditions += _device_rules(policy)
+        conditions.append(f"no payload has fewer than {policy.noise.min_dim:,} coordinates")
     if policy.noise.at == "server":
-        found.append("the server is trusted with each sum until it has added the noise")
+        conditions.append("the server is trusted with each sum until it has added the noise")
+    if policy.clipping is not None:
+        conditions.append(
+            "the clip norm of a round follows from what earlier rounds released and from nothing "
+            "else; devices tell it by an indicator inside the clipped vector"
+        )
     if policy.unit == "device":
-        found.append("a person with several devices is covered once for each")
-    found.append(
+        conditions.append("a person with several devices is covered once for each")
+    conditions.append(
         "vocabulary, tokenizer, evaluation and the choice of hyperparameters use no private text"
     )
-    return found
+    return conditions
 
 
-_NOISE = {"skellam": "Skellam", "discrete_gaussian": "discrete Gaussian", "gaussian": "Gaussian"}
+def _device_rules(policy: Policy) -> list[str]:
+    """Return what devices of a deployment check themselves, and what they cannot notice."""
+    rules = policy.devices
+    sentences = [
+        (
+            "each device compares the server's numbers with its own copy of this policy and leaves "
+            f"if one promises less; secure aggregation withstands {_SERVER[rules.adversary]} and "
+            f"{100 * rules.corrupt:g}% corrupt devices in a cohort, and the authority that "
+            "certifies devices does not collude with the server"
+        )
+    ]
+    if policy.participation.kind == "rotation":
+        sentences.append(
+            "each device writes a participation on its disk before it reports and refuses rounds "
+            "by that record; a phone without a record waits "
+            f"{rules.trust_days:g} days; a record put back from a backup, and a second phone of "
+            "the same user, are not noticed"
+        )
+    return sentences
+
+
+_SERVER = {"active": "an active server", "semi-honest": "a semi-honest server"}
 
 _CHANGE = {
     "zero_out": "any one {unit}'s contributions had all been zero",
@@ -142,8 +201,8 @@ _CHANGE = {
 }
 
 
-def _statement(policy: Policy, z: float, cost: Spent) -> str:
-    """Return one sentence to publish: to whom, what, how, and what it is without amplification."""
+def _statement(policy: Policy, z: float, cost: PrivacyCost) -> str:
+    """Return one sentence to publish, whose first figure is the largest: to whom, what, how."""
     if policy.noise.at == "none":
         return (
             f"No differential privacy is guaranteed for these {policy.rounds:,} rounds "
@@ -151,43 +210,56 @@ def _statement(policy: Policy, z: float, cost: Spent) -> str:
         )
     change = _CHANGE[policy.neighboring].format(unit=policy.unit)
     place = "added in shares by the devices" if policy.noise.at == "device" else "added centrally"
+    first, whom = _adversaries(policy, cost)
     return (
-        f"All models released over {policy.rounds:,} rounds together are ({_ceil(cost.epsilon)}, "
-        f"{policy.delta:g})-differentially private per {policy.unit}: they are almost as likely "
-        f"if {change} ({policy.neighboring}); {_participation(policy)}, and the sum of each "
-        f"round's reports carries {_NOISE[policy.noise.kind]} noise of {z:.4g} clip norms, "
-        f"{place}; {_others(policy, cost)}."
+        f"{first}ll models released over {policy.rounds:,} rounds together are "
+        f"({format_epsilon(cost.epsilon)}, {policy.delta:g})-differentially private per "
+        f"{policy.unit} {whom}: they are almost as likely if {change} ({policy.neighboring}); "
+        f"{_participation(policy)}, and {_sums(policy)} carries "
+        f"{policy.mechanism.label} noise of {z:.4g} clip norms, {place}{_clip(policy)}."
     )
+
+
+def _clip(policy: Policy) -> str:
+    clipping = policy.clipping
+    if clipping is None:
+        return ""
+    return (
+        f"; the clip norm follows the {clipping.quantile:g} quantile of update norms between "
+        f"{clipping.lowest:g} and {clipping.highest:g}, by a share of short updates that each sum "
+        f"tells with noise of {clipping.indicator_noise:g}, at no further ε"
+    )
+
+
+def _sums(policy: Policy) -> str:
+    if policy.groups == 1:
+        return "the sum of each round's reports"
+    return f"the sum of each of a round's {policy.groups} public groups of reports"
+
+
+def _adversaries(policy: Policy, cost: PrivacyCost) -> tuple[str, str]:
+    """Return what is said before the released models' figure, and against whom that one holds."""
+    if policy.noise.at == "device":
+        return "A", "against everyone, the honest-but-curious server included"
+    trusted = "The server is trusted: it adds the noise and sees each sum without (ε = ∞)"
+    if not policy.amplified:
+        return f"{trusted}; a", "against everyone else"
+    known = (
+        f"{trusted}; against a person who learns who took part or how many reported, ε is "
+        f"{format_epsilon(cost.epsilon_unamplified)} for a {policy.unit} who joins every round"
+    )
+    return f"{known}; a", "against a person who sees the models and nothing else"
 
 
 def _participation(policy: Policy) -> str:
     population, goal = f"{policy.population:,}", f"{policy.report_goal:,}"
+    plain = "" if policy.amplified else ", which is not counted on"
     if policy.participation.kind == "poisson":
-        return f"each of {population} {policy.unit}s joins a round with probability {policy.rate:g}"
+        return (
+            f"each of {population} {policy.unit}s joins a round with probability "
+            f"{policy.rate:g}{plain}"
+        )
     if policy.participation.kind == "fixed":
-        return f"each round draws {goal} of {population} {policy.unit}s uniformly"
+        return f"each round draws {goal} of {population} {policy.unit}s uniformly{plain}"
     times = "once" if policy.participations == 1 else f"{policy.participations} times"
     return f"each of {population} {policy.unit}s takes part at most {times}"
-
-
-def _others(policy: Policy, cost: Spent) -> str:
-    """State what holds where sampling hides nobody, and against the server."""
-    on_device = policy.noise.at == "device"
-    trusted = "the server, which adds the noise, is trusted with each sum"
-    if policy.participation.kind == "rotation":
-        return "this holds against an honest-but-curious server too" if on_device else trusted
-    whom = (
-        "an honest-but-curious server, which sees each sum and who took part"
-        if on_device
-        else "anyone who learns who took part"
-    )
-    plain = (
-        f"against {whom}, no amplification by sampling counts and ε is "
-        f"{_ceil(cost.epsilon_unamplified)} for a {policy.unit} who joins every round"
-    )
-    return plain if on_device else f"{plain}; {trusted}"
-
-
-def _ceil(epsilon: float) -> str:
-    """Print ε rounded up to three decimals."""
-    return f"{math.ceil(epsilon * 1000 - 1e-6) / 1000:,g}" if epsilon < 1e5 else f"{epsilon:.1e}"

@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -47,13 +48,18 @@ class Ledger:
         """Use :meth:`create` or :meth:`open`."""
         self.path = path
         self.dropped = ""  # what a crash left of the last line and opening cut off
+        self.before_append: Callable[[Entry], None] = lambda line: None
+        """Called with each new line before it is written; an exception keeps it out."""
         self._descriptor = descriptor
         self._lines: list[Entry] = []
         self._rounds: dict[int, list[Entry]] = {}  # lines by the round they debit
 
     @classmethod
-    def create(cls, path: Path, genesis: Entry) -> Ledger:
+    def create(cls, path: Path, genesis: Entry, mode: int = 0o644) -> Ledger:
         """Start a ledger with its first entry: what is promised, by which policy, for which run.
+
+        Args:
+            mode: of the file; 0o600 where its counts of reports are secret.
 
         Raises:
             LedgerError: the file exists; a genesis without ``run`` and ``policy_digest``.
@@ -63,7 +69,7 @@ class Ledger:
                 raise LedgerError(f"a genesis must name its {name}")
         line = _line(0, _BEFORE_GENESIS, {**genesis, "kind": "genesis"})
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL, 0o644)
+            descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL, mode)
         except FileExistsError:
             raise LedgerError(f"{path} exists; a ledger is never started over") from None
         ledger = cls(Path(path), descriptor)
@@ -157,6 +163,11 @@ class Ledger:
         """The hash of the last line: whoever keeps it can tell if anything before it changed."""
         return str(self._lines[-1]["hash"]) if self._lines else _BEFORE_GENESIS
 
+    @property
+    def hashes(self) -> list[str]:
+        """The hash of every line, in order."""
+        return [line["hash"] for line in self._lines]
+
     def close(self) -> None:
         """Release the lock. Closing twice is harmless."""
         if self._descriptor >= 0:
@@ -182,6 +193,7 @@ class Ledger:
     def _append(self, line: Entry) -> None:
         if self._descriptor < 0:
             raise LedgerError(f"{self.path} is closed")
+        self.before_append(line)
         data = _canonical(line) + b"\n"
         start = os.fstat(self._descriptor).st_size
         try:
@@ -258,7 +270,7 @@ def _genuine(text: bytes, index: int, previous: str) -> Entry | None:
         if not isinstance(line["entry"], dict):
             return None
         return line if _canonical(_line(index, previous, line["entry"])) == text else None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

@@ -11,12 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pfl_lm.dp.arrays import Doubles, Int64s
-from pfl_lm.dp.bits import Bits, reproducible_bits
-from pfl_lm.dp.grid import Grid
-from pfl_lm.dp.pmf import Kind
-from pfl_lm.dp.rejection import BLOCK
-from pfl_lm.dp.samplers import add_noise
+from pfl_lm.dp.sampler.arrays import Doubles, Int64s
+from pfl_lm.dp.sampler.discrete_noise import add_noise
+from pfl_lm.dp.sampler.pmf import Kind
+from pfl_lm.dp.sampler.random_bits import RandomBits, reproducible_bits
+from pfl_lm.dp.sampler.rejection import BLOCK
 
 
 @dataclass(frozen=True)
@@ -27,48 +26,11 @@ class NoiseShare:
     variance: float
 
 
-def noise_share(kind: Kind, grid: Grid, noise_multiplier: float, noise_reports: int) -> NoiseShare:
-    """Return each device's share such that ``noise_reports`` of them carry the whole noise.
-
-    Args:
-        noise_multiplier: stddev of the noise on the SUM ÷ clip_norm.
-        noise_reports: the public least count of reports (report goal less tolerated dropout);
-            a sum of more reports carries more noise, never less.
-
-    Raises:
-        ValueError: a count below 1, or a discrete Gaussian share so narrow (σ < 1 grid step)
-            that the sum of shares is not close to a discrete Gaussian.
-    """
-    if noise_reports < 1:
-        raise ValueError(f"noise_reports must be at least 1, got {noise_reports}")
-    variance = grid.noise_variance(noise_multiplier) / noise_reports
-    if kind == "discrete_gaussian" and 0 < variance < 1:
-        raise ValueError(
-            f"a discrete Gaussian share has σ = {math.sqrt(variance):.3g} grid steps, needs ≥ 1; "
-            "raise grid_steps, or use Skellam noise, which has no such limit"
-        )
-    return NoiseShare(kind, variance)
-
-
-def add_shares(vectors: Int64s, share: NoiseShare, bits: Bits | Sequence[Bits]) -> None:
-    """Add an independent noise share to every row of int64[K, d], in place.
-
-    Guarantees:
-        See :func:`pfl_lm.dp.samplers.add_noise`: exact to statistical distance 2^-150 per
-        coordinate, independent across coordinates and rows.
-    """
-    if isinstance(bits, Bits):
-        add_noise(share.kind, share.variance, vectors.reshape(-1), bits)
-        return
-    for row, source in zip(vectors, sources_of(bits, len(vectors)), strict=True):
-        add_noise(share.kind, share.variance, row, source)
-
-
-def cohort_noise(share: NoiseShare, reports: int, dim: int, bits: Bits) -> Int64s:
+def cohort_noise(share: NoiseShare, reports: int, dim: int, bits: RandomBits) -> Int64s:
     """Draw at once the sum of the noise shares of ``reports`` devices: int64[d].
 
     For simulation: the sum has exactly the distribution it has when every device draws its own.
-    In a deployment nobody may hold the whole noise, so nobody may call this.
+    In a deployment no party may know the whole noise, so no part of it may call this.
 
     Under Poisson sampling ``reports`` differs from round to round, and a new table for each would
     cost more than the noise: m·a + b reports are drawn as m·a and b, with m near 2√reports, so
@@ -90,7 +52,7 @@ def cohort_noise(share: NoiseShare, reports: int, dim: int, bits: Bits) -> Int64
 
 
 def skellam_from_seed(seed: bytes, variance: float, dim: int) -> Int64s:
-    """Draw the Skellam noise int64[d] that a 32-byte seed names, the same for whoever holds it.
+    """Draw the Skellam noise int64[d] that a 32-byte seed names: the same in every process.
 
     For noise that is removed again after dropouts: its seed comes from the operating system, and
     only the components that must go are revealed.
@@ -101,7 +63,7 @@ def skellam_from_seed(seed: bytes, variance: float, dim: int) -> Int64s:
 
 
 def add_central_gaussian(
-    total: Doubles, clip_norm: float, noise_multiplier: float, bits: Bits
+    total: Doubles, clip_norm: float, noise_multiplier: float, bits: RandomBits
 ) -> Doubles:
     """Add a trusted server's Gaussian noise to a sum of clipped updates: float64[d].
 
@@ -116,10 +78,8 @@ def add_central_gaussian(
         The Rényi divergence of every order is at most that of the continuous Gaussian mechanism
         at ``noise_multiplier``, rounding included: coordinates move by ≤ half a lattice step, so
         the lattice sensitivity is ≤ clip_norm + step·√d, and the noise is widened by that ratio.
-        Each coordinate's noise is within statistical distance 2^-64 of a continuous Gaussian
-        rounded to the lattice (their probabilities differ by a factor 1 + (1 − k²/σ²)/24σ² to
-        first order, with σ ≥ 2^30 lattice steps), so the Gaussian mechanism's exact (ε, δ) curve
-        holds with d·2^-64·(1 + e^ε) added to δ.
+        The Gaussian mechanism's exact (ε, δ) curve holds with what ``accounting.lattice`` adds
+        to δ, with σ ≥ 2^30 lattice steps; the accountant counts it.
 
     Rounding while the float64 sum of n rows was formed can move its sensitivity by
     n·2^-52·clip_norm; sums of vectors on a grid have no such term.
@@ -134,8 +94,25 @@ def add_central_gaussian(
         return total.copy()
     if not (0 < noise_multiplier < math.inf and 1e-30 <= clip_norm < math.inf):
         raise ValueError("noise_multiplier and clip_norm must be positive and finite")
-    step = math.ldexp(1.0, math.frexp(noise_multiplier * clip_norm)[1] - 31)
+    step = lattice_step(clip_norm, noise_multiplier)
     deviation = noise_multiplier * (clip_norm / step + math.sqrt(len(total))) * (1 + 2.0**-48)
+    return add_on_lattice(total, step, deviation, bits)
+
+
+def lattice_step(clip_norm: float, noise_multiplier: float) -> float:
+    """Return the power of two that is 2^-31 to 2^-30 of the noise's deviation, in model units."""
+    return math.ldexp(1.0, math.frexp(noise_multiplier * clip_norm)[1] - 31)
+
+
+def add_on_lattice(total: Doubles, step: float, deviation: float, bits: RandomBits) -> Doubles:
+    """Round float64[d] to multiples of ``step`` and add a discrete Gaussian: float64[d].
+
+    Args:
+        deviation: of the noise, in steps.
+
+    Raises:
+        ValueError: a sum that is not finite, or 2^29 standard deviations from zero.
+    """
     largest = max(total.max(), -total.min()) if len(total) else 0.0
     if not largest < step * 2.0**60:  # nan is not
         raise ValueError("total must be finite and below 2^29 standard deviations of the noise")
@@ -147,9 +124,9 @@ def add_central_gaussian(
     return noisy
 
 
-def sources_of(bits: Bits | Sequence[Bits], count: int) -> Sequence[Bits]:
+def sources_of(bits: RandomBits | Sequence[RandomBits], count: int) -> Sequence[RandomBits]:
     """Return one source for each of ``count`` rows: the given ones, or one for all in turn."""
-    sources = [bits] * count if isinstance(bits, Bits) else bits
+    sources = [bits] * count if isinstance(bits, RandomBits) else bits
     if len(sources) != count:
         raise ValueError(f"bits must be one source or one for each of {count} rows")
     return sources

@@ -9,98 +9,39 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from pfl_lm.dp.clipping import Clipping
+from pfl_lm.dp.device_rules import DeviceRules
 from pfl_lm.dp.events import Neighboring, RoundEvent
-
-
-@dataclass(frozen=True)
-class Participation:
-    """How a user comes to be in a round.
-
-    ``poisson``: each device joins every round by its own coin, with chance report_goal ÷
-    population. ``rotation``: a device joins whenever it is invited, but no two of its rounds lie
-    closer than ``min_separation`` (r₂ − r₁ ≥ min_separation). ``fixed``: the cohort is a uniform
-    subset of report_goal devices.
-    """
-
-    kind: Literal["poisson", "rotation", "fixed"]
-    min_separation: int | None = None  # rounds
-
-    def __post_init__(self) -> None:
-        if self.kind == "rotation" and (self.min_separation is None or self.min_separation < 1):
-            raise ValueError("min_separation must be stated and at least 1 under rotation")
-        if self.kind != "rotation" and self.min_separation is not None:
-            raise ValueError(f"min_separation belongs to rotation, not to {self.kind!r}")
-
-
-@dataclass(frozen=True)
-class Noise:
-    """Who adds which noise, and how many shares may go missing before it is too little.
-
-    Each share is widened so that the least count of reports carries the whole noise. What the
-    reports of a round carry beyond it is ``kept``: ε was planned for the least count, and more
-    reports are noisier than they need be. Or it is ``removed`` after the round (XNoise): devices
-    add removable components, and the sum carries the planned noise at every tolerated dropout.
-    """
-
-    at: Literal["device", "server", "none"]
-    kind: Literal["skellam", "discrete_gaussian", "gaussian", "none"]
-    tolerated_dropout: float = 0.0  # a round opens with (1 − this)·report_goal reports or more
-    excess: Literal["kept", "removed"] = "kept"
-    levels: int = 16  # removable components of a device, at most: what is removed is so fine
-    honest_fraction: float = 1.0  # of the reports that open a round: their noise is counted
-    grid_steps: float = 8.0  # the clip is grid_steps·√dim grid units long
-    min_dim: int = 1024  # coordinates of the smallest payload that the policy covers
-
-    def __post_init__(self) -> None:
-        allowed = {
-            "device": ("skellam", "discrete_gaussian"),
-            "server": ("gaussian",),
-            "none": ("none",),
-        }[self.at]
-        if self.kind not in allowed:
-            expected = " or ".join(allowed)
-            raise ValueError(f"kind must be {expected} where noise is at {self.at!r}")
-        if not 0 <= self.tolerated_dropout < 1:
-            raise ValueError(f"tolerated_dropout must be in [0, 1), got {self.tolerated_dropout}")
-        if not 0 < self.honest_fraction <= 1:
-            raise ValueError(f"honest_fraction must be in (0, 1], got {self.honest_fraction}")
-        if self.at != "device" and (self.tolerated_dropout > 0 or self.honest_fraction < 1):
-            raise ValueError(
-                "tolerated_dropout and honest_fraction concern shares of noise; leave them out "
-                f"where noise is at {self.at!r}"
-            )
-        self._check_excess()
-        if not 0 < self.grid_steps < math.inf:
-            raise ValueError(f"grid_steps must be positive and finite, got {self.grid_steps}")
-        if self.min_dim < 1:
-            raise ValueError(f"min_dim must be at least 1, got {self.min_dim}")
-
-    def _check_excess(self) -> None:
-        if not 1 <= self.levels < 1 << 16:
-            raise ValueError(f"levels must lie in 1..65535, got {self.levels}")
-        if self.excess == "kept":
-            return
-        if self.kind != "skellam":
-            raise ValueError(
-                'excess = "removed" needs kind = "skellam": what stays is a sum of components, and '
-                "only Skellam noise is closed under sums"
-            )
-        if not self.tolerated_dropout > 0:
-            raise ValueError('excess = "removed" needs a tolerated_dropout: there is no excess')
-
-
-@dataclass(frozen=True)
-class Reviewed:
-    """Figures a person has approved; `pfl-lm check` recomputes them, and stale ones are errors."""
-
-    noise_multiplier: float | None = None
-    epsilon: float | None = None
-    epsilon_unamplified: float | None = None
+from pfl_lm.dp.mechanisms import MECHANISMS, Mechanism
+from pfl_lm.dp.policy_tables import Noise as Noise
+from pfl_lm.dp.policy_tables import Participation as Participation
+from pfl_lm.dp.policy_tables import Reviewed as Reviewed
+from pfl_lm.validate import at_least, refuse
 
 
 @dataclass(frozen=True)
 class Policy:
-    """What is promised, to whom, and how people take part, for one deployment.
+    """What one deployment promises, and how people take part in it.
+
+    Attributes:
+        unit: what one promise covers: everything of a ``user``, or of a ``device``.
+        neighboring: how two data sets differ by one user: their reports are replaced by zeros
+            (``zero_out``), or they are there or not (``add_remove``).
+        epsilon: ε that all released models together may cost; inf only where noise is at ``none``.
+        delta: δ, at most 1 ÷ population.
+        population: users who may take part.
+        report_goal: reports that a round aims at; the denominator of the mean, always.
+        rounds: the most rounds that are run under this policy.
+        participation: how users come to be in a round.
+        noise: who adds which noise.
+        accepted_server_epsilon: ε against the server, accepted by a person; it must be stated where
+            secret coins are relied on.
+        clipping: how the clip norm follows the updates; left out: it stays the scenario's.
+        groups: public groups that a round's reports are divided into at random; the sum of each is
+            opened alone, with a whole round's noise, so that the noise on the mean is √groups times
+            as large, and one that poisons its report spoils one group.
+        devices: the least protection that devices insist on over the network.
+        reviewed: figures that a person has approved; `pfl-lm check --write` writes them.
 
     Raises:
         ValueError: at construction, naming the field and what would be right.
@@ -108,67 +49,97 @@ class Policy:
 
     unit: Literal["user", "device"]
     neighboring: Neighboring
-    epsilon: float  # inf only where noise is at "none"
+    epsilon: float
     delta: float
-    population: int  # users who may take part
-    report_goal: int  # reports a round aims at; the denominator of the mean, always
+    population: int
+    report_goal: int
     rounds: int
     participation: Participation
     noise: Noise
+    accepted_server_epsilon: float | None = None
+    clipping: Clipping | None = None
+    groups: int = 1
+    devices: DeviceRules = field(default_factory=DeviceRules)
     reviewed: Reviewed = field(default_factory=Reviewed)
 
     def __post_init__(self) -> None:
-        for name in ("population", "report_goal", "rounds"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        at_least(1, population=self.population, report_goal=self.report_goal, rounds=self.rounds)
         if self.report_goal > self.population:
-            raise ValueError(f"report_goal {self.report_goal} exceeds population {self.population}")
+            refuse(f"report_goal {self.report_goal} exceeds population {self.population}")
         if not 0 < self.delta <= 1 / self.population:
-            raise ValueError(
+            refuse(
                 f"delta must be positive and at most 1/population = {1 / self.population:.1e}, "
                 f"got {self.delta}"
             )
         if not self.epsilon > 0:
-            raise ValueError(f"epsilon must be above 0, got {self.epsilon}")
+            refuse(f"epsilon must be above 0, got {self.epsilon}")
         if math.isinf(self.epsilon) != (self.noise.at == "none"):
-            raise ValueError('epsilon must be inf where noise is at "none", and finite otherwise')
+            refuse('epsilon must be inf where noise is at "none", and finite otherwise')
         if self.noise.at == "device" and self.neighboring == "add_remove":
-            raise ValueError(
+            refuse(
                 "neighboring: removing a device removes its share of the noise too, for which no "
                 "bound is proven; use zero_out"
             )
+        accepted = self.accepted_server_epsilon
+        if accepted is not None and not accepted > 0:
+            refuse(f"accepted_server_epsilon must be above 0, got {accepted}")
+        if self.clipping is not None and self.noise.at == "none":
+            refuse(
+                "clipping: indicators without noise would tell whose update is short; leave the "
+                "table out, or state noise"
+            )
         self._check_rotation()
+        self._check_stream()
+        self._check_groups()
         if self.honest_reports < 1 or not self.honest_share > 0:
-            raise ValueError("noise.honest_fraction leaves no honest report in a round")
-        self._check_boundary()
+            refuse("noise.honest_fraction leaves no honest report in a round")
 
     def _check_rotation(self) -> None:
         if self.participation.min_separation is None:
             return
         needed = self.report_goal * min(self.participation.min_separation, self.rounds)
         if needed > self.population:
-            raise ValueError(
+            refuse(
                 f"participation.min_separation: {self.report_goal} reports in every round, each "
                 f"device once in {self.participation.min_separation}, need a population of "
                 f"{needed}, not {self.population}"
             )
 
-    def _check_boundary(self) -> None:
-        """Refuse a least count that a Poisson cohort is likely to land on; see `boundary`."""
-        if self.rounds * self.boundary_probability <= self.delta / 10:
+    def _check_stream(self) -> None:
+        if not MECHANISMS[self.noise.kind].stateful or self.participation.kind == "rotation":
             return
-        for percent in range(1, 100):
-            least = _least(self.report_goal, percent / 100)
-            if self.rounds * boundary(self.rate, self.population, least) <= self.delta / 10:
-                raise ValueError(
-                    "noise.tolerated_dropout: Poisson cohorts vary, and a round that just misses "
-                    "its least count betrays who took part; "
-                    f"use at least {percent / 100} for a report_goal of {self.report_goal}"
-                )
         raise ValueError(
-            f"report_goal: {self.report_goal} is too few for Poisson participation with noise at "
-            "the device; raise it, or use rotation"
+            f'participation.kind = "{self.participation.kind}" with noise.kind = '
+            f'"{self.noise.kind}": noise that is correlated between rounds is accounted for under '
+            'rotation alone; write kind = "rotation" with a min_separation, or noise.kind = '
+            '"gaussian"'
         )
+
+    def _check_groups(self) -> None:
+        at_least(1, groups=self.groups)
+        if self.groups == 1:
+            return
+        if self.report_goal % self.groups or self.report_goal // self.groups < 3:
+            refuse(
+                f"groups = {self.groups} must divide report_goal = {self.report_goal} into equal "
+                "groups of at least 3 reports"
+            )
+        if self.clipping is not None:
+            refuse(
+                "groups: a clip norm that follows the updates is read from one sum; leave out one"
+            )
+        if self.participation.kind != "rotation":
+            refuse('groups are parts of a fixed cohort; use participation.kind = "rotation"')
+        if self.noise.at == "server" or self.noise.excess == "removed":
+            refuse(
+                'groups need noise.at = "device" and noise.excess = "kept": every group\'s sum '
+                "carries the shares of its own devices"
+            )
+
+    @property
+    def mechanism(self) -> Mechanism:
+        """The kind of noise, with the numbers that follow from this policy."""
+        return MECHANISMS[self.noise.kind].for_policy(self)
 
     @property
     def rate(self) -> float:
@@ -177,20 +148,25 @@ class Policy:
 
     @property
     def participations(self) -> int:
-        """The most rounds one user can be in: 1 + ⌊(rounds − 1)/min_separation⌋, or all."""
-        if self.participation.min_separation is None:
-            return self.rounds
-        return 1 + (self.rounds - 1) // self.participation.min_separation
+        """The most rounds one user can be in, by the separation and by the device's own count."""
+        most = self.participation.max_participations
+        return self.separated_rounds if most is None else min(most, self.separated_rounds)
+
+    @property
+    def separated_rounds(self) -> int:
+        """The most rounds that the separation leaves: 1 + ⌊(rounds − 1)/min_separation⌋, or all."""
+        return 1 + (self.rounds - 1) // (self.participation.min_separation or 1)
 
     @property
     def least_reports(self) -> int:
-        """The public least count: a round with fewer reports is abandoned unopened.
+        """The public least count: a sum of fewer reports is never opened. It is that of a group.
 
-        0 where the server adds the noise: it opens whatever came, were it noise alone.
+        0 where the server adds the noise: it adds the full noise, so that even an empty sum may
+        be released.
         """
         if self.noise.at != "device":
             return 0
-        return _least(self.report_goal, self.noise.tolerated_dropout)
+        return _least(self.report_goal // self.groups, self.noise.tolerated_dropout)
 
     @property
     def most_reports(self) -> int | None:
@@ -223,11 +199,26 @@ class Policy:
         return 1.0 if fraction == 1 else fraction - 1 / max(1, self.least_reports)
 
     @property
-    def boundary_probability(self) -> float:
-        """Chance, per round, that one report decides whether the round is opened."""
-        if self.participation.kind != "poisson" or self.noise.at != "device":
-            return 0.0
-        return boundary(self.rate, self.population, self.least_reports)
+    def amplified(self) -> bool:
+        """Whether sampling counts: cohorts are drawn, and no least count decides about opening.
+
+        A round with device noise opens only from its least count on, so opening may tell whether
+        one user was drawn: it does where the others' reports are one short of that count. Charged
+        to δ this would be enough only if it were rare at every attendance from
+        (1 − tolerated_dropout)·report_goal to report_goal. At the lower end the least count is the
+        mean itself, and one round's chance is about 1/√(2π·report_goal), far above any δ. So
+        nothing is claimed for sampling beside a least count.
+        """
+        return self.participation.kind != "rotation" and self.noise.at == "server"
+
+    @property
+    def counts_are_secret(self) -> bool:
+        """Whether ε holds only for readers who never learn how many reported in a round.
+
+        Given its size a Poisson cohort is a uniform subset, for which the coins amplify nothing;
+        ``epsilon_unamplified`` is what holds against a reader of counts.
+        """
+        return self.amplified and self.participation.kind == "poisson"
 
     def event(
         self,
@@ -242,9 +233,9 @@ class Policy:
         Args:
             noise_multiplier: planned, on the sum of ``honest_reports`` shares; where the excess
                 is removed, the honest noise on every opened sum.
-            reports: reports summed; None plans for the least count. Fewer carry less noise.
-                More carry more, which is counted only where their number is fixed beforehand
-                and the excess is not removed.
+            reports: in the sum, which is a group's where there are several; None plans for the
+                least count. Fewer carry less noise. More carry more, which is counted only where
+                their number is fixed beforehand and the excess is not removed.
             dim: coordinates on the grid; None plans for ``noise.min_dim``.
             round: number of the round.
         """
@@ -256,37 +247,18 @@ class Policy:
             if self.participation.kind == "poisson":
                 honest = min(honest, self.honest_reports)
             noise_multiplier *= math.sqrt(honest / self.honest_reports)
-        on_device = self.noise.at == "device"
-        return RoundEvent(
+        event = RoundEvent(
             mechanism=self.noise.kind,
             neighboring=self.neighboring,
             sampling=self.participation.kind,
             noise_multiplier=noise_multiplier,
-            rate=1.0 if self.participation.kind == "rotation" else self.rate,
+            rate=self.rate if self.amplified else 1.0,
             min_separation=self.participation.min_separation or 1,
-            dim=(dim or self.noise.min_dim) if on_device else 1,
-            grid_steps=self.noise.grid_steps if on_device else 8.0,
-            reports=max(1, honest) if self.noise.kind == "discrete_gaussian" else 1,
-            boundary_probability=self.boundary_probability,
+            max_participations=self.participation.max_participations,
             round=round,
         )
-
-
-def boundary(rate: float, population: int, least_reports: int) -> float:
-    """Return P[Bin(population − 1, rate) = least_reports − 1].
-
-    Then, and only then, does one user's coin decide whether a round is opened: opening or not
-    would say whether he was drawn, and sampling would not amplify. Rounds are accounted for
-    outside this event, whose chance goes to δ. Device dropouts that are independent of the data
-    move the mean of the count towards the least one; the chance stated is that at full attendance.
-    """
-    trials, successes = population - 1, least_reports - 1
-    if rate >= 1 or not 0 <= successes <= trials:
-        return 0.0
-    ways = (
-        math.lgamma(trials + 1) - math.lgamma(successes + 1) - math.lgamma(trials - successes + 1)
-    )
-    return math.exp(ways + successes * math.log(rate) + (trials - successes) * math.log1p(-rate))
+        dim = dim or self.noise.min_dim
+        return self.mechanism.event(event, dim, self.noise.grid_steps, honest)
 
 
 def _least(report_goal: int, tolerated_dropout: float) -> int:

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from pfl_lm import native
-from pfl_lm.dp.bits import Bits, reproducible_bits
+from pfl_lm.dp.sampler.random_bits import RandomBits, reproducible_bits
 
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 Signs = np.ndarray[Any, np.dtype[np.uint8]]
@@ -81,7 +81,7 @@ class Rotation:
         return rows
 
 
-def _draw_signs(count: int, bits: Bits) -> Signs:
+def _draw_signs(count: int, bits: RandomBits) -> Signs:
     """Return ``count`` signs, the bits of the key stream, least significant first: 1 is minus."""
     packed = np.empty(-(-count // 8), dtype=np.uint8)
     bits.fill(packed)
@@ -90,9 +90,9 @@ def _draw_signs(count: int, bits: Bits) -> Signs:
 
 def _turn_signs(block: Floats, signs: Signs) -> None:
     """Multiply float32[m] by m signs, in place."""
-    loops = _native(block)
-    if loops is not None:
-        loops.turn_signs(block.ctypes.data, signs.ctypes.data, len(block))
+    compiled = _compiled(block)
+    if compiled is not None:
+        compiled.turn_signs(block.ctypes.data, signs.ctypes.data, len(block))
     else:
         minus = np.unpackbits(signs, count=len(block), bitorder="little").view(np.bool_)
         np.negative(block, out=block, where=minus)
@@ -104,9 +104,9 @@ def _hadamard(block: Floats) -> None:
     H of size a·b is the Kronecker product of those of sizes a and b: one stage for every six bits
     of an index.
     """
-    loops = _native(block)
-    if loops is not None:
-        loops.hadamard(block.ctypes.data, len(block), 1 / math.sqrt(len(block)))
+    compiled = _compiled(block)
+    if compiled is not None:
+        compiled.hadamard(block.ctypes.data, len(block), 1 / math.sqrt(len(block)))
         return
     size, stride = len(block), 1
     source, target = block, np.empty_like(block)
@@ -125,16 +125,11 @@ def _hadamard(block: Floats) -> None:
         block[:] = source
 
 
-def _native(block: Floats) -> ctypes.CDLL | None:
-    """``native/hadamard.c``, for a contiguous row of whole vectors; None where it has no say."""
+def _compiled(block: Floats) -> ctypes.CDLL | None:
+    """``native/hadamard.c``, which takes a contiguous row of whole vectors of 8; else None."""
     if len(block) < 8 or block.strides != (4,):
         return None
-    pointer, size = ctypes.c_void_p, ctypes.c_int64
-    return native.functions(
-        "hadamard",
-        hadamard=(None, pointer, size, ctypes.c_float),
-        turn_signs=(None, pointer, pointer, size),
-    )
+    return native.load("hadamard")
 
 
 @cache

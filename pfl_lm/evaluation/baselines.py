@@ -1,6 +1,6 @@
 """Public baselines: what a keyboard predicts that learnt nothing from its users.
 
-Both are ``pfl_lm.evaluation.evaluate.Scorer``s, fitted on public text only.
+Both are scorers (``pfl_lm.evaluation.evaluate.Scorer``), fitted on public text only.
 """
 
 from __future__ import annotations

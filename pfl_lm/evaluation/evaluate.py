@@ -16,9 +16,9 @@ Figures named ``…_known`` leave unknown words out. The keyboard never suggests
 though the model spends probability on it. Keystrokes are defined in ``keystrokes.py``.
 
 The scores of all words for all tokens, (tokens, V), never exist, and neither do those of one
-token batch: the vocabulary is passed through in tiles that stay in registers (``language/ranking``)
-or, where its loops do not compile, in the cache, each of them reduced at once to a running log-sum
-and the best three words.
+token batch: the vocabulary is passed through in tiles, each of them reduced at once to a running
+log-sum and the best three words. The tiles stay in registers (``models/compiled/top_words``) or,
+where that does not compile, in the cache.
 
 Shapes: N predictions of a batch, T window, V vocabulary, U users.
 """
@@ -30,18 +30,20 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 import torch
 
-from pfl_lm.evaluation.interfaces import HeldOut, Scorer, TokenizerLike
+from pfl_lm.distributed import ALONE, Ranks
+from pfl_lm.evaluation.interfaces import HeldOut, QuickScorer, Scorer, TokenizerLike
 from pfl_lm.evaluation.keystrokes import SUGGESTIONS, Completions
 from pfl_lm.evaluation.measures import Evaluation, Tally, Vocabulary
-from pfl_lm.language import models, ranking
-from pfl_lm.language.population import windows as windows_of
-from pfl_lm.language.spec import ModelSpec, Parameters
-from pfl_lm.ranks import ALONE, Ranks
+from pfl_lm.models import models
+from pfl_lm.models.compiled import top_words
+from pfl_lm.models.spec import ModelSpec, Parameters
 from pfl_lm.streams import stream
+from pfl_lm.text.population import windows as windows_of
 
 _BATCH = 32_768  # predictions whose states are held at once
 _USERS = 32  # measured in one go, by one rank; a user's text is never cut between two
 _WINDOWS = 256  # windows run through the model at once
+_STATES = 64  # whose scores of all words are held at once
 _ROWS, _TILE = 1024, 1024  # predictions × words scored at once: 4 MiB, in the cache
 
 
@@ -61,23 +63,41 @@ class ModelScorer:
         rows = {name: self._parameters[name][words] for name in tables if name in self._parameters}
         return models.scores(self._spec, rows, states)
 
+    def log_total(self, states: torch.Tensor) -> torch.Tensor:
+        """Return the logarithm of the sum of all words' powers after states (m, P), float64[m]."""
+        table, bias = self._output()
+        if top_words.supports(states, table, bias):
+            none = torch.zeros(len(table), dtype=torch.bool)
+            total, _ = top_words.rank(states, table, bias, none)
+            if _is_safe(total).all():
+                return total
+        totals = [torch.empty(0, dtype=torch.float64)]
+        for start in range(0, len(states), _STATES):
+            logits = self.scores(states[start : start + _STATES], slice(None))
+            totals.append(torch.logsumexp(logits.double(), dim=1))
+        return torch.cat(totals)
+
     def ranked(
         self, states: torch.Tensor, targets: torch.Tensor, silent: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Return −log p(target), float64[m], and the three best words, int64[m, 3], at once.
-
-        None without compiled loops. The loss is NaN where only sums with a maximum taken off can
-        tell it.
-        """
-        table = self._parameters[self._spec.output_table].detach()
-        bias = self._parameters["output_bias"].detach() if self._spec.output_bias else None
-        if not ranking.suits(states, table, bias):
+        """As ``QuickScorer.ranked``; None without the C kernel."""
+        table, bias = self._output()
+        if not top_words.supports(states, table, bias):
             return None
-        log_total, best = ranking.rank(states, table, bias, silent)
+        log_total, best = top_words.rank(states, table, bias, silent)
         score = torch.einsum("mp,mp->m", states.double(), table[targets].double())
         score += 0 if bias is None else bias[targets]
-        safe = (log_total > -55) & (log_total < 88)  # far from 2^±127, where powers end
-        return torch.where(safe, log_total - score, torch.nan), best
+        return torch.where(_is_safe(log_total), log_total - score, torch.nan), best
+
+    def _output(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return the output rows (V, P) and their biases."""
+        table = self._parameters[self._spec.output_table].detach()
+        return table, self._parameters["output_bias"].detach() if self._spec.output_bias else None
+
+
+def _is_safe(log_total: torch.Tensor) -> torch.Tensor:
+    """Whether sums of powers without a maximum taken off are far from 2^±127, where they end."""
+    return (log_total > -55) & (log_total < 88)
 
 
 def evaluate(
@@ -110,21 +130,45 @@ def evaluate(
         ValueError: the split has no users, or they typed nothing.
     """
     users = choose_users(population.users(split), split, max_users, seed)
+    tally = measure_users(
+        scorer, population, split, users, tokenizer, window, max_tokens_per_user, progress, ranks
+    )
+    return ranks.on_rank_zero(tally.evaluation)
+
+
+def measure_users(
+    scorer: Scorer,
+    population: HeldOut,
+    split: str,
+    users: np.ndarray,
+    tokenizer: TokenizerLike,
+    window: int,
+    max_tokens_per_user: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    ranks: Ranks = ALONE,
+) -> Tally:
+    """Measure a model on these users; the first rank returns the sums of each, in their order.
+
+    Args:
+        users: int64[U], of the split; the other arguments are those of :func:`evaluate`.
+    """
     vocabulary = Vocabulary.of(tokenizer)
     completions = Completions.of(tokenizer.words, vocabulary.never_suggested)
     tally = Tally(len(users), vocabulary)
     starts = range(0, len(users), _USERS)
     with torch.inference_mode():
-        for turn in ranks.turns(len(starts)):
+        for turn in ranks.work_queue(len(starts)):
             places = np.arange(starts[turn], min(starts[turn] + _USERS, len(users)))
-            some = zip(places.tolist(), users[places].tolist(), strict=True)
-            for owners, tokens in _batches(population, split, some, window, max_tokens_per_user):
+            batch_users = zip(places.tolist(), users[places].tolist(), strict=True)
+            for owners, tokens in _batches(
+                population, split, batch_users, window, max_tokens_per_user
+            ):
                 measure_windows(scorer, owners, tokens, vocabulary, completions, tally)
             if progress:
                 progress(int(places[-1]) + 1, len(users))
-    for other in ranks.hand_in(tally)[1:]:
+    for other in ranks.gather(tally)[1:]:
         tally.merge(other)
-    return ranks.first(tally.evaluation)
+    return tally
 
 
 def measure_windows(
@@ -170,15 +214,15 @@ def _predict(
         rows = slice(start, start + _ROWS)
         wanted = torch.from_numpy(targets[rows])
         ranked = None
-        if isinstance(scorer, ModelScorer):
+        if isinstance(scorer, QuickScorer):
             ranked = scorer.ranked(states[rows], wanted, silent)
         if ranked is None:
             ranked = _predict_rows(scorer, states[rows], wanted, silent)
         elif len(unsafe := torch.nonzero(ranked[0].isnan()).squeeze(1)):
             again = _predict_rows(scorer, states[rows][unsafe], wanted[unsafe], silent)
-            for found, better in zip(ranked, again, strict=True):
-                found[unsafe] = better
-        nats[rows], suggestions[rows] = (found.numpy() for found in ranked)
+            for figures, better in zip(ranked, again, strict=True):
+                figures[unsafe] = better
+        nats[rows], suggestions[rows] = (figures.numpy() for figures in ranked)
     return nats, suggestions
 
 

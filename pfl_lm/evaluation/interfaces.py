@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -20,6 +20,21 @@ class Scorer(Protocol):
         """Score the words with the given ids after states (m, ...): float32 (m, k).
 
         Log-probabilities up to a constant per row. The caller may overwrite them.
+        """
+        ...
+
+
+@runtime_checkable
+class QuickScorer(Scorer, Protocol):
+    """A scorer that finds the best words without giving all scores away."""
+
+    def ranked(
+        self, states: torch.Tensor, targets: torch.Tensor, silent: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Return −log p(target), float64[m], and the three best words that are not silent.
+
+        None: not on this machine. A loss is NaN where only a sum with its maximum taken off can
+        tell it.
         """
         ...
 

@@ -142,7 +142,7 @@ class Vocabulary:
         unk[tokenizer.unk_id] = True
         starts = np.array([word.startswith("\u2581") for word in tokenizer.words])
         subword = kinds == "subword"
-        is_word = ~special & ~unk & ~subword
+        is_word = ~special & ~unk & ~subword & (kinds != "mark")
         is_predicted = np.ones(size, dtype=bool)
         is_predicted[[tokenizer.pad_id, tokenizer.bos_id]] = False
         return cls(

@@ -1,7 +1,7 @@
 """What a phone gains by adapting the model to its own user; nothing leaves it.
 
 Each held-out user's text is cut in two. The phone trains a small payload of its own on the first
-part (its biases, its LoRA factors, the light path), and both models are measured on the second.
+part (its biases, its LoRA factors, the side branch), and both models are measured on the second.
 How often it hurts is as much of an answer as how much it helps on average.
 """
 
@@ -20,9 +20,9 @@ from pfl_lm.evaluation.evaluate import ModelScorer, choose_users, measure_window
 from pfl_lm.evaluation.interfaces import HeldOut, TokenizerLike
 from pfl_lm.evaluation.keystrokes import Completions
 from pfl_lm.evaluation.measures import Evaluation, Tally, Vocabulary
-from pfl_lm.language.models import ModelSpec, Parameters, roles
-from pfl_lm.language.population import windows
-from pfl_lm.payload import Payload, PayloadPlan, choose, gather, scatter_add
+from pfl_lm.models.models import ModelSpec, Parameters, roles
+from pfl_lm.payload.layout import Payload, PayloadPlan, choose, gather, scatter_add
+from pfl_lm.text.population import windows
 
 _LEAST_TOKENS = 40  # of a user: fewer say nothing about either half
 
@@ -34,13 +34,25 @@ class Gain:
     Attributes:
         shared, personal: figures of both.
         nats: float64[U], what each user gains: nats per token, negative where adapting hurts.
-        coordinates: how many each phone keeps for itself.
+        coordinates: numbers that each phone trains for itself.
     """
 
     shared: Evaluation
     personal: Evaluation
     nats: np.ndarray
     coordinates: int
+
+    @classmethod
+    def between(cls, shared: Tally, personal: Tally, coordinates: int) -> Gain:
+        """Compare two measurements of the same text.
+
+        Raises:
+            ValueError: nothing was measured.
+        """
+        counted = shared.per_user("predictions") > 0
+        gained = shared.per_user("nats") - personal.per_user("nats")
+        nats = gained[counted] / shared.per_user("predictions")[counted]
+        return cls(shared.evaluation(), personal.evaluation(), nats, coordinates)
 
     @property
     def hurt(self) -> float:
@@ -90,10 +102,7 @@ def personal_gain(
                     measure_windows(scorer, owners, held_out, vocabulary, completions, tally)
         if progress:
             progress(place + 1, len(users))
-    counted = shared.per_user("predictions") > 0
-    gained = shared.per_user("nats") - personal.per_user("nats")
-    nats = gained[counted] / shared.per_user("predictions")[counted]
-    return Gain(shared.evaluation(), personal.evaluation(), nats, payload.dim)
+    return Gain.between(shared, personal, payload.dim)
 
 
 def _adapted(

@@ -6,12 +6,22 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from pfl_lm.export.bundle import BLOCKLIST, CARD, LEDGER, MANIFEST, PRIVACY, TOKENIZER
+from pfl_lm.export.bundle import (
+    BLOCKLIST,
+    CARD,
+    LEDGER,
+    MANIFEST,
+    PRIVACY,
+    TOKENIZER,
+    counts_are_secret,
+)
 from pfl_lm.export.parity import HeldOutText
 from pfl_lm.export.source import Source
-from pfl_lm.export.words import BlockList
-from pfl_lm.report.numbers import MISSING, epsilon, percent, power, significant, size, whole
-from pfl_lm.runs import write_json
+from pfl_lm.export.vocabulary import BlockList
+from pfl_lm.models.models import body_of
+from pfl_lm.numbers import MISSING, format_epsilon, percent, power, significant, size, whole
+from pfl_lm.run.folder import write_json
+from pfl_lm.run.manifest_file import RecordedGuarantee
 
 _TEMPLATE = Path(__file__).parent / "card.md"
 _LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -19,17 +29,22 @@ _FIGURES = ("perplexity", "top1", "top3", "keystrokes_saved")
 
 
 def write_provenance(folder: Path, source: Source) -> None:
-    """Copy manifest and ledger, and write ``privacy.json``."""
+    """Copy manifest and ledger, and write ``privacy.json``.
+
+    The ledger of Poisson rounds stays with the run: it says how many reported, and sampling
+    amplifies nothing for its readers.
+    """
     (folder / MANIFEST).parent.mkdir()
     shutil.copyfile(source.folder.manifest_path, folder / MANIFEST)
-    shutil.copyfile(source.folder.ledger_path, folder / LEDGER)
-    guarantee = source.manifest.get("guarantee")
+    if not counts_are_secret(source.manifest.content):
+        shutil.copyfile(source.folder.ledger_path, folder / LEDGER)
+    manifest = source.manifest.content
     write_json(
         folder / PRIVACY,
         {
-            "statements": source.manifest["statements"],
-            "policy": source.manifest.get("policy"),
-            "guarantee": guarantee,
+            "statements": manifest["statements"],
+            "policy": manifest.get("policy"),
+            "guarantee": manifest.get("guarantee"),
             "ledger": {
                 "head": source.identity["ledger_head"],
                 "entries": source.identity["ledger_entries"],
@@ -43,8 +58,8 @@ def limits(source: Source, blocked: BlockList) -> dict[str, Any]:
     """Return what the model is not good for."""
     spec = source.model.spec
     return {
-        "context": spec.context if spec.kind == "transformer" else None,
-        "trained_window": source.at("scenario", "training", "window"),
+        "context": spec.context if body_of(spec).in_blocks else None,
+        "trained_window": source.manifest.scenario.window,
         "language": source.tokenizer.manifest.get("locale", ""),
         "vocabulary_size": spec.vocabulary_size,
         "never_suggested": len(blocked.ids),
@@ -72,44 +87,52 @@ def write_card(folder: Path, source: Source, stated: dict[str, Any], text: HeldO
 
 def _content(source: Source, stated: dict[str, Any], text: HeldOutText) -> dict[str, Any]:
     manifest = source.manifest
-    start = source.at("model", "start") or {}
+    scenario, users = manifest.scenario, manifest.population
     return {
         "name": source.name,
-        "description": source.at("scenario", "description") or "",
+        "description": scenario.description,
         "spec": source.model.spec,
-        "parameters": source.at("model", "parameters"),
-        "words": stated["words"],
-        "users": source.at("population", "users") or {},
-        "population": source.at("population", "name"),
-        "invented": source.at("scenario", "population", "kind") == "synthetic",
-        "start": start,
-        "rounds": source.at("scenario", "rounds"),
-        "cohort": source.at("scenario", "cohort"),
-        "statements": manifest["statements"],
-        "promise": _promise(manifest),
-        "assumptions": (manifest.get("guarantee") or {}).get("assumptions", ()),
+        "parameters": manifest.model.parameters,
+        "vocabulary": stated["vocabulary"],
+        "users": users.users,
+        "population": users.name,
+        "invented": scenario.population.kind == "synthetic",
+        "start": manifest.model.start,
+        "rounds": scenario.rounds,
+        "cohort": scenario.cohort,
+        "statements": manifest.statements,
+        "guarantee": _guarantee(manifest.guarantee),
+        "assumptions": manifest.guarantee.assumptions if manifest.guarantee else (),
         "split": source.evaluation.get("split", "held-out"),
         "rows": [_row(row) for row in source.evaluation.get("rows", [])],
         "levels": [f"{level:.0%}" for level in _LEVELS],
         "quantiles": _quantiles(source.evaluation),
         "graphs": stated["graphs"],
+        "ngram": stated["model"].get("ngram"),
         "text": text,
         "limits": stated["limits"],
         "identity": source.identity,
         "paths": {"blocklist": BLOCKLIST, "tokenizer": TOKENIZER, "ledger": LEDGER},
+        "counts_are_secret": counts_are_secret(manifest.content),
         "ms": lambda value: f"{significant(value, 2)} ms",
         "significant": significant,
     }
 
 
-def _promise(manifest: dict[str, Any]) -> str:
-    guarantee = manifest.get("guarantee")
-    if not guarantee:
+def _guarantee(guarantee: RecordedGuarantee | None) -> str:
+    if guarantee is None:
         return "ε = ∞: the run has no privacy policy."
+    delta = f"δ = {power(guarantee.delta)}, per user"
+    models, cohorts, server = (
+        format_epsilon(value)
+        for value in (guarantee.epsilon, guarantee.epsilon_unamplified, guarantee.epsilon_server)
+    )
+    if models == server:
+        return f"ε = {models} against everyone, the honest-but-curious server included; {delta}."
+    known = f"ε = {cohorts} against a person who learns who took part or how many reported; "
     return (
-        f"ε = {epsilon(guarantee['epsilon'])} for whoever sees every released model, "
-        f"ε = {epsilon(guarantee['epsilon_unamplified'])} against the server that sees each sum "
-        f"and who took part; δ = {power(guarantee['delta'])}, per user."
+        f"ε = {server} against the server, which is trusted; {known if cohorts != models else ''}"
+        f"ε = {models} against a person who sees the released models and nothing else; {delta}."
     )
 
 

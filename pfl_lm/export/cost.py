@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pfl_lm.export.formats import ExportedFile, format_of, open_file
+from pfl_lm.export.formats.registry import ExportedFile, format_of, open_file
 
 KEYS = 400  # keystrokes timed
 _WARM = 20
@@ -25,7 +25,7 @@ _WORDS = 8  # keystrokes after which the state moves on: a word and the keys of 
 
 
 @dataclass(frozen=True)
-class Cost:
+class RuntimeCost:
     """Figures of one file on one thread.
 
     Attributes:
@@ -45,7 +45,7 @@ class Cost:
         return asdict(self)
 
 
-def measure(folder: Path, exported: ExportedFile) -> Cost | None:
+def measure_cost(folder: Path, exported: ExportedFile) -> RuntimeCost | None:
     """Measure a file in a process of its own; None where its runtime is not here.
 
     Raises:
@@ -58,26 +58,26 @@ def measure(folder: Path, exported: ExportedFile) -> Cost | None:
         entry = Path(scratch) / "file.json"
         entry.write_text(json.dumps(exported.as_dict()), encoding="utf-8")
         command = [sys.executable, "-m", "pfl_lm.export.cost", str(folder), str(entry)]
-        one = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+        threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         done = subprocess.run(
-            command, capture_output=True, text=True, env={**os.environ, **one}, timeout=600
+            command, capture_output=True, text=True, env={**os.environ, **threads}, timeout=600
         )
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["it was killed"])[-1]
         raise ValueError(f"{exported.name} does not run: {last}")
-    return Cost(**json.loads(done.stdout.strip().splitlines()[-1]))
+    return RuntimeCost(**json.loads(done.stdout.strip().splitlines()[-1]))
 
 
-def _time(folder: Path, exported: ExportedFile) -> Cost:
+def _time(folder: Path, exported: ExportedFile) -> RuntimeCost:
     """Type with the file: each key is one call, as the keyboard calls it."""
     import time
 
     import numpy as np
 
-    interface = exported.interface
-    given = {port.name: np.zeros(port.shape, port.dtype) for port in interface.inputs}
+    signature = exported.signature
+    given = {tensor.name: np.zeros(tensor.shape, tensor.dtype) for tensor in signature.inputs}
     random = np.random.default_rng(0)
-    size = next(port.size for port in interface.inputs if port.name == "mask")
+    size = next(tensor.size for tensor in signature.inputs if tensor.name == "mask")
     _forget_peak()
     before, began = _memory("VmRSS"), time.perf_counter()
     runner = open_file(folder, exported, 1)
@@ -88,12 +88,12 @@ def _time(folder: Path, exported: ExportedFile) -> Cost:
         if key % _WORDS == 0:
             given["token"] = random.integers(4, size, 1).astype(np.int32)
         start = time.perf_counter(), time.process_time()
-        found = runner(**given)
+        outputs = runner(**given)
         wall.append(time.perf_counter() - start[0])
         cpu.append(time.process_time() - start[1])
         if key % _WORDS == 0 and "position" not in given:
-            given |= {i: found[o] for o, i in interface.state.items()}
-    return Cost(
+            given |= {i: outputs[o] for o, i in signature.state.items()}
+    return RuntimeCost(
         median_ms=1e3 * float(np.median(wall[_WARM:])),
         p95_ms=1e3 * float(np.quantile(wall[_WARM:], 0.95)),
         median_cpu_ms=1e3 * float(np.median(cpu[_WARM:])),
@@ -106,8 +106,8 @@ def _memory(field: str) -> int:
     """Bytes of a line of /proc/self/status; 0 where there is no such file."""
     status = Path("/proc/self/status")
     lines = status.read_text(encoding="utf-8").splitlines() if status.exists() else []
-    found = (line.split()[1] for line in lines if line.startswith(f"{field}:"))
-    return 1024 * int(next(found, "0"))
+    kibibytes = (line.split()[1] for line in lines if line.startswith(f"{field}:"))
+    return 1024 * int(next(kibibytes, "0"))
 
 
 def _forget_peak() -> None:

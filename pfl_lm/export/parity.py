@@ -8,7 +8,6 @@ Legend: n windows, T tokens of a window, V words, N positions read.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -19,9 +18,8 @@ from pfl_lm.evaluation.evaluate import evaluate
 from pfl_lm.evaluation.interfaces import HeldOut, TokenizerLike
 from pfl_lm.evaluation.keystrokes import SUGGESTIONS
 from pfl_lm.evaluation.measures import Evaluation
-from pfl_lm.export.ports import Arrays, Interface
+from pfl_lm.export.signature import Arrays, Runner, Signature
 
-Run = Callable[..., Arrays]
 BYTES = 400 << 20  # of the scores kept for one evaluation
 
 
@@ -81,9 +79,9 @@ class StepScorer:
     Scores are kept as they are read, one row of V for each position; states are row numbers.
     """
 
-    def __init__(self, run: Run, interface: Interface, start: Arrays, positions: int) -> None:
-        self._run, self._interface, self._start = run, interface, start
-        words = next(port.shape[-1] for port in interface.outputs if port.name == "logits")
+    def __init__(self, run: Runner, signature: Signature, start: Arrays, positions: int) -> None:
+        self._run, self._signature, self._start = run, signature, start
+        words = next(tensor.shape[-1] for tensor in signature.outputs if tensor.name == "logits")
         self.scores_read = np.zeros((positions + 1, words), np.float32)  # (N, V)
         self.suggested = np.full((positions + 1, SUGGESTIONS), -1, np.int64)
         self.read = 0
@@ -94,9 +92,9 @@ class StepScorer:
         for number, window in enumerate(inputs):
             given = dict(self._start)
             for place in range(int(np.flatnonzero(window).max(initial=-1)) + 1):
-                found = self._run(**given | {"token": window[place : place + 1].astype(np.int32)})
-                given |= {i: found[o] for o, i in self._interface.state.items()}
-                rows[number, place] = self._keep(found)
+                outputs = self._run(**given | {"token": window[place : place + 1].astype(np.int32)})
+                given |= {i: outputs[o] for o, i in self._signature.state.items()}
+                rows[number, place] = self._keep(outputs)
         return torch.from_numpy(rows)
 
     def scores(self, states: torch.Tensor, words: slice | torch.Tensor) -> torch.Tensor:
@@ -104,13 +102,13 @@ class StepScorer:
         columns = words if isinstance(words, slice) else words.numpy()
         return torch.from_numpy(self.scores_read[states[:, 0].numpy()][:, columns])
 
-    def _keep(self, found: Arrays) -> int:
+    def _keep(self, outputs: Arrays) -> int:
         self.read += 1
         if self.read == len(self.scores_read):
-            self.scores_read = np.resize(self.scores_read, (2 * self.read, found["logits"].size))
+            self.scores_read = np.resize(self.scores_read, (2 * self.read, outputs["logits"].size))
             self.suggested = np.resize(self.suggested, (2 * self.read, SUGGESTIONS))
-        self.scores_read[self.read] = found["logits"][0]
-        self.suggested[self.read] = found["words"][0, :SUGGESTIONS]
+        self.scores_read[self.read] = outputs["logits"][0]
+        self.suggested[self.read] = outputs["words"][0, :SUGGESTIONS]
         return self.read
 
 
@@ -123,11 +121,11 @@ class Reading:
     evaluation: Evaluation
 
 
-def read(run: Run, interface: Interface, start: Arrays, text: HeldOutText) -> Reading:
+def read(run: Runner, signature: Signature, start: Arrays, text: HeldOutText) -> Reading:
     """Read held-out text with a graph, in torch or in a runtime."""
-    scorer = StepScorer(run, interface, start, text.positions)
+    scorer = StepScorer(run, signature, start, text.positions)
     users = max(1, text.positions // text.tokens_per_user)
-    found = evaluate(
+    evaluation = evaluate(
         scorer,
         text.population,
         text.split,
@@ -138,23 +136,23 @@ def read(run: Run, interface: Interface, start: Arrays, text: HeldOutText) -> Re
         seed=text.seed,
     )
     rows = slice(1, scorer.read + 1)
-    return Reading(scorer.scores_read[rows], scorer.suggested[rows], found)
+    return Reading(scorer.scores_read[rows], scorer.suggested[rows], evaluation)
 
 
-def compare(found: Reading, reference: Reading) -> Parity:
+def compare(reading: Reading, reference: Reading) -> Parity:
     """Set a file's reading beside torch's."""
-    same = found.suggested == reference.suggested
-    alike = np.sort(found.suggested, 1) == np.sort(reference.suggested, 1)
+    same = reading.suggested == reference.suggested
+    alike = np.sort(reading.suggested, 1) == np.sort(reference.suggested, 1)
     difference = max(
-        float(np.abs(a - b).max()) for a, b in zip(found.scores, reference.scores, strict=True)
+        float(np.abs(a - b).max()) for a, b in zip(reading.scores, reference.scores, strict=True)
     )
     return Parity(
         positions=len(same),
         top1_agreement=float(same[:, 0].mean()),
         top3_agreement=float(alike.all(1).mean()),
-        perplexity=found.evaluation.perplexity,
+        perplexity=reading.evaluation.perplexity,
         reference_perplexity=reference.evaluation.perplexity,
-        keystrokes_saved=found.evaluation.keystrokes_saved,
+        keystrokes_saved=reading.evaluation.keystrokes_saved,
         reference_keystrokes_saved=reference.evaluation.keystrokes_saved,
         most_difference=difference,
     )

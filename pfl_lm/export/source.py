@@ -9,9 +9,11 @@ from typing import Any
 
 from pfl_lm.dp.ledger import verify
 from pfl_lm.files import sha256_of
-from pfl_lm.language.tokenizer import Tokenizer
-from pfl_lm.model_file import Model, load_model
-from pfl_lm.runs import RunFolder, digest_of, read_json
+from pfl_lm.models.file import Model, load_model
+from pfl_lm.run.folder import RunFolder, digest_of, read_json
+from pfl_lm.run.manifest_file import Manifest
+from pfl_lm.run.nearby import open_tokenizer
+from pfl_lm.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class Source:
     """
 
     folder: RunFolder
-    manifest: dict[str, Any]
+    manifest: Manifest
     model: Model
     tokenizer: Tokenizer
     evaluation: dict[str, Any]
@@ -32,21 +34,14 @@ class Source:
 
     @property
     def name(self) -> str:
-        return str(self.manifest["run"])
-
-    def at(self, *keys: str) -> Any:
-        """Look up a value of the manifest; None where it is absent."""
-        value: Any = self.manifest
-        for key in keys:
-            value = value.get(key) if isinstance(value, dict) else None
-        return value
+        return self.manifest.run
 
 
 def open_source(run: Path, tokenizer: Path | None = None) -> Source:
     """Open a finished run.
 
     Args:
-        tokenizer: its vocabulary's folder; None for a run on invented users.
+        tokenizer: its vocabulary's folder; None: invented users' own, or found by its digest.
 
     Raises:
         ValueError: no run, not finished, a ledger that does not hold or belongs to another run,
@@ -55,10 +50,9 @@ def open_source(run: Path, tokenizer: Path | None = None) -> Source:
     folder = RunFolder.open(run)
     if not folder.model_path.is_file():
         raise ValueError(f"{run} has no model.pt: the run has not ended; resume it first")
-    manifest, model = folder.manifest(), load_model(folder.model_path)
-    words = _vocabulary(manifest, model, tokenizer)
-    stated = model.origin.get("tokenizer_digest")
-    if words.digest != stated or words.digest != manifest["tokenizer"]["digest"]:
+    manifest, model = Manifest.read(folder), load_model(folder.model_path)
+    words = open_tokenizer(manifest, folder.path, tokenizer)
+    if words.digest != model.origin.get("tokenizer_digest"):
         raise ValueError(f"{run} was trained with another vocabulary than {tokenizer}")
     evaluation = read_json(folder.evaluation_path) if folder.evaluation_path.is_file() else {}
     return Source(folder, manifest, model, words, evaluation, identity(folder))
@@ -84,13 +78,3 @@ def identity(folder: RunFolder) -> dict[str, Any]:
         "ledger_entries": len(entries),
         "model_sha256": sha256_of(folder.model_path),
     }
-
-
-def _vocabulary(manifest: dict[str, Any], model: Model, folder: Path | None) -> Tokenizer:
-    if folder is not None:
-        return Tokenizer.open(folder)
-    if manifest["scenario"]["population"]["kind"] != "synthetic":
-        raise ValueError("--tokenizer is missing: a manifest does not say where on a disk it lies")
-    from pfl_lm.language.synthetic import synthetic_tokenizer
-
-    return synthetic_tokenizer(model.spec.vocabulary_size)

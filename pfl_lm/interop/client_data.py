@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from pfl_lm.language.population import PAD_ID, PopulationStore
+from pfl_lm.text.population import PAD_ID, PopulationStore
 
 
 def client_data(folder: Path, split: str, window: int) -> Any:
@@ -19,7 +19,7 @@ def client_data(folder: Path, split: str, window: int) -> Any:
 
     Clients are numbered ``"0"``, ``"1"``, … in the order of the store. An element is a pair
     (words int32[T], the words that follow them int32[T]); the windows are those of
-    ``pfl_lm.language.population.windows``. Nothing is copied: a client's dataset reads the
+    ``pfl_lm.text.population.windows``. Nothing is copied: a client's dataset reads the
     store's files, in operations that TFF can send to its executors.
 
     Args:
@@ -30,6 +30,7 @@ def client_data(folder: Path, split: str, window: int) -> Any:
     import tensorflow_federated as tff
 
     store = PopulationStore.open(folder)
+    store.check(split)  # TensorFlow reads the files itself
     tokens_file, offsets_file = (
         str(Path(folder).resolve() / f"{split}.{part}") for part in ("tokens", "offsets")
     )

@@ -15,8 +15,9 @@ from typing import NamedTuple
 import numpy as np
 
 from pfl_lm.files import folder_atomically, write_atomically
-from pfl_lm.language.population import BOS_ID, EOS_ID, SPLITS, PopulationStore
-from pfl_lm.language.tokenizer import Tokenizer
+from pfl_lm.text.leaf import SPLIT_KEY
+from pfl_lm.text.population import BOS_ID, EOS_ID, SPLITS, PopulationStore
+from pfl_lm.text.tokenizer import Tokenizer
 
 TEXT_FIELD = "tokens"  # the name that TFF's StackOverflow has for it
 
@@ -93,7 +94,7 @@ def export_leaf(store: PopulationStore, tokenizer: Tokenizer, destination: Path)
     """Write a folder with LEAF's files, one a split; return the number of samples.
 
     ``x`` is a message, ``y`` the words to be predicted: the message without its first word, and
-    its end.
+    its end. Each file states its split, which `population import` keeps.
     """
     written = 0
     with folder_atomically(_new(destination)) as folder:
@@ -110,7 +111,7 @@ def export_leaf(store: PopulationStore, tokenizer: Tokenizer, destination: Path)
                     file.write(f"{', ' if number else ''}{json.dumps(name)}: {data}")
                     names.append(name)
                     counts.append(len(messages))
-                rest = {"users": names, "num_samples": counts}
+                rest = {"users": names, "num_samples": counts, SPLIT_KEY: split}
                 file.write("}, " + json.dumps(rest, ensure_ascii=False)[1:] + "\n")
             written += sum(counts)
     return written

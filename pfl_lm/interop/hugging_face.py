@@ -6,18 +6,23 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pfl_lm.interop.lines import Line
-from pfl_lm.language.population import SPLITS
+from pfl_lm.text.population import SPLITS
+from pfl_lm.text.population_build import Input
+from pfl_lm.text.records import Record, brief, read_record
+from pfl_lm.text.tables import columns
 
 
-def messages(
+def open_splits(
     name: str,
     user_field: str = "user",
     text_field: str = "text",
     part: str | None = None,
     cache: Path | None = None,
-) -> Iterator[Line]:
-    """Open a data set and yield its rows as messages, in order.
+) -> list[Input]:
+    """Open a data set and return one input for each of its splits.
+
+    Users of `train`, `validation` and `test` stay there; those of any other split, and of a data
+    set that has one split, are divided by their digest.
 
     Args:
         name: a folder that `save_to_disk` wrote, or what `datasets.load_dataset` takes.
@@ -35,33 +40,37 @@ def messages(
             opened = datasets.load_from_disk(name)
         else:
             opened = datasets.load_dataset(name, cache_dir=None if cache is None else str(cache))
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{name} cannot be opened: {error}") from error
+    except LookupError as error:
+        raise ValueError(f"{name} cannot be opened: it has no rows, or is damaged") from error
+    except (OSError, ValueError, RuntimeError, TypeError) as error:
+        raise ValueError(f"{name} cannot be opened: {brief(error)}") from error
     parts = opened if isinstance(opened, dict) else {"all": opened}
     if part is not None and part not in parts:
         raise ValueError(f"{name} has no split {part!r}; its splits are {', '.join(parts)}")
-    for split, rows in parts.items():
-        if part in (None, split):
-            yield from lines_of(rows, user_field, text_field, split if len(parts) > 1 else None)
+    return [
+        Input(
+            Path(f"{name} [{split}]"),
+            split if split in SPLITS and len(parts) > 1 else None,
+            records_of(rows, user_field, text_field, f"{name} [{split}]"),
+        )
+        for split, rows in parts.items()
+        if part in (None, split)
+    ]
 
 
-def lines_of(
-    rows: Any, user_field: str = "user", text_field: str = "text", split: str | None = None
-) -> Iterator[Line]:
-    """Yield the rows of a `datasets.Dataset` as messages.
-
-    Args:
-        split: its name. Users of `train`, `validation` and `test` stay there; those of any other
-            split are divided by their digest.
+def records_of(
+    rows: Any, user_field: str = "user", text_field: str = "text", name: str = "the data set"
+) -> Iterator[Record]:
+    """Yield the rows of a `datasets.Dataset` as messages, or as malformed with their number.
 
     Raises:
-        ValueError: a column is missing.
+        ValueError: a column is missing, or the rows cannot be read.
     """
-    for column in (user_field, text_field):
-        if column not in rows.column_names:
-            known = ", ".join(rows.column_names)
-            raise ValueError(f"no column {column!r} in the data set; its columns are {known}")
-    fixed = split if split in SPLITS else None
-    for row in rows.select_columns([user_field, text_field]):
-        if row[user_field] is not None and row[text_field] is not None:
-            yield Line(fixed, str(row[user_field]), row[text_field])
+    columns(name, rows.column_names or (), user_field, text_field)
+    try:
+        for number, row in enumerate(rows.select_columns([user_field, text_field]), 1):
+            yield read_record(
+                row[user_field], row[text_field], name, number, (user_field, text_field)
+            )
+    except (LookupError, TypeError, RuntimeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{name} cannot be read: {brief(error)}") from error

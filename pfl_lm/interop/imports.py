@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pfl_lm.interop.hugging_face import messages
-from pfl_lm.interop.lines import Line, build_from_lines
+from pfl_lm.interop.hugging_face import open_splits
 from pfl_lm.interop.tff import Worker
-from pfl_lm.language.population_build import (
+from pfl_lm.text.population import SPLITS
+from pfl_lm.text.population_build import (
     BuildOptions,
     Input,
     Progress,
     build_population,
     user_digest,
 )
-from pfl_lm.language.tokenizer import Tokenizer
+from pfl_lm.text.records import Record, read_record
+from pfl_lm.text.tokenizer import Tokenizer
 
 Source = Literal["tff-stackoverflow", "tff-shakespeare", "tff-sqlite", "tff-hdf5", "leaf", "hf"]
 SOURCES: tuple[str, ...] = get_args(Source)
@@ -48,15 +51,26 @@ def import_population(
         ValueError: an argument that does not fit the source; see ``build_population``.
         TffMissing: a source of TFF, and its environment is not built.
     """
-    _check(source, path)
+    _check(source, path, destination)
     if source == "leaf":
-        return build_population(leaf_inputs(Path(path or "")), tokenizer, destination, options)
+        inputs, notes = leaf_inputs(Path(path or "")), [_LEAF_NOTE]
+        return build_population(inputs, tokenizer, destination, options, progress, notes)
     if source == "hf":
-        lines = messages(path or "", options.user_field, options.text_field, part, cache)
-        return build_from_lines(source, lines, tokenizer, destination, options, progress)
+        inputs = open_splits(path or "", options.user_field, options.text_field, part, cache)
+        notes = [_divided(item.path.name) for item in inputs if item.split is None]
+        return build_population(
+            inputs, tokenizer, destination, options, progress, notes if len(inputs) > 1 else ()
+        )
+    splits: dict[str, str] = {}
+    note = ""
+    if source == "tff-sqlite" and part is None:
+        splits, note = sqlite_splits(Path(path or ""))
     with Worker(threads=1) as worker:
-        lines = _tff_lines(worker, source, path, options, part, cache, mirror)
-        return build_from_lines(source, lines, tokenizer, destination, options, progress)
+        messages = _tff_messages(worker, source, path, options, part, cache, mirror, splits)
+        inputs = [Input(Path(path or source), records=messages)]
+        return build_population(
+            inputs, tokenizer, destination, options, progress, [note] * bool(note)
+        )
 
 
 def leaf_inputs(path: Path) -> list[Input]:
@@ -73,7 +87,44 @@ def leaf_inputs(path: Path) -> list[Input]:
     return [Input(file) for file in files]
 
 
-def _check(source: str, path: str | None) -> None:
+_LEAF_NOTE = (
+    "users keep the split that a file of `population export` states; LEAF's own train and test "
+    "divide each user's samples, so users of LEAF's files are split by their digest"
+)
+
+
+def _divided(name: str) -> str:
+    return (
+        f"{name}: users are divided among {', '.join(SPLITS)} by their digest, since the split's "
+        "name is none of these"
+    )
+
+
+def sqlite_splits(path: Path) -> tuple[dict[str, str], str]:
+    """Return the split of each client of an SQLite file, and what to say of them.
+
+    A file whose clients each belong to one of train, validation and test, as `population export`
+    writes it, keeps them there: people who were held out stay held out. Otherwise the clients
+    are split by their digest.
+
+    Raises:
+        ValueError: the file has no table of clients.
+    """
+    try:
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as file:
+            rows = file.execute("SELECT client_id, split_name FROM client_metadata").fetchall()
+    except sqlite3.Error as error:
+        raise ValueError(f"{path}: not a client data file of TFF: {error}") from error
+    splits = {str(client): str(split) for client, split in rows}
+    names = set(splits.values())
+    if len(splits) == len(set(rows)) and names <= set(SPLITS) and len(names) > 1:
+        return splits, "clients stay in the splits of the file"
+    return {}, "clients are split by their digest: the file's splits are not kept"
+
+
+def _check(source: str, path: str | None, destination: Path) -> None:
+    if Path(destination).exists():
+        raise ValueError(f"{destination} exists already; remove it or choose another destination")
     if source not in SOURCES:
         raise ValueError(f"--from {source}: expected one of {', '.join(SOURCES)}")
     downloaded = source in ("tff-stackoverflow", "tff-shakespeare")
@@ -85,7 +136,7 @@ def _check(source: str, path: str | None) -> None:
         raise ValueError(f"{path}: no such file")
 
 
-def _tff_lines(
+def _tff_messages(
     worker: Worker,
     source: str,
     path: str | None,
@@ -93,25 +144,28 @@ def _tff_lines(
     part: str | None,
     cache: Path | None,
     mirror: str | None,
-) -> Iterator[Line]:
+    splits: dict[str, str],
+) -> Iterator[Record]:
     """Yield what TFF's own code reads.
 
     StackOverflow's held-out users become validation and test users, half each. Its `test` part
     holds later messages of training users and is left out: a user belongs to one split.
     """
-    asked: dict[str, Any] = {"source": source.removeprefix("tff-")}
+    request: dict[str, Any] = {"source": source.removeprefix("tff-")}
     if path is not None:
-        asked |= {"path": str(Path(path).resolve()), "text_field": options.text_field}
+        request |= {"path": str(Path(path).resolve()), "text_field": options.text_field}
     if source == "tff-sqlite" and part is not None:
-        asked["part"] = part
+        request["part"] = part
     if path is None:
-        asked |= {"cache": None if cache is None else str(cache.resolve()), "mirror": mirror}
-    for head, _ in worker.stream("clients", **asked):
+        request |= {"cache": None if cache is None else str(cache.resolve()), "mirror": mirror}
+    name, number = str(path or source), 0
+    for head, _ in worker.stream("clients", **request):
         for user, text in zip(head["clients"], head["texts"], strict=True):
-            split = None
+            split = splits.get(user)
             if source == "tff-stackoverflow":
                 split = _stackoverflow_split(head["part"], user, options.split_key)
-            yield Line(split, user, text)
+            number += 1
+            yield read_record(user, text, name, number, ("client", "text"), split)
 
 
 def _stackoverflow_split(part: str, user: str, split_key: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from pfl_lm.language.population import PopulationStore, windows
+from pfl_lm.text.population import PopulationStore, windows
 
 
 def federated_dataset(

@@ -77,18 +77,18 @@ def _remedy() -> str:
 def _check(python: Path) -> None:
     """Refuse a Python that cannot run the worker, before anything is started."""
     try:
-        told = subprocess.run(
+        answer = subprocess.run(
             [python, "-I", "-c", _PROBE], capture_output=True, text=True, timeout=300, check=True
         ).stdout
-        version, found = json.loads(told)
+        version, installed = json.loads(answer)
     except (OSError, subprocess.SubprocessError, ValueError) as error:
         raise TffMissing(f"{python} is no Python that runs ({error}); {_remedy()}") from error
     if tuple(version) > (3, 11) or tuple(version) < (3, 9):
         name = ".".join(map(str, version))
         raise TffMissing(f"{python} is Python {name}; {_remedy()}")
-    if found != VERSION:
-        what = f"has tensorflow-federated {found}" if found else "has no tensorflow-federated"
-        raise TffMissing(f"{python} {what}; {_remedy()}")
+    if installed != VERSION:
+        version = f"tensorflow-federated {installed}" if installed else "no tensorflow-federated"
+        raise TffMissing(f"{python} has {version}; {_remedy()}")
 
 
 @functools.cache
@@ -171,12 +171,12 @@ class Worker:
         try:
             send(pipes.stdin, {"task": task, "options": options}, arrays)
             while (answer := receive(pipes.stdout)) is not None:
-                head, found = answer
+                head, answered = answer
                 if "error" in head:
                     raise self._failed(f"tensorflow-federated refused {task}: {head['error']}")
                 if not head["more"]:
                     return
-                yield head["body"], found
+                yield head["body"], answered
         except (OSError, EOFError) as error:
             raise self._failed(f"tensorflow-federated ended during {task} ({error})") from error
         raise self._failed(f"tensorflow-federated ended during {task}")

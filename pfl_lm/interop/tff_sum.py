@@ -10,27 +10,62 @@ the grid's norm bound. TFF takes over from there.
 Guarantees:
     None for the model that comes out. TFF draws Gaussian noise in floating point, whose low bits
     betray their input (Mironov 2012), and no noise from a cryptographic source, so no ε is proven
-    for what it releases: a run says of itself that it is a simulation (``Protection.simulated``).
+    for what it releases: a run says of itself that it is a simulation (``RunPrivacy.simulated``).
     The ledger's ε is that of the deployment which the policy describes, with exact noise of the
     same multiplier. Counts, thresholds and abandoned rounds are ours, before TFF sees a vector.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from pfl_lm.distributed import Ranks
 from pfl_lm.dp.grid import Grid
-from pfl_lm.interop.tff import Worker, shared_worker
-from pfl_lm.ranks import Ranks
-from pfl_lm.secagg.ideal import OpenedSum
-from pfl_lm.secagg.rounds import Aggregator
+from pfl_lm.dp.policy import Policy
+from pfl_lm.interop.tff import Worker, find_python, shared_worker
+from pfl_lm.run.privacy import RunPrivacy
+from pfl_lm.secagg.rounds import Aggregator, NoisyMean
 from pfl_lm.secagg.traffic import Traffic
 
 KINDS = {"none": "gaussian", "gaussian": "gaussian", "skellam": "distributed"}
+
+
+class TffAggregator:
+    """TFF's runtime as the aggregator of a run: hand it to ``open_run`` or ``simulate``."""
+
+    name = "tff"
+
+    def check(self) -> None:
+        """Refuse where no Python has tensorflow-federated.
+
+        Raises:
+            TffMissing: the message says how to get one.
+        """
+        find_python()
+
+    def unsupported_reason(self, policy: Policy) -> str | None:
+        """Return why TFF cannot add the noise that a policy states, or None."""
+        if policy.noise.kind in KINDS and not policy.excess_removed:
+            return None
+        return (
+            "adds Gaussian noise at the server or Skellam noise at the device, and removes none "
+            "of it; the policy states other noise"
+        )
+
+    def open(self, counted: Aggregator, grid: Grid, privacy: RunPrivacy) -> TffRound:
+        """Open a round that TFF sums, noises and divides; ``counted`` counts its reports."""
+        mean = TffMean(
+            privacy.mechanism.name, privacy.clip_norm, privacy.sum_multiplier, privacy.cohort
+        )
+        return TffRound(counted, grid, mean)
+
+
+def external_aggregator(name: str) -> TffAggregator | None:
+    """Return the aggregator that a scenario names; None where the sum is ours."""
+    return TffAggregator() if name == TffAggregator.name else None
 
 
 @dataclass(frozen=True)
@@ -58,7 +93,7 @@ class TffMean:
         multiplier = self.noise_multiplier
         if self.kind == "skellam":
             multiplier *= self.clip_norm / longest
-        _, found = worker.call(
+        _, arrays = worker.call(
             "mean",
             {"vectors": (vectors / grid.scale).astype(np.float32)},
             kind=KINDS[self.kind],
@@ -66,7 +101,7 @@ class TffMean:
             noise_multiplier=multiplier,
             clients=self.divisor,
         )
-        return found["mean"].astype(np.float32)
+        return arrays["mean"].astype(np.float32)
 
 
 class TffRound:
@@ -100,18 +135,15 @@ class TffRound:
         if ranks.count > 1:
             raise ValueError('aggregator = "tff" runs in one process; leave out --workers')
 
-    def close(self) -> OpenedSum:
-        """Open the sum where it may be opened; ``mean`` is what TFF makes of it.
+    def close(self) -> NoisyMean:
+        """Open the sum where it may be opened, and let TFF turn the reports into the noisy mean.
 
         Raises:
             TooFewReports: as the ideal functionality; TFF is not asked then.
         """
-        return self._counted.close()
-
-    @functools.cached_property
-    def mean(self) -> np.ndarray:
-        """The noisy mean float32[d]."""
-        return self._asked.of(np.concatenate(self._vectors), self._grid, shared_worker())
+        opened = self._counted.close()
+        mean = self._asked.of(np.concatenate(self._vectors), self._grid, shared_worker())
+        return NoisyMean(opened.vector, opened.reports, mean)
 
     def traffic(self) -> Traffic:
         return self._counted.traffic()

@@ -21,9 +21,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from pfl_lm.language.models import hidden, scores
-from pfl_lm.language.modules import register
-from pfl_lm.language.spec import ModelSpec, Parameters, Role
+from pfl_lm.models.body import Body
+from pfl_lm.models.models import hidden, scores
+from pfl_lm.models.spec import ModelSpec, Parameters, Role
+from pfl_lm.models.user_models import register
 
 _PREFIX = "module."
 _PROBE = (2, 5)  # windows and words on which an adopted module is compared with itself
@@ -65,8 +66,8 @@ def adopt(module: nn.Module, name: str, embedding: str, output: str) -> ModelSpe
     return spec
 
 
-class _Adopted:
-    """A module without its word tables: `pfl_lm.language.modules.Body`."""
+class _Adopted(Body):
+    """A module without its word tables."""
 
     def __init__(
         self, module: nn.Module, embedding: str, output: str, reads: nn.Embedding, writes: nn.Linear
@@ -110,19 +111,19 @@ class _Adopted:
         return torch.stack(rows)  # (K, B, T, P)
 
     def _call(self, weights: Parameters, embedded: Tensor) -> Tensor:
-        found: Tensor = functional_call(self._body, weights, (embedded,))
-        return found
+        vectors: Tensor = functional_call(self._body, weights, (embedded,))
+        return vectors
 
 
 def _layer(module: nn.Module, name: str, kind: type[Layer]) -> Layer:
     try:
-        found = module.get_submodule(name)
+        layer = module.get_submodule(name)
     except AttributeError as error:
         known = ", ".join(n for n, part in module.named_modules() if type(part) is kind)
         raise ValueError(f"the module has no {name!r}; its {kind.__name__}: {known}") from error
-    if type(found) is not kind:
-        raise ValueError(f"{name} is a {type(found).__name__}; expected a {kind.__name__}")
-    return found
+    if type(layer) is not kind:
+        raise ValueError(f"{name} is a {type(layer).__name__}; expected a {kind.__name__}")
+    return layer
 
 
 @torch.no_grad()
@@ -137,13 +138,13 @@ def _compare(module: nn.Module, spec: ModelSpec, adopted: _Adopted) -> None:
         raise ValueError(f"the module must map words {_PROBE} to scores {needed} and nothing else")
     try:
         vectors = hidden(spec, weights, weights["embedding"][words].unsqueeze(0))[0]
-        found = scores(spec, weights, vectors.flatten(0, 1)).view(needed)
+        actual = scores(spec, weights, vectors.flatten(0, 1)).view(needed)
     except (RuntimeError, TypeError, ValueError) as error:
         raise ValueError(
             "the module uses words for more than reading their rows, or hidden vectors for more "
             f"than scoring: {error}"
         ) from error
-    difference = float((found - expected).abs().max())
+    difference = float((actual - expected).abs().max())
     if not difference <= _AGREEMENT * max(1.0, float(expected.abs().max())):
         raise ValueError(
             f"scores of the parts and of the module differ by {difference:.2g}: it does more "

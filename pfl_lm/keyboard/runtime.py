@@ -1,7 +1,9 @@
 """ONNX Runtime Web, fetched once from its npm package, so that the page needs no network.
 
 ``make keyboard-web`` (or ``python -m pfl_lm.keyboard.runtime``) writes the few files that a page
-needs into ``pfl_lm/keyboard/web/``, which git ignores and a wheel built afterwards carries.
+needs into ``keyboard/web/`` of the package, which git ignores and no wheel carries: an installed
+package fetches them itself. The licence of ONNX Runtime, MIT, lies in ``page/``, so every page that
+is served or written holds it, as it asks; the npm package has no copy of it.
 """
 
 from __future__ import annotations
@@ -24,7 +26,10 @@ def missing() -> str:
     """Say what to do where the web runtime is not there; empty where it is."""
     if all((FOLDER / name).is_file() for name in FILES):
         return ""
-    return "the web runtime is not there: `make keyboard-web` fetches it (needs npm)"
+    return (
+        "the web runtime is not there: `make keyboard-web`, or outside a clone "
+        "`python -m pfl_lm.keyboard.runtime`, fetches it (needs npm)"
+    )
 
 
 def fetch() -> Path:
@@ -37,8 +42,8 @@ def fetch() -> Path:
         return FOLDER
     with tempfile.TemporaryDirectory() as scratch:
         tarball = _pack(Path(scratch))
-        if (found := sha256_of(tarball)) != SHA256:
-            raise ValueError(f"{PACKAGE} {VERSION} has SHA-256 {found}, not the pinned {SHA256}")
+        if (digest := sha256_of(tarball)) != SHA256:
+            raise ValueError(f"{PACKAGE} {VERSION} has SHA-256 {digest}, not the pinned {SHA256}")
         with folder_atomically(FOLDER) as folder, tarfile.open(tarball) as archive:
             for name in FILES:
                 content = archive.extractfile(f"package/dist/{name}")

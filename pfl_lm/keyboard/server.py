@@ -8,35 +8,32 @@ import mimetypes
 import threading
 from collections.abc import Callable
 from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import numpy as np
 
-from pfl_lm.export.formats import Runner
-from pfl_lm.export.ports import Arrays
+from pfl_lm.export.formats.registry import Runner
+from pfl_lm.export.signature import Arrays
 from pfl_lm.keyboard.site import Site
+from pfl_lm.pages.local import LocalHandler, LocalServer
 
 _TYPES = {".mjs": "text/javascript", ".js": "text/javascript", ".wasm": "application/wasm"}
 _MOST = 64 << 20  # bytes of a request
-_HOME = "127.0.0.1"
+_NONSENSE = (  # what a request that is none makes json, numpy and a runtime raise
+    *(ValueError, LookupError, TypeError, AttributeError, ArithmeticError),
+    *(RuntimeError, MemoryError),
+)
 
 
-class Server(ThreadingHTTPServer):
+class Server(LocalServer):
     """Holds the site; bound to the loopback address only."""
-
-    daemon_threads = True
 
     def __init__(self, site: Site, port: int) -> None:
         self.files = site.files()
         self.about = site.about().encode()
         self.graphs: dict[str, Runner] = {} if site.in_page else site.graphs()
         self.turn = threading.Lock()  # a runtime's session answers one at a time
-        super().__init__((_HOME, port), _Handler)
-
-    @property
-    def address(self) -> str:
-        return f"http://{_HOME}:{self.server_port}/"
+        super().__init__(port, _Handler)
 
     def compute(self, graph: str, inputs: dict[str, Any]) -> dict[str, Any]:
         """Run a graph on what the page sent: ``{name: {type, dims, data}}``, data in base64.
@@ -48,56 +45,38 @@ class Server(ThreadingHTTPServer):
             raise ValueError(f"this server runs no graph {graph!r}")
         given = {name: _array(tensor) for name, tensor in inputs.items()}
         with self.turn:
-            found = self.graphs[graph](**given)
-        return _tensors(found)
+            outputs = self.graphs[graph](**given)
+        return _tensors(outputs)
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(LocalHandler):
     server: Server
-    protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        name = self.path.split("?")[0].lstrip("/") or "index.html"
+        if self.refuses():
+            return
+        name = self.name() or "index.html"
         if name == "site.json":
-            self._answer(200, self.server.about, "application/json")
+            self.answer(200, self.server.about, "application/json")
         elif name in self.server.files:
             path = self.server.files[name]
             guessed = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
-            self._answer(200, path.read_bytes(), _TYPES.get(path.suffix, guessed))
+            self.answer(200, path.read_bytes(), _TYPES.get(path.suffix, guessed))
         else:
-            self._answer(404, b"not found", "text/plain")
+            self.answer(404, b"not found", "text/plain")
 
     def do_POST(self) -> None:
-        length = int(self.headers.get("Content-Length") or 0)
-        # Another page in the same browser must not have this one's words computed.
-        ours = self.headers.get("Host", "") in (
-            f"{_HOME}:{self.server.server_port}", f"localhost:{self.server.server_port}",
-        )  # fmt: skip
-        origin = self.headers.get("Origin")
-        if not ours or origin not in (None, f"http://{self.headers['Host']}") or length > _MOST:
-            self.close_connection = True
-            self._answer(403, b"refused", "text/plain")
+        length = self.headers.get("Content-Length") or "0"
+        if self.refuses(too_long=not length.isdecimal() or int(length) > _MOST):
             return
-        body = self.rfile.read(length)
+        body = self.rfile.read(int(length))
         try:
-            asked = json.loads(body)
-            found = self.server.compute(asked["graph"], asked["inputs"])
-        except (ValueError, KeyError, TypeError) as error:
-            self._answer(400, str(error).encode(), "text/plain")
+            request = json.loads(body)
+            outputs = self.server.compute(request["graph"], request["inputs"])
+        except _NONSENSE as error:
+            self.answer(400, str(error).encode(), "text/plain")
             return
-        self._answer(200, json.dumps(found).encode(), "application/json")
-
-    def _answer(self, status: int, body: bytes, kind: str) -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", f"{kind}; charset=utf-8" if "text" in kind else kind)
-        self.send_header("Content-Length", str(len(body)))
-        self.send_header("Cache-Control", "no-store")
-        self.send_header("X-Content-Type-Options", "nosniff")
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *arguments: Any) -> None:
-        """Log nothing: a request may hold what was typed."""
+        self.answer(200, json.dumps(outputs).encode(), "application/json")
 
 
 def serve(site: Site, port: int, browser: bool, say: Callable[[str], None]) -> None:
@@ -124,12 +103,12 @@ def _array(tensor: dict[str, Any]) -> np.ndarray:
     return values.reshape(tensor["dims"]).copy()  # what a buffer lends cannot be written
 
 
-def _tensors(found: Arrays) -> dict[str, Any]:
+def _tensors(outputs: Arrays) -> dict[str, Any]:
     return {
         name: {
             "type": str(value.dtype),
             "dims": list(value.shape),
             "data": base64.b64encode(np.ascontiguousarray(value).tobytes()).decode(),
         }
-        for name, value in found.items()
+        for name, value in outputs.items()
     }

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pfl_lm.export.bundle import BLOCKLIST, INDEX, PERSONAL, PRIVACY, TOKENIZER, Bundle
-from pfl_lm.export.formats import ExportedFile, Runner, format_of, open_file
+from pfl_lm.export.bundle import BLOCKLIST, INDEX, PRIVACY, TOKENIZER, Bundle
+from pfl_lm.export.formats.registry import ExportedFile, Runner, format_of, open_file
 from pfl_lm.files import folder_atomically
 from pfl_lm.keyboard import runtime
-from pfl_lm.runs import read_json
+from pfl_lm.models.own_words import OwnWordsRule
+from pfl_lm.run.folder import read_json
 
 PAGE = Path(__file__).parent / "page"
 
@@ -23,50 +24,45 @@ class Site:
 
     Attributes:
         predict: entry of the graph that suggests.
-        personal: entry of the graph that learns, or None.
         in_page: whether the browser computes, or this machine by ONNX Runtime.
         because: why not the browser, if it was not chosen.
     """
 
     bundle: Bundle
     predict: dict[str, Any]
-    personal: dict[str, Any] | None
     in_page: bool
     because: str = ""
 
     @classmethod
     def of(cls, bundle: Bundle, precision: str | None = None, server: bool = False) -> Site:
-        """Choose the graphs, and where they run.
+        """Choose the graph, and where it runs.
 
         Raises:
             ValueError: the bundle has no ONNX graph of that precision, or neither the web runtime
                 nor ONNX Runtime is here.
         """
-        found = {entry["precision"]: entry for entry in bundle.graphs("predict", "onnx")}
+        entries = {entry["precision"]: entry for entry in bundle.graphs("predict", "onnx")}
         # In WebAssembly fp32 is the fastest: 3 ms a key, int8 10, int4 46.
-        wanted = (precision,) if precision else ("fp32", "int8", *found)
-        chosen = next((found[name] for name in wanted if name in found), None)
+        wanted = (precision,) if precision else ("fp32", "int8", *entries)
+        chosen = next((entries[name] for name in wanted if name in entries), None)
         if chosen is None:
-            asked = f"{precision} " if precision else ""
+            stated = f"{precision} " if precision else ""
             raise ValueError(
-                f"the bundle has no {asked}predict graph in ONNX; export it with --formats onnx"
+                f"the bundle has no {stated}predict graph in ONNX; export it with --formats onnx"
             )
         because = "" if server else runtime.missing()
         in_page = not server and not because
         if not in_page and (remedy := format_of("onnx").runtime_missing()):
             raise ValueError(f"{because or '--server'}; {remedy}")
-        personal = next(iter(bundle.graphs("personal_step", "onnx")), None)
-        return cls(bundle, chosen, personal, in_page, because)
+        return cls(bundle, chosen, in_page, because)
 
     def files(self) -> dict[str, Path]:
         """Return every file that the page may ask for, by its place in the site."""
-        found = {path.name: path for path in PAGE.iterdir() if path.is_file()}
+        files = {path.name: path for path in PAGE.iterdir() if path.is_file()}
         if self.in_page:
-            found |= {f"runtime/{name}": runtime.FOLDER / name for name in runtime.FILES}
+            files |= {f"runtime/{name}": runtime.FOLDER / name for name in runtime.FILES}
         wanted = [INDEX, BLOCKLIST, f"{TOKENIZER}/vocabulary.tsv", self.predict["path"]]
-        if self.personal is not None:
-            wanted += [self.personal["path"], PERSONAL]
-        return found | {f"bundle/{name}": self.bundle.path(name) for name in wanted}
+        return files | {f"bundle/{name}": self.bundle.path(name) for name in wanted}
 
     def about(self) -> str:
         """Return ``site.json``."""
@@ -74,22 +70,17 @@ class Site:
             {
                 "runtime": "web" if self.in_page else "server",
                 "predict": self.predict["path"],
-                "personal": self.personal["path"] if self.personal else None,
+                "own_words": self.bundle.index.model.get("own_words", asdict(OwnWordsRule())),
                 "statements": read_json(self.bundle.path(PRIVACY))["statements"],
             }
         )
 
     def graphs(self) -> dict[str, Runner]:
-        """Open the graphs here, for a page that does not run them itself."""
-        entries = [self.predict] + ([self.personal] if self.personal else [])
+        """Open the graph here, for a page that does not run it itself, by its path."""
         keys = ExportedFile.__dataclass_fields__
-        return {
-            entry["path"]: open_file(
-                self.bundle.path(entry["path"]).parent,
-                ExportedFile.from_dict({key: entry[key] for key in keys}),
-            )
-            for entry in entries
-        }
+        exported = ExportedFile.from_dict({key: self.predict[key] for key in keys})
+        path = self.predict["path"]
+        return {path: open_file(self.bundle.path(path).parent, exported)}
 
 
 def write_site(site: Site, output: Path) -> Path:

@@ -1,139 +1,93 @@
-"""Loops in C for what no library does fast, compiled on the user's machine at first use.
+"""C kernels for what no library does fast, compiled on the user's machine at first use.
 
-A source file in this folder is a handful of plain functions over pointers. :func:`library` compiles
-it with the machine's C compiler for exactly its processor and keeps the result in the user's cache
-folder, under a name made of everything that it depends on. Where there is no compiler, or where
-``PFL_LM_NATIVE=0``, it returns None, and the caller computes the same with torch or numpy: slower,
-and in floating point not to the last bit.
+A C file in this folder is a handful of plain functions over pointers. :func:`load` compiles it with
+the machine's C compiler for exactly its processor and keeps the result in the user's cache folder,
+under a name made of everything that it depends on. Where that fails it takes the library that a
+binary wheel brings (``prebuilt``). Where there is none it returns None, and the caller computes the
+same with torch or numpy: slower, and in floating point not to the last bit. A failure of one
+library says nothing of the others.
+
+``PFL_LM_NATIVE`` is ``1`` if it is not set; ``0`` uses no kernel; with ``required`` a kernel that
+cannot be had is an error, so that a test or a deployment cannot fall back unseen.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
 import logging
 import os
-import platform
-import shlex
-import shutil
-import subprocess
-import tempfile
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
+
+from pfl_lm.native import compiler, prebuilt
+from pfl_lm.native.bindings import BINDINGS, bind
+from pfl_lm.native.tuning import cpu_flags
 
 SOURCES = Path(__file__).resolve().parent
-# Products may be fused and sums reordered, as any library of products does; NaN and infinity keep
-# their meaning, because clipping must see them.
-FLAGS = (
-    "-O3",
-    "-march=native",
-    "-ffp-contract=fast",
-    "-fno-math-errno",
-    "-fno-trapping-math",
-    "-shared",
-    "-fPIC",
-)
+SETTINGS = ("1", "0", "required")
+_BROUGHT = "what the wheel brings, compiled for many processors, does the work"
+_NOT_COMPILED = "%s.c is not compiled; %s (PFL_LM_NATIVE=0 silences this): %s"
 
 
-def enabled() -> bool:
-    """Whether compiled loops are wanted: ``PFL_LM_NATIVE`` is not 0."""
-    return os.environ.get("PFL_LM_NATIVE", "1") != "0"
+class Attempt(NamedTuple):
+    """A library, or None, and what a manifest says of it."""
+
+    library: ctypes.CDLL | None
+    outcome: str
+
+
+def load(name: str) -> ctypes.CDLL | None:
+    """Return the compiled ``name``.c of this folder, its functions typed; None without it.
+
+    The log says once why it cannot be had.
+
+    Raises:
+        ValueError: ``PFL_LM_NATIVE`` has no such setting.
+        RuntimeError: it cannot be had and ``PFL_LM_NATIVE=required``.
+    """
+    return attempt(name).library
+
+
+def backend() -> dict[str, str]:
+    """Say for a manifest what runs each kernel: the compiler's name, or why none was used."""
+    return {name: attempt(name).outcome for name in BINDINGS}
 
 
 @functools.cache
-def library(name: str) -> ctypes.CDLL | None:
-    """Return the compiled ``name``.c of this folder, or None where it cannot be had.
+def attempt(name: str) -> Attempt:
+    """:func:`load` with its outcome; the same for the life of a process."""
+    setting = os.environ.get("PFL_LM_NATIVE", "1")
+    if setting not in SETTINGS:
+        raise ValueError(f"PFL_LM_NATIVE must be one of {', '.join(SETTINGS)}: {setting!r}")
+    if setting == "0":
+        return Attempt(None, "not compiled: PFL_LM_NATIVE=0")
+    brought = prebuilt.find(SOURCES, name, cpu_flags())
+    instead = compiler.SLOWER if brought is None else _BROUGHT
+    chosen, reason = compiler.find(instead), "no usable C compiler"
+    if chosen is not None:
+        try:
+            path = compiler.build(SOURCES / f"{name}.c", chosen, SOURCES)
+            return Attempt(_open(path, name), chosen.name)
+        except (OSError, compiler.Unusable) as error:
+            reason = str(error)
+            logging.getLogger(__name__).warning(_NOT_COMPILED, name, instead, reason)
+    if brought is not None:
+        try:
+            return Attempt(_open(brought[0], name), brought[1])
+        except OSError as error:
+            reason = str(error)
+    if setting == "required":
+        raise RuntimeError(f"PFL_LM_NATIVE=required, but {name}.c cannot be used: {reason}")
+    return Attempt(None, f"not compiled: {reason.splitlines()[0]}")
 
-    Says once in the log why not. Safe with many processes at once: each compiles into a file of
-    its own and moves it into place.
+
+def _open(path: Path, name: str) -> ctypes.CDLL:
+    """Load a library and type its functions.
+
+    Raises:
+        OSError: it does not load, or its structs have other sizes.
     """
-    if not enabled():
-        return None
-    compiler = _compiler()
-    if compiler is None:
-        logging.getLogger(__name__).info("no C compiler found: slower loops are used")
-        return None
-    try:
-        return ctypes.CDLL(str(_compiled(SOURCES / f"{name}.c", compiler)))
-    except (OSError, subprocess.CalledProcessError) as error:
-        said = getattr(error, "stderr", None) or str(error)
-        logging.getLogger(__name__).warning(
-            "%s.c was not compiled, slower loops are used (PFL_LM_NATIVE=0 says so at once): %s",
-            name,
-            said.strip()[:500],
-        )
-        return None
-
-
-def functions(name: str, **types: tuple[Any, ...]) -> ctypes.CDLL | None:
-    """Return :func:`library`, its functions told once what they return and take.
-
-    Args:
-        types: by function, its result and then its arguments, as ctypes names them.
-    """
-    found = library(name)
-    if found is not None and not getattr(found, "told", False):
-        for function, (result, *arguments) in types.items():
-            told = getattr(found, function)
-            told.restype, told.argtypes = result, arguments
-        found.told = True  # type: ignore[attr-defined]
-    return found
-
-
-def loops() -> str:
-    """Say for a manifest which loops train here: "compiled", or "torch"."""
-    return "torch" if library("products") is None else "compiled"
-
-
-def _compiler() -> list[str] | None:
-    """The machine's C compiler: ``CC``, else cc, gcc or clang."""
-    for words in (shlex.split(os.environ.get("CC", "")), ["cc"], ["gcc"], ["clang"]):
-        if words and shutil.which(words[0]):
-            return words
-    return None
-
-
-def _compiled(source: Path, compiler: list[str]) -> Path:
-    """Compile a source file unless the cache holds it; return the library's path."""
-    depends = hashlib.sha256()
-    for shared in [source, *sorted(SOURCES.glob("*.h"))]:
-        depends.update(shared.read_bytes())
-    depends.update(repr((compiler, _version(compiler), FLAGS, _processor())).encode())
-    folder = _cache()
-    path = folder / f"{source.stem}-{depends.hexdigest()[:24]}.so"
-    if not path.exists():
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            fresh = Path(scratch) / path.name
-            command = [*compiler, *FLAGS, str(source), "-o", str(fresh), "-lm"]
-            subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
-            fresh.replace(path)
-    return path
-
-
-def _cache() -> Path:
-    """The user's own cache folder, which nobody else may write: what lies there is executed."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(base) / "pfl_lm" / "native"
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    about = folder.stat()
-    if about.st_uid != os.getuid() or about.st_mode & 0o022:
-        raise OSError(f"{folder} may be written by others; compiled code is not kept there")
-    return folder
-
-
-def _version(compiler: list[str]) -> str:
-    found = subprocess.run(
-        [*compiler, "--version"], check=True, capture_output=True, text=True, timeout=60
-    )
-    return found.stdout
-
-
-def _processor() -> str:
-    """What ``-march=native`` depends on: a cache may be shared by several machines."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="ignore").splitlines()
-    except OSError:
-        return platform.platform()
-    kept = ("vendor_id", "cpu family", "model", "stepping", "flags", "Features", "CPU part")
-    return "\n".join(sorted({line for line in lines if line.split("\t")[0].strip() in kept}))
+    library = ctypes.CDLL(str(path))
+    bind(library, BINDINGS[name])
+    return library

@@ -1,6 +1,6 @@
 /* Causal attention of one head over one window, forward and backward, in the first cache.
 
-   Legend: T tokens, e width of a head. Rows of queries, keys and values are `stride` floats apart. */
+   Legend: T tokens, e width of a head. The rows of queries, keys and values have a stride of `stride` floats. */
 
 #ifndef PFL_LM_ATTENTION
 #define PFL_LM_ATTENTION
@@ -16,7 +16,7 @@ typedef struct {
   long *lines, *rows, *mixed_rows;               /* offsets of rows of (T, wide), (T, stride), … */
 } attention;
 
-static int equip_attention(attention *a, long length, long heads, long width) {
+HELPER int equip_attention(attention *a, long length, long heads, long width) {
   *a = (attention){.length = length, .each = width / heads, .wide = panels(length) * WIDTH};
   a->stride = 3 * width, a->mixed_stride = width;
   a->weights = room(2 * length * a->wide + sized(a->each, length) + sized(length, a->each));
@@ -30,7 +30,7 @@ static int equip_attention(attention *a, long length, long heads, long width) {
   return 0;
 }
 
-static void put_attention_away(attention *a) { free(a->weights), free(a->lines); }
+HELPER void put_attention_away(attention *a) { free(a->weights), free(a->lines); }
 
 /* Rows of a product: row i of the left side begins at left + i * down, its numbers `along` apart. */
 INLINE void attention_tile(int rows, long n, const float *left, long down, long along,
@@ -43,20 +43,20 @@ INLINE void attention_tile(int rows, long n, const float *left, long down, long 
 }
 
 /* into (T, wide) = x yᵀ of (T, e) each: what lies at or before the diagonal, and some beyond. */
-static void pair_up(const attention *a, const float *x, long x_stride, const float *y, long y_stride,
-                    float *into) {
+HELPER void pair_up(const attention *a, const float *x, long x_stride, const float *y,
+                    long y_stride, float *into) {
   long t = a->length;
   pack(a->each, t, y, 1, y_stride, a->turned);
   for (long j = 0; j < t; j += WIDTH)
     for (long i = j, height; i < t; i += height) {
       height = height_of(t - i);
-      OF_HEIGHT(height, attention_tile, a->each, x + i * x_stride, x_stride, 1, a->turned + j * a->each,
-                into + i * a->wide + j, a->lines, WIDTH)
+      OF_HEIGHT(height, attention_tile, a->each, x + i * x_stride, x_stride, 1,
+                a->turned + j * a->each, into + i * a->wide + j, a->lines, WIDTH)
     }
 }
 
 /* to (T, e) = weights x, or `over` weightsᵀ x; only what the triangle holds is multiplied. */
-static void mix(const attention *a, const float *weights, int over, const float *x, long stride,
+HELPER void mix(const attention *a, const float *weights, int over, const float *x, long stride,
                 float *to, const long *to_rows) {
   long t = a->length;
   pack(t, a->each, x, stride, 1, a->plain);
@@ -71,7 +71,7 @@ static void mix(const attention *a, const float *weights, int over, const float 
 }
 
 /* Scores become their causal softmax, 0 beyond the diagonal. */
-static void weigh(const attention *a) {
+HELPER void weigh(const attention *a) {
   float scale = 1.44269504088896341f / sqrtf((float)a->each);
   for (long i = 0; i < a->length; i++) {
     float *row = a->weights + i * a->wide;
@@ -95,7 +95,7 @@ static void weigh(const attention *a) {
 }
 
 /* Gradients by the weights become those by the scores before their scaling. */
-static void weigh_back(const attention *a) {
+HELPER void weigh_back(const attention *a) {
   float scale = 1.0f / sqrtf((float)a->each);
   for (long i = 0; i < a->length; i++) {
     const float *weights = a->weights + i * a->wide;
@@ -115,13 +115,14 @@ static void weigh_back(const attention *a) {
 }
 
 /* mixed (T, e) of one head's queries, keys and values. */
-static void attend(const attention *a, const float *q, const float *k, const float *v, float *mixed) {
+HELPER void attend(const attention *a, const float *q, const float *k, const float *v,
+                   float *mixed) {
   pair_up(a, q, a->stride, k, a->stride, a->weights);
   weigh(a);
   mix(a, a->weights, 0, v, a->stride, mixed, a->mixed_rows);
 }
 
-static void attend_back(const attention *a, const float *q, const float *k, const float *v,
+HELPER void attend_back(const attention *a, const float *q, const float *k, const float *v,
                         const float *d_mixed, float *dq, float *dk, float *dv) {
   pair_up(a, q, a->stride, k, a->stride, a->weights);
   weigh(a);

@@ -15,31 +15,38 @@ enum { ATTENTION, ATTENTION_OUT, FEEDFORWARD_IN, FEEDFORWARD_OUT, LAYERS };
 
 typedef struct {
   const float *gain, *bias; /* (D,) of the first device */
-  long gain_apart, bias_apart;
-  float *d_gain, *d_bias;   /* (K, D), 0 at first; both or none */
+  long gain_device_stride, bias_device_stride;
+  float *d_gain, *d_bias; /* (K, D), 0 at first; both or none */
 } norm;
 
 typedef struct {
-  dense d;
+  dense d; /* d.inner (K, N, R) */
   const float *bias;
-  long bias_apart;
-  float *weight, *d_bias, *a, *b; /* gradients (K, O, I), (K, O), (K, R, I), (K, R, O), or none */
-} layer;                          /* all but the first 0 at first; d.inner (K, N, R) */
+  long bias_device_stride;
+  float *d_weight; /* gradients (K, O, I), (K, O), (K, R, I), (K, R, O), or none; */
+  float *d_bias;   /* all but the first are given as 0 */
+  float *d_a, *d_b;
+} layer;
 
 typedef struct {
   long devices, windows, length, width, inner, heads;
-  long gelu;               /* or ReLU */
+  long gelu; /* or ReLU */
   layer layers[LAYERS];
-  norm before[2];          /* attention, feed-forward */
-  const float *cos, *sin;  /* (T, e / 2) of rotary positions, or none */
-  const float *x;          /* (K, N, D) */
-  float *y;                /* (K, N, D), out */
-  float *projected;        /* (K, N, 3 D): queries, keys, values; none, like the next: not kept */
-  float *mixed, *middle;   /* (K, N, D): attention's output; x with it added */
-  float *bent;             /* (K, N, F): before GELU, after ReLU */
-  const float *dy;         /* backward: (K, N, D) */
-  float *dx;               /* (K, N, D), out */
+  norm norms[2];          /* attention, feed-forward */
+  const float *cos, *sin; /* (T, e / 2) of rotary positions, or none */
+  const float *x;         /* (K, N, D) */
+  float *y;               /* (K, N, D), out */
+  float *projected;       /* (K, N, 3 D): queries, keys, values; none, like the next: not kept */
+  float *mixed, *middle;  /* (K, N, D): attention's output; x with it added */
+  float *hidden;          /* (K, N, F): before GELU, after ReLU */
+  const float *dy;        /* backward: (K, N, D) */
+  float *dx;              /* (K, N, D), out */
 } block;
+
+EXPORT_SIZE(norm)
+EXPORT_SIZE(layer)
+EXPORT_SIZE(block)
+EXPORT_SIZE(dense)
 
 /* A thread's own. */
 typedef struct {
@@ -74,8 +81,8 @@ static int prepare(tools *u, const block *b, long k, int fresh, int back) {
   int failed = 0;
   for (int i = 0; i < LAYERS && !failed; i++) {
     const dense *d = &b->layers[i].d;
-    if (fresh || d->weight_apart) failed = prepare_weight(&u->layers[i], d, k, back);
-    if (d->rank && (fresh || d->a_apart || d->b_apart))
+    if (fresh || d->weight_device_stride) failed = prepare_weight(&u->layers[i], d, k, back);
+    if (d->rank && (fresh || d->a_device_stride || d->b_device_stride))
       failed |= prepare_factors(&u->layers[i], d, k, 1, back);
   }
   return failed;
@@ -96,46 +103,49 @@ static float *kept(const block *b, part p, float *all, long width, float *own) {
 }
 
 /* y (rows, O) = base + bias + x Wᵀ + scale · (x Aᵀ) Bᵀ. */
-static void forward_layer(const block *b, tools *u, int which, part p, const float *x, const float *base,
-                          float *y) {
+static void forward_layer(const block *b, tools *u, int which, part p, const float *x,
+                          const float *base, float *y) {
   const layer *l = &b->layers[which];
   const packed *w = &u->layers[which];
   float *narrow = kept(b, p, l->d.inner, l->d.rank, u->narrow);
   multiply_narrow(p.count, l->d.inputs, l->d.rank, x, w->a, l->d.scale, narrow);
-  const float *bias = l->bias ? l->bias + p.k * l->bias_apart : 0;
-  passage through = {l->d.inputs, l->d.outputs, l->d.rank, x, narrow, w->weight, w->b, base, bias, y};
+  const float *bias = l->bias ? l->bias + p.k * l->bias_device_stride : 0;
+  passage through = {l->d.inputs, l->d.outputs, l->d.rank, x,    narrow,
+                     w->weight,   w->b,         base,      bias, y};
   pass_through(&through, p.count);
 }
 
 /* dx (rows, I) = dy W + scale · (dy B) A, and gradients that are asked for; x (rows, I) went in. */
-static void backward_layer(const block *b, tools *u, int which, part p, const float *dy, const float *x,
-                           float *dx) {
+static void backward_layer(const block *b, tools *u, int which, part p, const float *dy,
+                           const float *x, float *dx) {
   const layer *l = &b->layers[which];
   const packed *w = &u->layers[which];
   long o = l->d.outputs, i = l->d.inputs, r = l->d.rank;
   multiply_narrow(p.count, o, r, dy, w->a, l->d.scale, u->narrow);
-  if (l->b) factor_gradient(p.count, r, rows_of(b, p, l->d.inner, r), o, dy, l->b + p.k * r * o);
+  if (l->d_b)
+    factor_gradient(p.count, r, rows_of(b, p, l->d.inner, r), o, dy, l->d_b + p.k * r * o);
   passage through = {o, i, r, dy, u->narrow, w->weight, w->b, 0, 0, dx};
   pass_through(&through, p.count);
-  if (l->weight) {
+  if (l->d_weight) {
     pack(p.count, o, dy, o, 1, u->left), pack(p.count, i, x, i, 1, u->right);
-    weight_gradient(p.count, o, u->left, i, u->right, l->weight + p.k * o * i, p.first > 0);
+    weight_gradient(p.count, o, u->left, i, u->right, l->d_weight + p.k * o * i, p.first > 0);
   }
   if (l->d_bias) sum_rows(p.count, o, dy, l->d_bias + p.k * o);
-  if (l->a) factor_gradient(p.count, r, u->narrow, i, x, l->a + p.k * r * i);
+  if (l->d_a) factor_gradient(p.count, r, u->narrow, i, x, l->d_a + p.k * r * i);
 }
 
 static void normalise_rows(const block *b, int which, part p, const float *x, float *normal) {
-  const norm *n = &b->before[which];
-  normalise(p.count, b->width, x, n->gain + p.k * n->gain_apart, n->bias + p.k * n->bias_apart, normal);
+  const norm *n = &b->norms[which];
+  normalise(p.count, b->width, x, n->gain + p.k * n->gain_device_stride,
+            n->bias + p.k * n->bias_device_stride, normal);
 }
 
 static void back_through_norm(const block *b, int which, part p, const float *x, const float *dy,
                               float *dx) {
-  const norm *n = &b->before[which];
+  const norm *n = &b->norms[which];
   long own = n->d_gain ? p.k * b->width : 0;
-  normalise_back(p.count, b->width, x, n->gain + p.k * n->gain_apart, dy, dx, n->d_gain + own,
-                 n->d_bias + own);
+  normalise_back(p.count, b->width, x, n->gain + p.k * n->gain_device_stride, dy, dx,
+                 n->d_gain + own, n->d_bias + own);
 }
 
 /* Turn queries and keys, or (side = -1) turn their gradients back. */
@@ -151,7 +161,7 @@ static void forward_part(const block *b, tools *u, part p) {
   const float *x = rows_of(b, p, b->x, d);
   float *projected = kept(b, p, b->projected, 3 * d, u->projected);
   float *mixed = kept(b, p, b->mixed, d, u->mixed), *middle = kept(b, p, b->middle, d, u->middle);
-  float *bent = kept(b, p, b->bent, f, u->inner), *active = b->gelu ? u->active : bent;
+  float *hidden = kept(b, p, b->hidden, f, u->inner), *active = b->gelu ? u->active : hidden;
   normalise_rows(b, 0, p, x, u->normal);
   forward_layer(b, u, ATTENTION, p, u->normal, 0, projected);
   rotate_rows(b, p, 1.0f, projected);
@@ -162,8 +172,8 @@ static void forward_part(const block *b, tools *u, part p) {
     }
   forward_layer(b, u, ATTENTION_OUT, p, mixed, x, middle);
   normalise_rows(b, 1, p, middle, u->normal);
-  forward_layer(b, u, FEEDFORWARD_IN, p, u->normal, 0, bent);
-  activate(p.count * f, b->gelu, bent, active);
+  forward_layer(b, u, FEEDFORWARD_IN, p, u->normal, 0, hidden);
+  activate(p.count * f, b->gelu, hidden, active);
   forward_layer(b, u, FEEDFORWARD_OUT, p, active, middle, kept(b, p, b->y, d, 0));
 }
 
@@ -183,11 +193,11 @@ static void backward_part(const block *b, tools *u, part p) {
   long d = b->width, f = b->inner;
   const float *x = rows_of(b, p, b->x, d), *dy = rows_of(b, p, b->dy, d);
   const float *mixed = rows_of(b, p, b->mixed, d), *middle = rows_of(b, p, b->middle, d);
-  const float *bent = rows_of(b, p, b->bent, f), *active = b->gelu ? u->active : bent;
+  const float *hidden = rows_of(b, p, b->hidden, f), *active = b->gelu ? u->active : hidden;
   float *dx = kept(b, p, b->dx, d, 0);
-  if (b->gelu) activate(p.count * f, 1, bent, u->active);
+  if (b->gelu) activate(p.count * f, 1, hidden, u->active);
   backward_layer(b, u, FEEDFORWARD_OUT, p, dy, active, u->inner);
-  activate_back(p.count * f, b->gelu, bent, u->inner);
+  activate_back(p.count * f, b->gelu, hidden, u->inner);
   normalise_rows(b, 1, p, middle, u->normal);
   backward_layer(b, u, FEEDFORWARD_IN, p, u->inner, u->normal, u->mixed);
   memcpy(u->middle, dy, 4 * p.count * d);

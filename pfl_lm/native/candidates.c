@@ -17,22 +17,28 @@ typedef struct {
   long width;
   const float *frozen, *now; /* (V, P); (K, k, P), or none: nothing of it travels */
   float *into;               /* (K, k, P): rate times gradients are added here; or none */
-  long now_apart, into_apart;
-  const int64_t *slots;      /* (V,): place among k rows, below 0 outside; none: k = V */
+  long now_device_stride, into_device_stride;
+  const int64_t *slots; /* (V,): place among k rows, below 0 outside; none: k = V */
 } table;
 
 typedef struct {
-  long rows, count, width;   /* N, C, P */
-  table scoring, bias;       /* without a bias its frozen is none */
-  const float *vectors;      /* (K, N, P) */
-  const int64_t *targets;    /* (K, N) */
-  const float *weight;       /* (K, N) */
-  const int64_t *words;      /* (C,), ascending */
-  const float *log_weight;   /* (C,) */
+  long rows, count, width;  /* N, C, P */
+  table scoring, bias;      /* without a bias its frozen is none */
+  const float *vectors;     /* (K, N, P) */
+  const int64_t *targets;   /* (K, N) */
+  const float *weight;      /* (K, N) */
+  const int64_t *words;     /* (C,), ascending */
+  const float *log_weight;  /* (C,) */
+  const float *inclusion;   /* (C,): factor on what goes into a candidate's row; or none */
+  const float *centre;      /* (K, C, P): see `gather`; or none */
+  const float *centre_bias; /* (K, C), or none */
   float rate;
-  float *loss;               /* (K, N), out */
-  float *gradient;           /* (K, N, P), out: by the vectors */
+  float *loss;     /* (K, N), out */
+  float *gradient; /* (K, N, P), out: by the vectors */
 } candidates;
+
+EXPORT_SIZE(table)
+EXPORT_SIZE(candidates)
 
 typedef struct {
   float *memory, *turned, *plain, *rows, *bias, *scores, *vectors, *target;
@@ -44,8 +50,8 @@ long slopes_size(long rows, long count) { return sized(rows, count); }
 
 static int equip(tools *u, const candidates *c, float *slopes) {
   long turned = sized(c->width, c->count), plain = sized(c->count, c->width);
-  long sizes[] = {turned, plain, c->count * c->width, c->count, ROWS * c->count,
-                  sized(c->rows, c->width)};
+  long sizes[] = {turned,   plain,           c->count * c->width,
+                  c->count, ROWS * c->count, sized(c->rows, c->width)};
   float **places[] = {&u->turned, &u->plain, &u->rows, &u->bias, &u->scores, &u->vectors};
   long all = c->rows;
   for (int i = 0; i < 6; i++) all += sizes[i];
@@ -60,23 +66,35 @@ static long slot_of(const table *t, int64_t word) { return t->slots ? t->slots[w
 
 static const float *row_of(const table *t, long k, int64_t word) {
   long slot = slot_of(t, word);
-  return t->now && slot >= 0 ? t->now + k * t->now_apart + slot * t->width
+  return t->now && slot >= 0 ? t->now + k * t->now_device_stride + slot * t->width
                              : t->frozen + word * t->width;
 }
 
 static void add_row(const table *t, long k, int64_t word, float factor, const float *row) {
   long slot = slot_of(t, word);
   if (!t->into || slot < 0) return;
-  float *into = t->into + k * t->into_apart + slot * t->width;
+  float *into = t->into + k * t->into_device_stride + slot * t->width;
   for (long j = 0; j < t->width; j++) into[j] += factor * row[j];
+}
+
+static float factor_of(const candidates *c, long i) { return c->inclusion ? c->inclusion[i] : 1; }
+
+/* Copy device k's row of candidate i; with a centre, only `factor_of` of its way from there. */
+static void read_row(const candidates *c, const table *t, const float *centre, long k, long i,
+                     float *to) {
+  memcpy(to, row_of(t, k, c->words[i]), 4 * t->width);
+  if (!centre) return;
+  const float *from = centre + (k * c->count + i) * t->width;
+  for (long j = 0; j < t->width; j++) to[j] = from[j] + factor_of(c, i) * (to[j] - from[j]);
 }
 
 /* Lay device k's candidates out as both products want them, and their score without a vector. */
 static void gather(const candidates *c, tools *u, long k) {
   for (long i = 0; i < c->count; i++) {
-    memcpy(u->rows + i * c->width, row_of(&c->scoring, k, c->words[i]), 4 * c->width);
-    u->bias[i] = c->log_weight[i];
-    if (c->bias.frozen) u->bias[i] += *row_of(&c->bias, k, c->words[i]);
+    float bias = 0;
+    read_row(c, &c->scoring, c->centre, k, i, u->rows + i * c->width);
+    if (c->bias.frozen) read_row(c, &c->bias, c->centre_bias, k, i, &bias);
+    u->bias[i] = c->log_weight[i] + bias;
   }
   pack(c->width, c->count, u->rows, 1, c->width, u->turned);
   pack(c->count, c->width, u->rows, c->width, 1, u->plain);
@@ -135,8 +153,8 @@ static void score_rows(const candidates *c, tools *u, long k, long first, long c
     if (c->bias.frozen) target += *row_of(&c->bias, k, word);
     long hit = place_of(c, word);
     if (hit >= 0) u->scores[i * c->count + hit] = -INFINITY;
-    u->target[first + i] = contrast(c->count, u->scores + i * c->count, target, c->weight[at + i],
-                                    c->loss + at + i);
+    u->target[first + i] =
+        contrast(c->count, u->scores + i * c->count, target, c->weight[at + i], c->loss + at + i);
   }
   passage mixed = {c->count, p, 0, u->scores, 0, u->plain, 0, 0, 0, gradient};
   pass_through(&mixed, count);
@@ -157,7 +175,7 @@ static void descend(const candidates *c, tools *u, long k) {
     pack(c->rows, c->width, vectors, c->width, 1, u->vectors);
     weight_gradient(c->rows, c->count, u->slopes, c->width, u->vectors, u->rows, 0);
     for (long i = 0; i < c->count; i++)
-      add_row(&c->scoring, k, c->words[i], c->rate, u->rows + i * c->width);
+      add_row(&c->scoring, k, c->words[i], c->rate * factor_of(c, i), u->rows + i * c->width);
     for (long i = 0; i < c->rows; i++)
       add_row(&c->scoring, k, targets[i], c->rate * u->target[i], vectors + i * c->width);
   }
@@ -165,7 +183,7 @@ static void descend(const candidates *c, tools *u, long k) {
     float sum = 0;
     for (long n = 0; n < c->rows; n++)
       sum += u->slopes[(i / WIDTH * c->rows + n) * WIDTH + i % WIDTH];
-    add_row(&c->bias, k, c->words[i], c->rate, &sum);
+    add_row(&c->bias, k, c->words[i], c->rate * factor_of(c, i), &sum);
   }
   for (long i = 0; i < c->rows && c->bias.into; i++)
     add_row(&c->bias, k, targets[i], c->rate, u->target + i);

@@ -18,10 +18,11 @@
 #define NEAR_NARROW 40 /* rows of a wide matrix that stay in the first cache beside a narrow one */
 
 typedef struct {
-  long outputs, inputs, rank;          /* O, I, R; O = 0: no such layer, R = 0: no factors */
-  const float *weight, *a, *b;         /* (O, I), (R, I), (R, O) of the first device */
-  long weight_apart, a_apart, b_apart; /* floats to the next device's; 0: all hold the same */
-  float *inner;                        /* rows of R: forward scale · x Aᵀ, backward scale · dy B */
+  long outputs, inputs, rank;  /* O, I, R; O = 0: no such layer, R = 0: no factors */
+  const float *weight, *a, *b; /* (O, I), (R, I), (R, O) of the first device */
+  long weight_device_stride, a_device_stride,
+      b_device_stride; /* floats to the next device's; 0: all hold the same */
+  float *inner;        /* rows of R: forward scale · x Aᵀ, backward scale · dy B */
   float scale;
 } dense;
 
@@ -31,29 +32,30 @@ typedef struct {
   long a_size, b_size;
 } packed;
 
-static float *room(long floats) { return aligned_alloc(64, (4 * floats + 127) / 64 * 64); }
+HELPER float *room(long floats) { return aligned_alloc(64, (4 * floats + 127) / 64 * 64); }
 
 /* Floats that a packed matrix takes. */
-static long sized(long depth, long columns) { return panels(columns) * WIDTH * depth; }
+HELPER long sized(long depth, long columns) { return panels(columns) * WIDTH * depth; }
 
-static void release(packed *p) { free(p->weight), free(p->a), free(p->b); }
+HELPER void release(packed *p) { free(p->weight), free(p->a), free(p->b); }
 
-static int prepare_weight(packed *p, const dense *d, long device, int back) {
+HELPER int prepare_weight(packed *p, const dense *d, long device, int back) {
   long from = back ? d->outputs : d->inputs, to = back ? d->inputs : d->outputs;
   if (!p->weight && !(p->weight = room(sized(from, to)))) return 1;
-  const float *weight = d->weight + device * d->weight_apart;
+  const float *weight = d->weight + device * d->weight_device_stride;
   pack(from, to, weight, back ? d->inputs : 1, back ? 1 : d->inputs, p->weight);
   return 0;
 }
 
 /* Factors of `group` devices from `first` on. */
-static int prepare_factors(packed *p, const dense *d, long first, long group, int back) {
+HELPER int prepare_factors(packed *p, const dense *d, long first, long group, int back) {
   long from = back ? d->outputs : d->inputs, to = back ? d->inputs : d->outputs;
   p->a_size = sized(from, d->rank), p->b_size = sized(d->rank, to);
   if (!p->a && !(p->a = room(group * p->a_size))) return 1;
   if (!p->b && !(p->b = room(group * p->b_size))) return 1;
   for (long k = 0; k < group && d->rank; k++) {
-    const float *a = d->a + (first + k) * d->a_apart, *b = d->b + (first + k) * d->b_apart;
+    const float *a = d->a + (first + k) * d->a_device_stride,
+                *b = d->b + (first + k) * d->b_device_stride;
     float *into = p->a + k * p->a_size, *out = p->b + k * p->b_size;
     pack(from, d->rank, back ? b : a, 1, from, into);
     pack(d->rank, to, back ? a : b, to, 1, out);
@@ -62,8 +64,8 @@ static int prepare_factors(packed *p, const dense *d, long first, long group, in
 }
 
 /* Half a panel's columns: even products of a sum in one register, odd ones in another. */
-INLINE void narrow_tile(int rows, long n, const float *x, const float *panel, float scale, float *to,
-                        long stride, long columns) {
+INLINE void narrow_tile(int rows, long n, const float *x, const float *panel, float scale,
+                        float *to, long stride, long columns) {
   vec sum[HEIGHT][2] = {{{0}}};
   long k = 0;
   for (; k + 2 <= n; k += 2, panel += 2 * WIDTH) {
@@ -84,8 +86,8 @@ INLINE void narrow_tile(int rows, long n, const float *x, const float *panel, fl
 }
 
 /* narrow (rows, R) = scale · x A of (rows, n) and a packed (n, R). */
-static void multiply_narrow(long rows, long n, long rank, const float *x, const float *a, float scale,
-                            float *narrow) {
+HELPER void multiply_narrow(long rows, long n, long rank, const float *x, const float *a,
+                            float scale, float *narrow) {
   for (long j = 0; j < rank; j += LANES) {
     const float *panel = a + j / WIDTH * WIDTH * n + j % WIDTH;
     for (long i = 0; i < rows; i += HEIGHT)
@@ -97,9 +99,9 @@ static void multiply_narrow(long rows, long n, long rank, const float *x, const 
 /* One product of rows with a layer: y (rows, to) = base + bias + x W + narrow B, all packed. */
 typedef struct {
   long from, to, rank;
-  const float *x, *narrow;    /* (rows, from), (rows, rank) */
+  const float *x, *narrow; /* (rows, from), (rows, rank) */
   const float *weight, *b;
-  const float *base, *bias;   /* (rows, to), (to,) or none */
+  const float *base, *bias; /* (rows, to), (to,) or none */
   float *y;
 } passage;
 
@@ -126,14 +128,13 @@ INLINE void passage_tile(int rows, const passage *p, long first, long column, lo
 #pragma GCC unroll 6
     for (int i = 0; i < rows; i++) {
       vec all_of_it = sum[i][half] + bias;
-      if (base)
-        all_of_it += some(base + (first + i) * p->to + column + at, smaller(LANES, count));
+      if (base) all_of_it += some(base + (first + i) * p->to + column + at, smaller(LANES, count));
       put(y + i * p->to + at, all_of_it, smaller(LANES, count));
     }
   }
 }
 
-static void pass_through(const passage *p, long rows) {
+HELPER void pass_through(const passage *p, long rows) {
   for (long k = 0; k < p->from; k += STRETCH)
     for (long j = 0; j < p->to; j += WIDTH)
       for (long done = 0, height; done < rows; done += height) {
@@ -143,8 +144,8 @@ static void pass_through(const passage *p, long rows) {
 }
 
 /* into (O, I) = or += dyᵀ x of rows that were packed as panels of dy's and of x's columns. */
-INLINE void gradient_tile(int rows, long n, const float *dy, const float *x, float *into, long inputs,
-                          long columns, int add) {
+INLINE void gradient_tile(int rows, long n, const float *dy, const float *x, float *into,
+                          long inputs, long columns, int add) {
   vec sum[HEIGHT][2];
   const float *row[HEIGHT];
   long to[HEIGHT];
@@ -156,7 +157,7 @@ INLINE void gradient_tile(int rows, long n, const float *dy, const float *x, flo
   put_sums(rows, sum, into, to, columns, add);
 }
 
-static void weight_gradient(long n, long outputs, const float *dy, long inputs, const float *x,
+HELPER void weight_gradient(long n, long outputs, const float *dy, long inputs, const float *x,
                             float *into, int add) {
   for (long j = 0; j < inputs; j += WIDTH)
     for (long o = 0, height; o < outputs; o += height) {
@@ -167,8 +168,8 @@ static void weight_gradient(long n, long outputs, const float *dy, long inputs, 
 }
 
 /* into (R, columns) += narrowᵀ wide of (n, R) and (n, columns), both as they lie. */
-INLINE void factor_tile(int rows, long n, const float *narrow, long rank, const float *wide, long step,
-                        float *into, long stride, long columns) {
+INLINE void factor_tile(int rows, long n, const float *narrow, long rank, const float *wide,
+                        long step, float *into, long stride, long columns) {
   vec sum[HEIGHT][2];
   const float *row[HEIGHT];
   long to[HEIGHT];
@@ -178,8 +179,8 @@ INLINE void factor_tile(int rows, long n, const float *narrow, long rank, const 
   put_sums(rows, sum, into, to, columns, 1);
 }
 
-static void factor_gradient(long rows, long rank, const float *narrow, long columns, const float *wide,
-                            float *into) {
+HELPER void factor_gradient(long rows, long rank, const float *narrow, long columns,
+                            const float *wide, float *into) {
   float tail[NEAR_NARROW * WIDTH];
   for (long first = 0; first < rows; first += NEAR_NARROW) {
     long n = smaller(NEAR_NARROW, rows - first);
@@ -197,7 +198,7 @@ static void factor_gradient(long rows, long rank, const float *narrow, long colu
 }
 
 /* into (columns) += the sum of rows. */
-static void sum_rows(long rows, long columns, const float *x, float *into) {
+HELPER void sum_rows(long rows, long columns, const float *x, float *into) {
   for (long j = 0; j < columns; j += LANES) {
     long n = smaller(LANES, columns - j);
     vec sum = some(into + j, n);

@@ -33,7 +33,7 @@ INLINE void put_normal(long n, const float *x, float mean, float scale, const fl
 }
 
 /* y (rows, D) = gain · (x - mean) / deviation + bias. */
-static void normalise(long rows, long width, const float *x, const float *gain, const float *bias,
+HELPER void normalise(long rows, long width, const float *x, const float *gain, const float *bias,
                       float *y) {
   for (; rows > 0; rows--, x += width, y += width) {
     float mean, scale = moments(width, x, &mean);
@@ -62,8 +62,8 @@ INLINE void add_norm_gradients(long n, const float *x, float mean, float scale, 
 }
 
 /* To dx (rows, D) is added what dy brings through the norm; to both gradients, if there, theirs. */
-static void normalise_back(long rows, long width, const float *x, const float *gain, const float *dy,
-                           float *dx, float *d_gain, float *d_bias) {
+HELPER void normalise_back(long rows, long width, const float *x, const float *gain,
+                           const float *dy, float *dx, float *d_gain, float *d_bias) {
   for (; rows > 0; rows--, x += width, dy += width, dx += width) {
     float mean, scale = moments(width, x, &mean);
     vec sum = {0}, along = {0};
@@ -83,7 +83,7 @@ INLINE vec gelu_slope(vec x) {
   return 0.5f + 0.5f * erf_of(x * 0.707106781186547524f) + x * density;
 }
 
-static void activate(long count, int gelu, const float *x, float *y) {
+HELPER void activate(long count, int gelu, const float *x, float *y) {
   for (long j = 0; j < count; j += LANES) {
     vec before = some(x + j, count - j);
     put(y + j, gelu ? gelu_of(before) : either(before < 0.0f, (vec){0}, before), count - j);
@@ -91,7 +91,7 @@ static void activate(long count, int gelu, const float *x, float *y) {
 }
 
 /* dy becomes the gradient by x. */
-static void activate_back(long count, int gelu, const float *x, float *dy) {
+HELPER void activate_back(long count, int gelu, const float *x, float *dy) {
   for (long j = 0; j < count; j += LANES) {
     vec before = some(x + j, count - j), d = some(dy + j, count - j);
     put(dy + j, gelu ? d * gelu_slope(before) : either(before <= 0.0f, (vec){0}, d), count - j);
@@ -99,8 +99,8 @@ static void activate_back(long count, int gelu, const float *x, float *dy) {
 }
 
 /* Turn pairs of coordinates (j, j + e / 2) of a head's T rows by cos and sin (T, e / 2). */
-static void rotate(long length, long each, long stride, const float *cos, const float *sin, float side,
-                   float *x) {
+HELPER void rotate(long length, long each, long stride, const float *cos, const float *sin,
+                   float side, float *x) {
   long half = each / 2;
   for (; length > 0; length--, x += stride, cos += half, sin += half)
     for (long j = 0; j < half; j++) {

@@ -22,27 +22,27 @@ void pack_matrix(long depth, long columns, const float *b, long down, long along
 }
 
 /* C (K, M, N) = or += A (K, M, D) B (K, D, N) + bias (K, N). */
-int multiply_devices(long devices, long rows, long columns, long depth,
-                     const float *a, long a_apart, long a_stride,
-                     const float *b, long b_apart, long down, long along,
-                     const float *bias, long bias_apart,
-                     float *c, long c_apart, long c_stride, int add) {
-  long group = b_apart ? 1 : devices;
+int multiply_devices(long devices, long rows, long columns, long depth, const float *a,
+                     long a_device_stride, long a_stride, const float *b, long b_device_stride,
+                     long down, long along, const float *bias, long bias_device_stride, float *c,
+                     long c_device_stride, long c_stride, int add) {
+  long group = b_device_stride ? 1 : devices;
   long *at = malloc(2 * group * rows * sizeof *at), *to = at + group * rows;
   float *packed = room(packed_size(depth, columns));
   int failed = !at || !packed;
   for (long k = 0; k < group && !failed; k++)
     for (long i = 0; i < rows; i++) {
-      at[k * rows + i] = k * a_apart + i * a_stride;
-      to[k * rows + i] = k * c_apart + i * c_stride;
+      at[k * rows + i] = k * a_device_stride + i * a_stride;
+      to[k * rows + i] = k * c_device_stride + i * c_stride;
     }
   for (long k = 0; k < devices && !failed; k += group) {
-    float *into = c + k * c_apart;
+    float *into = c + k * c_device_stride;
     for (long one = 0; one < group && bias; one++)
       for (long i = 0; i < rows; i++)
-        memcpy(into + to[one * rows + i], bias + (k + one) * bias_apart, 4 * columns);
-    pack(depth, columns, b + k * b_apart, down, along, packed);
-    multiply(group * rows, columns, depth, a + k * a_apart, at, packed, into, to, add || bias);
+        memcpy(into + to[one * rows + i], bias + (k + one) * bias_device_stride, 4 * columns);
+    pack(depth, columns, b + k * b_device_stride, down, along, packed);
+    multiply(group * rows, columns, depth, a + k * a_device_stride, at, packed, into, to,
+             add || bias);
   }
   free(at), free(packed);
   return failed;
@@ -71,19 +71,19 @@ static void gradient(long rows, long outputs, long inputs, const float *dy, long
 
 /* Gradients (K, O, I) += rate · dy (K, M, O) transposed times x (K, M, I), and biases (K, O), if any,
    += rate · dy summed over rows; = where `add` is 0. */
-int gradient_devices(long devices, long rows, long outputs, long inputs,
-                     const float *dy, long dy_apart, long dy_stride,
-                     const float *x, long x_apart, long x_stride,
-                     float *into, long into_apart, float *bias, long bias_apart, float rate, int add) {
+int gradient_devices(long devices, long rows, long outputs, long inputs, const float *dy,
+                     long dy_device_stride, long dy_stride, const float *x, long x_device_stride,
+                     long x_stride, float *into, long into_device_stride, float *bias,
+                     long bias_device_stride, float rate, int add) {
   long near = smaller(NEAR_ROWS, outputs);
   long *at = malloc(2 * near * sizeof *at), *to = at + near;
   float *turned = room(rows * near), *packed = room(packed_size(rows, inputs));
   int failed = !at || !turned || !packed;
   if (!failed) offsets(near, rows, at), offsets(near, inputs, to);
   for (long k = 0; k < devices && !failed; k++)
-    gradient(rows, outputs, inputs, dy + k * dy_apart, dy_stride, x + k * x_apart, x_stride,
-             into + k * into_apart, bias ? bias + k * bias_apart : 0, rate, add, turned, at, to,
-             packed);
+    gradient(rows, outputs, inputs, dy + k * dy_device_stride, dy_stride, x + k * x_device_stride,
+             x_stride, into + k * into_device_stride, bias ? bias + k * bias_device_stride : 0,
+             rate, add, turned, at, to, packed);
   free(at), free(turned), free(packed);
   return failed;
 }

@@ -32,7 +32,7 @@ INLINE long panels(long columns) { return (columns + WIDTH - 1) / WIDTH; }
 INLINE long smaller(long a, long b) { return a < b ? a : b; }
 
 /* add_products; `ahead`, a constant: whether a cache line of `soon` is asked for every two products. */
-INLINE void add_lines(int rows, long n, const float *const *row, long apart, const float *panel,
+INLINE void add_lines(int rows, long n, const float *const *row, long stride, const float *panel,
                       long step, const float *soon, int ahead, vec (*sum)[2]) {
   long k = 0;
   for (; k + 2 <= n; k += 2) {
@@ -45,7 +45,7 @@ INLINE void add_lines(int rows, long n, const float *const *row, long apart, con
       IN_REGISTER(right);
 #pragma GCC unroll 6
       for (int i = 0; i < rows; i++) {
-        vec one = all(row[i][(k + line) * apart]);
+        vec one = all(row[i][(k + line) * stride]);
         sum[i][0] += one * left;
         sum[i][1] += one * right;
       }
@@ -56,27 +56,26 @@ INLINE void add_lines(int rows, long n, const float *const *row, long apart, con
     vec left = load(panel), right = load(panel + LANES);
 #pragma GCC unroll 6
     for (int i = 0; i < rows; i++) {
-      vec one = all(row[i][k * apart]);
+      vec one = all(row[i][k * stride]);
       sum[i][0] += one * left;
       sum[i][1] += one * right;
     }
   }
 }
 
-/* What `rows` rows of A add to their sums with n lines of a panel: sum[i] += row[i][k apart] line[k].
+/* What `rows` rows of A add to their sums with n lines of a panel: sum[i] += row[i][k stride] line[k].
    `soon`, if any, is needed later: a cache line of it is asked for every two products. Where nothing
    need be asked for, nothing is: on a core that is shared, instructions are what counts. */
-INLINE void add_products(int rows, long n, const float *const *row, long apart, const float *panel,
+INLINE void add_products(int rows, long n, const float *const *row, long stride, const float *panel,
                          long step, const float *soon, vec (*sum)[2]) {
   if (soon)
-    add_lines(rows, n, row, apart, panel, step, soon, 1, sum);
+    add_lines(rows, n, row, stride, panel, step, soon, 1, sum);
   else
-    add_lines(rows, n, row, apart, panel, step, 0, 0, sum);
+    add_lines(rows, n, row, stride, panel, step, 0, 0, sum);
 }
 
 /* The sums stored to, or added to, rows of C: as many columns of the panel as there are. */
-INLINE void put_sums(int rows, vec (*sum)[2], float *c, const long *to, long columns,
-                     int add) {
+INLINE void put_sums(int rows, vec (*sum)[2], float *c, const long *to, long columns, int add) {
 #pragma GCC unroll 6
   for (int i = 0; i < rows; i++) {
     float *line = c + to[i];
@@ -114,14 +113,14 @@ INLINE long height_of(long left) {
 }
 
 /* tile(height, ...), the height a constant in each case: its sums are then in registers. */
-#define OF_HEIGHT(height, tile, ...)          \
-  switch (height) {                           \
-    case 1: tile(1, __VA_ARGS__); break;      \
-    case 2: tile(2, __VA_ARGS__); break;      \
-    case 3: tile(3, __VA_ARGS__); break;      \
-    case 4: tile(4, __VA_ARGS__); break;      \
-    case 5: tile(5, __VA_ARGS__); break;      \
-    default: tile(HEIGHT, __VA_ARGS__);       \
+#define OF_HEIGHT(height, tile, ...)     \
+  switch (height) {                      \
+    case 1: tile(1, __VA_ARGS__); break; \
+    case 2: tile(2, __VA_ARGS__); break; \
+    case 3: tile(3, __VA_ARGS__); break; \
+    case 4: tile(4, __VA_ARGS__); break; \
+    case 5: tile(5, __VA_ARGS__); break; \
+    default: tile(HEIGHT, __VA_ARGS__);  \
   }
 
 INLINE void tile(int rows, long n, const float *a, const long *at, const float *b, long step,
@@ -136,7 +135,7 @@ INLINE void tile(int rows, long n, const float *a, const long *at, const float *
 
 /* Rows [0, rows) against one panel, cut into tiles of like height. The first two of them bring the
    panel that is next to the second cache, half of it each: all at once it would queue. */
-static void pass(long rows, long n, const float *a, const long *at, const float *b, long step,
+HELPER void pass(long rows, long n, const float *a, const long *at, const float *b, long step,
                  float *c, const long *to, long columns, int add, const float *next) {
   const float *soon = next;
   for (long done = 0, height; done < rows; done += height) {
@@ -147,7 +146,7 @@ static void pass(long rows, long n, const float *a, const long *at, const float 
 }
 
 /* C = or += A B with B packed; row i of A begins at a + at[i], of C at c + to[i]. */
-__attribute__((unused)) static void multiply(long rows, long columns, long depth, const float *a, const long *at,
+HELPER void multiply(long rows, long columns, long depth, const float *a, const long *at,
                      const float *packed, float *c, const long *to, int add) {
   for (long first = 0; first < rows; first += NEAR_ROWS)
     for (long k = 0; k < depth; k += DEPTH)
@@ -158,12 +157,9 @@ __attribute__((unused)) static void multiply(long rows, long columns, long depth
 }
 
 /* Offsets of rows that follow one another at a stride. */
-static void offsets(long rows, long stride, long *at) {
+HELPER void offsets(long rows, long stride, long *at) {
   for (long i = 0; i < rows; i++) at[i] = i * stride;
 }
-
-typedef float eight __attribute__((vector_size(32)));
-typedef float loose_eight __attribute__((vector_size(32), aligned(4), may_alias));
 
 /* Eight rows of eight numbers, turned: to[j * wide + i] = factor from[i * stride + j]. */
 INLINE void turn_eight(const float *from, long stride, float *to, long wide, float factor) {
@@ -185,7 +181,7 @@ INLINE void turn_eight(const float *from, long stride, float *to, long wide, flo
 }
 
 /* to[j * wide + i] = factor from[i * stride + j] for i < rows, j < columns. */
-static void turn(long rows, long columns, const float *from, long stride, float *to, long wide,
+HELPER void turn(long rows, long columns, const float *from, long stride, float *to, long wide,
                  float factor) {
   long j = 0;
   for (; j + 8 <= columns; j += 8) {
@@ -201,7 +197,7 @@ static void turn(long rows, long columns, const float *from, long stride, float 
 
 /* Pack B (K, N), whose element (k, j) lies at b[k * down + j * along], one of the two being 1, into
    panels; the columns that are missing from the last one are 0. */
-static void pack(long depth, long columns, const float *b, long down, long along, float *packed) {
+HELPER void pack(long depth, long columns, const float *b, long down, long along, float *packed) {
   for (long j = 0; j < columns; j += WIDTH, packed += depth * WIDTH) {
     long width = smaller(WIDTH, columns - j);
     if (width < WIDTH) memset(packed, 0, 4 * depth * WIDTH);

@@ -1,11 +1,11 @@
-"""Compiled matrix products (``products.c``) on torch's tensors: K devices in a call.
+"""Matrix products of ``products.c`` on torch's tensors: K devices in a call.
 
 Legend: K devices, N rows of a device, I input width, O output width.
 """
 
 from __future__ import annotations
 
-import ctypes
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,21 +13,21 @@ from torch import Tensor
 from pfl_lm import native
 
 
-def suits(*tensors: Tensor | None) -> bool:
-    """Whether the loops may work on these tensors: float32, here, with one thread."""
+def supports(*tensors: Tensor | None) -> bool:
+    """Whether the kernels take these tensors: float32, on the CPU, with one thread."""
     return (
         all(x.dtype == torch.float32 and x.device.type == "cpu" for x in tensors if x is not None)
         and torch.get_num_threads() == 1
-        and native.library("products") is not None
+        and native.load("products") is not None
     )
 
 
-def suits_whole(library: str, *tensors: Tensor | None) -> bool:
-    """:func:`suits`, for the loops of another ``library`` too, which walk through whole tensors."""
+def supports_contiguous(library: str, *tensors: Tensor | None) -> bool:
+    """:func:`supports`, for kernels of another ``library`` too, which take contiguous tensors."""
     return (
-        suits(*tensors)
+        supports(*tensors)
         and all(x.is_contiguous() for x in tensors if x is not None)
-        and native.library(library) is not None
+        and native.load(library) is not None
     )
 
 
@@ -36,8 +36,8 @@ def address(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 
-def apart(tensor: Tensor, dims: int) -> int:
-    """Floats from one device's to the next one's; 0 where all hold the same."""
+def device_stride(tensor: Tensor, dims: int) -> int:
+    """Floats from one device's part to the next one's; 0 where all devices hold the same."""
     return tensor.stride(0) if tensor.dim() == dims and len(tensor) > 1 else 0
 
 
@@ -67,8 +67,8 @@ def times(
             "multiply_devices",
             *(devices, rows, columns, depth),
             *(x.data_ptr(), *x.stride()[:2]),
-            *(matrix.data_ptr(), apart(matrix, 3), *matrix.stride()[-2:]),
-            *((None, 0) if bias is None else (bias.data_ptr(), apart(bias, 2))),
+            *(matrix.data_ptr(), device_stride(matrix, 3), *matrix.stride()[-2:]),
+            *((None, 0) if bias is None else (bias.data_ptr(), device_stride(bias, 2))),
             *(y.data_ptr(), *y.stride()[:2], into is not None),
         )
     )
@@ -90,19 +90,19 @@ def gradient(
     """
     dy, x = _in_rows(dy), _in_rows(x)
     devices, rows, outputs = dy.shape
-    found = x.new_empty(devices, outputs, x.shape[-1]) if into is None else into
+    result = x.new_empty(devices, outputs, x.shape[-1]) if into is None else into
     _check(
         _call(
             "gradient_devices",
             *(devices, rows, outputs, x.shape[-1]),
             *(dy.data_ptr(), *dy.stride()[:2]),
             *(x.data_ptr(), *x.stride()[:2]),
-            *(found.data_ptr(), found.stride(0)),
+            *(result.data_ptr(), result.stride(0)),
             *((None, 0) if bias is None else (bias.data_ptr(), bias.stride(0))),
             *(rate, into is not None),
         )
     )
-    return found
+    return result
 
 
 def _in_rows(x: Tensor) -> Tensor:
@@ -116,24 +116,10 @@ def _plain(matrix: Tensor) -> Tensor:
 
 def _check(failed: int) -> None:
     if failed:
-        raise MemoryError("a compiled product could not have the memory that it asked for")
+        raise MemoryError("a C kernel could not allocate the memory that it needs")
 
 
 def _call(name: str, *arguments: float | None) -> int:
-    found: int = getattr(_loops(), name)(*arguments)
-    return found
-
-
-def _loops() -> ctypes.CDLL | None:
-    """The compiled products, their types stated once; None without compiled loops."""
-    long, pointer, number = ctypes.c_long, ctypes.c_void_p, ctypes.c_int
-    sizes, operand = (long,) * 4, (pointer, long, long)
-    factors = (*operand, *operand, long, pointer, long)
-    sums = (*operand, *operand, pointer, long, pointer, long, ctypes.c_float)
-    return native.functions(
-        "products",
-        packed_size=(long, long, long),
-        pack_matrix=(None, long, long, *operand, pointer),
-        multiply_devices=(number, *sizes, *factors, *operand, number),
-        gradient_devices=(number, *sizes, *sums, number),
-    )
+    library: Any = native.load("products")
+    result: int = getattr(library, name)(*arguments)
+    return result

@@ -8,43 +8,48 @@
 #include "layer.h"
 
 typedef struct {
-  long devices, steps, windows, cells, gates; /* gates: 3 forget, cell, output; 4 input, then these */
-  long kept;                /* whether cells, bents and outputs have all steps, or one place */
+  long devices, steps, windows, cells,
+      gates;                /* gates: 3 forget, cell, output; 4 input, then these */
+  long kept;                /* whether cells, tanh_c and outputs have all steps, or one place */
   long rests;               /* the first state is zero and its gradient not wanted: no products */
   dense recurrent, project; /* without a projection the state is the cells' output */
   float *sums;              /* (K, T, B, G): sums of the inputs; forward leaves the gates there */
   float *states;            /* (K, T + 1, B, S), the first given */
   float *c;                 /* (K, T + 1, B, H), the first given */
-  float *bents;             /* (K, T, B, H): tanh of c after each step */
+  float *tanh_c;            /* (K, T, B, H): tanh of c after each step */
   float *outputs;           /* (K, T, B, H), only with a projection */
   /* Backward only. */
-  float *d_states;          /* (K, T, B, S): by the states after each step; what comes back is added */
-  float *d_sums;            /* (K, T, B, G), out */
-  float *dr, *dc;           /* (K, B, S) out; (K, B, H) by the last cells, out by the first */
+  float *d_states; /* (K, T, B, S): by the states after each step; what comes back is added */
+  float *d_sums;   /* (K, T, B, G), out */
+  float *dr, *dc;  /* (K, B, S) out; (K, B, H) by the last cells, out by the first */
 } recurrence;
 
+EXPORT_SIZE(recurrence)
+EXPORT_SIZE(dense)
+
 /* y = or += x through the packed layer for all devices of a group, B rows each: row i of device k
-   begins at x + x_at[k B + i]; inner (B, R) of device k at inner + k · inner_apart. */
+   begins at x + x_at[k B + i]; inner (B, R) of device k at inner + k · inner_device_stride; inner_at: room
+   for B offsets. */
 static void through(const packed *p, const dense *d, long group, long windows, int back,
                     const float *x, const long *x_at, float *y, const long *y_at, float *inner,
-                    long inner_apart, int add) {
+                    long inner_device_stride, long *inner_at, int add) {
   long from = back ? d->outputs : d->inputs, to = back ? d->inputs : d->outputs;
   multiply(group * windows, to, from, x, x_at, p->weight, y, y_at, add);
   if (!d->rank) return;
-  long inner_at[windows];
   offsets(windows, d->rank, inner_at);
   for (long k = 0; k < group; k++) {
-    float *narrow = inner + k * inner_apart;
+    float *narrow = inner + k * inner_device_stride;
     multiply(windows, d->rank, from, x, x_at + k * windows, p->a + k * p->a_size, narrow, inner_at,
              0);
     for (long i = 0; i < windows * d->rank; i++) narrow[i] *= d->scale;
-    multiply(windows, to, d->rank, narrow, inner_at, p->b + k * p->b_size, y, y_at + k * windows, 1);
+    multiply(windows, to, d->rank, narrow, inner_at, p->b + k * p->b_size, y, y_at + k * windows,
+             1);
   }
 }
 
 /* Gates, cells and output of up to LANES cells of one row; z (G): sums, then gates. */
 INLINE void forward_cells(long n, long h, int gates, float *z, const float *c, float *after,
-                          float *bent, float *m) {
+                          float *tanh_c, float *m) {
   float *first = z, *keep = z + (gates - 3) * h, *cell = keep + h, *out = cell + h;
   vec f = sigmoid_of(some(keep, n)), g = tanh_of(some(cell, n)), o = sigmoid_of(some(out, n)), now;
   if (gates == 3) {
@@ -56,7 +61,7 @@ INLINE void forward_cells(long n, long h, int gates, float *z, const float *c, f
   }
   vec b = tanh_of(now);
   put(keep, f, n), put(cell, g, n), put(out, o, n);
-  put(after, now, n), put(bent, b, n), put(m, o * b, n);
+  put(after, now, n), put(tanh_c, b, n), put(m, o * b, n);
 }
 
 INLINE vec by_sigmoid(vec gradient, vec value) { return gradient * (value * (1.0f - value)); }
@@ -65,10 +70,10 @@ INLINE vec by_tanh(vec gradient, vec value) { return gradient * (1.0f - value * 
 
 /* Writes the sums' gradient dz (G), and the cells' before the step over dc. */
 INLINE void backward_cells(long n, long h, int gates, const float *z, const float *before,
-                           const float *bent, const float *dm, float *dc, float *dz) {
+                           const float *tanh_c, const float *dm, float *dc, float *dz) {
   long at = (gates - 3) * h;
   vec f = some(z + at, n), g = some(z + at + h, n), o = some(z + at + 2 * h, n);
-  vec b = some(bent, n), d = some(dm, n), c = some(before, n);
+  vec b = some(tanh_c, n), d = some(dm, n), c = some(before, n);
   vec through = some(dc, n) + by_tanh(d * o, b);
   put(dz + at + 2 * h, by_sigmoid(d * b, o), n);
   if (gates == 3) {
@@ -84,29 +89,29 @@ INLINE void backward_cells(long n, long h, int gates, const float *z, const floa
 }
 
 static void forward_rows(const recurrence *r, long rows, float *z, const float *c, float *after,
-                         float *bent, float *m) {
+                         float *tanh_c, float *m) {
   long h = r->cells, g = r->gates * h;
-  for (long i = 0; i < rows; i++, z += g, c += h, after += h, bent += h, m += h)
+  for (long i = 0; i < rows; i++, z += g, c += h, after += h, tanh_c += h, m += h)
     if (r->gates == 3)
-      OVER_LANES(forward_cells(n, h, 3, z + j, c + j, after + j, bent + j, m + j), h)
+      OVER_LANES(forward_cells(n, h, 3, z + j, c + j, after + j, tanh_c + j, m + j), h)
     else
-      OVER_LANES(forward_cells(n, h, 4, z + j, c + j, after + j, bent + j, m + j), h)
+      OVER_LANES(forward_cells(n, h, 4, z + j, c + j, after + j, tanh_c + j, m + j), h)
 }
 
 static void backward_rows(const recurrence *r, long rows, const float *z, const float *before,
-                          const float *bent, const float *dm, float *dc, float *dz) {
+                          const float *tanh_c, const float *dm, float *dc, float *dz) {
   long h = r->cells, g = r->gates * h;
-  for (long i = 0; i < rows; i++, z += g, before += h, bent += h, dm += h, dc += h, dz += g)
+  for (long i = 0; i < rows; i++, z += g, before += h, tanh_c += h, dm += h, dc += h, dz += g)
     if (r->gates == 3)
-      OVER_LANES(backward_cells(n, h, 3, z + j, before + j, bent + j, dm + j, dc + j, dz + j), h)
+      OVER_LANES(backward_cells(n, h, 3, z + j, before + j, tanh_c + j, dm + j, dc + j, dz + j), h)
     else
-      OVER_LANES(backward_cells(n, h, 4, z + j, before + j, bent + j, dm + j, dc + j, dz + j), h)
+      OVER_LANES(backward_cells(n, h, 4, z + j, before + j, tanh_c + j, dm + j, dc + j, dz + j), h)
 }
 
 /* Offsets of B rows of each of `group` devices. */
-static void spread(long group, long windows, long apart, long width, long *at) {
+static void spread(long group, long windows, long device_stride, long width, long *at) {
   for (long k = 0; k < group; k++)
-    for (long i = 0; i < windows; i++) *at++ = k * apart + i * width;
+    for (long i = 0; i < windows; i++) *at++ = k * device_stride + i * width;
 }
 
 static int prepare(packed *p, const dense *d, long first, long group, int back) {
@@ -115,17 +120,18 @@ static int prepare(packed *p, const dense *d, long first, long group, int back) 
 
 typedef struct {
   packed recurrent, project;
-  long *sums, *states, *outputs, *narrow; /* offsets of a group's rows */
-  float *dm;                              /* (group, B, H) */
+  long *sums, *states, *outputs, *narrow, *inner; /* offsets of rows: a group's; a device's */
+  float *dm;                                      /* (group, B, H) */
 } tools;
 
 static int equip(tools *u, const recurrence *r, long group) {
   long rows = group * r->windows, s = r->recurrent.inputs;
   *u = (tools){0};
-  u->sums = malloc(4 * rows * sizeof(long));
+  u->sums = malloc((4 * rows + r->windows) * sizeof(long));
   u->dm = room(rows * (r->cells > s ? r->cells : s));
   if (!u->sums || !u->dm) return 1;
   u->states = u->sums + rows, u->outputs = u->states + rows, u->narrow = u->outputs + rows;
+  u->inner = u->narrow + rows;
   return 0;
 }
 
@@ -148,17 +154,17 @@ static void forward_group(const recurrence *r, tools *u, long first, long group)
     float *inner = rec->inner + (first * t_all + t) * b * rec->rank;
     if (t || !r->rests)
       through(&u->recurrent, rec, group, b, 0, state, u->states, sums, u->sums, inner,
-              t_all * b * rec->rank, 1);
+              t_all * b * rec->rank, u->inner, 1);
     float *m = pro->outputs ? r->outputs + (first * places + at) * b * h : state + b * s;
     for (long k = 0; k < group; k++) {
       float *c = r->c + (first + k) * (places + r->kept) * b * h;
       forward_rows(r, b, sums + k * t_all * b * g, c + at * b * h, c + next * b * h,
-                   r->bents + ((first + k) * places + at) * b * h,
+                   r->tanh_c + ((first + k) * places + at) * b * h,
                    m + (pro->outputs ? k * places * b * h : k * (t_all + 1) * b * s));
     }
     if (pro->outputs)
       through(&u->project, pro, group, b, 0, m, u->outputs, state + b * s, u->states,
-              pro->inner + (first * t_all + t) * b * pro->rank, t_all * b * pro->rank, 0);
+              pro->inner + (first * t_all + t) * b * pro->rank, t_all * b * pro->rank, u->inner, 0);
   }
 }
 
@@ -178,23 +184,24 @@ static void backward_group(const recurrence *r, tools *u, long first, long group
       for (long i = 0; i < b * s; i++) d_state[k * t_all * b * s + i] += dr[k * b * s + i];
     if (pro->outputs)
       through(&u->project, pro, group, b, 1, d_state, u->states, u->dm, u->outputs,
-              pro->inner + (first * t_all + t) * b * pro->rank, t_all * b * pro->rank, 0);
+              pro->inner + (first * t_all + t) * b * pro->rank, t_all * b * pro->rank, u->inner, 0);
     for (long k = 0; k < group; k++) {
       long all = (first + k) * t_all + t;
       backward_rows(r, b, r->sums + all * b * g, r->c + (all + first + k) * b * h,
-                    r->bents + all * b * h,
+                    r->tanh_c + all * b * h,
                     pro->outputs ? u->dm + k * b * h : d_state + k * t_all * b * s,
                     r->dc + (first + k) * b * h, d_sums + k * t_all * b * g);
     }
     if (t || !r->rests)
       through(&u->recurrent, rec, group, b, 1, d_sums, u->sums, dr, u->narrow,
-              rec->inner + (first * t_all + t) * b * rec->rank, t_all * b * rec->rank, 0);
+              rec->inner + (first * t_all + t) * b * rec->rank, t_all * b * rec->rank, u->inner, 0);
   }
 }
 
 /* Devices [from, to); 0, or 1 where memory ran out. */
 static int run(const recurrence *r, long from, long to, int back) {
-  int shared = !r->recurrent.weight_apart && !(r->project.outputs && r->project.weight_apart);
+  int shared = !r->recurrent.weight_device_stride &&
+               !(r->project.outputs && r->project.weight_device_stride);
   long group = shared ? to - from : 1;
   tools u;
   int failed = equip(&u, r, group);

@@ -22,8 +22,7 @@ INLINE void score_words(int words, long width, const float *table, const float *
   offsets(words, width, at);
   begin_sums(words, table, at, row, sum);
   for (int i = 0; i < words && bias; i++) sum[i][0] = sum[i][1] = all(bias[i] * LOG2_E);
-  add_products(words, width, row, 1, panel, WIDTH,
-               fresh ? table + 2 * words * width : 0, sum);
+  add_products(words, width, row, 1, panel, WIDTH, fresh ? table + 2 * words * width : 0, sum);
 }
 
 #endif

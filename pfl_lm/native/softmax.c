@@ -19,6 +19,8 @@ typedef struct {
   float *scratch;          /* see scratch_size */
 } softmax;
 
+EXPORT_SIZE(softmax)
+
 /* Floats of scratch: a block of the table in panels, then powers of all words or of one block. */
 long scratch_size(long rows, long words, long width, long kept) {
   return (panels(rows) * (kept ? words : BLOCK) + panels(width) * BLOCK) * WIDTH;

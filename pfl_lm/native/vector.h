@@ -19,11 +19,16 @@
 #define LANES 8
 #endif
 
+/* Lets the caller compare a struct with its own description of it: pfl_lm/native/bindings.py. */
+#define EXPORT_SIZE(type) \
+  long size_of_##type(void) { return sizeof(type); }
+
 typedef float vec __attribute__((vector_size(4 * LANES)));
 typedef int32_t ints __attribute__((vector_size(4 * LANES)));
 typedef float loose __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
 #define INLINE static inline __attribute__((always_inline))
+#define HELPER static __attribute__((unused)) /* of a header: not every file calls it */
 
 INLINE vec all(float x) { return x - (vec){0}; }
 
@@ -63,13 +68,16 @@ INLINE vec either(ints where, vec yes, vec no) {
   return (vec)(((ints)yes & where) | ((ints)no & ~where));
 }
 
+typedef float eight __attribute__((vector_size(32)));
+typedef float loose_eight __attribute__((vector_size(32), aligned(4), may_alias));
 typedef float quarter __attribute__((vector_size(16)));
 
 /* The lanes of a vector, two times folded in the middle or, of 16, three times: sum and greatest. */
 #if LANES == 16
-#define FOLDED(x, op)                                                            \
+#define FOLDED(x, op)                                                                          \
   op(op(__builtin_shufflevector(x, x, 0, 1, 2, 3), __builtin_shufflevector(x, x, 4, 5, 6, 7)), \
-     op(__builtin_shufflevector(x, x, 8, 9, 10, 11), __builtin_shufflevector(x, x, 12, 13, 14, 15)))
+     op(__builtin_shufflevector(x, x, 8, 9, 10, 11),                                           \
+        __builtin_shufflevector(x, x, 12, 13, 14, 15)))
 #else
 #define FOLDED(x, op) \
   op(__builtin_shufflevector(x, x, 0, 1, 2, 3), __builtin_shufflevector(x, x, 4, 5, 6, 7))
@@ -94,11 +102,14 @@ INLINE float greatest_of(vec x) {
 }
 
 /* `call` with n numbers at place j of a row: LANES, a constant, but for what is left at its end. */
-#define OVER_LANES(call, width)                             \
-  {                                                         \
-    long j = 0, n = LANES;                                  \
-    for (; j + LANES <= (width); j += LANES) call;          \
-    if ((n = (width) - j) > 0) call;                        \
+#define OVER_LANES(call, width)                    \
+  {                                                \
+    long j = 0, n = LANES;                         \
+    for (; j + LANES <= (width); j += LANES) call; \
+    if (j < (width)) {                             \
+      n = -j + (width);                            \
+      call;                                        \
+    }                                              \
   }
 
 /* p 2^n for whole n from -126, where it is 0, to 128, where 2^n itself is infinite. */
@@ -123,10 +134,14 @@ INLINE vec broken_power(vec f) {
 /* The least and the greatest of a bound and x; of NaN, NaN. */
 #ifdef __AVX512F__
 INLINE vec at_most(float bound, vec x) { return (vec)_mm512_min_ps((__m512)all(bound), (__m512)x); }
-INLINE vec at_least(float bound, vec x) { return (vec)_mm512_max_ps((__m512)all(bound), (__m512)x); }
+INLINE vec at_least(float bound, vec x) {
+  return (vec)_mm512_max_ps((__m512)all(bound), (__m512)x);
+}
 #elif defined(__AVX__)
 INLINE vec at_most(float bound, vec x) { return (vec)_mm256_min_ps((__m256)all(bound), (__m256)x); }
-INLINE vec at_least(float bound, vec x) { return (vec)_mm256_max_ps((__m256)all(bound), (__m256)x); }
+INLINE vec at_least(float bound, vec x) {
+  return (vec)_mm256_max_ps((__m256)all(bound), (__m256)x);
+}
 #else
 INLINE vec at_most(float bound, vec x) { return either(x > bound, all(bound), x); }
 INLINE vec at_least(float bound, vec x) { return either(x < bound, all(bound), x); }

@@ -1,12 +1,12 @@
 """Rounds of training over the network: a server, and a reference client for devices.
 
-aggregation.proto  the service that devices call       terms     what server and devices agree on
-device      the client: one round as a straight line   caller    its calls, retried
-server      one process: the run and the service       rounds    one round as a straight line
-service     the calls, answered                        desk      the protocol's messages, by device
-door        who may come in, and how often             store     the durable state of rounds
-broadcast   the model's way to the devices             identity  keys, enrolment, trial certificates
-transport   the generated classes and gRPC's settings
+aggregation.proto  the service that devices call
+task_config        what server and devices agree on     device       the client: one round in order
+rpc_client         a device's calls, retried            server       one process: run and service
+rounds             one round at the server, in order    service      the gRPC service
+mailbox            messages of a round, by device       admission    sessions, rate limits, strikes
+store              the durable state of rounds          model_delta  the model's way to devices
+identity           keys, enrolment, certificates        transport    generated classes, gRPC options
 
-``secagg/PROTOCOL.md``, section 7, is written for those who build the phone's side.
+``secagg/PROTOCOL.md``, section 7, specifies the phone's side.
 """

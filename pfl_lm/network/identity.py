@@ -1,4 +1,4 @@
-"""Who is who: the devices' identities, their enrolment, and the server's certificate.
+"""Identities of the devices, their enrolment, and the certificate of the server.
 
 A device's identity is an Ed25519 key that an authority certified, the same that signs its keys in
 signed rounds. The server knows the public keys of the enrolled and nothing secret of theirs. The
@@ -13,25 +13,33 @@ authority's secret belongs to neither; in a trial all three lie in one folder, s
 
 from __future__ import annotations
 
-import datetime
-import ipaddress
+import hashlib
 import json
 import os
 import struct
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
-
+from pfl_lm.dp.population_ledger import PopulationAccount
 from pfl_lm.files import folder_atomically
-from pfl_lm.secagg.keys import KEY_BYTES, Identity, certify, check_signature, public_key
+from pfl_lm.network.certificates import ServerCertificate, make_certificate
+from pfl_lm.secagg.errors import Refused
+from pfl_lm.secagg.keys import (
+    KEY_BYTES,
+    Identity,
+    Validity,
+    certify,
+    check_certificate,
+    check_signature,
+    public_key,
+)
 
 _ENTRY = b"network session"  # the purpose of the signature: it stands for nothing else
-_DAYS = 365
+_DAY = 86_400  # seconds
+_HOUR = 3_600
+DAYS = 365  # for which what ``enrol`` writes is valid
 
 
 @dataclass(frozen=True)
@@ -55,19 +63,63 @@ class DeviceKey:
                 bytes.fromhex(content[name]) for name in ("secret", "certificate", "authority")
             )
             return cls(int(content["number"]), Identity(secret, certificate), authority)
-        except (OSError, KeyError, TypeError, ValueError) as error:
+        except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise ValueError(
                 f"{path} is no device's key ({error}); `pfl-lm enrol` writes them"
             ) from error
 
-    def prove(self, nonce: bytes) -> bytes:
-        """Sign the server's challenge."""
-        return self.identity.sign(nonce, _ENTRY, struct.pack("<I", self.number))
+    def prove(self, nonce: bytes, server: bytes) -> bytes:
+        """Sign the server's challenge for a server whose certificate has this digest."""
+        return self.identity.sign(nonce, _ENTRY, struct.pack("<I", self.number) + server)
+
+    def check_dates(self, now: float | None = None) -> None:
+        """Refuse a key whose certificate is not the authority's or not valid now.
+
+        Args:
+            now: seconds since 1970; None: this machine's clock.
+
+        Raises:
+            ValueError: with the date and the remedy.
+        """
+        identity = self.identity
+        try:
+            check_certificate(
+                self.authority,
+                identity.public,
+                identity.certificate,
+                time.time() if now is None else now,
+            )
+        except Refused as error:
+            raise ValueError(
+                f"the key of device {self.number} cannot be used: {error}; let the authority "
+                "certify it again"
+            ) from error
 
 
-def check_proof(identity: bytes, number: int, nonce: bytes, signature: bytes) -> None:
-    """Raise ``Refused`` unless the enrolled key signed this challenge for this number."""
-    check_signature(identity, signature, nonce, _ENTRY, struct.pack("<I", number))
+@dataclass(frozen=True)
+class Credentials:
+    """What a server holds the proof of a device against.
+
+    Attributes:
+        identities: public key of every enrolled device, by its number.
+        authority: public key that certifies identities.
+        server: digest of the server's own TLS certificate.
+        clock: seconds since 1970.
+    """
+
+    identities: Mapping[int, bytes]
+    authority: bytes
+    server: bytes
+    clock: Callable[[], float] = time.time
+
+    def check_signature(self, number: int, nonce: bytes, signature: bytes) -> None:
+        """Raise ``Refused`` unless the enrolled key signed this challenge for this server."""
+        content = struct.pack("<I", number) + self.server
+        check_signature(self.identities[number], signature, nonce, _ENTRY, content)
+
+    def check_certificate(self, number: int, certificate: bytes) -> None:
+        """Raise ``Refused`` unless the authority's certificate for that key is valid now."""
+        check_certificate(self.authority, self.identities[number], certificate, self.clock())
 
 
 @dataclass(frozen=True)
@@ -81,6 +133,14 @@ class ServerKeys:
         """The file that devices need to recognise the server."""
         return self.folder / "server" / "tls.pem"
 
+    def server_certificate(self) -> ServerCertificate:
+        """Read the server's certificate.
+
+        Raises:
+            ValueError: it is missing or damaged.
+        """
+        return ServerCertificate.read(self.certificate)
+
     def tls(self) -> tuple[bytes, bytes]:
         """Return the secret key and the certificate, PEM."""
         return _read(self.folder / "server" / "tls.key"), _read(self.certificate)
@@ -88,6 +148,15 @@ class ServerKeys:
     def authority(self) -> bytes:
         """Return the authority's public key."""
         return bytes.fromhex(_read(self.folder / "authority.pub").decode())
+
+    def account(self, ledgers: Path | None = None) -> PopulationAccount:
+        """Name the ledger of everybody whom the authority vouches for, however many are enrolled.
+
+        Args:
+            ledgers: folder; by default beside the list of the enrolled.
+        """
+        digest = hashlib.sha256(b"devices of authority " + self.authority()).hexdigest()
+        return PopulationAccount(digest, ledgers or self.folder / "server" / "ledgers")
 
     def enrolled(self) -> dict[int, bytes]:
         """Return the public key of every device by its number, 0 … n − 1.
@@ -98,39 +167,47 @@ class ServerKeys:
         path = self.folder / "server" / "enrolled.txt"
         try:
             rows = [line.split() for line in _read(path).decode().splitlines()]
-            found = {int(number): bytes.fromhex(key) for number, key in rows}
+            keys = {int(number): bytes.fromhex(key) for number, key in rows}
         except ValueError as error:
             raise ValueError(f"{path} is damaged: {error}") from error
-        if sorted(found) != list(range(len(rows))) or len(set(found.values())) != len(rows):
+        if sorted(keys) != list(range(len(rows))) or len(set(keys.values())) != len(rows):
             raise ValueError(f"{path}: numbers must run from 0, each once, each with its own key")
-        if any(len(key) != KEY_BYTES for key in found.values()):
+        if any(len(key) != KEY_BYTES for key in keys.values()):
             raise ValueError(f"{path}: a public key has {KEY_BYTES} bytes")
-        return found
+        return keys
 
 
-def enrol(folder: Path, devices: int, hosts: Sequence[str] = ("localhost", "127.0.0.1")) -> None:
-    """Write the keys of an authority, a server and so many devices into a new folder.
+def enrol(
+    folder: Path,
+    devices: int,
+    hosts: Sequence[str] = ("localhost", "127.0.0.1"),
+    days: int = DAYS,
+) -> None:
+    """Write the keys of an authority, a server and its devices into a new folder.
 
     Args:
         hosts: names and addresses under which devices will call the server.
+        days: for which the server's certificate and the devices' are valid.
 
     Raises:
-        ValueError: the folder exists, or fewer than 3 devices: nobody could hide among them.
+        ValueError: the folder exists, or fewer than 3 devices, among whom no report is hidden.
     """
     if devices < 3:
         raise ValueError(f"devices = {devices} must be at least 3: the sum of two betrays both")
     authority = os.urandom(KEY_BYTES)
+    now = int(time.time())
+    validity = Validity(now - _HOUR, now + days * _DAY)
     with folder_atomically(folder) as new:
         (new / "server").mkdir()
         (new / "devices").mkdir()
         _secret(new / "authority.key", authority.hex().encode())
         (new / "authority.pub").write_text(public_key(authority).hex(), encoding="ascii")
-        key, certificate = _certificate(hosts)
+        key, certificate = make_certificate(hosts, days)
         _secret(new / "server" / "tls.key", key)
         (new / "server" / "tls.pem").write_bytes(certificate)
         with (new / "server" / "enrolled.txt").open("w", encoding="ascii") as listed:
             for number in range(devices):
-                identity = certify(authority, os.urandom(KEY_BYTES))
+                identity = certify(authority, os.urandom(KEY_BYTES), validity)
                 listed.write(f"{number} {identity.public.hex()}\n")
                 content = {
                     "number": number,
@@ -139,38 +216,6 @@ def enrol(folder: Path, devices: int, hosts: Sequence[str] = ("localhost", "127.
                     "authority": public_key(authority).hex(),
                 }
                 _secret(new / "devices" / f"{number:05d}.json", json.dumps(content).encode())
-
-
-def _certificate(hosts: Sequence[str]) -> tuple[bytes, bytes]:
-    """A certificate that vouches for itself (ECDSA P-256): whoever has it knows this server."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "pfl_lm server")])
-    now = datetime.datetime.now(datetime.UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(hours=1))
-        .not_valid_after(now + datetime.timedelta(days=_DAYS))
-        .add_extension(x509.SubjectAlternativeName([_host(host) for host in hosts]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    secret = key.private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.PKCS8,
-        serialization.NoEncryption(),
-    )
-    return secret, certificate.public_bytes(serialization.Encoding.PEM)
-
-
-def _host(host: str) -> x509.GeneralName:
-    try:
-        return x509.IPAddress(ipaddress.ip_address(host))
-    except ValueError:
-        return x509.DNSName(host)
 
 
 def _secret(path: Path, content: bytes) -> None:

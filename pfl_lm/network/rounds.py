@@ -10,31 +10,36 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from pfl_lm.dp.clipping import Clip
+from pfl_lm.dp.cohort import cohort
 from pfl_lm.dp.ledger import Ledger
-from pfl_lm.dp.sampling import cohort
-from pfl_lm.network.broadcast import model_digest
-from pfl_lm.network.desk import Desk
+from pfl_lm.network import requirements
+from pfl_lm.network.mailbox import Mailbox
+from pfl_lm.network.model_delta import model_digest
 from pfl_lm.network.store import RoundRow, Store
-from pfl_lm.network.terms import Terms, round_config
+from pfl_lm.network.task_config import TaskConfig, round_config
 from pfl_lm.network.transport import Limits
+from pfl_lm.run.figures import clip_figures
+from pfl_lm.run.recorder import RunRecorder
+from pfl_lm.run.round import Release, record_failure, release, step
+from pfl_lm.run.setup import RunContext, choose_payload
 from pfl_lm.secagg.config import RoundConfig
-from pfl_lm.secagg.errors import SecaggError, TooFewReports
+from pfl_lm.secagg.errors import SecaggError, SumLost
 from pfl_lm.secagg.opening import OpenedRound
 from pfl_lm.secagg.server import CollectingKeys
 from pfl_lm.secagg.traffic import device_traffic
-from pfl_lm.server.state import Broadcast, ServerState, abandon_round, close_round, open_round
-from pfl_lm.simulate import abandon, debit
-from pfl_lm.world import World, choose_payload
+from pfl_lm.server.state import Broadcast, ServerState, abandon_round, open_round
 
 log = logging.getLogger("pfl_lm.network")
 
 
 @dataclass(frozen=True)
-class Office:
+class ServerContext:
     """What a server works with, round after round.
 
     Attributes:
@@ -42,117 +47,127 @@ class Office:
         reached: called with (point, round) after every durable write; tests kill the server there.
     """
 
-    world: World
-    terms: Terms
-    ledger: Ledger
+    context: RunContext
+    task_config: TaskConfig
+    recorder: RunRecorder
     store: Store
-    desk: Desk
+    mailbox: Mailbox
     limits: Limits
     authority: bytes
     reached: Callable[[str, int], None] = field(default=lambda point, round: None)
 
+    @property
+    def ledger(self) -> Ledger:
+        assert self.recorder.ledger is not None
+        return self.recorder.ledger
 
-async def run_round(office: Office, state: ServerState) -> tuple[ServerState, dict[str, Any]]:
-    """Run one round with whoever comes; return the next state and the round's line of figures.
+
+async def run_round(
+    server: ServerContext, state: ServerState
+) -> tuple[ServerState, dict[str, Any]]:
+    """Run one round with the devices that come; return the next state and the figures' line.
 
     Guarantees:
         The store knows of the round before any device does. What it costs is charged from the
         moment in which a device may have answered, and is in the ledger before the model moves.
         A sum below the threshold is never opened. Nothing of a device but its place in the sum
         is kept or logged.
+
+    Raises:
+        Refused: the round's payload is smaller than the policy covers; no device was invited.
     """
-    world, store, desk, number = office.world, office.store, office.desk, state.round
+    context, store, mailbox, number = server.context, server.store, server.mailbox, state.round
     started = time.monotonic()
-    broadcast = open_round(state, choose_payload(world, number))
-    invited = cohort(world.protection.rule, world.scenario.seed, number)
+    broadcast = open_round(state, choose_payload(context, number))
+    if not server.task_config.trial:
+        assert context.privacy.policy is not None
+        requirements.check_payload(context.privacy.policy, broadcast.payload)
+    invited = cohort(context.privacy.rule, context.scenario.seed, number)
     entry = _Entry(number, len(invited), broadcast.payload.dim)
     try:
-        model = model_digest(office.terms, state.parameters)
-        config = round_config(world, broadcast, len(invited), model)
+        model = model_digest(server.task_config, state.parameters)
+        config = round_config(context, broadcast, len(invited), model)
         store.invited(number, config.context)
-        office.reached("invited", number)
-        desk.invite(config, invited.tolist())
-        opened = await _sum(office, config)
+        server.reached("invited", number)
+        mailbox.invite(config, invited.tolist(), broadcast.clip_norm)
+        opened = await _sum(server, config)
+        keep, ledger = partial(_keep, server, number), server.ledger
+        released = release(
+            context.privacy, opened, config, ledger, broadcast, state.noise_state, keep
+        )
     except SecaggError as failure:
-        _abandon(office, number, failure)
+        _fail(server, broadcast, len(invited), failure)
         return abandon_round(state), entry.finish(time.monotonic() - started)
-    mean = release(office, broadcast, config, opened)
-    state = close_round(state, broadcast, mean, world.scenario.server)
+    server.reached("debited", number)
+    state = step(context.privacy, context.scenario, state, broadcast, released)
     store.closed(number)
-    office.reached("closed", number)
-    desk.end(f"{opened.reports} reports were summed")
-    entry.opened(world, config, opened.reports, mean)
+    server.reached("closed", number)
+    log.info("round %d: %d reports were summed", number, opened.reports)
+    mailbox.end(f"{opened.reports} reports were summed")
+    entry.opened(context, broadcast, config, opened.reports, released.mean)
     return state, entry.finish(time.monotonic() - started)
 
 
-async def _sum(office: Office, config: RoundConfig) -> OpenedRound:
+async def _sum(server: ServerContext, config: RoundConfig) -> OpenedRound:
     """Run the protocol's phases; ask for what removes the masks only once that is on the disk."""
-    desk, limits = office.desk, office.limits
-    keys = CollectingKeys(config, office.world.protection.most_reports, office.authority)
-    shares, outgoing = await desk.collect(keys, {}, limits.training_seconds)
-    inputs, outgoing = await desk.collect(shares, outgoing, limits.phase_seconds)
-    phase, outgoing = await desk.collect(inputs, outgoing, limits.phase_seconds)
+    mailbox, limits = server.mailbox, server.limits
+    keys = CollectingKeys(config, server.context.privacy.most_reports, server.authority)
+    shares, outgoing = await mailbox.collect(keys, {}, limits.training_seconds)
+    inputs, outgoing = await mailbox.collect(shares, outgoing, limits.phase_seconds)
+    phase, outgoing = await mailbox.collect(inputs, outgoing, limits.phase_seconds)
     reports = len(outgoing)
     if config.signed:
-        phase, outgoing = await desk.collect(phase, outgoing, limits.phase_seconds)
-    office.store.asking(config.round, reports)
-    office.reached("asking", config.round)
-    opened: OpenedRound = await desk.collect(phase, outgoing, limits.phase_seconds)
+        phase, outgoing = await mailbox.collect(phase, outgoing, limits.phase_seconds)
+    server.store.asking(config.round, reports)
+    server.reached("asking", config.round)
+    try:
+        opened: OpenedRound = await mailbox.collect(phase, outgoing, limits.phase_seconds)
+    except SumLost:
+        raise
+    except SecaggError as failure:  # whatever it is, devices may have answered
+        raise SumLost(reports, str(failure)) from failure
     return opened
 
 
-def release(
-    office: Office, broadcast: Broadcast, config: RoundConfig, opened: OpenedRound
-) -> np.ndarray:
-    """Take the excess noise off, decode, keep the noisy mean, and debit the round: float32[d]."""
-    world, number, total = office.world, broadcast.round, opened.vector
-    protection, grid = world.protection, world.protection.grid(broadcast.payload.dim)
-    if (noise := protection.removable_noise(grid, config.cohort)) is not None:
-        total = noise.remove(config, total, opened.noise_secrets, opened.reports)
-    plan = protection.noise_plan(grid, config.cohort)
-    mean = protection.mean(total, grid, opened.reports, number, plan)
-    office.store.opened(number, mean)
-    office.reached("opened", number)
-    charge(world, office.ledger, broadcast, config.cohort, opened.reports, mean)
-    office.reached("debited", number)
-    return mean
+def _keep(server: ServerContext, number: int, released: Release) -> None:
+    """Make durable, before the ledger records the round, what a killed server needs to end it."""
+    server.recorder.keep(number, released)
+    server.reached("kept", number)
+    server.store.opened(number, released.mean)
+    server.reached("opened", number)
 
 
-def charge(
-    world: World,
-    ledger: Ledger,
-    broadcast: Broadcast,
-    invited: int,
-    reports: int,
-    mean: np.ndarray | None,
-) -> None:
-    """Debit a round, once; without a mean it is paid for and its sum was lost."""
-    grid = world.protection.grid(broadcast.payload.dim)
-    released = np.empty(0, np.float32) if mean is None else mean
-    plan = world.protection.noise_plan(grid, invited)
-    entry = debit(world, broadcast, grid, reports, released, plan)
-    ledger.record_round(broadcast.round, entry if mean is not None else {**entry, "released": None})
+def _fail(server: ServerContext, broadcast: Broadcast, invited: int, failure: SecaggError) -> None:
+    """End a round without a release: paid for if devices were asked, else abandoned."""
+    number, lost = broadcast.round, isinstance(failure, SumLost)
+    log.warning("round %d %s: %s", number, "is lost" if lost else "is abandoned", failure)
+    if isinstance(failure, SumLost) and failure.spoiler is not None:
+        server.mailbox.spoiled(failure.spoiler, failure.reason)
+    record_failure(server.context.privacy, failure, broadcast, invited, server.ledger)
+    server.reached("lost" if lost else "abandoned", number)
+    if server.mailbox.under_way != number:  # too few were invited for a round to begin
+        return
+    if lost:
+        server.store.lost(number)
+    else:
+        server.store.abandoned(number)
+    server.mailbox.end(f"the round opened no sum: {failure}")
 
 
-def _abandon(office: Office, number: int, failure: SecaggError) -> None:
-    log.warning("round %d is abandoned: %s", number, failure)
-    reports = failure.reports if isinstance(failure, TooFewReports) else 0
-    abandon(number, reports, office.ledger)
-    office.reached("abandoned", number)
-    if office.desk.under_way == number:  # else it was too small to be opened
-        office.store.abandoned(number)
-        office.desk.end(f"the round was abandoned: {failure}")
+def remembered(context: RunContext, row: RoundRow, clip: Clip | None) -> dict[str, Any]:
+    """Return the figures of a round that ended with the server's life, of what the store holds.
 
-
-def remembered(world: World, row: RoundRow) -> dict[str, Any]:
-    """Return the figures of a round that ended with the server's life, of what the store holds."""
-    payload = choose_payload(world, row.round)
-    invited = len(cohort(world.protection.rule, world.scenario.seed, row.round))
+    Args:
+        clip: of the round, where the clip norm follows the updates.
+    """
+    payload = choose_payload(context, row.round)
+    invited = len(cohort(context.privacy.rule, context.scenario.seed, row.round))
     entry = _Entry(row.round, invited, payload.dim)
     if row.state == "closed" and row.mean is not None and row.reports is not None:
-        broadcast = Broadcast(row.round, payload, np.empty(0, np.float32))  # sizes are all it gives
-        config = world.aggregation.config(broadcast, world.protection.grid(payload.dim), invited)
-        entry.opened(world, config, row.reports, row.mean)
+        # Sizes are all that it gives.
+        broadcast = Broadcast(row.round, payload, np.empty(0, np.float32), clip)
+        config = context.aggregation.config(broadcast, invited)
+        entry.opened(context, broadcast, config, row.reports, row.mean)
     return entry.finish(None)
 
 
@@ -173,18 +188,27 @@ class _Entry:
             "upload_bytes": 0,
         }
 
-    def opened(self, world: World, config: RoundConfig, reports: int, mean: np.ndarray) -> None:
-        protection, dim = world.protection, config.dim
-        deviation = protection.sum_multiplier * protection.clip_norm / protection.cohort
+    def opened(
+        self,
+        context: RunContext,
+        broadcast: Broadcast,
+        config: RoundConfig,
+        reports: int,
+        mean: np.ndarray,
+    ) -> None:
+        privacy, dim = context.privacy.at_clip(broadcast.clip_norm), broadcast.payload.dim
+        update, share = privacy.decoded(mean)
+        deviation = privacy.mean_deviation(config.round)
         traffic = device_traffic(config, reports=reports)
         self._figures |= {
             "reports": reports,
-            "mean_norm": float(np.linalg.norm(mean)),
+            "mean_norm": float(np.linalg.norm(update)),
             "noise_norm": float(deviation * np.sqrt(dim)),
             "download_bytes": 4 * dim + traffic.download_bytes,
             "upload_bytes": traffic.upload_bytes,
+            **clip_figures(privacy, share),
         }
 
     def finish(self, seconds: float | None) -> dict[str, Any]:
-        """Return the line; seconds are None where nobody lived to count them."""
+        """Return the line; seconds are None where the server was killed during the round."""
         return {**self._figures, "seconds": seconds}

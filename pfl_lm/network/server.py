@@ -5,33 +5,37 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
-import grpc
 import numpy as np
 
-from pfl_lm.books import Watch, validation, write_results
-from pfl_lm.budget import Budget
-from pfl_lm.checkpoints import newest_checkpoint, save_checkpoint
+from pfl_lm.dp.clipping import clip_before
+from pfl_lm.dp.cohort import cohort
 from pfl_lm.dp.ledger import Ledger
-from pfl_lm.dp.sampling import cohort
-from pfl_lm.network.broadcast import Shelf
-from pfl_lm.network.desk import Desk
-from pfl_lm.network.door import Door
-from pfl_lm.network.identity import ServerKeys
-from pfl_lm.network.rounds import Office, charge, remembered, run_round
+from pfl_lm.network.admission import Admission
+from pfl_lm.network.exclusions import Exclusions
+from pfl_lm.network.identity import Credentials, ServerKeys
+from pfl_lm.network.listener import Listener
+from pfl_lm.network.mailbox import Mailbox
+from pfl_lm.network.model_delta import ModelCache
+from pfl_lm.network.rounds import ServerContext, remembered, run_round
 from pfl_lm.network.service import Service
 from pfl_lm.network.store import OVER, RoundRow, Store
-from pfl_lm.network.terms import Terms, served
-from pfl_lm.network.transport import Limits, handler, largest_message, server_options
-from pfl_lm.resume import begin_run, resume_run
-from pfl_lm.runs import RunFolder, RunLog
-from pfl_lm.scenario import Scenario
-from pfl_lm.server.state import Broadcast, ServerState, close_round, open_round
-from pfl_lm.simulate import abandon
-from pfl_lm.world import World, choose_payload, final_evaluation, open_world
+from pfl_lm.network.task_config import TaskConfig, served
+from pfl_lm.network.transport import Limits, largest_frame
+from pfl_lm.run.checkpoints import newest_checkpoint
+from pfl_lm.run.evaluable import require_held_out
+from pfl_lm.run.evaluation import final_evaluation, validate, write_results
+from pfl_lm.run.folder import RunFolder
+from pfl_lm.run.noise_state import NoiseStates
+from pfl_lm.run.progress import ProgressListener
+from pfl_lm.run.recorder import RunRecorder
+from pfl_lm.run.round import Release, abandon, ledger_entry, step
+from pfl_lm.run.scenario import Scenario
+from pfl_lm.run.setup import RunContext, choose_payload, open_run
+from pfl_lm.server.state import Broadcast, ServerState, open_round
 
 log = logging.getLogger("pfl_lm.network")
 
@@ -44,21 +48,27 @@ class Serving:
         keys: its certificate and who is enrolled.
         address: ``host:port`` to listen on.
         present: devices that must be there before a round is opened; None: as many as a cohort.
+        trial: run rounds that protect nobody: few devices, a small cohort, seeded noise, no policy.
+        ledgers: folder of the population's ledger; by default beside the list of the enrolled.
         reached: called with (point, round) after every durable write; tests kill the server there.
+        revoked: public keys whose devices are left out.
     """
 
     keys: ServerKeys
     address: str
     limits: Limits = field(default_factory=Limits)
     present: int | None = None
+    trial: bool = False
+    ledgers: Path | None = None
     reached: Callable[[str, int], None] = lambda point, round: None
+    revoked: frozenset[bytes] = frozenset()
 
 
 def serve(
     scenario: Scenario,
     path: Path,
     serving: Serving,
-    watch: Watch,
+    listener: ProgressListener,
     resume: bool = False,
     overwrite: bool = False,
 ) -> RunFolder:
@@ -70,61 +80,83 @@ def serve(
         overwrite: delete an earlier run in that folder first.
 
     Raises:
-        ValueError: as ``simulate``; the enrolled are not those with whom the run began; the
-            address is taken; or the budget is spent.
+        ValueError: as ``simulate``; the run promises less than its policy and is no trial; the
+            enrolled are not those with whom the run began; too few of them are not left out; the
+            server's certificate is not valid now; the address is taken; or the budget is spent.
     """
     identities = serving.keys.enrolled()
-    world = open_world(replace(scenario, secure_aggregation="protocol"))
-    world = served(world, len(identities))
+    serving.keys.server_certificate().check_dates()
+    context = open_run(
+        replace(scenario, secure_aggregation="protocol", adversary=scenario.adversary or "active")
+    )
+    require_held_out(scenario, context.population)
+    context = served(context, len(identities), serving.trial)
     folder = RunFolder(Path(path))
-    if resume:
-        _, ledger = resume_run(world, folder, _Nobody())
-    else:
-        _, ledger = begin_run(world, folder, overwrite)
-    with ledger:
-        store = _open_store(folder, ledger, identities)
-        try:
-            state = recover(world, folder, ledger, store)
-            state = asyncio.run(_run(world, folder, ledger, store, state, serving, watch))
-        finally:
-            store.close()
-    parameters = dict(state.parameters)
-    write_results(world, folder, parameters, final_evaluation(world, parameters))
+    account = None if serving.trial else serving.keys.account(serving.ledgers)
+    recorder = RunRecorder(context, folder, listener, account)
+    with ExitStack() as opened:
+        opened.callback(recorder.close)
+        stores: list[Store] = []
+
+        def recovered(ledger: Ledger) -> ServerState:
+            stores.append(opened.enter_context(closing(_open_store(folder, ledger, identities))))
+            return recover(context, folder, ledger, stores[0])
+
+        state = recorder.open(resume, overwrite, recovered)
+        state = asyncio.run(_run(context, recorder, stores[0], state, serving))
+        recorder.finish()
+        parameters = state.averaged()
+        write_results(context, folder, parameters, final_evaluation(context, parameters))
+        recorder.record_end(state.round)
     return folder
 
 
-def recover(world: World, folder: RunFolder, ledger: Ledger, store: Store) -> ServerState:
+def recover(context: RunContext, folder: RunFolder, ledger: Ledger, store: Store) -> ServerState:
     """End the round in which a server was killed, and return where the run stands.
 
     The cases are those of the table in ``store``.
     """
     for row in store.rounds():
         if row.state not in OVER:
-            _end(world, ledger, store, row)
+            _end(context, folder, ledger, store, row)
     state, _ = newest_checkpoint(folder)
+    state = replace(state, clip=clip_before(state.round, ledger.entries()))
     for row in store.rounds():
         if row.state == "closed" and row.round >= state.round:
             assert row.mean is not None
             state = replace(state, round=row.round)
-            broadcast = open_round(state, choose_payload(world, row.round))
-            state = close_round(state, broadcast, row.mean, world.scenario.server)
+            broadcast = open_round(state, choose_payload(context, row.round))
+            released = Release(row.mean)
+            state = step(context.privacy, context.scenario, state, broadcast, released)
     past = [row.round for row in store.rounds()]
     past += [e["round"] for e in ledger.entries() if e["kind"] in ("round", "abandoned")]
     return replace(state, round=max([state.round, *(round + 1 for round in past)]))
 
 
-def _end(world: World, ledger: Ledger, store: Store, row: RoundRow) -> None:
-    broadcast = Broadcast(row.round, choose_payload(world, row.round), np.empty(0, np.float32))
-    invited = len(cohort(world.protection.rule, world.scenario.seed, row.round))
+def _end(
+    context: RunContext, folder: RunFolder, ledger: Ledger, store: Store, row: RoundRow
+) -> None:
+    payload, clip = choose_payload(context, row.round), clip_before(row.round, ledger.entries())
+    broadcast = Broadcast(row.round, payload, np.empty(0, np.float32), clip)
+    invited = len(cohort(context.privacy.rule, context.scenario.seed, row.round))
     given_up = any(e["kind"] == "abandoned" and e["round"] == row.round for e in ledger.entries())
     if row.state == "opened":
         assert row.reports is not None
-        charge(world, ledger, broadcast, invited, row.reports, row.mean)
+        assert row.mean is not None
+        released = Release(row.mean)
+        if context.privacy.mechanism.stateful:
+            states = NoiseStates(folder)
+            before = states.before(row.round, ledger.entries())
+            released = Release(row.mean, states.read(row.round + 1), before)
+        entry = ledger_entry(context.privacy, broadcast, invited, row.reports, released)
+        ledger.record_round(row.round, entry)
         store.closed(row.round)
         log.warning("round %d was opened when the server stopped: its sum counts", row.round)
-    elif row.state == "asking" and not given_up:
+    elif row.state == "asking":
         assert row.reports is not None
-        charge(world, ledger, broadcast, invited, row.reports, None)
+        if row.round not in [e["round"] for e in ledger.entries() if e["kind"] == "round"]:
+            entry = ledger_entry(context.privacy, broadcast, invited, row.reports, None)
+            ledger.record_round(row.round, entry)
         store.lost(row.round)
         log.warning("round %d may have been answered and is lost: it stays spent", row.round)
     else:
@@ -135,92 +167,68 @@ def _end(world: World, ledger: Ledger, store: Store, row: RoundRow) -> None:
 
 
 async def _run(
-    world: World,
-    folder: RunFolder,
-    ledger: Ledger,
-    store: Store,
-    state: ServerState,
-    serving: Serving,
-    watch: Watch,
+    context: RunContext, recorder: RunRecorder, store: Store, state: ServerState, serving: Serving
 ) -> ServerState:
     """Answer devices and run the rounds that are left."""
-    identities, terms, limits = store.devices(), Terms.of(world), serving.limits
-    door = Door(identities, limits)
-    desk = Desk(identities, limits, door.strike)
-    shelf = Shelf(world)
-    service = Service(door, desk, shelf, terms, limits)
-    budget = Budget(world.protection, ledger, choose_payload(world, 0).dim)
-    office = Office(
-        world, terms, ledger, store, desk, limits, serving.keys.authority(), serving.reached
+    identities, limits = store.devices(), serving.limits
+    task_config = TaskConfig.of(context, store.run, serving.trial)
+    authority, folder = serving.keys.authority(), recorder.folder
+    exclusions = Exclusions(identities, serving.revoked, store.expelled(), store.expel)
+    credentials = Credentials(identities, authority, serving.keys.server_certificate().digest)
+    admission = Admission(credentials, limits, exclusions)
+    mailbox = Mailbox(identities, limits, admission.strike, admission.grant_round, exclusions)
+    models = ModelCache(context)
+    dim = choose_payload(context, 0).dim
+    frame_bytes = largest_frame(
+        8 * context.privacy.summed_dim(dim), len(identities)
+    )  # no ring is wider than 64 bits
+    service = Service(admission, mailbox, models, task_config, limits, frame_bytes)
+    server = ServerContext(
+        context, task_config, recorder, store, mailbox, limits, authority, serving.reached
     )
-    present = min(len(identities), serving.present or world.scenario.cohort)
-    server = await _listen(service, world, serving, len(identities))
-    books = RunLog(folder, state.round)
-    _fill_in(world, folder, store, books, budget)
+    present = min(len(identities), serving.present or context.scenario.cohort)
+    least = min(present, max(3, context.privacy.least_reports))
+    listener = Listener(service, serving.address, serving.keys.tls())
+    port = await listener.start()
+    log.info("listening on port %d for %d devices", port, len(identities))
+    _fill_in(context, store, recorder)
     try:
-        await asyncio.to_thread(_evaluate_where_due, world, state, books, watch)
-        while state.round < world.scenario.rounds:
-            budget.check(state.round)
-            await desk.gather(present, min(present, max(3, world.protection.least_reports)))
-            shelf.put(state.round, dict(state.parameters))
-            state, entry = await run_round(office, state)
-            entry |= budget.spent()
-            books.write(entry)
-            watch.round_done(entry, world.scenario.rounds)
-            await asyncio.to_thread(_evaluate_where_due, world, state, books, watch)
-            if state.round % world.scenario.checkpoint_every == 0:
-                await asyncio.to_thread(save_checkpoint, folder, state, ledger.head)
+        await asyncio.to_thread(_evaluate_where_due, context, state, recorder)
+        while state.round < context.scenario.rounds:
+            recorder.check_budget(state.round)
+            await mailbox.presence.gather(present, least)
+            models.put(state.round, dict(state.parameters))
+            state, entry = await run_round(server, state)
+            recorder.round_done(entry)
+            await asyncio.to_thread(_evaluate_where_due, context, state, recorder)
+            await asyncio.to_thread(recorder.save_where_due, state)
             store.forget_means_before(min(folder.checkpoints()))
-        await desk.finish(f"the run is over after {state.round} rounds")
+        await mailbox.finish(f"the run is over after {state.round} rounds")
     finally:
-        save_checkpoint(folder, state, ledger.head)
-        books.close()
-        await server.stop(grace=1.0)
+        recorder.save(state)
+        await listener.stop(grace=1.0)
     return state
 
 
-def _fill_in(world: World, folder: RunFolder, store: Store, books: RunLog, budget: Budget) -> None:
+def _fill_in(context: RunContext, store: Store, recorder: RunRecorder) -> None:
     """Note the rounds that ended when a server was killed, and what has been spent with them."""
-    noted = {line["round"] for line in folder.metrics() if line["kind"] == "round"}
+    noted = {line["round"] for line in recorder.folder.metrics() if line["kind"] == "round"}
     for row in store.rounds():
         if row.round not in noted:
-            books.write(remembered(world, row) | budget.spent())
+            assert recorder.ledger is not None
+            clip = clip_before(row.round, recorder.ledger.entries())
+            recorder.note(remembered(context, row, clip))
 
 
-async def _listen(service: Service, world: World, serving: Serving, devices: int) -> Any:
-    """Open the port.
-
-    Raises:
-        ValueError: the address is taken or cannot be read.
-    """
-    dim = choose_payload(world, 0).dim
-    vector_bytes = 8 * dim  # no ring is wider
-    server = grpc.aio.server(
-        options=server_options(largest_message(vector_bytes, devices)),
-        maximum_concurrent_rpcs=4 * devices + 64,
-    )
-    server.add_generic_rpc_handlers((handler(service),))
-    credentials = grpc.ssl_server_credentials([serving.keys.tls()])
-    try:
-        port = server.add_secure_port(serving.address, credentials)
-    except RuntimeError as error:
-        raise ValueError(f"cannot listen on {serving.address}: {error}") from error
-    await server.start()
-    log.info("listening on port %d for %d devices", port, devices)
-    return server
-
-
-def _evaluate_where_due(world: World, state: ServerState, books: RunLog, watch: Watch) -> None:
+def _evaluate_where_due(context: RunContext, state: ServerState, recorder: RunRecorder) -> None:
     """Measure the model on validation users, where the scenario asks for it."""
-    if books.owes_evaluation(world.scenario.evaluation.every, state.round):
-        entry = validation(world, state)
-        books.write(entry)
-        watch.evaluated(entry)
+    if recorder.evaluation_is_due(state.round):
+        recorder.evaluated(validate(context, state))
 
 
 def _open_store(folder: RunFolder, ledger: Ledger, identities: dict[int, bytes]) -> Store:
     """Open the store of a run, or start it where the ledger holds nothing but its beginning."""
-    path = folder.path / "rounds.sqlite"
+    path = folder.served_rounds_path
     begun = len(ledger.entries()) > 1
     if not begun and not path.is_file():
         return Store.create(path, identities)
@@ -232,10 +240,3 @@ def _open_store(folder: RunFolder, ledger: Ledger, identities: dict[int, bytes])
         store.close()
         raise ValueError("other devices are enrolled than when the run began; begin another run")
     return store
-
-
-class _Nobody:
-    """``resume_run`` tells what a simulation lost; a served run still has it in its store."""
-
-    def say(self, line: str) -> None:
-        pass

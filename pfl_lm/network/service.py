@@ -1,84 +1,157 @@
-"""The calls of devices, answered: authenticate, then hand over to the desk."""
+"""The gRPC service: each call is authenticated and passed to the mailbox or the model cache.
+
+A method decides whether its caller may speak before it reads what the caller sends. So the server
+keeps nothing of a caller who is not admitted but the few bytes that HTTP/2 delivers unasked.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any, NoReturn
 
 import grpc
 
-from pfl_lm.network.broadcast import Shelf
-from pfl_lm.network.desk import Desk, NotNow
-from pfl_lm.network.door import Door, ShutOut, TooOften
-from pfl_lm.network.terms import Terms
-from pfl_lm.network.transport import CHUNK_BYTES, SESSION, Limits, Message, messages
+from pfl_lm.network.admission import Admission, NotAdmitted, StrangerPool, Suspended, TooOften
+from pfl_lm.network.mailbox import Mailbox, NotNow
+from pfl_lm.network.model_delta import ModelCache
+from pfl_lm.network.task_config import TaskConfig
+from pfl_lm.network.transport import SESSION, Limits, Message, messages
 
 log = logging.getLogger("pfl_lm.network")
 
 _MODEL_COST = 10  # calls that a download counts for
 
+Requests = AsyncIterator[Any]  # messages of one call, read from the network one by one
+
 
 class Service:
-    """The service of ``aggregation.proto``; see there for what each call means."""
+    """The service of ``aggregation.proto``; see there for what each call means.
 
-    def __init__(self, door: Door, desk: Desk, shelf: Shelf, terms: Terms, limits: Limits) -> None:
-        self._door, self._desk, self._shelf, self._limits = door, desk, shelf, limits
-        self._terms = terms.text()
+    Args:
+        frame_bytes: size beyond which a frame is refused unread.
+    """
 
-    async def Knock(self, request: Message, context: Any) -> Message:
-        try:
-            return messages.Challenge(nonce=self._door.challenge(request.device))
-        except (ShutOut, TooOften) as error:
-            await _refuse(context, error)
+    def __init__(
+        self,
+        admission: Admission,
+        mailbox: Mailbox,
+        models: ModelCache,
+        task_config: TaskConfig,
+        limits: Limits,
+        frame_bytes: int,
+    ) -> None:
+        self._admission, self._mailbox, self._models = admission, mailbox, models
+        self._limits, self._frame_bytes = limits, frame_bytes
+        self._task_config = task_config.text()
+        self._strangers = StrangerPool(limits.strangers, limits.stranger_seconds)
+        self._uploading: set[int] = set()
 
-    async def Enter(self, request: Message, context: Any) -> Message:
-        try:
-            device, token = self._door.enter(request.nonce, request.signature)
-        except ShutOut as error:
-            await _refuse(context, error)
-        log.info("device %d is here", device)
-        return messages.Session(token=token, terms=self._terms)
+    async def Challenge(self, requests: Requests, context: Any) -> Message:
+        async with _refusals(context), self._strangers.call():
+            request = await _only(requests)
+            return messages.ChallengeResponse(nonce=self._admission.challenge(request.device))
 
-    async def Fetch(self, request: Message, context: Any) -> Message:
-        device = await self._device(context)
-        return await self._desk.fetch(device, request.round, request.step)
+    async def Authenticate(self, requests: Requests, context: Any) -> Message:
+        async with _refusals(context), self._strangers.call():
+            request = await _only(requests)
+            device, token = self._admission.authenticate(
+                request.nonce, request.signature, request.certificate
+            )
+            log.info("device %d is here", device)
+            return messages.Session(token=token, task_config=self._task_config)
 
-    async def Send(self, request: Message, context: Any) -> Message:
-        device = await self._device(context)
-        try:
-            self._desk.send(device, request.round, request.frame)
-        except NotNow as error:
-            await _refuse(context, error)
-        return messages.Receipt()
+    async def Fetch(self, requests: Requests, context: Any) -> Message:
+        async with self._call(context) as device:
+            cursor = await self._request(requests)
+            return await self._mailbox.fetch(device, cursor.round, cursor.step)
 
-    async def Model(self, request: Message, context: Any) -> AsyncIterator[Message]:
-        device = await self._device(context, _MODEL_COST)
-        if request.want != self._desk.under_way:
-            await _refuse(context, NotNow(f"round {request.want} is not under way"))
-        values = await asyncio.to_thread(self._shelf.values, request.have)
-        log.debug("device %d downloads %d bytes", device, len(values))
-        # Whoever reads slowly holds up nobody, and is cut off when the time to train is over.
-        async with asyncio.timeout(self._limits.training_seconds):
-            for start in range(0, len(values), CHUNK_BYTES):
-                yield messages.Chunk(values=values[start : start + CHUNK_BYTES])
+    async def Send(self, requests: Requests, context: Any) -> Message:
+        async with self._call(context) as device:
+            if device in self._uploading:
+                raise TooOften(f"device {device} sends two messages at once; wait")
+            self._uploading.add(device)
+            try:
+                round, frame = await self._upload(device, requests)
+            finally:
+                self._uploading.discard(device)
+            self._mailbox.send(device, round, frame)
+            return messages.Receipt()
 
-    async def _device(self, context: Any, cost: int = 1) -> int:
-        """Return whose call this is, or end it."""
+    async def Model(self, requests: Requests, context: Any) -> AsyncIterator[Message]:
+        async with self._call(context, _MODEL_COST) as device:
+            request = await self._request(requests)
+            if request.want != self._mailbox.under_way:
+                raise NotNow(f"round {request.want} is not under way")
+            pieces = await asyncio.to_thread(self._models.open, request.have)
+            log.debug("device %d downloads the model", device)
+            # A slow reader delays no other device; it is cut off when training time is over.
+            async with asyncio.timeout(self._limits.training_seconds):
+                for piece in pieces:
+                    yield messages.Chunk(values=piece)
+
+    @asynccontextmanager
+    async def _call(self, context: Any, cost: int = 1) -> AsyncIterator[int]:
+        """Admit a call of an enrolled device before a byte of its message is read."""
         token = dict(context.invocation_metadata() or ()).get(SESSION, b"")
-        try:
-            return self._door.device(token, cost)
-        except TooOften as error:
-            self._desk.misbehaves(error.device, str(error))
-            await _refuse(context, error)
-        except ShutOut as error:
-            await _refuse(context, error)
+        async with _refusals(context):
+            try:
+                with self._admission.call(token, cost) as device:
+                    yield device
+            except Suspended as error:
+                self._mailbox.misbehaves(error.device, str(error), strike=False)
+                raise
+
+    async def _request(self, requests: Requests) -> Message:
+        async with asyncio.timeout(self._limits.phase_seconds):
+            return await _only(requests)
+
+    async def _upload(self, device: int, requests: Requests) -> tuple[int, bytes]:
+        """Read a frame in parts, as long as it may count.
+
+        Raises:
+            NotNow: the round goes on without the device.
+            NotAdmitted: the frame is longer than it says, or than any may be.
+        """
+        async with asyncio.timeout(self._limits.phase_seconds):
+            first = await _only(requests)
+            self._mailbox.check_turn(device, first.round)
+            if first.size > self._frame_bytes:
+                raise self._mailbox.misbehaves(device, f"its message has {first.size:,} bytes")
+            frame = bytearray(first.part)
+            while len(frame) < first.size:
+                frame += (await _only(requests)).part
+            if len(frame) != first.size:
+                raise self._mailbox.misbehaves(device, "its message is longer than it states")
+        return first.round, bytes(frame)
+
+
+async def _only(requests: Requests) -> Any:
+    """Return the next message of a call.
+
+    Raises:
+        NotNow: the caller ended the call without one.
+    """
+    async for request in requests:
+        return request
+    raise NotNow("the message is missing or incomplete")
+
+
+@asynccontextmanager
+async def _refusals(context: Any) -> AsyncIterator[None]:
+    """End a call that is refused with the status that tells the caller what to do next."""
+    try:
+        yield
+    except (NotAdmitted, TooOften, NotNow) as error:
+        await _refuse(context, error)
+    except TimeoutError:
+        await context.abort(grpc.StatusCode.UNAVAILABLE, "the call took too long; call again")
 
 
 async def _refuse(context: Any, error: ValueError) -> NoReturn:
-    """End a call with the status that tells the device what to do next."""
-    if isinstance(error, ShutOut):
+    if isinstance(error, NotAdmitted):
         again = error.again
         code = grpc.StatusCode.UNAUTHENTICATED if again else grpc.StatusCode.PERMISSION_DENIED
     elif isinstance(error, TooOften):

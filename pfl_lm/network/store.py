@@ -9,8 +9,10 @@ on the disk before the next begins:
     4. ledger  the debit      before the model moves
     5. store   ``closed``     the model moves: it is the start and the means of the closed rounds
 
-A round that opens no sum ends, from 1 or 2, with an entry "abandoned" in the ledger and then
-``abandoned`` in the store. A server killed at any point finds, of its last round:
+A round that nobody was asked to open ends, from 1, with an entry "abandoned" in the ledger and then
+``abandoned`` in the store. From 2 on every end is a debit: if the sum cannot be opened, the ledger
+gets the debit without a release, and the store ``lost``. A server killed at any point finds, of its
+last round:
 
     ==============================  ===================================================
     last write before it was killed  what ``recover`` does
@@ -26,12 +28,15 @@ A round that opens no sum ends, from 1 or 2, with an entry "abandoned" in the le
     5 ``closed``                    the next round follows
     ==============================  ===================================================
 
+A device that spoiled a round is written down first of all that ends the round (``expel``).
+
 So no spent budget is forgotten (from 2 on it is charged whatever happens), none is charged twice
 (a debit repeats itself to the byte), and no round is opened twice (1 is unique).
 """
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -40,6 +45,7 @@ from pathlib import Path
 import numpy as np
 
 _SCHEMA = """
+CREATE TABLE run (id TEXT NOT NULL);
 CREATE TABLE devices (
     number   INTEGER PRIMARY KEY,
     identity BLOB NOT NULL UNIQUE
@@ -52,9 +58,14 @@ CREATE TABLE rounds (
     reports INTEGER,
     mean    BLOB
 );
-PRAGMA user_version = 1;
+CREATE TABLE expelled (
+    number INTEGER PRIMARY KEY,
+    round  INTEGER NOT NULL,
+    reason TEXT NOT NULL
+);
+PRAGMA user_version = 3;
 """
-_VERSION = 1
+_VERSION = 3
 OVER = ("closed", "abandoned", "lost")
 
 
@@ -90,9 +101,13 @@ class Store:
         store = cls(path)
         database = store._database
         database.execute("BEGIN IMMEDIATE")
-        if database.execute("PRAGMA user_version").fetchone()[0] == 0:
+        version = database.execute("PRAGMA user_version").fetchone()[0]
+        if version not in (0, _VERSION):
+            raise ValueError(f"{path} is a store of version {version}, not {_VERSION}; remove it")
+        if version == 0:
             for statement in _SCHEMA.split(";"):
                 database.execute(statement)
+            database.execute("INSERT INTO run VALUES (?)", (os.urandom(16).hex(),))
         if store.rounds():
             raise ValueError(f"{path} holds rounds; a store is never started over")
         database.execute("DELETE FROM devices")
@@ -115,9 +130,25 @@ class Store:
             raise ValueError(f"{path} is a store of version {version}, not {_VERSION}")
         return store
 
+    @property
+    def run(self) -> str:
+        """The run's id, drawn when it began: devices know their rounds by it."""
+        (run_id,) = self._database.execute("SELECT id FROM run").fetchone()
+        return str(run_id)
+
     def devices(self) -> dict[int, bytes]:
         """Return the public key of every device that was enrolled when the run began."""
         return dict(self._database.execute("SELECT number, identity FROM devices"))
+
+    def expelled(self) -> dict[int, str]:
+        """Return why each expelled device is left out, by its number."""
+        return dict(self._database.execute("SELECT number, reason FROM expelled"))
+
+    def expel(self, number: int, round: int, reason: str) -> None:
+        """Leave a device out of the run from here on; the first reason stays."""
+        self._database.execute(
+            "INSERT OR IGNORE INTO expelled VALUES (?, ?, ?)", (number, round, reason)
+        )
 
     def rounds(self) -> list[RoundRow]:
         """Return every round, in order."""
@@ -139,9 +170,9 @@ class Store:
         database.execute("BEGIN IMMEDIATE")
         try:
             pending = "SELECT round FROM rounds WHERE round >= ? OR state NOT IN (?, ?, ?)"
-            if found := database.execute(pending, (round, *OVER)).fetchone():
+            if row := database.execute(pending, (round, *OVER)).fetchone():
                 raise ValueError(
-                    f"round {round} cannot be opened: round {found[0]} was, or is not over"
+                    f"round {round} cannot be opened: round {row[0]} was, or is not over"
                 )
             database.execute(
                 "INSERT INTO rounds (round, state, context) VALUES (?, 'invited', ?)",
@@ -165,11 +196,11 @@ class Store:
         self._move(round, ("opened",), "closed")
 
     def abandoned(self, round: int) -> None:
-        """End a round that opened no sum."""
-        self._move(round, ("invited", "asking"), "abandoned")
+        """End a round that no device was asked to open."""
+        self._move(round, ("invited",), "abandoned")
 
     def lost(self, round: int) -> None:
-        """End a round that was paid for and whose sum died with a server."""
+        """End a round that was paid for, and whose sum was not opened or died with a server."""
         self._move(round, ("asking",), "lost")
 
     def forget_means_before(self, round: int) -> None:

@@ -13,6 +13,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from pfl_lm.validate import positive
+
 try:
     import grpc
     from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
@@ -40,9 +42,12 @@ class Limits:
         grace_seconds: how long the last tenth of the devices is waited for.
         gather_seconds: how long a round waits for devices, if enough for a sum are there.
         hold_seconds: how long an empty Fetch is held before it is answered.
-        burst, calls_per_second: of one session; more is refused, and costs a strike.
-        knocks_per_second: of all strangers together, with ten seconds' worth at once.
-        strikes: mistakes after which a device is shut out for ``shut_out_seconds``.
+        burst, calls_per_second: of one device; more must wait. ``round_calls`` come on top with
+            each invitation, so that quick rounds need not wait.
+        calls_at_once: open calls of one device.
+        strangers: open calls of callers who have not authenticated, all together; the oldest
+            ends when another comes. Each ends after ``stranger_seconds``.
+        strikes: mistakes after which a device is suspended for ``suspension_seconds``.
     """
 
     phase_seconds: float = 30.0
@@ -52,14 +57,15 @@ class Limits:
     hold_seconds: float = 20.0
     burst: int = 60
     calls_per_second: float = 10.0
-    knocks_per_second: float = 200.0
+    round_calls: int = 40
+    calls_at_once: int = 8
+    strangers: int = 64
+    stranger_seconds: float = 5.0
     strikes: int = 3
-    shut_out_seconds: float = 600.0
+    suspension_seconds: float = 600.0
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if not value > 0:
-                raise ValueError(f"{name} = {value} must be above 0")
+        positive(**vars(self))
 
 
 def _compile() -> descriptor_pb2.FileDescriptorProto:
@@ -91,7 +97,11 @@ def stub(channel: Any) -> SimpleNamespace:
     """Return the service's methods as functions of a request, over a channel."""
 
     def function(method: Any) -> Callable[..., Any]:
-        open_call = channel.unary_stream if method.server_streaming else channel.unary_unary
+        open_call = channel.unary_unary
+        if method.client_streaming:
+            open_call = channel.stream_unary
+        elif method.server_streaming:
+            open_call = channel.unary_stream
         return open_call(
             f"/{_file.package}.{_service.name}/{method.name}",
             request_serializer=_class(method.input_type).SerializeToString,
@@ -102,13 +112,17 @@ def stub(channel: Any) -> SimpleNamespace:
 
 
 def handler(servicer: Any) -> Any:
-    """Return what lets a gRPC server answer the service by the methods of an object."""
+    """Return what lets a gRPC server answer the service by the methods of an object.
+
+    Each method gets its requests as a stream, also where only one comes: it decides whether the
+    caller may speak before it reads, so gRPC keeps no message of a caller who may not.
+    """
 
     def answer(method: Any) -> Any:
         kind = (
-            grpc.unary_stream_rpc_method_handler
+            grpc.stream_stream_rpc_method_handler
             if method.server_streaming
-            else grpc.unary_unary_rpc_method_handler
+            else grpc.stream_unary_rpc_method_handler
         )
         return kind(
             getattr(servicer, method.name),
@@ -126,15 +140,16 @@ def _class(type_name: str) -> Any:
     return getattr(messages, type_name.rpartition(".")[2])
 
 
-def largest_message(vector_bytes: int, devices: int) -> int:
-    """Bytes beyond which a message is refused unread: a vector, or shares among all devices."""
+def largest_frame(vector_bytes: int, devices: int) -> int:
+    """Bytes beyond which a frame is refused unread: a vector, or shares among all devices."""
     return _SLACK_BYTES + max(vector_bytes, 1024 * devices)
 
 
-def server_options(message_bytes: int) -> list[tuple[str, int]]:
+def server_options() -> list[tuple[str, int]]:
     """gRPC's settings of the server: sizes, streams, and connections that say nothing."""
     return [
-        ("grpc.max_receive_message_length", message_bytes),
+        ("grpc.max_receive_message_length", CHUNK_BYTES + _SLACK_BYTES),
+        ("grpc.server_handshake_timeout_ms", 10_000),
         ("grpc.max_send_message_length", -1),
         ("grpc.max_metadata_size", 8192),
         ("grpc.max_concurrent_streams", 64),

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from pfl_lm.report.charts import Series, legend, line_chart
-from pfl_lm.report.numbers import duration, is_number, percent, significant, size, whole
+from pfl_lm.numbers import duration, is_number, percent, significant, size, whole
+from pfl_lm.pages.charts import Series, legend, line_chart
 from pfl_lm.report.source import FEDERATED, Run
 
 _STYLES = ("s0", "s1", "s2", "s3", "s4")
@@ -21,7 +21,7 @@ def fleet_facts(run: Run) -> tuple[tuple[str, str], ...]:
         return ()
     first, last = rounds[0], rounds[-1]
     days = (last["opened_hours"] + last["minutes"] / 60 - first["opened_hours"]) / 24
-    left_out = run.at("fleet.left_out") or []
+    left_out = run.manifest.fleet.left_out if run.manifest.fleet else ()
     facts = [
         ("rounds a day", significant(len(rounds) / days) if days > 0 else ""),
         ("simulated time", f"{days:.1f} days"),
@@ -53,8 +53,8 @@ def fleet_charts(run: Run) -> list[tuple[str, str, Any, Any]]:
         if name != _LATE
     }
     away = {
-        name: [entry["turned_away"].get(name, 0) / entry["checked_in"] for entry in rounds]
-        for name in rounds[0]["turned_away"]
+        name: [entry["rejected"].get(name, 0) / entry["checked_in"] for entry in rounds]
+        for name in rounds[0]["rejected"]
     }
     taking = {
         name: [
@@ -72,7 +72,7 @@ def fleet_charts(run: Run) -> list[tuple[str, str, Any, Any]]:
          _lines({"a round": minutes, "waited": waited}), "minutes"),
         ("Lost phones", "Share of the invited phones that never reported, by where they were lost.",
          _lines(lost), "share"),
-        ("Turned away", "Share of the phones that checked in and were not invited, by reason.",
+        ("Rejected", "Share of the phones that checked in and were not invited, by reason.",
          _lines(away), "share"),
         ("Who takes part", "Share of the reports, by class of phone.", _lines(taking), "share"),
     ]  # fmt: skip
@@ -119,21 +119,21 @@ def _taking_part(run: Run, rounds: list[dict[str, Any]]) -> list[tuple[str, str]
 
 def _quality(run: Run) -> list[tuple[str, str]]:
     """Say how good the model is for the users of each class."""
-    found = []
+    facts = []
     for row in run.final.get("profiles", []):
         if is_number(row.get("perplexity")):
             part = "takes part" if row.get("able") else "never takes part"
             share = percent(row.get("share"), 0)
-            found.append(
+            facts.append(
                 (
                     f"perplexity, {row['name']} ({share}, {part})",
                     f"{significant(row['perplexity'])} on {whole(row['users'])} users",
                 )
             )
     overall = next((r for r in run.rows if r.get("name") == FEDERATED), {})
-    if found and is_number(overall.get("perplexity")):
-        found.append(("perplexity, everybody", significant(overall["perplexity"])))
-    return found
+    if facts and is_number(overall.get("perplexity")):
+        facts.append(("perplexity, everybody", significant(overall["perplexity"])))
+    return facts
 
 
 def _hours_after(run: Run, rounds: int) -> float:

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from pfl_lm.report.numbers import epsilon, is_number, percent, power, short, significant, whole
+from pfl_lm.numbers import format_epsilon, is_number, percent, power, short, significant, whole
 from pfl_lm.report.source import FEDERATED, Run, style_of
+from pfl_lm.run.folder import was_opened
 
 _KINDS = {"cifg_lstm": "CIFG-LSTM", "lstm": "LSTM", "transformer": "transformer"}
 
@@ -37,21 +38,22 @@ class Tile:
 
 def lead(run: Run) -> str:
     """Say in one sentence what was trained, on whom, in how many rounds."""
-    size = run.at("model.parameters")
-    vocabulary = run.at("model.vocabulary_size") or run.at("scenario.model.vocabulary_size")
-    kind = run.at("model.kind") or run.at("scenario.model.kind")
-    sentence = f"A {_KINDS.get(str(kind), 'next-word model')}"
-    details = [f"{short(size)} parameters"] if is_number(size) else []
-    details += [f"{whole(vocabulary)} words"] if is_number(vocabulary) else []
-    sentence += f" ({', '.join(details)})" if details else ""
-    sentence += f", trained in {whole(len(run.rounds))} rounds"
-    cohort = run.at("scenario.cohort")
-    sentence += f" of {whole(cohort)} simulated phones" if is_number(cohort) else ""
-    users, name = run.at("population.users"), run.at("population.name")
-    users = users.get("train") if isinstance(users, dict) else users
-    if is_number(users):
-        sentence += f", drawn from {whole(users)}"
-    return sentence + (f" ({name})." if name else ".")
+    manifest = run.manifest
+    kind = _KINDS.get(str(manifest.scenario.model.get("kind")), "next-word model")
+    size, words = short(manifest.model.parameters), whole(manifest.tokenizer.vocabulary_size)
+    users = manifest.population
+    return (
+        f"A {kind} ({size} parameters, {words} words), trained in {rounds_opened(run)} rounds "
+        f"of {whole(manifest.scenario.cohort)} simulated phones, drawn from "
+        f"{whole(users.users.get('train'))} ({users.name})."
+    )
+
+
+def rounds_opened(run: Run) -> str:
+    """Return how many rounds there were, and of how many the sum was opened, if not of all."""
+    opened = sum(map(was_opened, run.rounds))
+    of = "" if opened == len(run.rounds) else f"{whole(opened)} opened of "
+    return f"{of}{whole(len(run.rounds))}"
 
 
 def status(run: Run) -> str:
@@ -62,31 +64,28 @@ def status(run: Run) -> str:
     return f"round {whole(len(run.rounds))}{planned}"
 
 
-def promise(run: Run) -> dict[str, Any]:
+def guarantee(run: Run) -> dict[str, Any]:
     """The guarantee in one sentence beside what is only simulated.
 
     A simulated run has a policy whose guarantee holds once deployed; its own model has none.
     """
-    found = run.at("guarantee.epsilon")
-    protected = is_number(found)
-    sentence = run.at("guarantee.statement", "")
-    guaranteed = run.at("statements.guaranteed", "") or sentence
-    simulated = run.at("statements.simulated", "")
-    deployed = protected and bool(sentence) and guaranteed != sentence
-    nothing = "No guarantee is stated for this run."
+    statements, stated = run.manifest.statements, run.manifest.guarantee
+    protected = stated is not None and stated.epsilon is not None
+    sentence = stated.statement if stated is not None else ""
+    deployed = protected and statements.guaranteed != sentence
     return {
         "protected": protected,
-        "title": _promise_title(protected, deployed),
-        "epsilon": epsilon(found),
-        "delta": power(run.at("guarantee.delta")) if protected else "",
-        "sentence": sentence if deployed else guaranteed or nothing,
+        "title": _guarantee_title(protected, deployed),
+        "epsilon": format_epsilon(stated.epsilon if stated is not None else None),
+        "delta": power(stated.delta) if stated is not None and protected else "",
+        "sentence": sentence if deployed else statements.guaranteed,
         "aside_title": "This model: a simulation" if deployed else "Only simulated",
-        "aside": guaranteed if deployed else simulated or "Nothing is stated.",
+        "aside": statements.guaranteed if deployed else statements.simulated,
         "noise": _noise(run),
     }
 
 
-def _promise_title(protected: bool, deployed: bool) -> str:
+def _guarantee_title(protected: bool, deployed: bool) -> str:
     if deployed:
         return "What the policy guarantees, once deployed"
     return "Guaranteed" if protected else "Not guaranteed"
@@ -94,12 +93,12 @@ def _promise_title(protected: bool, deployed: bool) -> str:
 
 def _noise(run: Run) -> str:
     """Say how the noise was drawn in the simulation."""
-    drawn, source = run.at("noise.drawn"), run.at("noise.source")
+    noise = run.manifest.noise
     source = {
         "csprng": "the operating system's secure random source",
         "reproducible stream": "a reproducible stream, which protects nobody",
-    }.get(str(source), source)
-    return f"Noise drawn {drawn}, from {source}." if drawn and source else ""
+    }.get(noise.source, noise.source)
+    return f"Noise drawn {noise.drawn}, from {source}."
 
 
 def tiles(run: Run) -> list[Tile]:
@@ -109,7 +108,7 @@ def tiles(run: Run) -> list[Tile]:
             run,
             "perplexity",
             "Perplexity",
-            "as if guessing among so many words",
+            "as hard as guessing among this many words",
             significant,
             False,
         ),
@@ -155,10 +154,22 @@ def _change(key: str, value: Any, compared: list[dict[str, Any]], higher: bool) 
     better = difference > 0 if higher else difference < 0
     if key == "perplexity":
         ratio = difference / best[key] if best[key] else math.nan
-        amount = f"{abs(ratio):.0%} {'lower' if ratio < 0 else 'higher'}"
+        amount, way = f"{abs(ratio):.0%}", "lower" if ratio < 0 else "higher"
     else:
-        amount = f"{abs(100 * difference):.1f} points {'more' if difference > 0 else 'less'}"
-    return f"{amount} than {best['name']}", better
+        points = "more" if difference > 0 else "less"
+        amount, way = f"{abs(100 * difference):.1f}", f"points {points}"
+    if amount in ("0%", "0.0"):  # a difference that the figures shown do not have
+        return f"the same as {best['name']}", True
+    return f"{amount} {way} than {best['name']}", better
+
+
+def suggestions(run: Run) -> list[dict[str, Any]]:
+    """What the keyboard suggests after a dozen public texts: by the start, by the trained model."""
+    return [
+        {"text": row["text"], "before": row["before"], "after": row["after"]}
+        for row in run.final.get("suggestions", [])
+        if isinstance(row, dict) and {"text", "before", "after"} <= row.keys()
+    ]
 
 
 def comparison(run: Run) -> list[dict[str, str]]:

@@ -10,16 +10,16 @@ import math
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
-
 from pfl_lm import __version__
 from pfl_lm.files import write_atomically
+from pfl_lm.numbers import duration, is_number, significant
+from pfl_lm.pages import html
 from pfl_lm.report import headline, sections
-from pfl_lm.report.numbers import duration, is_number, significant
+from pfl_lm.report.advice import advice
 from pfl_lm.report.source import Run, read_run
-from pfl_lm.runs import RunFolder
+from pfl_lm.run.folder import RunFolder
 
-_FOLDER = Path(__file__).parent
+_TEMPLATE = Path(__file__).parent / "page.html"
 # What the manifest says once the first screen has been told, by chapter.
 _DETAILS = ("scenario", "policy", "model", "payload", "population", "tokenizer", "noise")
 
@@ -44,44 +44,41 @@ def write_report(run: Path, output: Path | None = None) -> Path:
 
 def render(run: Run) -> str:
     """Return the page as one HTML text."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(_FOLDER),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
-    return environment.get_template("page.html").render(_content(run))
+    return html.render(_TEMPLATE, _content(run), "bars.css")
 
 
 def _content(run: Run) -> dict[str, Any]:
     """Gather what the template shows."""
+    manifest, written = run.manifest, run.manifest.content
     return {
-        "style": Markup((_FOLDER / "page.css").read_text(encoding="utf-8")),
-        "script": Markup((_FOLDER / "page.js").read_text(encoding="utf-8")),
-        "title": run.at("scenario.description") or run.at("run") or "A run",
-        "name": run.at("run", ""),
-        "created": str(run.at("created", ""))[:16].replace("T", " "),
+        "title": manifest.scenario.description or manifest.run,
+        "name": manifest.run,
         "status": headline.status(run),
         "finished": run.finished,
         "lead": headline.lead(run),
-        "promise": headline.promise(run),
+        "guarantee": headline.guarantee(run),
         "tiles": headline.tiles(run),
         "users": run.trained.get("users"),
         "split": run.final.get("split") or run.trained.get("split") or "held-out",
         "floor": _floor(run),
+        "advice": advice(run),
+        "suggestions": headline.suggestions(run),
         "sections": sections.sections(run),
         "words": sections.words(run),
         "comparison": headline.comparison(run),
-        "assumptions": run.at("guarantee.assumptions", ()),
+        "assumptions": manifest.guarantee.assumptions if manifest.guarantee else (),
         "ledger": run.ledger,
-        "details": [(name, _flat(run.at(name))) for name in _DETAILS if run.at(name)],
-        "versions": _flat(run.at("versions", {})),
-        "took": duration(sum(e["seconds"] for e in run.rounds if is_number(e.get("seconds")))),
+        "details": [(name, _flat(written[name])) for name in _DETAILS if written.get(name)],
+        "versions": _flat(manifest.versions),
+        "took": _took(run),
         "version": __version__,
     }
+
+
+def _took(run: Run) -> str:
+    """Say how long the rounds took; nothing where that would tell how many reported."""
+    seconds = [e["seconds"] for e in run.rounds if is_number(e.get("seconds"))]
+    return f"Rounds took {duration(sum(seconds))} in all. " if seconds else ""
 
 
 def _floor(run: Run) -> str:

@@ -8,11 +8,9 @@ from typing import Any
 
 from markupsafe import Markup
 
-from pfl_lm.report.charts import Level, Series, legend, line_chart, smoothed
-from pfl_lm.report.fleet import fleet_charts, fleet_facts
-from pfl_lm.report.headline import Bar
-from pfl_lm.report.numbers import (
-    epsilon,
+from pfl_lm.numbers import (
+    format_epsilon,
+    format_epsilon_bound,
     is_number,
     percent,
     power,
@@ -21,7 +19,11 @@ from pfl_lm.report.numbers import (
     size,
     whole,
 )
+from pfl_lm.pages.charts import Level, Series, legend, line_chart, smoothed
+from pfl_lm.report.fleet import fleet_charts, fleet_facts
+from pfl_lm.report.headline import Bar
 from pfl_lm.report.source import FEDERATED, Run, style_of
+from pfl_lm.run.manifest_file import RecordedGraph, RecordedGuarantee
 
 _SMOOTHING = 0.03  # share of the rounds, on either side, that the loss is averaged over
 
@@ -56,8 +58,8 @@ class Section:
 
 def sections(run: Run) -> list[Section]:
     """Return the chapters that have something to tell."""
-    found = [learning(run), privacy(run), payload(run), phones(run), people(run)]
-    return [section for section in found if section.figures or section.facts]
+    chapters = [learning(run), privacy(run), payload(run), phones(run), people(run)]
+    return [section for section in chapters if section.figures or section.facts]
 
 
 def learning(run: Run) -> Section:
@@ -89,61 +91,110 @@ def privacy(run: Run) -> Section:
     """How the budget was spent, and what the figure rests on."""
     spent = run.over_rounds("whoever sees the models", "epsilon", "s0")
     unamplified = run.over_rounds("whoever also sees who took part", "epsilon_unamplified", "s1")
-    budget = run.at("policy.epsilon")
-    levels = [Level(f"budget ε = {epsilon(budget)}", budget, "s2")] if is_number(budget) else []
+    policy = run.manifest.policy
+    budget = None if policy is None else policy.epsilon
+    levels = [] if budget is None else [Level(f"budget ε = {format_epsilon(budget)}", budget, "s2")]
     reach = [y for line in (spent, unamplified) for y in line.y if y]
     figure = _figure(
         "Privacy spent", "ε so far, against two adversaries; lower is more private.",
-        [spent, unamplified], x_label="round", y_label="ε", format_y=epsilon,
+        [spent, unamplified], x_label="round", y_label="ε", format_y=format_epsilon,
         levels=levels, log=bool(reach) and max(reach) > 12 * min(reach),
     )  # fmt: skip
+    return Section("privacy", "Privacy", "", _guaranteed(run), _present([figure]))
+
+
+def _guaranteed(run: Run) -> tuple[tuple[str, str], ...]:
+    """Return what follows from the policy, as (name, value); nothing where no ε holds."""
+    policy, guarantee = run.manifest.policy, run.manifest.guarantee
+    if policy is None or guarantee is None or guarantee.epsilon is None:
+        return ()
     facts = [
-        ("ε, whoever sees the models", _if_number(run.at("guarantee.epsilon"), epsilon)),
-        ("ε, and who took part", _if_number(run.at("guarantee.epsilon_unamplified"), epsilon)),
-        ("δ", _if_number(run.at("guarantee.delta"), power)),
-        ("zCDP ρ", _if_number(run.at("guarantee.rho"), significant)),
-        ("noise multiplier", _if_number(run.at("guarantee.noise_multiplier"), significant)),
-        ("unit of privacy", str(run.at("policy.unit", ""))),
-        ("reports per round, deployed", _if_number(run.at("policy.report_goal"), whole)),
-        ("people, deployed", _if_number(run.at("policy.population"), whole)),
-        ("accountant", str(run.at("guarantee.accountant", ""))),
-        ("secure aggregation, here", _aggregation(run, "simulated")),
-        ("secure aggregation, deployed", _aggregation(run, "deployed")),
+        ("ε, against the server", _server_epsilon(guarantee)),
+        ("ε, cohorts or counts known", format_epsilon(guarantee.epsilon_unamplified)),
+        ("ε, released models only", format_epsilon(guarantee.epsilon)),
+        ("δ", power(guarantee.delta)),
+        ("zCDP ρ", _if_number(guarantee.rho, format_epsilon)),
+        ("noise multiplier", significant(guarantee.noise_multiplier)),
+        ("unit of privacy", policy.unit),
+        ("reports per round, deployed", whole(policy.report_goal)),
+        ("public groups of a round", whole(policy.groups) if policy.groups > 1 else ""),
+        ("people, deployed", whole(policy.population)),
+        ("accountant", guarantee.accountant),
+        ("budget of these people", _budget(run)),
+        ("spent by", _spent_by(run)),
+        ("secure aggregation, here", _summed_here(run)),
+        ("secure aggregation, deployed", _statement(run.manifest.secure_aggregation.deployed)),
     ]
-    protected = is_number(run.at("guarantee.epsilon"))
-    return Section("privacy", "Privacy", "", _known(facts) if protected else (), _present([figure]))
+    return _known(facts)
 
 
-def _aggregation(run: Run, scale: str) -> str:
+def _server_epsilon(guarantee: RecordedGuarantee) -> str:
+    """Return ε against the server; a server that adds the noise is trusted, and none holds."""
+    if guarantee.epsilon_server is None:
+        return "∞: the server is trusted"
+    return format_epsilon(guarantee.epsilon_server)
+
+
+def _budget(run: Run) -> str:
+    """Return what is left of the one budget that training and questions share."""
+    budget = run.budget or {}
+    names = ("epsilon", "total_epsilon", "total_delta", "left")
+    figures = [float(budget[name]) for name in names if is_number(budget.get(name))]
+    if len(figures) < len(names):
+        return ""
+    spent, total, delta, left = figures
+    origin = "stated" if budget.get("total_stated") else "the least of their policies"
+    return (
+        f"ε = {format_epsilon(spent)} of {format_epsilon(total)} spent ({origin}, "
+        f"δ = {power(delta)}), {format_epsilon_bound(left)} left; training and questions share it"
+    )
+
+
+def _spent_by(run: Run) -> str:
+    """Name the runs and questions that have spent the budget of these people."""
+    spenders = (run.budget or {}).get("spent_by")
+    return ", ".join(
+        f"{spender.get('name')} ({spender.get('purpose')}, {whole(spender['rounds'])} rounds)"
+        for spender in (spenders if isinstance(spenders, list) else [])
+        if isinstance(spender, dict) and is_number(spender.get("rounds"))
+    )
+
+
+def _summed_here(run: Run) -> str:
     """Say what summed the reports, and with which graph."""
-    stated = str(run.at(f"secure_aggregation.{scale}.statement", ""))
-    ideal = scale == "simulated" and run.at("secure_aggregation.ran") == "ideal"
-    return f"ideal functionality of: {stated}" if stated and ideal else stated
+    summed = run.manifest.secure_aggregation
+    stated = _statement(summed.simulated)
+    return f"ideal functionality of: {stated}" if stated and summed.ran == "ideal" else stated
+
+
+def _statement(graph: RecordedGraph | None) -> str:
+    return "" if graph is None else graph.statement
 
 
 def payload(run: Run) -> Section:
     """What travels, and how much noise it carries."""
     clipped = run.over_rounds("clipped", "clipped_share", "s0")
     device = run.over_rounds("one device's update, unclipped", "update_norm", "s2")
+    bound = run.over_rounds("clip norm", "clip_norm", "s3")
     mean = run.over_rounds("mean update, noise included", "mean_norm", "s0")
     noise = run.over_rounds("noise in the mean", "noise_norm", "s1")
     figures = [
         _figure("Signal and noise", "ℓ2 norms of a round. Training needs the mean above its noise.",
-                [device, mean, noise], x_label="round", y_label="ℓ2 norm", log=True),
+                [device, mean, noise, *([bound] if any(bound.y) else [])],
+                x_label="round", y_label="ℓ2 norm", log=True),
         _figure("Clipped updates", "Share of the devices whose update was shortened to the bound.",
                 [clipped], x_label="round", y_label="share of devices", zero=True, **_PERCENT),
     ]  # fmt: skip
-    coordinates = run.at("payload.coordinates") or run.latest("payload_dim")
-    total = run.at("model.parameters")
-    share = f" ({percent(coordinates / total)})" if is_number(total) and coordinates else ""
+    coordinates, total = run.manifest.payload.coordinates, run.manifest.model.parameters
     facts = [
         (
             "coordinates that travel",
-            _if_number(coordinates, short) + (share if coordinates else ""),
+            f"{short(coordinates)} ({percent(coordinates / total)})",
         ),
         ("sent by a device, a round", _if_number(run.latest("upload_bytes"), size)),
         ("received by a device", _if_number(run.latest("download_bytes"), size)),
-        ("noise norm against all coordinates", _ratio(run.at("payload.noise_norm_ratio"))),
+        ("noise norm against all coordinates", _ratio(run.manifest.payload.noise_norm_ratio)),
+        ("clip norm, last round", _if_number(run.latest("clip_norm"), significant)),
         ("reports per round, simulated", _if_number(run.mean("reports"), whole)),
         ("seconds per round", _if_number(run.mean("seconds"), significant)),
     ]
@@ -155,7 +206,8 @@ def phones(run: Run) -> Section:
     figures = tuple(
         Figure(title, note, chart, key) for title, note, chart, key in fleet_charts(run) if chart
     )
-    note = str(run.at("fleet.description", ""))
+    fleet = run.manifest.fleet
+    note = "" if fleet is None else fleet.description
     return Section("phones", "Phones", note, fleet_facts(run), figures)
 
 

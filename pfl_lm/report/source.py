@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pfl_lm.report.charts import Series
-from pfl_lm.report.numbers import is_number
-from pfl_lm.runs import RunFolder, read_json
+from pfl_lm.numbers import is_number
+from pfl_lm.pages.charts import Series
+from pfl_lm.run.evaluation_file import read_evaluation
+from pfl_lm.run.folder import RunFolder, read_json
+from pfl_lm.run.manifest_file import Manifest
 
 FEDERATED = "federated model"
 # The page's colours, by what a line stands for.
@@ -35,20 +37,12 @@ class LedgerState:
 class Run:
     """Everything the page tells."""
 
-    manifest: dict[str, Any]
+    manifest: Manifest
     rounds: list[dict[str, Any]]  # by round
     evaluations: list[dict[str, Any]]  # on validation users, while training
     final: dict[str, Any]  # evaluation.json
     ledger: LedgerState | None
-
-    def at(self, path: str, default: Any = None) -> Any:
-        """Look up ``"guarantee.epsilon"`` in the manifest."""
-        value: Any = self.manifest
-        for key in path.split("."):
-            if not isinstance(value, dict) or value.get(key) is None:
-                return default
-            value = value[key]
-        return value
+    budget: dict[str, Any] | None = None  # what its people had spent; None where it spends nobody's
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -68,8 +62,8 @@ class Run:
         return [row for row in self.rows if row.get("name") != FEDERATED]
 
     @property
-    def planned_rounds(self) -> int | None:
-        return self.at("scenario.rounds")
+    def planned_rounds(self) -> int:
+        return self.manifest.scenario.rounds
 
     @property
     def finished(self) -> bool:
@@ -112,11 +106,12 @@ def read_run(folder: RunFolder) -> Run:
     """
     metrics = folder.metrics()
     return Run(
-        manifest=folder.manifest(),
+        manifest=Manifest.read(folder),
         rounds=_of_kind(metrics, "round"),
         evaluations=_of_kind(metrics, "evaluation"),
-        final=read_json(folder.evaluation_path) if folder.evaluation_path.is_file() else {},
+        final=read_evaluation(folder.evaluation_path),
         ledger=_ledger(folder),
+        budget=read_json(folder.budget_path) if folder.budget_path.is_file() else None,
     )
 
 
@@ -127,8 +122,8 @@ def style_of(name: str) -> str:
 
 def _of_kind(metrics: Sequence[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
     # A resumed run may have written a round again: its last words count.
-    found = {entry["round"]: entry for entry in metrics if entry.get("kind") == kind}
-    return [found[round] for round in sorted(found)]
+    entries = {entry["round"]: entry for entry in metrics if entry.get("kind") == kind}
+    return [entries[round] for round in sorted(entries)]
 
 
 def _ledger(folder: RunFolder) -> LedgerState | None:

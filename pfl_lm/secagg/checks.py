@@ -20,6 +20,7 @@ from pfl_lm.secagg.wire import LABEL
 
 KEYS = b"advertised keys"  # purposes of signatures: one cannot stand for the other
 SURVIVORS = b"survivor set"
+CLOCK_LEEWAY = 3600.0  # seconds by which a device's clock may differ from the server's
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def check_roster(
         if config.signed
         else _peers(roster, config, index, mine)
     )
-    _check_distinct([peers.keys[other].mask_key for other in (*peers.neighbours, index)])
+    _check_distinct([k for known in peers.keys.values() for k in (known.box_key, known.mask_key)])
     if config.graph.threshold > len(peers.holders):
         raise Refused(
             f"{len(peers.holders)} holders cannot hold {config.graph.threshold}-of-n shares"
@@ -78,8 +79,11 @@ def _signed_peers(
         raise Refused("the roster does not list everybody once, this device with its own keys")
     _check_distinct([advertised.identity for advertised in roster.keys.values()])
     assert policy.authority is not None  # DevicePolicy.check
+    now = policy.clock()
     for advertised in roster.keys.values():
-        keys.check_certificate(policy.authority, advertised.identity, advertised.certificate)
+        keys.check_certificate(
+            policy.authority, advertised.identity, advertised.certificate, now, CLOCK_LEEWAY
+        )
     graph = draw_graph(graph_seed(roster, config), sorted(roster.keys), config.graph.neighbours)
     neighbours = graph.neighbours(index)
     for other in neighbours:
@@ -173,4 +177,4 @@ def check_quorum(request: UnmaskRequest, peers: Peers, config: RoundConfig) -> N
 
 def _check_distinct(values: list[bytes]) -> None:
     if len(set(values)) != len(values):
-        raise Refused("one device is listed twice")
+        raise Refused("a key is listed twice: every device has its own keys")

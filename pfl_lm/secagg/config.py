@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import struct
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from enum import IntEnum
 from functools import cached_property
 
 from pfl_lm.secagg.errors import Refused
@@ -13,6 +16,23 @@ from pfl_lm.secagg.ring import Ring
 from pfl_lm.secagg.wire import LABEL
 
 DIGEST_BYTES = 32
+
+
+class MessageKind(IntEnum):
+    """What a device sends in a round, in order."""
+
+    KEYS = 1
+    SHARES = 2
+    INPUT = 3
+    CONFIRMATION = 4
+    ANSWER = 5
+
+
+def sends(silent: Mapping[int, MessageKind], device: int, message: MessageKind) -> bool:
+    """Whether a device sends a message; ``silent`` names the first that a device does not send."""
+    return silent.get(device, MessageKind.ANSWER + 1) > message
+
+
 _ENCODING = struct.Struct("<Q32s32sIIIIIIIIQBB")
 
 
@@ -30,7 +50,7 @@ class RoundConfig:
         min_reports: the least number of reports that may be opened.
         graph: neighbours k, threshold t, and what the active server is held to.
         adversary: the server that the round withstands.
-        noise_levels: removable noise components whose seeds are shared (0: none); see ``xnoise``.
+        noise_levels: removable noise components whose seeds are shared (0: none); see ``noise``.
         noise_step: dropouts that one component covers.
 
     Raises:
@@ -144,6 +164,7 @@ class DevicePolicy:
         adversary: the weakest server that the device accepts to be protected against.
         authority: Ed25519 public key, 32 bytes, that certifies identities; needed against the
             active server.
+        clock: seconds since 1970, for the dates of certificates.
     """
 
     least_reports: int
@@ -151,6 +172,7 @@ class DevicePolicy:
     least_neighbours: int
     adversary: Adversary = Adversary.SEMI_HONEST
     authority: bytes | None = None
+    clock: Callable[[], float] = time.time
 
     def check(self, config: RoundConfig) -> None:
         """Refuse a round that promises less than this policy.

@@ -14,6 +14,7 @@ Guarantees:
     graph Bonawitz et al. 2017, Section 6).
     Against an active server the same holds, because of what the device checks. The argument is
     Bonawitz's consistency check, kept global, and a window on Bell's graph that is this project's:
+
       one survivor set   any two quorums of ⌊(m + C)/2⌋ + 1 of m members share an honest device,
                          which signs once: all honest devices that answer, answer for one set;
       one secret each    honest holders thus reveal shares of one and the same of a device's two
@@ -22,6 +23,7 @@ Guarantees:
                          w corrupt ones are unlikely), so the honest survivors are connected; and
                          of two neighbours who answer, each has added the mask with the other:
                          the sum of a proper part of them is never free of masks.
+
     The identity authority must not collude with the server. A sum of fewer than ``min_reports``
     is never opened with this device in it.
 """
@@ -50,7 +52,7 @@ from pfl_lm.secagg.messages import (
     UnmaskAnswer,
     UnmaskRequest,
 )
-from pfl_lm.secagg.noise import NoiseChain
+from pfl_lm.secagg.noise import NoiseChain, RemovableNoise
 from pfl_lm.secagg.sharing import Entropy
 
 
@@ -137,8 +139,14 @@ class KeysShared(_State):
         self._peers = peers
         self._agreed = agreed
 
-    def mask_input(self, inbox: bytes, vector: NDArray[np.int64]) -> InputMasked:
-        """Mask a vector, int64 (d,), clipped, encoded and with its noise.
+    def mask_input(
+        self, inbox: bytes, vector: NDArray[np.int64], removable: RemovableNoise | None = None
+    ) -> InputMasked:
+        """Mask a vector, int64 (d,), clipped, encoded and with the noise share that stays.
+
+        Args:
+            removable: the components that the device adds from its own chain of seeds, which it
+                has dealt shares of; None where the round has none.
 
         Raises:
             ValueError: another shape or dtype than int64 (dim,).
@@ -146,6 +154,9 @@ class KeysShared(_State):
         config = self._me.config
         if vector.shape != (config.dim,) or vector.dtype != np.int64:
             raise ValueError(f"vector must be int64 ({config.dim},): {vector.dtype} {vector.shape}")
+        if removable is not None and self.noise is not None:
+            assert removable.plan.levels == config.noise_levels
+            vector = removable.add(self.noise, vector)
         with self._leave() as me:
             dealt = ShareInbox.decode_from_server(inbox, config).shares
             checks.check_inbox(dealt, self._peers, config)
@@ -174,11 +185,6 @@ class _Holder(_State):
         self._peers = peers
         self._dealers = dealers
         self._held = held
-
-    @property
-    def rejected_dealers(self) -> list[int]:
-        """Dealers whose box did not open or did not hold what they committed to."""
-        return sorted(self._dealers - self._held.keys())
 
     def _check(self, outcome: SurvivorSet) -> None:
         checks.check_outcome(outcome, self._peers, self._dealers, self._me.config, self._me.index)
@@ -250,11 +256,11 @@ class SurvivorsConfirmed(_Holder):
     def unmask(self, request: bytes) -> Unmasked:
         """Answer with shares once a quorum has signed the same survivor set."""
         with self._leave() as me:
-            asked = UnmaskRequest.decode_from_server(request, me.config)
-            if asked.outcome != self._outcome:
+            checked = UnmaskRequest.decode_from_server(request, me.config)
+            if checked.outcome != self._outcome:
                 raise Refused("the server asks about another survivor set than it had signed")
-            checks.check_quorum(asked, self._peers, me.config)
-            message = self._answer(asked.outcome)
+            checks.check_quorum(checked, self._peers, me.config)
+            message = self._answer(checked.outcome)
         return Unmasked(me, message)
 
 

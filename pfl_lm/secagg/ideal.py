@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pfl_lm.ranks import Ranks
+from pfl_lm.distributed import Ranks
 from pfl_lm.secagg.errors import Refused, TooFewReports, WrongState
 from pfl_lm.secagg.ring import Ring
 
@@ -104,9 +104,9 @@ class IdealAggregator:
         """
         width = np.int32 if self.ring.bits <= 32 else np.int64
         unsigned = np.uint32 if self.ring.bits <= 32 else np.uint64
-        self.reports = sum(ranks.hand_in(self.reports))
+        self.reports = sum(ranks.gather(self.reports))
         own = self._total.astype(unsigned).view(width)
-        together = ranks.add_up(own).view(unsigned).astype(np.uint64)
+        together = ranks.reduce_sum(own).view(unsigned).astype(np.uint64)
         self._total.fill(0)
         if not ranks.is_first:
             self._open = False

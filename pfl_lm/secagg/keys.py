@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -24,6 +25,7 @@ from pfl_lm.secagg.wire import LABEL
 
 KEY_BYTES = 32  # of every public key, secret, seed and digest
 SIGNATURE_BYTES = 64
+CERTIFICATE_BYTES = 16 + SIGNATURE_BYTES  # both dates before the authority's signature
 TAG_BYTES = 16  # by which a sealed box is longer than its content
 
 
@@ -63,12 +65,12 @@ def pair_mask_seed(mine: KeyPair, theirs: bytes, context: bytes, me: int, other:
     """The 32-byte seed of the mask that two devices share: the same on both sides."""
     low, high = (mine.public, theirs) if me < other else (theirs, mine.public)
     info = struct.pack("<II", min(me, other), max(me, other)) + low + high
-    return _derive(mine.agree(theirs), context, b"pair mask", info)
+    return derive(mine.agree(theirs), context, b"pair mask", info)
 
 
 def self_mask_seed(secret: bytes, context: bytes, device: int) -> bytes:
     """The 32-byte seed of a device's own mask."""
-    return _derive(secret, context, b"self mask", device.to_bytes(4, "little"))
+    return derive(secret, context, b"self mask", device.to_bytes(4, "little"))
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ class Sealer:
     ) -> Sealer:
         """The sealer that both derive from their agreed secret; a party is (index, public key)."""
         header = struct.pack("<II", dealer[0], holder[0])
-        return cls(_derive(agreed, context, b"share box", header + dealer[1] + holder[1]), header)
+        return cls(derive(agreed, context, b"share box", header + dealer[1] + holder[1]), header)
 
     def seal(self, content: bytes, public: bytes) -> bytes:
         """Encrypt ``content``; ``public`` travels beside the box and cannot be exchanged."""
@@ -149,10 +151,36 @@ class Identity:
         return f"Identity(public={self.public.hex()})"
 
 
-def certify(authority_secret: bytes, device_secret: bytes) -> Identity:
-    """Let the authority vouch for a device's identity."""
+@dataclass(frozen=True)
+class Validity:
+    """From when to when a certificate is valid, in whole seconds since 1970, both included."""
+
+    not_before: int
+    not_after: int
+
+    def check(self, now: float, leeway: float = 0.0) -> None:
+        """Raise ``Refused`` unless a certificate of these dates is valid now.
+
+        Args:
+            now: seconds since 1970.
+            leeway: by how many seconds the clocks of the parties may differ.
+        """
+        if now < self.not_before - leeway:
+            raise Refused(f"the certificate is valid only from {_moment(self.not_before)} on")
+        if now > self.not_after + leeway:
+            raise Refused(f"the certificate expired on {_moment(self.not_after)}")
+
+
+ALWAYS = Validity(0, (1 << 64) - 1)
+_DATES = struct.Struct("<QQ")
+
+
+def certify(authority_secret: bytes, device_secret: bytes, validity: Validity = ALWAYS) -> Identity:
+    """Let the authority vouch for a device's identity between two dates."""
     authority = Ed25519PrivateKey.from_private_bytes(authority_secret)
-    return Identity(device_secret, authority.sign(LABEL + b"identity" + public_key(device_secret)))
+    dates = _DATES.pack(validity.not_before, validity.not_after)
+    signature = authority.sign(LABEL + b"identity" + public_key(device_secret) + dates)
+    return Identity(device_secret, dates + signature)
 
 
 def public_key(secret: bytes) -> bytes:
@@ -160,9 +188,20 @@ def public_key(secret: bytes) -> bytes:
     return Ed25519PrivateKey.from_private_bytes(secret).public_key().public_bytes_raw()
 
 
-def check_certificate(authority: bytes, identity: bytes, certificate: bytes) -> None:
-    """Raise ``Refused`` unless the authority certified this identity."""
-    _verify(authority, certificate, LABEL + b"identity" + identity)
+def check_certificate(
+    authority: bytes, identity: bytes, certificate: bytes, now: float, leeway: float = 0.0
+) -> None:
+    """Raise ``Refused`` unless the authority certified this identity and the dates hold.
+
+    Args:
+        now: seconds since 1970.
+        leeway: by how many seconds the clocks of the parties may differ.
+    """
+    if len(certificate) != CERTIFICATE_BYTES:
+        raise Refused(f"a certificate has {CERTIFICATE_BYTES} bytes, not {len(certificate)}")
+    dates, signature = certificate[: _DATES.size], certificate[_DATES.size :]
+    _verify(authority, signature, LABEL + b"identity" + identity + dates)
+    Validity(*_DATES.unpack(dates)).check(now, leeway)
 
 
 def check_signature(
@@ -179,6 +218,12 @@ def _verify(public: bytes, signature: bytes, content: bytes) -> None:
         raise Refused("a signature does not verify") from None
 
 
-def _derive(secret: bytes, context: bytes, label: bytes, info: bytes) -> bytes:
-    """HKDF-SHA256 with the context as salt."""
+def _moment(seconds: int) -> str:
+    """Write a time of UTC; a year beyond 9999 has no such form."""
+    latest = 253_402_300_799  # 9999-12-31 23:59:59
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(min(seconds, latest)))
+
+
+def derive(secret: bytes, context: bytes, label: bytes, info: bytes) -> bytes:
+    """HKDF-SHA256 with the context as salt: 32 bytes, the function H of PROTOCOL.md."""
     return HKDF(hashes.SHA256(), KEY_BYTES, context, LABEL + label + info).derive(secret)

@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
-from enum import IntEnum
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pfl_lm.ranks import Ranks
+from pfl_lm.distributed import Ranks
 from pfl_lm.secagg import device as phases
-from pfl_lm.secagg.config import DevicePolicy, RoundConfig
-from pfl_lm.secagg.errors import WrongState
+from pfl_lm.secagg.config import DevicePolicy, MessageKind, RoundConfig, sends
+from pfl_lm.secagg.errors import Refused, SumLost, WrongState
 from pfl_lm.secagg.ideal import PAST_GOAL, within_goal
 from pfl_lm.secagg.keys import Identity, certify, public_key
 from pfl_lm.secagg.noise import RemovableNoise
@@ -30,21 +28,6 @@ from pfl_lm.secagg.traffic import Traffic
 LEAST_MEMBERS = 3  # devices of a simulation insist on two others that advertised keys
 
 
-class Step(IntEnum):
-    """What a device sends, in order. A device silent from a step on never sends it."""
-
-    KEYS = 1
-    SHARES = 2
-    INPUT = 3
-    CONFIRMATION = 4
-    ANSWER = 5
-
-
-def sends(silent: Mapping[int, Step], device: int, step: Step) -> bool:
-    """Does a device still send the message of ``step``?"""
-    return silent.get(device, Step.ANSWER + 1) > step
-
-
 class ProtocolAggregator:
     """Sum integer vectors with the protocol, among devices of this process.
 
@@ -52,11 +35,11 @@ class ProtocolAggregator:
         config: the round.
         goal: the most reports that are summed, or None.
         past_goal: as in ``IdealAggregator``.
-        silent: from which step on a device is silent; who is not named takes part to the end.
-            Devices that were never given a vector by ``close`` drop out at ``Step.INPUT``.
+        silent: device → the first message that it does not send; others take part to the end.
+            Devices that were never given a vector by ``close`` drop out at ``MessageKind.INPUT``.
         entropy: ``n -> n`` unpredictable bytes; anything but the default is for tests.
-        noise: the removable components that devices add and that come off the opened sum; None
-            where there are none, or where who calls adds them.
+        noise: the removable components that devices add; what of them is in excess is still in
+            the opened sum, whose ``noise_secrets`` name it. None: no components.
 
     Raises:
         TooFewReports: fewer devices advertised or shared keys than the round needs.
@@ -67,7 +50,7 @@ class ProtocolAggregator:
         config: RoundConfig,
         goal: int | None = None,
         past_goal: Literal["drop", "refuse"] = "drop",
-        silent: Mapping[int, Step] | None = None,
+        silent: Mapping[int, MessageKind] | None = None,
         entropy: Entropy = os.urandom,
         noise: RemovableNoise | None = None,
     ) -> None:
@@ -87,7 +70,7 @@ class ProtocolAggregator:
         advertised = {
             device: phases.KeysAdvertised.join(config, device, policy, identity, entropy)
             for device, identity in enumerate(identities)
-            if self._sends(device, Step.KEYS)
+            if self._sends(device, MessageKind.KEYS)
         }
         collecting = CollectingKeys(config, goal, authority, entropy)
         self._deliver(collecting, advertised)
@@ -95,11 +78,11 @@ class ProtocolAggregator:
         shared = {
             device: advertised[device].share_keys(self._download(device, roster))
             for device, roster in rosters.items()
-            if self._sends(device, Step.SHARES)
+            if self._sends(device, MessageKind.SHARES)
         }
         self._deliver(dealing, shared)
         self._inputs, self._inboxes = dealing.close()
-        self._waiting = {d: shared[d] for d in sorted(shared) if self._sends(d, Step.INPUT)}
+        self._waiting = {d: shared[d] for d in sorted(shared) if self._sends(d, MessageKind.INPUT)}
         self._answered: list[int] = []
         self._masked: dict[int, phases.InputMasked] = {}
 
@@ -128,9 +111,8 @@ class ProtocolAggregator:
         check_devices(chosen[: len(summed)], self._waiting, len(summed))
         for index, vector in zip(chosen, summed, strict=False):
             state = self._waiting.pop(index)
-            if self._noise is not None and state.noise is not None:
-                vector = self._noise.add(state.noise, vector)
-            masked = state.mask_input(self._download(index, self._inboxes[index]), vector)
+            inbox = self._download(index, self._inboxes[index])
+            masked = state.mask_input(inbox, vector, self._noise)
             self._masked[index] = masked
             self._inputs.receive(index, self._upload(index, masked.message))
             masked.message = b""  # delivered; a whole cohort's vectors would fill the memory
@@ -146,8 +128,9 @@ class ProtocolAggregator:
 
         Raises:
             TooFewReports, TooFewAnswers: the sum stays closed.
-            Refused: a device found too few of its neighbours among the survivors; likelier than
-                2^-30 only past the dropout that the graph was planned for.
+            SumLost: too few devices answered, or one found too few of its neighbours among the
+                survivors; likelier than 2^-30 only past the dropout that the graph was planned
+                for. The devices were asked, so the round is paid for.
             WrongState: closed before.
         """
         if not self._open:
@@ -159,24 +142,19 @@ class ProtocolAggregator:
             holders = {
                 device: holders[device].confirm(self._download(device, message))
                 for device, message in messages.items()
-                if self._sends(device, Step.CONFIRMATION)
+                if self._sends(device, MessageKind.CONFIRMATION)
             }
             self._deliver(phase, holders)
             phase, messages = phase.close()
         answers = {
-            device: holders[device].unmask(self._download(device, message))
+            device: self._answer(device, holders[device], message)
             for device, message in messages.items()
-            if self._sends(device, Step.ANSWER)
+            if self._sends(device, MessageKind.ANSWER)
         }
         assert isinstance(phase, CollectingAnswers)
         self._deliver(phase, answers)
         self._answered = list(answers)
-        opened = phase.close()
-        if self._noise is None:
-            return opened
-        secrets, reports = opened.noise_secrets, opened.reports
-        clean = self._noise.remove(self.config, opened.vector, secrets, reports)
-        return replace(opened, vector=clean)
+        return phase.close()
 
     def traffic(self) -> Traffic:
         """What the devices that took part to the end sent and received, in the mean."""
@@ -188,8 +166,17 @@ class ProtocolAggregator:
         )
         return Traffic(up, down, self.config.ring.packed_bytes(self.config.dim))
 
-    def _sends(self, device: int, step: Step) -> bool:
-        return sends(self._silent, device, step)
+    def _answer(self, device: int, holder: Any, request: bytes) -> phases.Unmasked:
+        """Let a device answer the request; devices were asked, so a refusal loses the sum."""
+        try:
+            answered: phases.Unmasked = holder.unmask(self._download(device, request))
+            return answered
+        except Refused as refusal:
+            reason = f"device {device} refused to answer: {refusal}"
+            raise SumLost(self.reports, reason, device) from refusal
+
+    def _sends(self, device: int, kind: MessageKind) -> bool:
+        return sends(self._silent, device, kind)
 
     def _deliver(self, phase: Any, states: Mapping[int, Any]) -> None:
         for device, state in states.items():

@@ -54,8 +54,8 @@ def mask(
     masks = [_Masks(ring, plus, words, rows, False), _Masks(ring, minus, words, rows, True)]
     for first, count in _blocks(ring, vector.size):
         ring.embed(vector[first : first + count], words[:count])
-        for some in masks:
-            some.add(0, count)
+        for stream in masks:
+            stream.add(0, count)
         start, stop = (packed_bytes(entries, ring.bits) for entries in (first, first + count))
         packing.pack_into(packed[start:stop], words[:count], ring.bits)
     return packed.data

@@ -23,7 +23,7 @@ from typing import ClassVar, NamedTuple, Self
 
 from pfl_lm.secagg.config import RoundConfig
 from pfl_lm.secagg.errors import MalformedMessage, Refused, WrongState
-from pfl_lm.secagg.keys import KEY_BYTES, SIGNATURE_BYTES, TAG_BYTES
+from pfl_lm.secagg.keys import CERTIFICATE_BYTES, KEY_BYTES, SIGNATURE_BYTES, TAG_BYTES
 from pfl_lm.secagg.sharing import SHARE_BYTES, check_share
 from pfl_lm.secagg.wire import SERVER, Reader, frame, unframe, write_bitmap, write_records
 
@@ -91,7 +91,8 @@ class AdvertiseKeys(Message):
 
     @staticmethod
     def bytes_in(config: RoundConfig) -> int:
-        return 3 * KEY_BYTES + 2 * SIGNATURE_BYTES if config.signed else 2 * KEY_BYTES
+        signed = KEY_BYTES + CERTIFICATE_BYTES + SIGNATURE_BYTES
+        return 2 * KEY_BYTES + signed * config.signed
 
     def body(self, config: RoundConfig) -> bytes:
         return self.box_key + self.mask_key + self.identity + self.certificate + self.signature
@@ -100,7 +101,7 @@ class AdvertiseKeys(Message):
     def read(cls, reader: Reader, config: RoundConfig) -> Self:
         sizes = [KEY_BYTES, KEY_BYTES]
         if config.signed:
-            sizes += [KEY_BYTES, SIGNATURE_BYTES, SIGNATURE_BYTES]
+            sizes += [KEY_BYTES, CERTIFICATE_BYTES, SIGNATURE_BYTES]
         return cls(*(reader.take(size) for size in sizes))
 
     def signed_content(self, device: int) -> bytes:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pfl_lm.secagg import dealing, keys
 from pfl_lm.secagg.config import RoundConfig
-from pfl_lm.secagg.errors import Refused, TooFewAnswers
+from pfl_lm.secagg.errors import Refused, TooFewAnswers, WrongShares
 from pfl_lm.secagg.graph import Graph
 from pfl_lm.secagg.ideal import OpenedSum
 from pfl_lm.secagg.keys import KeyPair, pair_mask_seed, self_mask_seed
@@ -102,12 +102,17 @@ def open_round(
     with a dropped device was not cancelled by it and comes off with that device's mask key.
 
     Raises:
-        TooFewAnswers, Refused: see ``CollectingAnswers.close``; nothing was opened.
+        TooFewAnswers: too few answers for some device's secret.
+        WrongShares: a dealer's shares belong to another secret than it committed to, or more
+            holders than may be corrupt answered without its share: an honest one among them got a
+            box that it could not use.
     """
     self_shares = _by_dealer({h: answer.self_shares for h, answer in answers.items()})
     mask_shares = _by_dealer({h: answer.mask_shares for h, answer in answers.items()})
     minus = [
-        self_mask_seed(_recover_seed(device, self_shares, registry, config), config.context, device)
+        self_mask_seed(
+            _recover_seed(device, self_shares, answers, registry, config), config.context, device
+        )
         for device in sorted(outcome.survivors)
     ]
     plus: list[bytes] = []
@@ -115,7 +120,7 @@ def open_round(
         orphans = [o for o in registry.graph.neighbours(device) if o in outcome.survivors]
         if not orphans:
             continue
-        pair = _recover_mask_pair(device, mask_shares, registry, config)
+        pair = _recover_mask_pair(device, mask_shares, answers, registry, config)
         for other in orphans:
             theirs = registry.advertised[other].mask_key
             seed = pair_mask_seed(pair, theirs, config.context, device, other)
@@ -129,39 +134,49 @@ def open_round(
 def _recover_seed(
     device: int,
     shares: Mapping[int, Mapping[int, bytes]],
+    answers: Mapping[int, UnmaskAnswer],
     registry: Registry,
     config: RoundConfig,
 ) -> bytes:
-    seed = _recover(device, shares, config)
+    seed = _recover(device, shares, answers, registry, config)
     if dealing.commit_seed(config.context, device, seed) != registry.dealt[device].seed_commitment:
-        raise Refused(f"device {device} dealt shares of another seed than it committed to")
+        raise WrongShares(device, "dealt shares of another seed than it committed to")
     return seed
 
 
 def _recover_mask_pair(
     device: int,
     shares: Mapping[int, Mapping[int, bytes]],
+    answers: Mapping[int, UnmaskAnswer],
     registry: Registry,
     config: RoundConfig,
 ) -> KeyPair:
-    pair = KeyPair.from_secret(_recover(device, shares, config))
+    pair = KeyPair.from_secret(_recover(device, shares, answers, registry, config))
     if pair.public != registry.advertised[device].mask_key:
-        raise Refused(f"device {device} dealt shares of another key than it advertised")
+        raise WrongShares(device, "dealt shares of another key than it advertised")
     return pair
 
 
-def _recover(device: int, shares: Mapping[int, Mapping[int, bytes]], config: RoundConfig) -> bytes:
+def _recover(
+    device: int,
+    shares: Mapping[int, Mapping[int, bytes]],
+    answers: Mapping[int, UnmaskAnswer],
+    registry: Registry,
+    config: RoundConfig,
+) -> bytes:
     threshold = config.graph.threshold
     mine = shares.get(device, {})
     if len(mine) < threshold:
+        without = sum(h in answers and h not in mine for h in registry.graph.holders(device))
+        if without > config.graph.corrupt:
+            raise WrongShares(device, f"dealt {without} holders shares that they could not use")
         raise TooFewAnswers(
-            f"{len(mine)} shares of device {device} were revealed and {threshold} are needed: "
-            "the sum stays closed"
+            f"{len(mine)} shares of device {device} were revealed and {threshold} are needed"
         )
     try:
         return recover({holder: mine[holder] for holder in sorted(mine)[:threshold]})
     except Refused:
-        raise Refused(f"device {device} dealt shares that belong to no secret") from None
+        raise WrongShares(device, "dealt shares that belong to no secret") from None
 
 
 def _by_dealer(by_holder: Mapping[int, Mapping[int, bytes]]) -> dict[int, dict[int, bytes]]:
@@ -192,7 +207,7 @@ def _noise_secrets(
             opened[device] = answers[device].noise_secret
         elif len(shares.get(device, {})) >= config.graph.threshold:
             try:
-                secret = _recover(device, shares, config)
+                secret = _recover(device, shares, answers, registry, config)
             except Refused:
                 continue
             if _leads_to_commitment(secret, device, outcome, registry, config):

@@ -18,11 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pfl_lm import native
+from pfl_lm.native import bindings
 
 Words = NDArray[np.unsignedinteger[Any]]
 Bytes = NDArray[np.uint8]
 
-TOGETHER = 8  # vectors that are added in one pass over the words
+TOGETHER = bindings.TOGETHER  # vectors that are added in one pass over the words
 _SLACK = 16  # bytes behind the last field of a vector that numpy may touch
 _LINE = 64  # bytes of a cache line
 _GROUP = 8  # fields that fill whole bytes, whatever b is
@@ -37,7 +38,7 @@ def packed_bytes(count: int, bits: int) -> int:
 
 
 def zeros(count: int, word: np.dtype[Any]) -> Words:
-    """Words to add to, at the beginning of a cache line: loops then split none of their stores."""
+    """Words to add to, that begin at a cache line: no store of a kernel is then split."""
     raw = np.zeros(count * word.itemsize + _LINE, dtype=np.uint8)
     start = -raw.ctypes.data % _LINE
     return raw[start : start + count * word.itemsize].view(word)
@@ -59,7 +60,7 @@ def adder(total: Words, packed: Sequence[Bytes], bits: int, subtract: bool = Fal
         bits: of a field, from 8 to the width of a word.
         subtract: subtract them instead.
     """
-    library = _native()
+    library = native.load("packed")
     if library is None:
         operation = np.subtract if subtract else np.add
 
@@ -69,11 +70,11 @@ def adder(total: Words, packed: Sequence[Bytes], bits: int, subtract: bool = Fal
 
         return add
     pointers = (ctypes.c_void_p * TOGETHER)(*(row.ctypes.data for row in packed))
-    described = _Sum(total.ctypes.data, pointers, total.itemsize, bits, subtract)
-    loop, sum_ = library.add_packed, ctypes.byref(described)
+    described = bindings.PackedSum(total.ctypes.data, pointers, total.itemsize, bits, subtract)
+    kernel, sum_ = library.add_packed, ctypes.byref(described)
 
     def add_compiled(first: int, count: int, vectors: int) -> None:
-        loop(sum_, first, count, vectors)
+        kernel(sum_, first, count, vectors)
 
     return add_compiled
 
@@ -87,7 +88,7 @@ def pack(words: Words, bits: int) -> memoryview:
 
 def pack_into(packed: Bytes, words: Words, bits: int) -> None:
     """``pack`` into ``packed_bytes(words.size, bits)`` bytes, contiguous like the words."""
-    library = _native()
+    library = native.load("packed")
     if bits == 8 * words.itemsize:
         packed[:] = words.view(np.uint8)
     elif library is None:
@@ -149,25 +150,3 @@ def _join_neighbours(words: Words, width: int) -> tuple[NDArray[np.uint64], int]
         words = (wide & wide.dtype.type((1 << half) - 1)) | (wide >> half) << width
         width *= 2
     return words.view(np.uint64), width
-
-
-class _Sum(ctypes.Structure):
-    """``struct sum`` of ``native/packed.c``."""
-
-    _fields_ = (
-        ("total", ctypes.c_void_p),
-        ("packed", ctypes.c_void_p * TOGETHER),
-        ("width", ctypes.c_int),
-        ("bits", ctypes.c_int),
-        ("subtract", ctypes.c_int),
-    )
-
-
-def _native() -> ctypes.CDLL | None:
-    """The compiled loops, which are told how to take their arguments; None without them."""
-    pointer, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
-    return native.functions(
-        "packed",
-        add_packed=(None, pointer, size, size, size),
-        pack=(None, pointer, pointer, number, size, number),
-    )

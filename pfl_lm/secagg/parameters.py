@@ -21,6 +21,8 @@ import math
 from dataclasses import dataclass
 from enum import Enum
 
+from pfl_lm.validate import at_least, below_one, positive
+
 _MAX_NEIGHBOURS = 1000  # beyond it the graph saves little over the complete one
 _LN2 = math.log(2)
 
@@ -51,33 +53,6 @@ class GraphParameters:
         return f"{graph}, any {self.threshold} shares recover a secret"
 
 
-def published(
-    cohort: int,
-    corrupt: float,
-    dropout: float,
-    adversary: Adversary,
-    sigma: float = 40,
-    eta: float = 30,
-) -> GraphParameters:
-    """The least even k, and for it the least t, that meet the published conditions.
-
-    Args:
-        cohort: devices in the round, n >= 3.
-        corrupt: largest fraction of corrupt devices, γ, in [0, 1).
-        dropout: largest fraction of devices that drop out, δ, in [0, 1).
-        adversary: the server's powers.
-        sigma: secrecy fails with probability at most ``2^-sigma``.
-        eta: a round with tolerated dropout fails with probability at most ``2^-eta``.
-
-    Returns:
-        The complete graph where no k up to 1,000 and below ``n - 1`` will do.
-
-    Raises:
-        ValueError: a number outside its range.
-    """
-    return _search(_Demand(cohort, corrupt, dropout, adversary, sigma, eta))
-
-
 def required(
     cohort: int,
     corrupt: float,
@@ -87,7 +62,7 @@ def required(
     eta: float = 30,
     grinding_bits: float = 48,
 ) -> GraphParameters:
-    """What a round of this protocol runs with: ``published``, and what its devices insist on.
+    """What a round runs with: the least graph that meets the published conditions, and hardening.
 
     * ``t > k/2`` whatever the adversary, so that no two disjoint sets of holders can recover two
       secrets of one device.
@@ -98,14 +73,21 @@ def required(
       drops out after it saw the graph, so the random dropout behind "connected" proves nothing
       against it; this does, because the corrupt devices are fixed before the graph.
 
-    The arguments are those of ``published``.
+    Args:
+        cohort: devices in the round, n >= 3.
+        corrupt: largest fraction of corrupt devices, γ, in [0, 1).
+        dropout: largest fraction of devices that drop out, δ, in [0, 1).
+        adversary: the server's powers.
+        sigma: secrecy fails with probability at most ``2^-sigma``.
+        eta: a round with tolerated dropout fails with probability at most ``2^-eta``.
+        grinding_bits: rosters that an active server may try, as a power of two.
 
     Raises:
         ValueError: a number outside its range, or no graph, not even the complete one, gives
             both secrecy and the tolerated dropout.
     """
     hardened = adversary is Adversary.ACTIVE
-    demand = _Demand(
+    demand = Demand(
         cohort,
         corrupt,
         dropout,
@@ -115,7 +97,7 @@ def required(
         majority=True,
         windows=hardened,
     )
-    chosen = _search(demand)
+    chosen = least_graph(demand)
     if chosen.complete and demand.survivors - 1 < chosen.threshold:
         raise ValueError(
             f"corrupt {corrupt} and dropout {dropout} of {cohort} devices leave too few shares: "
@@ -133,7 +115,7 @@ def at_best(cohort: int, corrupt: float, dropout: float, adversary: Adversary) -
     try:
         return required(cohort, corrupt, dropout, adversary)
     except ValueError:
-        demand = _Demand(cohort, corrupt, dropout, adversary, 40, 30, majority=True)
+        demand = Demand(cohort, corrupt, dropout, adversary, 40, 30, majority=True)
         threshold = demand.threshold(cohort, demand.corrupt)
         return GraphParameters(cohort - 1, threshold, demand.corrupt, complete=True)
 
@@ -174,7 +156,17 @@ def _bits(cohort: int, log_probability: float) -> float:
 
 
 @dataclass(frozen=True)
-class _Demand:
+class Demand:
+    """What a graph of neighbours must bear.
+
+    Attributes:
+        cohort: invited devices.
+        corrupt_fraction, dropout_fraction: of them, at most.
+        sigma, eta: the chances that privacy, or the sum, is lost are below 2^-sigma and 2^-eta.
+        majority: the threshold lies above half of the neighbours.
+        windows: no window of consecutive devices may lose its survivors either.
+    """
+
     cohort: int
     corrupt_fraction: float
     dropout_fraction: float
@@ -185,13 +177,9 @@ class _Demand:
     windows: bool = False
 
     def __post_init__(self) -> None:
-        if self.cohort < 3:
-            raise ValueError(f"cohort must be at least 3 devices: {self.cohort}")
-        for name in ("corrupt_fraction", "dropout_fraction"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must lie in [0, 1): {getattr(self, name)}")
-        if not (self.sigma > 0 and self.eta > 0):
-            raise ValueError(f"sigma and eta must be positive: {self.sigma}, {self.eta}")
+        at_least(3, cohort=self.cohort)
+        below_one(corrupt_fraction=self.corrupt_fraction, dropout_fraction=self.dropout_fraction)
+        positive(sigma=self.sigma, eta=self.eta)
 
     @property
     def corrupt(self) -> int:
@@ -213,7 +201,8 @@ class _Demand:
         return math.log(self.cohort) + log_probability > -bits * _LN2
 
 
-def _search(demand: _Demand) -> GraphParameters:
+def least_graph(demand: Demand) -> GraphParameters:
+    """Return the fewest neighbours that bear the demand, with the threshold; else all of them."""
     n = demand.cohort
     gone = demand.corrupt_fraction + demand.dropout_fraction
     log_gone = math.log(gone) if gone > 0 else -math.inf
@@ -236,7 +225,7 @@ def _search(demand: _Demand) -> GraphParameters:
     return GraphParameters(n - 1, t, demand.corrupt, complete=True)
 
 
-def _window_survivors(demand: _Demand, width: int) -> int | None:
+def _window_survivors(demand: Demand, width: int) -> int | None:
     """The least w such that no ``width`` consecutive devices hold w corrupt ones (or None)."""
     w = 1
     while demand.fails(log_tail(demand.cohort, demand.corrupt, width, w), demand.sigma):

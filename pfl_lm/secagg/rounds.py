@@ -11,20 +11,29 @@ the dropout that the graph was planned for it happens with probability at most 2
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+import numpy as np
 from numpy.typing import NDArray
 
-from pfl_lm.ranks import Ranks
-from pfl_lm.secagg.config import RoundConfig
-from pfl_lm.secagg.errors import TooFewAnswers, TooFewReports
+from pfl_lm.distributed import Ranks
+from pfl_lm.secagg.config import MessageKind, RoundConfig, sends
+from pfl_lm.secagg.errors import SumLost, TooFewAnswers, TooFewReports
 from pfl_lm.secagg.ideal import IdealAggregator, OpenedSum
-from pfl_lm.secagg.local import LEAST_MEMBERS, ProtocolAggregator, Step, check_devices, sends
+from pfl_lm.secagg.local import LEAST_MEMBERS, ProtocolAggregator, check_devices
 from pfl_lm.secagg.noise import RemovableNoise
 from pfl_lm.secagg.sharing import Entropy
 from pfl_lm.secagg.traffic import Traffic, device_traffic
 
 Kind = Literal["ideal", "protocol"]
+
+
+@dataclass(frozen=True)
+class NoisyMean(OpenedSum):
+    """A round that another library's runtime summed, noised and divided: ``mean`` float32[d]."""
+
+    mean: NDArray[np.float32]
 
 
 class Aggregator(Protocol):
@@ -50,7 +59,7 @@ def open_aggregator(
     kind: Kind,
     config: RoundConfig,
     goal: int | None,
-    silent: Mapping[int, Step],
+    silent: Mapping[int, MessageKind],
     entropy: Entropy,
     noise: RemovableNoise | None = None,
 ) -> Aggregator:
@@ -60,7 +69,7 @@ def open_aggregator(
         kind: "ideal" or "protocol".
         config: the round.
         goal: the most reports that are summed, or None.
-        silent: from which step on a device is silent.
+        silent: device → the first message that it does not send.
         entropy: where the protocol's secrets come from.
         noise: removable components, which the protocol's devices add; the ideal functionality
             sums what it is given.
@@ -80,10 +89,14 @@ class IdealRound:
         TooFewReports: fewer devices advertise or share keys than the protocol needs.
     """
 
-    def __init__(self, config: RoundConfig, goal: int | None, silent: Mapping[int, Step]) -> None:
+    def __init__(
+        self, config: RoundConfig, goal: int | None, silent: Mapping[int, MessageKind]
+    ) -> None:
         self.config = config
         self._silent = silent
-        members, dealers = (len(self._sending(step)) for step in (Step.KEYS, Step.SHARES))
+        members, dealers = (
+            len(self._sending(step)) for step in (MessageKind.KEYS, MessageKind.SHARES)
+        )
         least = max(config.min_reports, config.graph.threshold, LEAST_MEMBERS)
         if members < least:
             raise TooFewReports(members, least)
@@ -91,7 +104,7 @@ class IdealRound:
         if dealers < least:
             raise TooFewReports(dealers, least)
         self._members, self._dealers = members, dealers
-        self._waiting = set(self._sending(Step.INPUT))
+        self._waiting = set(self._sending(MessageKind.INPUT))
         self._survivors: list[int] = []
         self._sum = IdealAggregator(config.dim, config.bits, config.min_reports, goal)
 
@@ -115,7 +128,7 @@ class IdealRound:
     def merge(self, ranks: Ranks) -> None:
         """Bring the reports that went to several processes together on the first."""
         self._sum.merge(ranks)
-        self._survivors = [device for part in ranks.hand_in(self._survivors) for device in part]
+        self._survivors = [device for part in ranks.gather(self._survivors) for device in part]
         self._waiting -= set(self._survivors)
 
     def close(self) -> OpenedSum:
@@ -123,17 +136,19 @@ class IdealRound:
 
         Raises:
             TooFewReports, TooFewAnswers: the sum stays closed.
+            SumLost: too few devices answered once they were asked for what opens the sum.
         """
         opened = self._sum.close()
         config, answering = self.config, self._survivors
         if config.signed:
-            answering = self._still(answering, Step.CONFIRMATION)
+            answering = self._still(answering, MessageKind.CONFIRMATION)
             quorum = config.quorum(self._members)
             if len(answering) < quorum:
                 raise TooFewAnswers(f"{len(answering)} devices confirmed, the quorum is {quorum}")
-        answers, needed = len(self._still(answering, Step.ANSWER)), config.graph.threshold
+        answers, needed = len(self._still(answering, MessageKind.ANSWER)), config.graph.threshold
         if answers < needed:
-            raise TooFewAnswers(f"{answers} devices answered, {needed} shares recover a secret")
+            reason = f"{answers} devices answered, {needed} shares recover a secret"
+            raise SumLost(opened.reports, reason)
         return opened
 
     def traffic(self) -> Traffic:
@@ -141,8 +156,8 @@ class IdealRound:
         reports = len(self._survivors) or None
         return device_traffic(self.config, self._members, reports=reports)
 
-    def _sending(self, step: Step) -> list[int]:
-        return self._still(range(self.config.cohort), step)
+    def _sending(self, kind: MessageKind) -> list[int]:
+        return self._still(range(self.config.cohort), kind)
 
-    def _still(self, devices: Sequence[int], step: Step) -> list[int]:
-        return [device for device in devices if sends(self._silent, device, step)]
+    def _still(self, devices: Sequence[int], kind: MessageKind) -> list[int]:
+        return [device for device in devices if sends(self._silent, device, kind)]

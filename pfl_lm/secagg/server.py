@@ -6,8 +6,9 @@
 ``receive(sender, message)`` takes one device's message, with the sender as the transport
 authenticated it. It raises for a message that must not count and changes nothing then: the caller
 logs the line and treats that device as dropped. ``close()`` ends the phase, whoever is missing,
-and returns the next phase with the messages to send by device, or raises ``TooFewReports`` or
-``TooFewAnswers``: the round is then over and its sum was never opened.
+and returns the next phase with the messages to send by device, or raises. ``TooFewReports`` and
+``TooFewAnswers`` end a round whose sum nobody can open. ``SumLost``, in the last phase alone, ends
+one that is paid for: devices may have answered what opens it.
 
 Of the masked inputs the server keeps their sum, (d,) words, and the last few, which are added to it
 together.
@@ -16,11 +17,18 @@ together.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 
 from pfl_lm.secagg import checks, keys
 from pfl_lm.secagg.config import RoundConfig
-from pfl_lm.secagg.errors import Refused, TooFewAnswers, TooFewReports
+from pfl_lm.secagg.errors import (
+    Refused,
+    SumLost,
+    TooFewAnswers,
+    TooFewReports,
+    WrongShares,
+)
 from pfl_lm.secagg.graph import Graph, draw_graph
 from pfl_lm.secagg.keys import KeyPair
 from pfl_lm.secagg.messages import (
@@ -51,6 +59,7 @@ class CollectingKeys(Phase[AdvertiseKeys]):
             as dropped. None: no limit.
         authority: the identity authority's public key, in signed rounds.
         entropy: draws the graph of an unsigned round.
+        clock: seconds since 1970, for the dates of certificates.
     """
 
     message = AdvertiseKeys
@@ -61,6 +70,7 @@ class CollectingKeys(Phase[AdvertiseKeys]):
         goal: int | None = None,
         authority: bytes | None = None,
         entropy: Entropy = os.urandom,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         super().__init__(config, frozenset(range(config.cohort)))
         if goal is not None and goal < config.min_reports:
@@ -69,7 +79,7 @@ class CollectingKeys(Phase[AdvertiseKeys]):
             raise ValueError("authority is needed: the round has signed keys")
         self._goal = goal
         self._authority = authority
-        self._entropy = entropy
+        self._entropy, self._clock = entropy, clock
         self._probe = KeyPair.from_secret(entropy(keys.KEY_BYTES))
         self._seen: set[bytes] = set()
 
@@ -81,7 +91,8 @@ class CollectingKeys(Phase[AdvertiseKeys]):
         self._probe.agree(content.mask_key)
         if self.config.signed:
             assert self._authority is not None
-            keys.check_certificate(self._authority, content.identity, content.certificate)
+            identity, certificate = content.identity, content.certificate
+            keys.check_certificate(self._authority, identity, certificate, self._clock())
             checks.check_advertised(content, self.config, sender)
         self._seen |= unique
 
@@ -266,9 +277,14 @@ class CollectingAnswers(Phase[UnmaskAnswer]):
         """Recover the masks' seeds, remove the masks, and open the sum.
 
         Raises:
-            TooFewAnswers: too few answers for some device's secret.
-            Refused: a dealer's shares belong to another secret than it committed to; the message
-                names the dealer, and the round is lost.
+            SumLost: too few answers for some device's secret, or a dealer's shares belong to
+                another secret than it committed to. The devices were asked, so the sum counts as
+                opened.
         """
-        answers = self._end(0)
-        return open_round(self._total, answers, self._outcome, self._registry, self.config)
+        answers, reports = self._end(0), len(self._outcome.survivors)
+        try:
+            return open_round(self._total, answers, self._outcome, self._registry, self.config)
+        except WrongShares as wrong:
+            raise SumLost(reports, str(wrong), wrong.device) from wrong
+        except TooFewAnswers as few:
+            raise SumLost(reports, str(few)) from few

@@ -19,7 +19,7 @@ from pfl_lm.secagg.errors import MalformedMessage, Refused
 PRIME = (1 << 256) + 297  # the least prime above 2^256: every 32-byte string is an element
 SECRET_BYTES = 32
 SHARE_BYTES = 33
-_ELEMENT_BYTES = 40  # of a field element in the compiled loops
+_ELEMENT_BYTES = 40  # of a field element in native/field.c
 
 Entropy = Callable[[int], bytes]
 
@@ -84,10 +84,10 @@ def check_share(share: bytes) -> None:
 def _combine(points: tuple[int, ...], shares: Sequence[bytes]) -> int:
     """The value at zero of the polynomial through (point, share)."""
     weights = _weights(points)
-    loops = _native(points)
-    if loops is not None:
+    compiled = _compiled(points)
+    if compiled is not None:
         combined = _elements(1)
-        loops.combine(weights, b"".join(shares), len(points), combined)
+        compiled.combine(weights, b"".join(shares), len(points), combined)
         return _integer(combined.raw)
     value: int = sum(map(mul, _integers(weights), map(_integer, shares))) % PRIME
     return value
@@ -99,10 +99,10 @@ def _weights(points: tuple[int, ...]) -> bytes:
 
     In a complete graph all secrets are recovered from the same holders' shares.
     """
-    loops = _native(points)
-    if loops is not None:
+    compiled = _compiled(points)
+    if compiled is not None:
         weights, scratch = (_elements(len(points)) for _ in range(2))
-        loops.lagrange(_words(points), len(points), weights, scratch)
+        compiled.lagrange(_words(points), len(points), weights, scratch)
         return weights.raw
     whole = math.prod(points) % PRIME
     denominators = [math.prod(row) % PRIME for row in _denominators(points)]
@@ -111,19 +111,19 @@ def _weights(points: tuple[int, ...]) -> bytes:
 
 def _evaluate(coefficients: Sequence[int], points: Sequence[int]) -> list[int]:
     """The polynomial's values at the points, by Horner's rule, the highest power first."""
-    loops = _native(points)
-    if loops is not None:
-        values = _elements(len(points))
+    compiled = _compiled(points)
+    if compiled is not None:
+        room = _elements(len(points))
         packed = _pack(coefficients)
-        loops.evaluate(packed, len(coefficients), _words(points), len(points), values)
-        return _integers(values.raw)
-    found = []
+        compiled.evaluate(packed, len(coefficients), _words(points), len(points), room)
+        return _integers(room.raw)
+    values = []
     for x in points:
         value = 0
         for coefficient in coefficients:  # points are small: one reduction at the end is cheaper
             value = value * x + coefficient
-        found.append(value % PRIME)
-    return found
+        values.append(value % PRIME)
+    return values
 
 
 def _denominators(points: Sequence[int]) -> list[list[int]]:
@@ -154,17 +154,9 @@ def _invert_all(values: Sequence[int]) -> list[int]:
     return inverses
 
 
-def _native(points: Sequence[int]) -> ctypes.CDLL | None:
-    """``native/field.c``, which computes the same; None without a compiler, or for huge points."""
-    if max(points, default=0) >= 1 << 32:
-        return None
-    pointer, size = ctypes.c_void_p, ctypes.c_int64
-    return native.functions(
-        "field",
-        evaluate=(None, ctypes.c_char_p, size, pointer, size, pointer),
-        lagrange=(None, pointer, size, pointer, pointer),
-        combine=(None, pointer, pointer, size, pointer),
-    )
+def _compiled(points: Sequence[int]) -> ctypes.CDLL | None:
+    """``native/field.c``, which computes the same; None without it, or for points from 2^32 on."""
+    return None if max(points, default=0) >= 1 << 32 else native.load("field")
 
 
 def _words(points: Sequence[int]) -> ctypes.Array[ctypes.c_uint64]:

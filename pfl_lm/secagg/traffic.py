@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pfl_lm.secagg.config import RoundConfig
-from pfl_lm.secagg.keys import KEY_BYTES, SIGNATURE_BYTES
+from pfl_lm.secagg.keys import CERTIFICATE_BYTES, KEY_BYTES, SIGNATURE_BYTES
 from pfl_lm.secagg.messages import (
     AdvertiseKeys,
     Confirmation,
@@ -86,8 +86,8 @@ def _advertised(config: RoundConfig) -> AdvertiseKeys:
     keys = AdvertiseKeys(bytes(KEY_BYTES), bytes(KEY_BYTES))
     if not config.signed:
         return keys
-    signature = bytes(SIGNATURE_BYTES)
-    return AdvertiseKeys(keys.box_key, keys.mask_key, bytes(KEY_BYTES), signature, signature)
+    certificate, signature = bytes(CERTIFICATE_BYTES), bytes(SIGNATURE_BYTES)
+    return AdvertiseKeys(keys.box_key, keys.mask_key, bytes(KEY_BYTES), certificate, signature)
 
 
 def _sealed(config: RoundConfig) -> bytes:

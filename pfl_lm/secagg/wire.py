@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from pfl_lm.secagg.errors import MalformedMessage, Refused
 
 MAGIC = b"PFSA"
-VERSION = 4
+VERSION = 5
 LABEL = b"pfl_lm secagg %d " % VERSION  # before all that is hashed or signed: versions never meet
 SERVER = 0xFFFF_FFFF  # the sender of what the server sends
 _HEADER = struct.Struct("<4sBBHIQ32s")
@@ -93,11 +93,15 @@ class Reader:
         """A count, then that many (index u32, ``size`` bytes) in strictly ascending order."""
         count = self.u32()
         raw = self.view(count * (4 + size))  # checked against the body before it is walked
-        found = dict(struct.iter_unpack(f"<I{size}s", raw))
-        ascending = list(found)
-        if len(found) < count or ascending != sorted(found) or max(ascending, default=0) >= indices:
+        parsed = dict(struct.iter_unpack(f"<I{size}s", raw))
+        ascending = list(parsed)
+        if (
+            len(parsed) < count
+            or ascending != sorted(parsed)
+            or max(ascending, default=0) >= indices
+        ):
             raise MalformedMessage("indices must ascend, each once, inside the cohort")
-        return found
+        return parsed
 
     def bitmap(self, indices: int) -> frozenset[int]:
         """A set of indices, one bit each."""

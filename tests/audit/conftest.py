@@ -19,6 +19,12 @@ participation = { kind = "poisson" }
 noise = { at = "device", kind = "skellam", tolerated_dropout = 0.1 }
 """
 
+CENTRAL = (
+    POLICY.replace('{ at = "device", kind = "skellam", tolerated_dropout = 0.1 }',
+                   '{ at = "server", kind = "gaussian" }')
+    + "accepted_server_epsilon = inf\n"
+)  # fmt: skip
+
 
 class Silence:
     """Watches a run without a word."""
@@ -30,18 +36,30 @@ class Silence:
     def evaluated(self, entry: dict) -> None: ...
 
 
-def run_tiny(folder: Path, policy: str | None = POLICY, **changes) -> Path:
-    """Run twelve rounds of 20 reports on invented users, and return the run's folder."""
+def run_tiny(
+    folder: Path,
+    policy: str | None = POLICY,
+    listener: object | None = None,
+    resume: bool = False,
+    start: Callable[..., object] | None = None,
+    **changes,
+) -> Path:
+    """Run twelve rounds of 20 reports on invented users, and return the run's folder.
+
+    Args:
+        start: called with the scenario and the folder in place of ``simulate``.
+        changes: fields of the scenario.
+    """
     from pfl_lm.devices.training import LocalTraining
-    from pfl_lm.language.models import ModelSpec
-    from pfl_lm.payload import PayloadPlan
-    from pfl_lm.scenario import EvaluationChoice, PopulationChoice, Scenario
-    from pfl_lm.simulate import simulate
+    from pfl_lm.models.models import ModelSpec
+    from pfl_lm.payload.layout import PayloadPlan
+    from pfl_lm.run.scenario import EvaluationConfig, PopulationConfig, Scenario
+    from pfl_lm.run.simulate import simulate
 
     recipe = folder / "policy.toml"
     recipe.write_text(policy or "", encoding="utf-8")
     settings = {
-        "population": PopulationChoice("synthetic", users=400, tokens_per_user=40),
+        "population": PopulationConfig("synthetic", users=400, tokens_per_user=40),
         "model": ModelSpec("cifg_lstm", 300, 16, hidden_dim=16),
         "rounds": 12,
         "cohort": 20,
@@ -49,9 +67,13 @@ def run_tiny(folder: Path, policy: str | None = POLICY, **changes) -> Path:
         "policy": None if policy is None else recipe,
         "payload": PayloadPlan(rows=100),
         "training": LocalTraining(learning_rate=0.5, window=10),
-        "evaluation": EvaluationChoice(every=0, users=5, final_users=5, tokens_per_user=50),
+        "evaluation": EvaluationConfig(every=0, users=5, final_users=5, tokens_per_user=50),
     } | changes
-    simulate(Scenario(**settings), folder / "run", Silence())
+    scenario = Scenario(**settings)
+    if start is None:
+        simulate(scenario, folder / "run", listener or Silence(), resume)
+    else:
+        start(scenario, folder / "run")
     return folder / "run"
 
 

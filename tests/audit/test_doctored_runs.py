@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from pfl_lm import protection, simulate
 from pfl_lm.cli import app
-from pfl_lm.dp.bits import reproducible_bits
+from pfl_lm.dp.sampler.random_bits import reproducible_bits
+from pfl_lm.run import availability, simulate
+from pfl_lm.run import privacy as run_privacy
+from pfl_lm.run import round as privacy_path
 from pfl_lm.secagg import rounds
 from pfl_lm.secagg.ideal import IdealAggregator
 from pfl_lm.streams import key
@@ -43,7 +45,7 @@ def test_an_honest_run_fails_nothing(honest_run):
 
 def test_noise_off(tiny_run, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        protection, "cohort_noise", lambda share, reports, dim, bits: np.zeros(dim, np.int64)
+        privacy_path, "cohort_noise", lambda share, reports, dim, bits: np.zeros(dim, np.int64)
     )
     found = failures(tiny_run(tmp_path), "ledger", "mechanism", "attack")
     assert {"noise on the sum", "noise after dropout"} <= found
@@ -51,7 +53,7 @@ def test_noise_off(tiny_run, tmp_path, monkeypatch):
 
 
 def test_clip_skipped_for_one_device_in_a_hundred(tiny_run, tmp_path, monkeypatch):
-    genuine, seen = simulate.protect, [0]
+    genuine, seen = privacy_path.protect, [0]
 
     def protect(updates, grid, share, bits):
         vectors, clipped = genuine(updates, grid, share, bits)
@@ -62,7 +64,7 @@ def test_clip_skipped_for_one_device_in_a_hundred(tiny_run, tmp_path, monkeypatc
                 vectors[row] = np.clip(np.rint(scaled), -(2**40), 2**40).astype(np.int64)
         return vectors, clipped
 
-    monkeypatch.setattr(simulate, "protect", protect)
+    monkeypatch.setattr(privacy_path, "protect", protect)
     found = failures(tiny_run(tmp_path), "ledger", "mechanism")
     assert found == {"no device moves the sum by more than the sensitivity"}
 
@@ -72,15 +74,19 @@ def test_noise_stream_reused_every_second_round(tiny_run, tmp_path, monkeypatch)
         place = round // 2 if purpose == "noise" else round
         return reproducible_bits(key(7, purpose, place, user))
 
-    monkeypatch.setattr(protection.Protection, "bits", bits)
-    assert failures(tiny_run(tmp_path), "ledger", "mechanism") == {"fresh noise every round"}
+    monkeypatch.setattr(run_privacy.RunPrivacy, "bits", bits)
+    assert failures(tiny_run(tmp_path), "ledger", "mechanism") == {
+        "fresh noise every round",
+        "noise of no printed seed",
+        "the same round never draws the same noise",
+    }
 
 
 def test_poisson_declared_but_cohorts_fixed(tiny_run, tmp_path, monkeypatch):
     def cohort(rule, seed, round):
         return np.sort(np.random.default_rng([seed, round]).permutation(rule.population)[:20])
 
-    monkeypatch.setattr(simulate, "cohort", cohort)
+    monkeypatch.setattr(availability.rules, "cohort", cohort)
     assert failures(tiny_run(tmp_path), "ledger", "mechanism") == {"sampling as declared"}
 
 
@@ -92,10 +98,10 @@ def test_dropout_shortfall_unrecorded(tiny_run, tmp_path, monkeypatch):
             self.reports += len(vectors) - len(kept)
             return len(vectors)
 
-    genuine = protection.cohort_noise
+    genuine = privacy_path.cohort_noise
     monkeypatch.setattr(rounds, "IdealAggregator", Forgetful)
     monkeypatch.setattr(
-        protection,
+        privacy_path,
         "cohort_noise",
         lambda share, n, dim, bits: genuine(share, int(0.7 * n), dim, bits),
     )
@@ -116,26 +122,26 @@ def test_a_ledger_entry_edited(tiny_run, tmp_path):
 
 @pytest.mark.parametrize("factor", [0.1, 0.9, 1.1])
 def test_noise_off_by_a_tenth_is_rejected(tiny_run, tmp_path, monkeypatch, factor):
-    genuine = protection.cohort_noise
+    genuine = privacy_path.cohort_noise
     run = tiny_run(tmp_path)
 
     def scaled(share, reports, dim, bits):
         wrong = type(share)(share.kind, share.variance * factor**2)
         return genuine(wrong, reports, dim, bits)
 
-    monkeypatch.setattr(protection, "cohort_noise", scaled)
+    monkeypatch.setattr(privacy_path, "cohort_noise", scaled)
     assert "noise on the sum" in failures(run, "mechanism")
 
 
 @pytest.mark.parametrize("share_of_shares", [1 / 20, 0.1])
 def test_shares_of_noise_that_are_missing(honest_run, monkeypatch, share_of_shares):
     # Noise once per cohort instead of by every device; or nine devices of ten without any.
-    genuine = protection.cohort_noise
+    genuine = privacy_path.cohort_noise
 
     def too_few(share, reports, dim, bits):
         return genuine(share, max(1, int(reports * share_of_shares)), dim, bits)
 
-    monkeypatch.setattr(protection, "cohort_noise", too_few)
+    monkeypatch.setattr(privacy_path, "cohort_noise", too_few)
     assert "noise on the sum" in failures(honest_run, "mechanism")
 
 
@@ -152,23 +158,50 @@ def test_a_report_counted_twice(honest_run, monkeypatch):
 
 
 def test_a_mean_that_divides_by_how_many_came(honest_run, monkeypatch):
-    genuine = protection.Protection.mean
+    genuine = privacy_path.noisy_mean
 
-    def by_reports(self, total, grid, reports, *about):
-        return genuine(self, total, grid, reports, *about) * np.float32(self.cohort / reports)
+    def by_reports(privacy, opened, *about):
+        released = genuine(privacy, opened, *about)
+        return replace(released, mean=released.mean * np.float32(privacy.cohort / opened.reports))
 
-    monkeypatch.setattr(protection.Protection, "mean", by_reports)
+    monkeypatch.setattr(privacy_path, "noisy_mean", by_reports)
     found = failures(honest_run, "mechanism")
     assert "division by a public constant" in found
 
 
 def test_reports_weighted_by_how_much_was_typed(honest_run, monkeypatch):
-    genuine = simulate.participate
+    trained, protected, words = simulate.train_cohort, simulate.protect_updates, {}
 
-    def weighted(*about):
-        for group in genuine(*about):
-            words = np.array([trace.tokens for trace in group.traces])[:, None]
-            yield replace(group, vectors=group.vectors * words)
+    def counting(*about, **more):
+        for group in trained(*about, **more):
+            words.update({trace.user: trace.tokens for trace in group.traces})
+            yield group
 
-    monkeypatch.setattr(simulate, "participate", weighted)
+    def weighted(privacy, updates, broadcast, users, cohort):
+        vectors, clipped = protected(privacy, updates, broadcast, users, cohort)
+        return vectors * np.array([words[user] for user in users])[:, None], clipped
+
+    monkeypatch.setattr(simulate, "train_cohort", counting)
+    monkeypatch.setattr(simulate, "protect_updates", weighted)
     assert "each report counts once" in failures(honest_run, "mechanism")
+
+
+def test_all_noise_from_a_printed_seed(tiny_run, tmp_path, monkeypatch):
+    def bits(self, purpose, round, user=0):
+        return reproducible_bits(key(7, purpose, round, user))
+
+    monkeypatch.setattr(run_privacy.RunPrivacy, "bits", bits)
+    found = failures(tiny_run(tmp_path), "mechanism")
+    assert found == {"noise of no printed seed", "the same round never draws the same noise"}
+
+
+def test_noise_left_out_of_the_rounds_of_the_run_alone(honest_run, monkeypatch):
+    genuine = privacy_path.noisy_mean
+
+    def in_later_rounds(privacy, opened, config, broadcast, *about):
+        if broadcast.round < 1_000:
+            privacy = privacy.without_policy()
+        return genuine(privacy, opened, config, broadcast, *about)
+
+    monkeypatch.setattr(privacy_path, "noisy_mean", in_later_rounds)
+    assert "noise on the sum" in failures(honest_run, "mechanism")

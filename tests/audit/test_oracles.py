@@ -22,8 +22,8 @@ import re
 import numpy as np
 import pytest
 
-from pfl_lm.audit import libraries, methods, renyi
-from pfl_lm.audit.phases import Phase
+from pfl_lm.audit.accounting import libraries, methods, renyi
+from pfl_lm.audit.accounting.round_groups import RoundGroup
 
 
 @pytest.fixture
@@ -37,9 +37,11 @@ def rows(shared):
     return read
 
 
-def gaussian(z: float, rounds: int = 1, rate: float = 1.0, **other) -> Phase:
+def gaussian(z: float, rounds: int = 1, rate: float = 1.0, **other) -> RoundGroup:
     settings = {"neighboring": "add_remove", "sampling": "poisson" if rate < 1 else "none"} | other
-    return Phase(mechanism="gaussian", noise_multiplier=z, rounds=rounds, rate=rate, **settings)
+    return RoundGroup(
+        mechanism="gaussian", noise_multiplier=z, rounds=rounds, rate=rate, **settings
+    )
 
 
 # --- F: trees, and matrix.csv -----------------------------------------------------------------
@@ -50,7 +52,7 @@ def gaussian(z: float, rounds: int = 1, rate: float = 1.0, **other) -> Phase:
 
 def test_correlated_noise_is_refused():
     with pytest.raises(ValueError, match="mechanism = 'tree'"):
-        Phase("tree", "zero_out", "none", 7.0, 2000)
+        RoundGroup("tree", "zero_out", "none", 7.0, 2000)
 
 
 def tree_sensitivity_squared(rounds: int, times: int, gap: int) -> int:
@@ -87,18 +89,18 @@ def test_gboards_tree_run_of_2022_from_its_parameters():
     # es-ES: z = 7, T = 2000, k = 6, min_separation 313 in the notebooks' count, 314 in ours.
     squared = tree_sensitivity_squared(2000, 6, 313)
     assert squared / (2 * 49) == pytest.approx(79 / 98)
-    phase = gaussian(7 / math.sqrt(squared))
-    assert methods.dp_accounting_rdp([phase], 1e-10) == pytest.approx(8.8986, abs=1e-4)
+    group = gaussian(7 / math.sqrt(squared))
+    assert methods.dp_accounting_rdp([group], 1e-10) == pytest.approx(8.8986, abs=1e-4)
 
 
 def test_trees_that_restart_are_one_release_of_all_their_levels(rows):
     for row in rows("accounting.csv", "mechanism", "tree-restart"):
         extra = ast.literal_eval(row["extra"])
         levels = extra["steps"].bit_length()  # an unfinished root is no node
-        phase = gaussian(float(row["noise_multiplier"]) / math.sqrt(levels * extra["epochs"]))
-        found = methods.dp_accounting_rdp([phase], float(row["delta"]))
+        group = gaussian(float(row["noise_multiplier"]) / math.sqrt(levels * extra["epochs"]))
+        found = methods.dp_accounting_rdp([group], float(row["delta"]))
         assert found == pytest.approx(float(row["eps_rdp(loose valid upper)"]), rel=2e-2), row
-        assert methods.closed_form([phase], float(row["delta"])) <= found
+        assert methods.closed_form([group], float(row["delta"])) <= found
 
 
 def coefficients(row: dict[str, str]) -> np.ndarray | None:
@@ -151,21 +153,21 @@ def test_participations_at_a_separation(rows):
 
 def test_cut_poisson_cohorts(rows):
     for row in rows("accounting.csv", "mechanism", "trunc-poisson"):
-        phase = gaussian(
+        group = gaussian(
             float(row["noise_multiplier"]),
             int(row["T"]),
             float(row["q"]),
             population=int(row["N"]),
             most_reports=int(re.search(r"\d+", row["note"])[0]),
         )
-        found = methods.pld([phase], float(row["delta"]))
+        found = methods.pld([group], float(row["delta"]))
         assert found >= float(row["eps_ref(best independent value)"]) - 1e-3, row["point"]
         assert found <= float(row["recommended_upper(tight accountant)"]), row["point"]
 
 
 def test_no_other_proof_covers_a_cut():
-    phase = gaussian(1.0, 10, 0.01, population=1000, most_reports=20)
-    only = [row for row in methods.recompute([phase], 1e-5) if row.epsilon is not None]
+    group = gaussian(1.0, 10, 0.01, population=1000, most_reports=20)
+    only = [row for row in methods.recompute([group], 1e-5) if row.epsilon is not None]
     assert [row.method.compute for row in only] == [libraries.pld]
 
 
@@ -191,12 +193,12 @@ def test_discrete_gaussian_in_one_dimension(rows):
 def test_the_best_of_a_random_number_of_trainings(rows):
     for row in rows("accounting.csv", "mechanism", "hparam-selection"):
         extra = ast.literal_eval(row["extra"].replace("inf", "1e999"))
-        phase = gaussian(float(row["noise_multiplier"]), int(row["T"]), float(row["q"]))
+        group = gaussian(float(row["noise_multiplier"]), int(row["T"]), float(row["q"]))
         found = libraries.repeat_and_select(
-            [phase], float(row["delta"]), extra["mean"], extra["shape"]
+            [group], float(row["delta"]), extra["mean"], extra["shape"]
         )
         assert found == pytest.approx(float(row["eps_rdp(loose valid upper)"]), rel=1e-3)
-        assert found > methods.pld([phase], float(row["delta"]))
+        assert found > methods.pld([group], float(row["delta"]))
 
 
 # --- single functions -------------------------------------------------------------------------

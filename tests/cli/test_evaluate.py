@@ -10,9 +10,9 @@ import typer
 from typer.testing import CliRunner
 
 from pfl_lm.cli.evaluate import evaluate
-from pfl_lm.language.models import ModelSpec, initialise
-from pfl_lm.language.synthetic import synthetic_tokenizer
-from pfl_lm.model_file import Model, save_model
+from pfl_lm.models.file import Model, save_model
+from pfl_lm.models.models import ModelSpec, initialise
+from pfl_lm.text.synthetic.population import synthetic_tokenizer
 
 app = typer.Typer()
 app.command()(evaluate)
@@ -20,18 +20,13 @@ SPEC = ModelSpec("cifg_lstm", 10_000, 8, hidden_dim=8)
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(tmp_path_factory, plain_manifest):
     folder = tmp_path_factory.mktemp("run")
     tokenizer = synthetic_tokenizer(SPEC.vocabulary_size)
     parameters = initialise(SPEC, 0, tokenizer.unigram)
     save_model(folder / "model.pt", Model(SPEC, parameters, {"tokenizer_digest": tokenizer.digest}))
-    scenario = {
-        "model": asdict(SPEC),
-        "population": {"kind": "synthetic", "tokens_per_user": 50},
-        "training": {"window": 10},
-        "seed": 1,
-    }
-    content = {"scenario": scenario, "population": {"users": {"validation": 5, "test": 8}}}
+    scenario = plain_manifest["scenario"] | {"model": asdict(SPEC)}
+    content = plain_manifest | {"scenario": scenario}
     (folder / "manifest.json").write_text(json.dumps(content))
     return folder
 
@@ -68,3 +63,13 @@ def test_mistakes(run, tmp_path):
         call(run, "--tokenizer", tmp_path)
     with pytest.raises(ValueError, match="is not a run folder"):
         call(tmp_path)
+
+
+def test_own_words(run):
+    output = call(run, "--own-words", "--users", 3, "--tokens-per-user", 40)
+    for text in ("3 users, their text from its beginning", "with own words", "of the users"):
+        assert text in output
+    found = json.loads(call(run, "--own-words", "--users", 3, "--tokens-per-user", 40, "--json"))
+    assert found["shared"]["predictions"] == found["personal"]["predictions"]
+    with pytest.raises(ValueError, match="choose one"):
+        call(run, "--own-words", "--adapt", "lora")

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from pfl_lm import cli
-from pfl_lm.interop.lines import Line, build_from_lines
-from pfl_lm.language.population import PopulationStore
-from pfl_lm.language.population_build import BuildOptions
-from pfl_lm.language.synthetic import synthetic_tokenizer
+from pfl_lm.text.population import PopulationStore
+from pfl_lm.text.population_build import Input, build_population
+from pfl_lm.text.records import Message
+from pfl_lm.text.synthetic.population import synthetic_tokenizer
 
 
 @pytest.fixture
@@ -36,8 +36,12 @@ def tokenizer(tmp_path) -> Path:
 @pytest.fixture
 def store(tmp_path) -> Path:
     words, draw = synthetic_tokenizer(200).words[4:], np.random.default_rng(0)
-    lines = [Line(None, f"u{i % 7}", " ".join(draw.choice(words, 5))) for i in range(60)]
-    build_from_lines("x", lines, synthetic_tokenizer(200), tmp_path / "store", BuildOptions())
+    lines = [Message(f"u{i % 7}", " ".join(draw.choice(words, 5))) for i in range(60)]
+    build_population(
+        [Input(Path("x"), records=lines)],
+        synthetic_tokenizer(200),
+        tmp_path / "store",
+    )
     return tmp_path / "store"
 
 

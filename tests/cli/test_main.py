@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+import os
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import typer
@@ -40,6 +44,26 @@ def test_every_verb_explains_itself(verb):
         body = [line for line in shown.output.splitlines() if line.strip()]
         assert len(body) > 3
         assert body[1].strip()[0] not in "╭│"  # a sentence comes before the options
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+@pytest.mark.parametrize("verb", VERBS, ids=" ".join)
+def test_help_wraps_with_the_terminal(verb, columns):
+    """A paragraph's lines are as long as the terminal allows, and none is longer."""
+    shown = CliRunner().invoke(app, [*verb, "--help"], env={"COLUMNS": str(columns)})
+    lines = [line.rstrip() for line in shown.output.splitlines()]
+    assert max(len(line) for line in lines) <= columns
+    prose = [line for line in lines if line and line.lstrip()[0] not in "╭│╰"]
+    for line, following in itertools.pairwise(prose):
+        if lines[lines.index(line) + 1] != following or "Usage:" in line:
+            continue  # a paragraph ends here
+        assert len(line) + 1 + len(following.split()[0]) > columns - 2, line
+
+
+def test_help_keeps_what_stands_in_brackets():
+    """Markup must not swallow the defaults that help texts state in brackets."""
+    shown = CliRunner().invoke(app, ["audit", "--help"], env={"COLUMNS": "200"}).output
+    assert "may be repeated [all]." in shown
 
 
 @pytest.mark.parametrize("verb", [v for v in VERBS if v], ids=" ".join)
@@ -87,7 +111,23 @@ def test_a_mistake_is_one_line_on_standard_error(monkeypatch, capsys, tmp_path, 
     ("raised", "status", "line"),
     [
         (ValueError("two\n  lines"), 2, "pfl-lm: two lines\n"),
-        (OSError(28, "No space left on device"), 2, "pfl-lm: [Errno 28] No space left on device\n"),
+        (OSError(28, "No space left on device"), 2, "pfl-lm: No space left on device\n"),
+        (OSError(28, "No space left on device", "a"), 2, "pfl-lm: a: No space left on device\n"),
+        (
+            NotADirectoryError(20, "Not a directory", "a/b"),
+            2,
+            "pfl-lm: a/b: a part of this path is a file, not a folder\n",
+        ),
+        (
+            MemoryError("Unable to allocate 7 TiB"),
+            2,
+            "pfl-lm: Unable to allocate 7 TiB\n",
+        ),
+        (
+            RuntimeError("DefaultCPUAllocator: not enough memory: you tried to get 9 bytes."),
+            2,
+            "pfl-lm: DefaultCPUAllocator: not enough memory: you tried to get 9 bytes.\n",
+        ),
         (KeyboardInterrupt(), 130, "pfl-lm: interrupted\n"),
     ],
 )
@@ -99,7 +139,61 @@ def test_what_main_makes_of_an_error(monkeypatch, capsys, raised, status, line):
         raise raised
 
     monkeypatch.setattr(pfl_lm.cli, "app", failing)
-    assert run_main(monkeypatch, capsys) == (status, line)
+    answering = signal.getsignal(signal.SIGINT)
+    try:
+        assert run_main(monkeypatch, capsys) == (status, line)
+    finally:
+        signal.signal(signal.SIGINT, answering)  # main lets a second Ctrl-C do nothing
+
+
+@pytest.mark.parametrize(
+    "raised",
+    [KeyError("tokenizer"), TypeError("no"), RecursionError("deep"), ZeroDivisionError("0"),
+     RuntimeError("[enforce fail at x.cc:1]\n  and more"), AssertionError(), IndexError()],
+    ids=lambda error: type(error).__name__,
+)  # fmt: skip
+def test_a_fault_is_one_line_that_names_it(monkeypatch, capsys, raised):
+    failing = typer.Typer(pretty_exceptions_enable=False)
+
+    @failing.command()
+    def fail():
+        raise raised
+
+    monkeypatch.setattr(pfl_lm.cli, "app", failing)
+    status, err = run_main(monkeypatch, capsys)
+    assert status == 1
+    assert err.startswith(f"pfl-lm: a fault of pfl-lm: {type(raised).__name__}: ")
+    assert err.count("\n") == 1
+    monkeypatch.setenv("PFL_LM_TRACEBACK", "1")
+    with pytest.raises(type(raised)):
+        main()
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_terminal_without_greek_ends_no_verb(encoding):
+    environment = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
+    command = [sys.executable, "-m", "pfl_lm", "privacy", "--help"]
+    shown = subprocess.run(command, capture_output=True, env=environment)
+    assert shown.returncode == 0, shown.stderr
+    assert b"Usage" in shown.stdout
+
+
+@pytest.mark.parametrize("output", ["", ".", "file/run", "file/deep/run"])
+@pytest.mark.parametrize(
+    "verb",
+    [("simulate", "chat_partial"), ("pretrain", "pretrain_30k"), ("tokenizer", "build", "en_30k"),
+     ("population", "build", "--tokenizer", "t", "x.jsonl"), ("demo",), ("export", "run", "r"),
+     ("report", "r")],
+    ids=lambda verb: verb[0],
+)  # fmt: skip
+def test_an_output_that_cannot_be_is_refused_first(monkeypatch, capsys, tmp_path, verb, output):
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("mine")
+    status, err = run_main(monkeypatch, capsys, *verb, "--output", output)
+    assert status == 2
+    assert err.startswith("pfl-lm: --output ")
+    assert ("is a file, not a folder" if output[1:] else "is empty") in err
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_help_imports_nothing_heavy():

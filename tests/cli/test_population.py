@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from pfl_lm.cli import main
-from pfl_lm.language.population import PopulationStore
-from pfl_lm.language.synthetic import synthetic_tokenizer
+from pfl_lm.text.population import PopulationStore
+from pfl_lm.text.synthetic.population import synthetic_tokenizer
 
 
 @pytest.fixture
@@ -86,6 +86,22 @@ def test_public_text(
     assert len(PopulationStore.open(tmp_path / "p").stream("train")) == 9
 
 
+def test_splits_without_users_are_said(
+    tokenizer: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    word = synthetic_tokenizer(200).words[9]
+    (tmp_path / "one.jsonl").write_text(json.dumps({"user": "ann", "text": word}))
+    arguments = ["--train", tmp_path / "one.jsonl", "--tokenizer", tokenizer]
+    assert run(monkeypatch, "build", *arguments, "-o", tmp_path / "p") == 0
+    shown = capsys.readouterr().out
+    assert "no users in test: evaluation is not possible" in shown
+    assert "no users in validation" in shown
+    assert "no users in train" not in shown
+
+
 def test_skipped_lines_are_shown(
     text: Path,
     tokenizer: Path,
@@ -115,7 +131,13 @@ def test_skipped_lines_are_shown(
         (["empty.jsonl"], "no message with a word"),
         (["text.jsonl", "--split", "0.8,0.2"], "three numbers"),
         (["text.jsonl", "--split", "0.8,0.1,0.2"], "sum to 1"),
-        (["text.jsonl", "--max-malformed", "2"], "max_malformed"),
+        (["text.jsonl", "--max-malformed", "2"], "--max-malformed"),
+        (["text.jsonl", "--max-malformed", "nan"], "--max-malformed"),
+        (["text.jsonl", "--split", "nan,0.1,0.2"], "sum to 1"),
+        (["text.jsonl", "text.jsonl"], "named twice"),
+        (["text.jsonl", "empty.jsonl"], "empty.jsonl holds no record"),
+        (["text.jsonl", "empty.jsonl.gz"], "it is empty"),
+        (["open.csv"], "open.csv:3: a quoted field does not end on its line"),
         (["text.jsonl", "--workers", "0"], "workers"),
         (["--train", "text.jsonl", "--test", "text.jsonl"], "belongs to one split"),
     ],
@@ -133,6 +155,8 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     (tmp_path / "empty.jsonl").touch()
     (tmp_path / "bad.jsonl").write_text(text.read_text().splitlines()[0] + "\n{\n")
     (tmp_path / "cut.jsonl.gz").write_bytes(b"\x1f\x8b\x08 and no more")
+    (tmp_path / "empty.jsonl.gz").touch()
+    (tmp_path / "open.csv").write_text('user,text\na,b\nc,"d\n' + "e,f\n" * 20)
     (tmp_path / "table.csv").write_text("author,text\na,b\n")
     (tmp_path / "leaf.json").write_text('{"user": "a", "text": "b"}')
     before = sorted(path.name for path in tmp_path.iterdir())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import tomllib
 
 import pytest
 
@@ -79,7 +80,7 @@ def test_fixed_size_is_bracketed_by_the_truth(epsilon):
 )
 def test_edges(epsilon, flags, options, expected):
     found = epsilon(*flags, **options)
-    assert float(found["epsilon"]) == pytest.approx(expected)
+    assert float(found["epsilon"]) == pytest.approx(expected, abs=1e-10)
 
 
 def test_replace_one_is_zero_out_at_half_the_noise(epsilon):
@@ -107,9 +108,9 @@ def test_noise_and_epsilon_are_inverse(run, epsilon, mechanism):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"--noise-multiplier": "-1"}, "noise_multiplier"),
-        ({"--noise-multiplier": "nan"}, "noise_multiplier"),
-        ({"--noise-multiplier": "inf"}, "noise_multiplier"),
+        ({"--noise-multiplier": "-1"}, "--noise-multiplier"),
+        ({"--noise-multiplier": "nan"}, "--noise-multiplier"),
+        ({"--noise-multiplier": "inf"}, "--noise-multiplier"),
         ({"--rounds": "-1"}, "--rounds"),
         ({"--delta": "0"}, "--delta"),
         ({"--delta": "1"}, "--delta"),
@@ -123,6 +124,11 @@ def test_noise_and_epsilon_are_inverse(run, epsilon, mechanism):
         ({"--rate": "0.1"}, "--rate"),
         ({"--mechanism": "skellam", "--adjacency": "add_remove"}, "share of the noise"),
         ({"--mechanism": "skellam", "--dim": "0"}, "dim"),
+        ({"--mechanism": "blt"}, "needs --sampling rotation with --min-separation"),
+        ({"--sampling": "rotation"}, "--sampling rotation needs --min-separation"),
+        ({"--sampling": "rotation", "--min-separation": "0"}, "--min-separation"),
+        ({"--min-separation": "3"}, "--min-separation and --max-participations need"),
+        ({"--sampling": "rotation", "--min-separation": "3", "--rate": ".1"}, "--rate"),
     ],
 )
 def test_mistakes_get_one_line_and_status_two(run, options, message):
@@ -132,6 +138,24 @@ def test_mistakes_get_one_line_and_status_two(run, options, message):
     assert out == ""
     assert message in err
     assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("mechanism", "participations", "rho"),
+    [("gaussian", 2, 1 / 4), ("tree", 2, 4 / 4), ("banded", 2, None), ("blt", 2, None)],
+)
+def test_rounds_that_lie_apart(run, mechanism, participations, rho):
+    options = {"--sampling": "rotation", "--min-separation": "3", "--max-participations": "2"}
+    options |= {"--noise-multiplier": "2.0", "--rounds": "7", "--mechanism": mechanism}
+    status, out, _ = run("privacy", "epsilon", "--json", **options)
+    told = json.loads(out)
+    assert status == 0
+    assert (told["rounds"], told["participations"]) == (7, participations)
+    assert ("stream" in told) == (mechanism != "gaussian")
+    if rho is None:
+        assert 1 / 4 < told["rho"] < math.inf
+    else:
+        assert told["rho"] == pytest.approx(rho)
 
 
 @pytest.mark.parametrize("epsilon", ["0", "-1", "inf", "nan"])
@@ -185,12 +209,80 @@ def test_check_writes_locks_and_then_agrees(run, policies):
     assert (policies / "ours.toml").read_text(encoding="utf-8") == written
 
 
+def test_a_lock_never_writes_more_than_the_policy_allows(run, policies):
+    """Six digits rounded up may pass an ε that a policy states with eight."""
+    path = policies / "ours.toml"
+    stream = POLICY.replace("epsilon = 4.0", "epsilon = 3.4240074").replace(
+        POLICY[POLICY.index("noise") :].splitlines()[0], 'noise = { at = "server", kind = "tree" }'
+    )
+    path.write_text(stream, encoding="utf-8")
+    run("check", str(policies), "--write")
+    reviewed = tomllib.loads(path.read_text(encoding="utf-8"))["reviewed"]
+    assert reviewed["epsilon"] == 3.4240074
+    assert reviewed["rho"] > 0
+
+
 def test_check_fails_where_a_lock_is_stale(run, policies):
     with (policies / "ours.toml").open("a", encoding="utf-8") as file:
         file.write("\n[reviewed]\nnoise_multiplier = 1.0\n")
     status, out, _ = run("check", str(policies))
     assert status == 1
     assert "reviewed.noise_multiplier" in out
+
+
+def test_check_refuses_secret_coins_whose_price_is_not_accepted(run, policies):
+    path = policies / "below" / "ours.toml"
+    path.parent.mkdir()
+    text = POLICY.replace('"rotation", min_separation = 50', '"poisson"')
+    path.write_text(text, encoding="utf-8")
+    status, _, err = run("check", str(policies))
+    assert status == 2
+    assert f"{path}: accepted_server_epsilon is missing" in err
+    path.write_text("accepted_server_epsilon = inf\n" + text, encoding="utf-8")
+    assert run("check", str(policies))[0] == 0
+
+
+@pytest.mark.parametrize("verb", [("epsilon", "--noise-multiplier"), ("noise", "--epsilon")])
+@pytest.mark.parametrize(("delta", "weak"), [("0.1", True), ("0.9", True), ("0.001", False)])
+def test_a_delta_above_one_in_the_population_is_said(run, verb, delta, weak):
+    status, _, err = run(
+        "privacy", verb[0], verb[1], "1", "--sampling", "poisson", "--population", "1000",
+        "--cohort", "10", "--json", **{"--delta": delta, "--adjacency": "add_remove"},
+    )  # fmt: skip
+    # 1 − 0.99¹⁰⁰ = 0.63: at δ = 0.9 any noise would do, and none is derived.
+    assert status == (2 if (verb[0], delta) == ("noise", "0.9") else 0)
+    assert ("above 1/population = 0.001, too weak" in err) is weak
+
+
+def test_check_takes_one_policy(run, policies):
+    status, out, _ = run("check", str(policies / "ours.toml"))
+    assert (status, "ours" in out) == (0, True)
+
+
+@pytest.mark.parametrize("verb", ["check", "audit"])
+def test_a_table_written_as_a_word_is_named_with_what_it_takes(run, policies, verb):
+    path = policies / "ours.toml"
+    text = path.read_text(encoding="utf-8")
+    start = text.index("participation =")
+    words = text[:start] + 'participation = "poisson"' + text[text.index("\n", start) :]
+    path.write_text(words, encoding="utf-8")
+    status, _, err = run(verb, str(path))
+    assert status == 2
+    assert "participation = 'poisson' is refused: expected a table with kind, min_separation" in err
+
+
+@pytest.mark.parametrize("kind", ["blt", "banded", "banded_inverse_root", "tree"])
+@pytest.mark.parametrize(
+    ("rounds", "separation"), [("1000000", "7"), ("1000000000", "1"), ("5000", "1")]
+)
+def test_a_stream_that_would_take_hours_is_refused_at_once(run, kind, rounds, separation):
+    flags = {"--rounds": rounds, "--min-separation": separation, "--mechanism": kind}
+    status, _, err = run(
+        "privacy", "epsilon", "--noise-multiplier", "1", "--sampling", "rotation", **flags
+    )
+    assert status == 2
+    assert "is planned for at most 10,000 rounds" in err
+    assert err.count("\n") == 1
 
 
 def test_check_of_nothing_is_a_mistake(run, tmp_path):

@@ -15,10 +15,10 @@ app.command()(report)
 
 
 @pytest.fixture
-def run(tmp_path):
+def run(tmp_path, plain_manifest):
     folder = tmp_path / "run"
     folder.mkdir()
-    (folder / "manifest.json").write_text(json.dumps({"run": "tiny"}))
+    (folder / "manifest.json").write_text(json.dumps(plain_manifest))
     return folder
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from pfl_lm.cli import main
-from pfl_lm.language.synthetic import synthetic_words
-from pfl_lm.language.tokenizer import CONFESSION
+from pfl_lm.text.synthetic.population import synthetic_words
+from pfl_lm.text.tokenizer import CONFESSION
 
 RECIPE = """
 locale = "en_US"
@@ -54,6 +54,23 @@ def test_build_then_describe(
         assert expected in shown
 
 
+def test_unknown_words_are_measured_on_text(
+    recipe: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(monkeypatch, "tokenizer", "build", recipe, "--output", tmp_path / "t") == 0
+    assert "of the list's words" in capsys.readouterr().out
+    (tmp_path / "text.txt").write_text("hello zzqx, 12\n\nHello hello\n")
+    measure = ["--measure", tmp_path / "text.txt"]
+    assert run(monkeypatch, "tokenizer", "describe", tmp_path / "t", *measure) == 0
+    assert "20.00% of the 5 words of" in capsys.readouterr().out
+    (tmp_path / "text.txt").write_text("\n")
+    assert run(monkeypatch, "tokenizer", "describe", tmp_path / "t", *measure) == 2
+    assert "holds no word to measure on" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -62,12 +79,13 @@ def test_build_then_describe(
         (('provenance = "invented for a test"', ""), "provenance"),
         (('kind       = "word_list"', 'kind = "private_text"'), CONFESSION),
         (('kind       = "word_list"', 'kind = "the web"'), "kind"),
-        (("size   = 10_000", "size = 5"), "10,000 to 200,000"),
+        (("size   = 10_000", "size = 5"), "1,000 to 200,000"),
         (("size   = 10_000", 'size = "10000"'), "whole number"),
         (("size   = 10_000", "size = 150_000"), "usable words"),
         (("size   =", "sice ="), "did you mean 'size'"),
         (("words.tsv", "gone.tsv"), "gone.tsv does not exist"),
         (('locale = "en_US"', 'locale = "English"'), "locale"),
+        (('locale = "en_US"', 'locale = "zh_CN"'), "spaces do not part the words"),
         (("[source]", "[source"), "not valid TOML"),
     ],
 )
@@ -79,6 +97,7 @@ def test_a_mistake_in_the_recipe_is_one_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setattr("pfl_lm.cli.tokenizer._PATIENCE", 600.0)  # a busy machine says its steps
     recipe.write_text(RECIPE.replace(*change))
     assert run(monkeypatch, "tokenizer", "build", recipe, "--output", tmp_path / "t") == 2
     errors = capsys.readouterr().err

@@ -12,19 +12,19 @@ from torch import Tensor
 from pfl_lm import native
 from pfl_lm.devices import candidates as compiled
 from pfl_lm.devices.batches import LocalTraining
-from pfl_lm.devices.output import Objective
+from pfl_lm.devices.output import Centre, Objective
 from pfl_lm.devices.tables import Table, slots_of
 from pfl_lm.devices.task import Task
-from pfl_lm.language.models import ModelSpec, roles
-from pfl_lm.payload import PayloadPlan, choose
+from pfl_lm.models.models import ModelSpec, roles
+from pfl_lm.payload.layout import PayloadPlan, choose
 
 K, V = 3, 90
 
 
 @pytest.fixture(scope="module", autouse=True)
-def loops():
-    if native.library("candidates") is None:
-        pytest.skip("no compiled loops: no compiler, or PFL_LM_NATIVE=0")
+def compiled_here():
+    if native.load("candidates") is None:
+        pytest.skip("no C kernels: no compiler, or PFL_LM_NATIVE=0")
 
 
 class Case:
@@ -54,13 +54,20 @@ class Case:
         self.weight = torch.rand(K, rows, generator=draw)
         self.weight[:, ::4] = 0
 
-    def run(self, loops: bool = True, in_place: bool = False, biased: bool = True) -> list[Tensor]:
+    def run(
+        self,
+        in_c: bool = True,
+        in_place: bool = False,
+        biased: bool = True,
+        centre: Centre | None = None,
+    ) -> list[Tensor]:
         """Losses, the gradient by the vectors, and what the tables' rows have become."""
         now = {name: tensor.clone() for name, tensor in self.now.items()}
         into = now if in_place else {name: torch.zeros_like(x) for name, x in now.items()}
         held = {"t": self.frozen, "b": self.bias}
         table, bias = (Table(held, now, into, name, self.slots) for name in ("t", "b"))
-        with patch.object(compiled, "suits", compiled.suits if loops else lambda *given: False):
+        supports = compiled.supports if in_c else lambda *given: False
+        with patch.object(compiled, "supports", supports):
             loss, gradient = self.objective(
                 self.vectors,
                 self.targets,
@@ -69,6 +76,7 @@ class Case:
                 bias if biased else None,
                 -0.1,
                 self.drawn,
+                centre,
             )
         return [loss, gradient, *into.values()]
 
@@ -81,15 +89,30 @@ class Case:
 def test_the_same_losses_and_gradients_as_in_torch(travels: str, sizes: tuple, loss: str) -> None:
     case = Case(travels, *sizes, loss)
     for about in ({}, {"in_place": True}, {"biased": False}):
-        pairs = zip(case.run(**about), case.run(loops=False, **about), strict=True)
+        pairs = zip(case.run(**about), case.run(in_c=False, **about), strict=True)
         for ours, torchs in pairs:
             torch.testing.assert_close(ours, torchs, atol=2e-5, rtol=2e-5)
+
+
+@pytest.mark.parametrize("loss", ["sampled", "softmax"])
+def test_the_same_of_candidates_that_moved_by_their_inclusion(loss: str) -> None:
+    case = Case("rows", 61, 23, 24, loss)
+    draw = torch.Generator().manual_seed(1)
+    count = len(case.drawn.words)
+    centre = Centre(
+        torch.randn(K, count, 24, generator=draw), torch.randn(K, count, generator=draw)
+    )
+    for about in ({}, {"biased": False}):
+        held = case.run(centre=centre, **about)
+        for ours, torchs in zip(held, case.run(False, centre=centre, **about), strict=True):
+            torch.testing.assert_close(ours, torchs, atol=2e-5, rtol=2e-5)
+        assert not torch.allclose(held[0], case.run(**about)[0])
 
 
 def test_all_devices_may_hold_the_same_rows() -> None:
     case = Case("rows", 9, 17, 24, "sampled")
     case.now = {name: x[:1].expand(K, *x.shape[1:]) for name, x in case.now.items()}
-    for ours, torchs in zip(case.run(), case.run(loops=False), strict=True):
+    for ours, torchs in zip(case.run(), case.run(in_c=False), strict=True):
         torch.testing.assert_close(ours, torchs, atol=2e-5, rtol=2e-5)
 
 

@@ -10,9 +10,9 @@ import pytest
 from pfl_lm.devices.batches import LocalTraining
 from pfl_lm.devices.task import Task
 from pfl_lm.devices.training import train
-from pfl_lm.language.low_bit import round_model
-from pfl_lm.language.models import LoraSpec, ModelSpec, Parameters, initialise, roles
-from pfl_lm.payload import PayloadPlan, choose, gather
+from pfl_lm.models.models import LoraSpec, ModelSpec, Parameters, initialise, roles
+from pfl_lm.models.quantised import round_model
+from pfl_lm.payload.layout import PayloadPlan, choose, gather
 
 V = 40
 UNIGRAM = np.arange(V, 0, -1) / (V * (V + 1) / 2)

@@ -11,16 +11,21 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pfl_lm import machine, native
-from pfl_lm import payload as payloads
+from pfl_lm import native
+from pfl_lm.devices import candidates
 from pfl_lm.devices import training as hot
 from pfl_lm.devices.task import Task
 from pfl_lm.devices.training import LocalTraining, train
-from pfl_lm.language import losses, models, recurrence, softmax
-from pfl_lm.language.models import LoraSpec, ModelSpec
+from pfl_lm.dp.encoding import protect
+from pfl_lm.dp.grid import Grid
+from pfl_lm.dp.sampler.random_bits import reproducible_bits
+from pfl_lm.models import losses, models
+from pfl_lm.models.compiled import block, recurrence, softmax
+from pfl_lm.models.models import LoraSpec, ModelSpec
 from pfl_lm.native import products
-from pfl_lm.payload import PayloadPlan
-from pfl_lm.streams import stream
+from pfl_lm.payload import layout as payloads
+from pfl_lm.payload.layout import PayloadPlan
+from pfl_lm.streams import key, stream
 
 V, D, T = 40, 8, 6
 SPECIALS = (0, 1, 2, 3)
@@ -64,8 +69,8 @@ PLANS = {
     "rows": ({}, PayloadPlan(rows=15, dense="all", draw="unigram")),
     "rows + lora": ({"lora": LoraSpec(2)}, PayloadPlan(rows=15, dense="lora", outside="skip")),
     "rows + ffa": ({"lora": LoraSpec(2)}, PayloadPlan(rows=15, dense="ffa_lora", outside="unk")),
-    "light path": ({"residual": 3}, PayloadPlan(rows="none", dense="residual")),
-    "biases + light path": ({"residual": 3}, PayloadPlan(rows=15, dense="biases_residual")),
+    "side branch": ({"side_branch": 3}, PayloadPlan(rows="none", dense="side_branch")),
+    "biases + side branch": ({"side_branch": 3}, PayloadPlan(rows=15, dense="biases_side_branch")),
     "untied rows": ({"tied": False}, PayloadPlan(rows=15, dense="none")),
     "no output bias": ({"output_bias": False}, PayloadPlan(rows=15)),
 }
@@ -97,27 +102,26 @@ def test_devices_at_once_equal_one_at_a_time(kind: str, loss: str, case: str) ->
 @pytest.mark.parametrize("case", ["everything", "rows + lora"])
 @pytest.mark.parametrize("loss", ["softmax", "sampled"])
 def test_the_fast_paths_change_nothing(kind: str, case: str, loss: str, monkeypatch) -> None:
-    """Compiled loops, products by OpenBLAS, and later steps taken by one device after another."""
+    """C kernels, and later steps taken by one device after another."""
     more, plan = PLANS[case]
     spec = spec_of(kind, **more)
     held = setting(spec, plan)
     local = replace(LOCAL, loss=loss, negatives=9)
     compiled, _ = run(spec, *held, text_of(), local)
-    for loops in (products, recurrence, softmax):
-        monkeypatch.setattr(loops, "suits", lambda *tensors: False)
+    for module in (products, recurrence, block, softmax, candidates):
+        monkeypatch.setattr(module, "supports", lambda *tensors: False)
     plain, _ = run(spec, *held, text_of(), local)
     np.testing.assert_allclose(compiled, plain, atol=1e-5)
-    for module, name, value in ((machine, "openblas", True), (hot, "CACHE_BYTES", 1)):
-        monkeypatch.setattr(module, name, value)
-        fast, _ = run(spec, *held, text_of(), local)
-        np.testing.assert_allclose(fast, plain, atol=1e-5)
+    monkeypatch.setattr(hot, "CACHE_BYTES", 1)
+    one_by_one, _ = run(spec, *held, text_of(), local)
+    np.testing.assert_allclose(one_by_one, plain, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["cifg_lstm", "lstm"])
 @pytest.mark.parametrize("case", ["everything", "rows + lora"])
-def test_compiled_loops_give_a_device_the_same_bits_beside_any_others(kind: str, case: str) -> None:
-    if native.library("products") is None:
-        pytest.skip("no compiled loops: no compiler, or PFL_LM_NATIVE=0")
+def test_the_kernels_give_a_device_the_same_bits_beside_any_others(kind: str, case: str) -> None:
+    if native.load("products") is None:
+        pytest.skip("no C kernels: no compiler, or PFL_LM_NATIVE=0")
     more, plan = PLANS[case]
     spec = spec_of(kind, **more)
     held = setting(spec, plan)
@@ -182,30 +186,44 @@ def test_full_payload_without_noise_is_federated_averaging() -> None:
 
 
 def reference_step(spec, parameters, payload, windows, rate: float, clip: float | None):
-    """One SGD step on all windows by plain autograd through every parameter of the model."""
+    """One SGD step on all windows by plain autograd through every parameter of the model.
+
+    The scores' slopes come first; then they go to the hidden vectors as they are, and to rows and
+    biases with a candidate's multiplied by the probability that its row travels.
+    """
     leaves = {name: value.clone().requires_grad_() for name, value in parameters.items()}
     words, targets = (torch.from_numpy(windows[:, cut]) for cut in (slice(-1), slice(1, None)))
     vectors = models.hidden(spec, leaves, leaves["embedding"][words][None])[0]
-    scores = vectors @ leaves[spec.output_table].T + leaves["output_bias"]
+    table, bias = leaves[spec.output_table], leaves["output_bias"]
+    scores = (vectors @ table.T + bias).detach().requires_grad_()
     rows = torch.from_numpy(payload.rows)
-    weighted = scores[..., rows] - torch.from_numpy(np.log(payload.inclusion)).float()
+    inclusion = torch.ones(V)
+    inclusion[rows] = torch.from_numpy(payload.inclusion).float()
+    weighted = scores[..., rows] - inclusion[rows].log()
     own = scores.gather(-1, targets[..., None])
     weighted = weighted.masked_fill(rows == targets[..., None], -torch.inf)
     loss = torch.cat([weighted, own], -1).logsumexp(-1) - own[..., 0]
     loss = loss[targets != 0].mean()
+    (slopes,) = torch.autograd.grad(loss, scores)
+    into_rows = torch.where(F.one_hot(targets, V) == 1, slopes, slopes * inclusion)
+    surrogate = (vectors * (slopes @ table.detach())).sum()  # linear: its gradient is the slopes'
+    surrogate = surrogate + ((vectors.detach() @ table.T + bias) * into_rows).sum()
     names = [s.name for s in payload.segments]
-    gradients = dict(zip(names, torch.autograd.grad(loss, [leaves[n] for n in names]), strict=True))
+    found = torch.autograd.grad(surrogate, [leaves[n] for n in names])
+    gradients = dict(zip(names, found, strict=True))
     gradient = payloads.gather(gradients, payload)
     norm = np.linalg.norm(gradient)
     return -rate * gradient * (1 if clip is None else min(1, clip / norm)), loss.item()
 
 
 @pytest.mark.parametrize("kind", ["cifg_lstm", "lstm", "transformer"])
-@pytest.mark.parametrize("dense", ["all", "lora", "ffa_lora", "biases", "biases_residual"])
+@pytest.mark.parametrize("dense", ["all", "lora", "ffa_lora", "biases", "biases_side_branch"])
 @pytest.mark.parametrize("clip", [None, 0.05])
 def test_partial_payload_is_autograd_restricted_to_it(kind, dense, clip) -> None:
     parts = {"lora": LoraSpec(2)} if "lora" in dense else {}
-    spec = spec_of(kind, **parts, residual=3 if "residual" in dense else 0, tied=kind == "lstm")
+    spec = spec_of(
+        kind, **parts, side_branch=3 if "side_branch" in dense else 0, tied=kind == "lstm"
+    )
     parameters, payload, values = setting(spec, PayloadPlan(rows=15, dense=dense, draw="unigram"))
     windows = text_of((5,))[0]
     expected, loss = reference_step(spec, parameters, payload, windows, 0.5, clip)
@@ -350,6 +368,39 @@ def test_groups_hold_every_device_once_and_like_with_like() -> None:
     assert all(sizes[a].min() >= sizes[b].max() for a, b in itertools.pairwise(groups))
 
 
+@pytest.mark.parametrize("method", ["backpropagation", "zeroth_order", "forward_only"])
+def test_updates_weighted_by_a_devices_own_tokens(method: str) -> None:
+    """Times min(1, tokens / cap): 15, 0, 39 and 27 target tokens of 30, of which 20 count."""
+    spec = spec_of()
+    plan = PayloadPlan(rows=15, directions=5 if method == "zeroth_order" else None)
+    held = setting(spec, plan)
+    local = replace(LOCAL, learning_rate=0.1, method=method, max_tokens=20)
+    plain, traces = run(spec, *held, text_of(), local)
+    weighted, lighter = run(spec, *held, text_of(), replace(local, full_weight_tokens=30))
+    factors = np.float32([15 / 30, 1, 20 / 30, 20 / 30])
+    np.testing.assert_allclose(weighted, plain * factors[:, None], rtol=1e-6)
+    np.testing.assert_allclose(
+        [trace.update_norm for trace in lighter],
+        [trace.update_norm * f for trace, f in zip(traces, factors, strict=True)],
+        rtol=1e-6,
+    )
+    assert [trace.tokens for trace in lighter] == [trace.tokens for trace in traces]
+    whole, _ = run(spec, *held, text_of(), replace(local, full_weight_tokens=10))
+    np.testing.assert_array_equal(whole, plain)
+
+
+@pytest.mark.parametrize("cap", [1, 30, 10**6])
+def test_a_weight_before_the_clip_leaves_the_sensitivity(cap: int) -> None:
+    """However long a text, what a device adds to the sum is at most the clip norm."""
+    spec = spec_of()
+    held = setting(spec, PayloadPlan())
+    local = replace(LOCAL, learning_rate=50.0, full_weight_tokens=cap)
+    updates, _ = run(spec, *held, text_of((3, 1, 40, 5)), local)
+    grid = Grid(updates.shape[1], 0.5, 8.0, 40)
+    vectors, _ = protect(updates, grid, None, reproducible_bits(key(1)))
+    assert (vectors.astype(object) ** 2).sum(1).max() <= grid.norm_bound_squared
+
+
 def test_devices_at_once_fits_the_budget() -> None:
     spec = ModelSpec("lstm", 50_000, 96, hidden_dim=670, tied=False, lora=LoraSpec(8))
     plain = replace(spec, lora=None)
@@ -380,6 +431,7 @@ def test_devices_at_once_fits_the_budget() -> None:
         ({"epochs": None}, "either epochs or steps"),
         ({"batch_size": 0}, "batch_size = 0"),
         ({"max_tokens": 0}, "max_tokens = 0"),
+        ({"full_weight_tokens": 0}, "full_weight_tokens = 0"),
         ({"decay": 1.5}, "decay = 1.5"),
         ({"gradient_clip": -1.0}, "gradient_clip = -1.0"),
         ({"loss": "hinge"}, "loss = 'hinge'"),

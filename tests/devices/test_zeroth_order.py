@@ -12,10 +12,10 @@ import torch
 from pfl_lm.devices.batches import LocalTraining
 from pfl_lm.devices.task import Task
 from pfl_lm.devices.training import train
-from pfl_lm.language.models import LoraSpec, ModelSpec, initialise, roles
-from pfl_lm.payload import Payload, PayloadPlan, choose, expand, gather
+from pfl_lm.models.models import LoraSpec, ModelSpec, initialise, roles
+from pfl_lm.payload.layout import Payload, PayloadPlan, choose, expand, gather
 from pfl_lm.recipes import RecipeError, load
-from pfl_lm.scenario import Scenario
+from pfl_lm.run.scenario import Scenario
 
 V = 50
 UNIGRAM = np.arange(V, 0, -1) / (V * (V + 1) / 2)
@@ -47,7 +47,7 @@ def setting(
     [
         (LSTM, PayloadPlan(rows=20, dense="lora", directions=3)),
         (replace(LSTM, lora=None), PayloadPlan(directions=3)),
-        (replace(LSTM, residual=3), PayloadPlan(rows="none", dense="residual", directions=3)),
+        (replace(LSTM, side_branch=3), PayloadPlan(rows="none", dense="side_branch", directions=3)),
         (TRANSFORMER, PayloadPlan(directions=3)),
         (TRANSFORMER, PayloadPlan(rows="none", dense="biases", directions=3)),
     ],

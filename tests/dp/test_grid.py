@@ -11,8 +11,8 @@ from scipy import stats
 
 from pfl_lm.dp.grid import Grid
 from pfl_lm.dp.noise import skellam_from_seed
-from pfl_lm.dp.pmf import joint_radius, tail_radius
 from pfl_lm.dp.rotation import Rotation
+from pfl_lm.dp.sampler.pmf import joint_radius, tail_radius
 
 _KINDS = {"ddgauss": "discrete_gaussian", "dskellam": "skellam"}
 

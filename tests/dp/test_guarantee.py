@@ -8,8 +8,8 @@ from functools import partial
 
 import pytest
 
-from pfl_lm.dp import gaussian
-from pfl_lm.dp.accounting import spent
+from pfl_lm.dp.accounting import gaussian
+from pfl_lm.dp.accounting.accountant import compose
 from pfl_lm.dp.guarantee import guarantee, stale
 from pfl_lm.dp.policy import Noise, Participation, Policy, Reviewed
 
@@ -36,9 +36,11 @@ def test_device_noise_meets_the_promise(participation, noise):
     policy = POLICY(participation=participation, noise=noise)
     found = guarantee(policy)
     assert 1.99 < found.epsilon <= 2.0
-    assert found.epsilon_server == found.epsilon_unamplified >= found.epsilon
+    assert found.epsilon_server == found.epsilon_unamplified == found.epsilon
     assert found.share_multiplier * math.sqrt(4_500) == pytest.approx(found.noise_multiplier)
-    assert spent({policy.event(found.noise_multiplier): found.participations}, 1e-6).epsilon <= 2.0
+    assert (
+        compose({policy.event(found.noise_multiplier): found.participations}, 1e-6).epsilon <= 2.0
+    )
 
 
 def test_every_acceptable_count_keeps_the_promise():
@@ -47,9 +49,9 @@ def test_every_acceptable_count_keeps_the_promise():
     z = guarantee(policy).noise_multiplier
     for reports in (4_500, 4_700, 5_000):
         events = [policy.event(z, reports=reports, dim=50_000, round=r) for r in range(2_000)]
-        assert spent(events, policy.delta).epsilon <= 2.0
+        assert compose(events, policy.delta).epsilon <= 2.0
     below = [policy.event(z, reports=4_000, dim=50_000, round=r) for r in range(2_000)]
-    assert spent(below, policy.delta).epsilon > 2.0
+    assert compose(below, policy.delta).epsilon > 2.0
 
 
 def test_central_gaussian_under_rotation_is_the_closed_form():
@@ -85,13 +87,51 @@ def test_no_noise_guarantees_nothing_and_says_so():
     assert "No differential privacy" in found.statement
 
 
-def test_the_sentence_states_both_adversaries():
+def test_the_sentence_states_whom_it_holds_against():
     statement = guarantee(POLICY(participation=POISSON, noise=SKELLAM)).statement
-    for part in ("(2, 1e-06)-differentially private", "per user", "Skellam", "honest-but-curious",
-                 "no amplification", "2,098.45"):  # fmt: skip
+    for part in ("(2.000, 1e-06)-differentially private", "per user", "Skellam",
+                 "against everyone", "honest-but-curious server included",
+                 "not counted on"):  # fmt: skip
         assert part in statement
     assert statement.endswith(".")
     assert statement.count(". ") == 0
+
+
+CENTRAL = Noise("server", "gaussian")
+
+
+@pytest.mark.parametrize("kind", ["poisson", "fixed"])
+@pytest.mark.parametrize("accepted", [None, 2.0, 1e6])
+def test_secret_coins_need_the_servers_figure_by_name(kind, accepted):
+    policy = POLICY(
+        participation=Participation(kind), noise=CENTRAL, accepted_server_epsilon=accepted
+    )
+    with pytest.raises(ValueError, match="accepted_server_epsilon = inf to accept that, or use"):
+        guarantee(policy)
+
+
+def test_an_accepted_figure_that_the_server_exceeds_is_refused():
+    rotation = POLICY(participation=ROTATION, noise=SKELLAM, accepted_server_epsilon=1.5)
+    with pytest.raises(ValueError, match=r"accepted_server_epsilon is 1\.5"):
+        guarantee(rotation)
+    assert guarantee(replace(rotation, accepted_server_epsilon=2.0)).epsilon_server <= 2.0
+    with pytest.raises(ValueError, match="accepted_server_epsilon must be above 0"):
+        replace(rotation, accepted_server_epsilon=math.nan)
+
+
+def test_the_statement_of_sampling_says_the_larger_figures_first():
+    found = guarantee(
+        POLICY(participation=POISSON, noise=CENTRAL, accepted_server_epsilon=math.inf)
+    )
+    places = [found.statement.index(part) for part in ("server is trusted", "ε = ∞",
+              "how many reported", "1,601", "(2.000, 1e-06)")]  # fmt: skip
+    assert places == sorted(places)
+    assert any("how many reported stay hidden" in line for line in found.assumptions)
+
+
+def test_a_trusted_server_is_named_under_rotation_too():
+    statement = guarantee(POLICY(participation=ROTATION, noise=CENTRAL)).statement
+    assert statement.startswith("The server is trusted")
 
 
 def test_narrow_discrete_gaussian_shares_are_refused():

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from scipy import stats
 
-from pfl_lm.dp.policy import Noise, Participation, Policy, boundary
+from pfl_lm.dp.policy import Noise, Participation, Policy
 
 KEYBOARD = Policy(
     unit="user",
@@ -39,8 +39,6 @@ ROTATION = replace(KEYBOARD, participation=Participation("rotation", min_separat
         ({"rounds": 0}, "rounds"),
         ({"neighboring": "add_remove"}, "share of the noise"),
         ({"participation": Participation("rotation", min_separation=500)}, "population of 2500000"),
-        ({"noise": Noise("device", "skellam")}, "use at least 0.09"),
-        ({"report_goal": 20, "noise": Noise("device", "skellam")}, "too few for Poisson"),
     ],
 )
 def test_refusals_name_the_field(change, message):
@@ -89,12 +87,25 @@ def test_rotation_counts_by_the_difference_of_rounds(rounds, separation, most):
     assert policy.participations == most == len(range(0, rounds, separation))
 
 
-def test_boundary_is_the_binomial_mass_below_the_least_count():
-    expected = stats.binom.pmf(89, 999, 0.1)
-    assert boundary(0.1, 1000, 90) == pytest.approx(expected, rel=1e-9)
-    assert boundary(0.1, 1000, 0) == 0.0
-    assert ROTATION.boundary_probability == 0.0
-    assert 2_000 * KEYBOARD.boundary_probability < 1e-7
+@pytest.mark.parametrize("kind", ["poisson", "fixed"])
+@pytest.mark.parametrize("dropout", [0.0, 0.1, 0.4])
+def test_sampling_beside_a_least_count_amplifies_nothing(kind, dropout):
+    """At a tolerated attendance one report is likely to decide whether a round opens."""
+    noise = Noise("device", "skellam", tolerated_dropout=dropout)
+    policy = replace(KEYBOARD, participation=Participation(kind), noise=noise)
+    attendance = policy.least_reports / policy.report_goal
+    decides = stats.binom.pmf(
+        policy.least_reports - 1, policy.population - 1, policy.rate * attendance
+    )
+    assert decides > 1000 * policy.delta
+    assert not policy.amplified
+    assert policy.event(1.0).rate == 1.0
+
+
+def test_sampling_amplifies_where_every_round_opens():
+    central = replace(KEYBOARD, noise=Noise("server", "gaussian"))
+    assert central.amplified
+    assert central.event(1.0).rate == 0.005
 
 
 def test_events_count_the_noise_that_came():

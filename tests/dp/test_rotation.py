@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from scipy.linalg import hadamard
 from scipy.stats import binomtest
 
-from pfl_lm.dp.bits import reproducible_bits
+from pfl_lm.dp.encoding import decode, protect
 from pfl_lm.dp.grid import Grid
-from pfl_lm.dp.mechanisms import decode, protect
 from pfl_lm.dp.rotation import Rotation, block_of
+from pfl_lm.dp.sampler.random_bits import reproducible_bits
 
 
 def seed_of(number: int) -> bytes:
@@ -47,7 +47,7 @@ def test_it_is_the_signed_hadamard_matrix_on_both_ends(dim):
 
 
 @pytest.mark.parametrize("dim", [1, 7, 8, 9, 100, 4097, 70_001, 530_000])
-def test_compiled_loops_rotate_as_numpy_does(dim, without_compiled):
+def test_the_kernel_rotates_as_numpy_does(dim, without_compiled):
     """From single numbers to transforms of several columns; an inverse without the compiler."""
     rows = np.random.default_rng(dim).standard_normal((2, dim)).astype(np.float32)
     rotation, turned = Rotation(dim, seed_of(dim)), rows.copy()

@@ -12,8 +12,8 @@ import torch
 
 from pfl_lm.evaluation import evaluate as module
 from pfl_lm.evaluation.evaluate import ModelScorer, evaluate
-from pfl_lm.language import models
-from pfl_lm.language.spec import ModelSpec
+from pfl_lm.models import models
+from pfl_lm.models.spec import ModelSpec
 
 PAD, UNK, BOS, EOS = range(4)
 
@@ -260,7 +260,7 @@ def test_a_model_scored_in_parts_is_the_model(tied):
 
 @pytest.mark.parametrize("shift", [0.0, -70.0, 95.0])
 @pytest.mark.parametrize("bias", [True, False])
-def test_compiled_loops_measure_what_tiles_do(monkeypatch, shift, bias):
+def test_the_kernel_measures_what_tiles_do(monkeypatch, shift, bias):
     """Also where powers without a maximum taken off would vanish or overflow."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -281,5 +281,6 @@ def test_compiled_loops_measure_what_tiles_do(monkeypatch, shift, bias):
     tiles = measure()
     torch.set_num_threads(threads)
     assert compiled.perplexity == pytest.approx(tiles.perplexity, rel=1e-5)
-    assert compiled.top3 == tiles.top3
-    assert compiled.keystrokes_saved == tiles.keystrokes_saved
+    one = 1.01 / tiles.predictions  # two all but equal scores may change places
+    assert compiled.top3 == pytest.approx(tiles.top3, abs=one)
+    assert compiled.keystrokes_saved == pytest.approx(tiles.keystrokes_saved, abs=one)

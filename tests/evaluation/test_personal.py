@@ -9,12 +9,12 @@ import pytest
 
 from pfl_lm.devices.batches import LocalTraining
 from pfl_lm.evaluation.personal import personal_gain
-from pfl_lm.language.models import LoraSpec, ModelSpec, initialise
-from pfl_lm.language.synthetic import SyntheticPopulation, synthetic_tokenizer
-from pfl_lm.payload import PayloadPlan
+from pfl_lm.models.models import LoraSpec, ModelSpec, initialise
+from pfl_lm.payload.layout import PayloadPlan
+from pfl_lm.text.synthetic.population import SyntheticPopulation, synthetic_tokenizer
 
 TOKENIZER = synthetic_tokenizer(300)
-SPEC = ModelSpec("cifg_lstm", 300, 8, hidden_dim=8, lora=LoraSpec(2), residual=4)
+SPEC = ModelSpec("cifg_lstm", 300, 8, hidden_dim=8, lora=LoraSpec(2), side_branch=4)
 LOCAL = LocalTraining(0.3, batch_size=4, epochs=4, gradient_clip=1.0, window=8)
 
 
@@ -29,7 +29,7 @@ class OneTrack:
         return np.asarray(words * (25 if user < 3 else 2), dtype=np.int32)
 
 
-@pytest.mark.parametrize("dense", ["biases", "lora", "residual"])
+@pytest.mark.parametrize("dense", ["biases", "lora", "side_branch"])
 def test_who_repeats_himself_gains(dense: str) -> None:
     parameters = initialise(SPEC, 0, TOKENIZER.unigram)
     before = {name: value.clone() for name, value in parameters.items()}

@@ -9,13 +9,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from pfl_lm.export import build, formats
-from pfl_lm.export.cost import Cost
-from pfl_lm.export.formats import Format
-from pfl_lm.export.ports import Graph
-from pfl_lm.payload import PayloadPlan
+from pfl_lm.export import build
+from pfl_lm.export.cost import RuntimeCost
+from pfl_lm.export.formats import registry as formats
+from pfl_lm.export.formats.registry import Format
+from pfl_lm.export.signature import ExportGraph
+from pfl_lm.payload.layout import PayloadPlan
 
-KEPT: dict[bytes, Graph] = {}  # by the content of their files
+KEPT: dict[bytes, ExportGraph] = {}  # by the content of their files
 
 
 @dataclass(frozen=True)
@@ -26,14 +27,14 @@ class Kept(Format):
         return SimpleNamespace(convert=convert, open=reopen)
 
 
-def convert(graph: Graph, precision: str, path: Path) -> list[str]:
+def convert(graph: ExportGraph, precision: str, path: Path) -> list[str]:
     content = hashlib.sha256(f"{graph.name} {precision} {id(graph)}".encode()).digest() * 40
     KEPT[content] = graph
     path.write_bytes(content)
     return ["kept in memory"]
 
 
-def reopen(path: Path, interface, threads: int):
+def reopen(path: Path, signature, threads: int):
     if path.read_bytes() not in KEPT:
         raise ValueError(f"{path.name}: the runtime refuses the file")
     return KEPT[path.read_bytes()]
@@ -47,20 +48,23 @@ def kept_format():
     kept = Kept(**fields | {"converter": (), "runtime": (), "distributions": ()})
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(formats.FORMATS, "onnx", kept)
-        patch.setattr(build, "measure", lambda *about: Cost(0.5, 0.9, 0.4, 1 << 20, 3.0))
+        patch.setattr(
+            build, "measure_cost", lambda *about: RuntimeCost(0.5, 0.9, 0.4, 1 << 20, 3.0)
+        )
         yield kept
 
 
 @pytest.fixture(scope="session")
 def run_folder(tiny_scenario, policy_file, new_watcher, tmp_path_factory) -> Path:
     """A finished run of three rounds on invented users, 300 words."""
-    import pfl_lm.world
-    from pfl_lm.simulate import simulate
+    import pfl_lm.run.setup
+    from pfl_lm.run.simulate import simulate
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pfl_lm.world, "PUBLIC_USERS", 20)
+        patch.setattr(pfl_lm.run.setup, "PUBLIC_USERS", 20)
         payload = PayloadPlan(rows=120, draw="unigram")
-        scenario = tiny_scenario(policy=policy_file(), rounds=3, payload=payload)
+        policy = policy_file(participation='{ kind = "rotation", min_separation = 6 }')
+        scenario = tiny_scenario(policy=policy, rounds=3, payload=payload)
         return simulate(scenario, tmp_path_factory.mktemp("export") / "run", new_watcher()).path
 
 
@@ -77,10 +81,10 @@ def source(run_folder):
 @pytest.fixture(scope="session")
 def text(source):
     """A little of what the invented held-out users wrote."""
-    from pfl_lm.cli.evaluate import invented_users
     from pfl_lm.export.parity import HeldOutText
+    from pfl_lm.run.held_out import invented_people
 
-    _, people = invented_users(source.model, source.manifest)
+    people = invented_people(source.model, source.manifest).population
     return HeldOutText("invented users", people, source.tokenizer, "validation", 8, 60, 20)
 
 
@@ -88,5 +92,5 @@ def text(source):
 def bundle_folder(kept_format, source, text, tmp_path_factory) -> Path:
     """A bundle of that run in the kept format, fp32 and int8."""
     folder = tmp_path_factory.mktemp("bundles") / "bundle"
-    build.export(source, folder, build.Choice(formats=("onnx",)), text)
+    build.export(source, folder, build.ExportConfig(formats=("onnx",)), text)
     return folder

@@ -10,12 +10,12 @@ from dataclasses import replace
 
 import pytest
 
-from pfl_lm.export import build
+from pfl_lm.export import build, card
 from pfl_lm.export.bundle import opened
 from pfl_lm.export.source import open_source
 from pfl_lm.files import sha256_of
-from pfl_lm.language.tokenizer import Tokenizer
-from pfl_lm.runs import RunFolder
+from pfl_lm.run.folder import RunFolder
+from pfl_lm.text.tokenizer import Tokenizer
 
 FILES = {
     "MODEL_CARD.md", "blocklist.txt", "personal.f32", "privacy.json", "testvectors.json",
@@ -26,9 +26,9 @@ FILES = {
 }  # fmt: skip
 
 
-def small(**changes) -> build.Choice:
+def small(**changes) -> build.ExportConfig:
     fields = {"formats": ("onnx",), "precisions": ("fp32",), "train": False, "personal": False}
-    return build.Choice(**{**fields, **changes})
+    return build.ExportConfig(**{**fields, **changes})
 
 
 def leftovers(folder) -> list[str]:
@@ -46,13 +46,13 @@ class TestWhatIsInIt:
     def test_the_index_tells_a_phone_all_it_needs(self, bundle_folder, source):
         index = json.loads((bundle_folder / "bundle.json").read_text())
         entry = next(g for g in index["graphs"] if g["precision"] == "int8")
-        inputs = {name: (dtype, shape) for name, dtype, shape in entry["interface"]["inputs"]}
+        inputs = {name: (dtype, shape) for name, dtype, shape in entry["signature"]["inputs"]}
         assert inputs["token"] == ("int32", [1])
         assert inputs["mask"] == ("float32", [1, 300])
-        assert set(entry["interface"]["state"].values()) <= set(inputs)
+        assert set(entry["signature"]["state"].values()) <= set(inputs)
         assert {"least_runtime", "versions", "notes", "parity", "cost"} <= set(entry)
         assert entry["parity"]["top3_agreement"] == 1.0
-        assert index["words"]["special_ids"]["bos_id"] == 2
+        assert index["vocabulary"]["special_ids"]["bos_id"] == 2
         assert index["run"]["ledger_head"] == source.identity["ledger_head"]
 
     def test_the_words_are_the_run_s(self, bundle_folder, source):
@@ -68,9 +68,26 @@ class TestWhatIsInIt:
             found = values[first : first + tensor.numel()].reshape(lies[name]["shape"])
             assert (found == tensor.numpy()).all(), name
 
+    def test_the_card_leads_with_the_figure_against_everyone(self, bundle_folder):
+        page = (bundle_folder / "MODEL_CARD.md").read_text()
+        assert "ε = 2.000 against everyone, the honest-but-curious server included" in page
+
+    def test_counts_of_poisson_rounds_are_not_published(self, source, tmp_path):
+        content = source.manifest.content
+        policy = content["policy"] | {"participation": {"kind": "poisson"}}
+        manifest = replace(source.manifest, content=content | {"policy": policy})
+        sampled = replace(source, manifest=manifest)
+        for name, one in (("rotation", source), ("poisson", sampled)):
+            (tmp_path / name).mkdir()
+            card.write_provenance(tmp_path / name, one)
+        assert (tmp_path / "rotation" / "provenance" / "ledger.jsonl").exists()
+        assert not (tmp_path / "poisson" / "provenance" / "ledger.jsonl").exists()
+        stated = json.loads((tmp_path / "poisson" / "privacy.json").read_text())
+        assert stated["ledger"]["head"] == source.identity["ledger_head"]
+
     def test_the_card_carries_both_statements_and_the_figures(self, bundle_folder, source):
         page = (bundle_folder / "MODEL_CARD.md").read_text()
-        statements = source.manifest["statements"]
+        statements = source.manifest.content["statements"]
         assert statements["guaranteed"] in page
         assert statements["simulated"] in page
         assert source.identity["ledger_head"] in page
@@ -90,26 +107,26 @@ class TestWhatIsInIt:
 
 class TestBlockedWords:
     def test_are_never_suggested_and_counted(self, kept_format, source, text, tmp_path):
-        first = build.predict(source.model, best=1, blocked=source.tokenizer.specials)
+        first = build.predict_graph(source.model, best=1, blocked=source.tokenizer.specials)
         favourite = int(first(**first.start)["words"][0, 0])
         word = source.tokenizer.words[favourite]
         (tmp_path / "blocked.txt").write_text(f"{word}\nnot-a-word\n")
-        choice = small(block_list=tmp_path / "blocked.txt", least_agreement=0.0)
-        build.export(source, tmp_path / "bundle", choice, text)
+        config = small(block_list=tmp_path / "blocked.txt", least_agreement=0.0)
+        build.export(source, tmp_path / "bundle", config, text)
         told = json.loads((tmp_path / "bundle" / "testvectors.json").read_text())
         suggested = {
             word for text in told["predict"]["reference"] for key in text for word in key["words"]
         }
         assert favourite not in suggested
         with opened(tmp_path / "bundle") as bundle:
-            assert bundle.index.words["blocked"]["words"] == 1
-            assert bundle.path("blocklist.txt").read_text() == f"{word}\n"
+            assert bundle.index.vocabulary["blocked"]["words"] == 1
+            assert bundle.path("blocklist.txt").read_text().split() == sorted([word, "not-a-word"])
 
     def test_a_list_without_any_known_word_is_refused(self, kept_format, source, text, tmp_path):
         (tmp_path / "blocked.txt").write_text("zzzz\n")
-        choice = small(block_list=tmp_path / "blocked.txt")
+        config = small(block_list=tmp_path / "blocked.txt")
         with pytest.raises(ValueError, match="none of its words is in the vocabulary"):
-            build.export(source, tmp_path / "bundle", choice, text)
+            build.export(source, tmp_path / "bundle", config, text)
         assert leftovers(tmp_path) == ["blocked.txt"]
 
 
@@ -144,13 +161,14 @@ class TestWholeOrNotAtAll:
 import sys, time
 from types import SimpleNamespace
 sys.path.insert(0, {str(build.Path(__file__).parent)!r})
-from pfl_lm.export import build, formats
+from pfl_lm.export import build, card
+from pfl_lm.export.formats import registry as formats
 from pfl_lm.cli import export as verb
 def stop(*about):
     print("half way", flush=True)
     time.sleep(60)
 build.read = stop
-build.Choice.__post_init__ = lambda self: None
+build.ExportConfig.__post_init__ = lambda self: None
 verb.run_(build.Path({str(run_folder)!r}), build.Path({str(tmp_path / "bundle")!r}), None, None,
           "validation", "onnx", "fp32", None, 0.98, 0.9, 60, True, True, False)
 """
@@ -172,10 +190,10 @@ verb.run_(build.Path({str(run_folder)!r}), build.Path({str(tmp_path / "bundle")!
 
     def test_what_does_not_hold_is_not_kept(self, kept_format, source, text, tmp_path):
         """Before it becomes visible, an export is verified as `export verify` does."""
-        from pfl_lm.export import vectors
+        from pfl_lm.export import test_vectors
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(vectors, "text_vectors", lambda *about: [{"text": "a", "ids": [9]}])
+            patch.setattr(test_vectors, "text_vectors", lambda *about: [{"text": "a", "ids": [9]}])
             with pytest.raises(ValueError, match=r"nothing was kept.*tokenizer"):
                 build.export(source, tmp_path / "bundle", small(), text)
         assert leftovers(tmp_path) == []
@@ -183,19 +201,41 @@ verb.run_(build.Path({str(run_folder)!r}), build.Path({str(tmp_path / "bundle")!
 
 class TestWhatCannotBeExported:
     def test_a_missing_toolchain_names_its_extra(self):
-        from pfl_lm.export.formats import FORMATS
+        from pfl_lm.export.formats.registry import FORMATS
 
         absent = [name for name, known in FORMATS.items() if known.missing()]
         if not absent:
             pytest.skip("every toolchain is installed here")
         with pytest.raises(ValueError, match=rf"pfl-lm\[{absent[0]}\]"):
-            build.Choice(formats=(absent[0],))
+            build.ExportConfig(formats=(absent[0],))
+
+    @pytest.mark.parametrize("fields", [{"formats": ()}, {"precisions": ()}])
+    def test_no_format_or_no_precision(self, kept_format, fields):
+        name = next(iter(fields))
+        with pytest.raises(ValueError, match=f"--{name} names none: name one or more"):
+            build.ExportConfig(**{"formats": ("onnx",), **fields})
+
+    def test_without_formats_those_that_are_installed_are_written(self, monkeypatch, capsys):
+        from pfl_lm.cli.export import _formats
+        from pfl_lm.export.formats import registry
+
+        absent = {"litert", "coreml"}
+        monkeypatch.setattr(
+            registry.Format, "missing", lambda known: "install it" * (known.name in absent)
+        )
+        assert _formats(None) == ("onnx", "executorch")
+        said = capsys.readouterr().err
+        assert said == "litert is left out: install it\ncoreml is left out: install it\n"
+        assert _formats("litert, onnx") == ("litert", "onnx")
+        absent |= {"onnx", "executorch"}
+        with pytest.raises(ValueError, match="no format's toolchain is installed; the extras are"):
+            _formats(None)
 
     def test_an_unknown_format_or_precision(self, kept_format):
         with pytest.raises(ValueError, match="must be one of"):
-            build.Choice(formats=("wasm",))
+            build.ExportConfig(formats=("wasm",))
         with pytest.raises(ValueError, match="must be one of"):
-            build.Choice(formats=("onnx",), precisions=("int3",))
+            build.ExportConfig(formats=("onnx",), precisions=("int3",))
 
     def test_a_run_that_has_not_ended(self, run_folder, tmp_path):
         copy = tmp_path / "run"

@@ -44,13 +44,14 @@ def test_a_missing_tokenizer_is_named(kept_format, run_folder, tmp_path):
     import json
     import shutil
 
-    shutil.copytree(run_folder, tmp_path / "run")
-    path = tmp_path / "run" / "manifest.json"
+    run = tmp_path / "project" / "runs" / "run"  # beside no other test's vocabulary
+    shutil.copytree(run_folder, run)
+    path = run / "manifest.json"
     content = json.loads(path.read_text())
     content["scenario"]["population"]["kind"] = "store"
     path.write_text(json.dumps(content))
     with pytest.raises(ValueError, match="--tokenizer is missing"):
-        call("export", tmp_path / "run", "-o", tmp_path / "phone", "--formats", "onnx")
+        call("export", run, "-o", tmp_path / "phone", "--formats", "onnx")
 
 
 def test_a_bundle_without_onnx_has_no_keyboard(bundle_folder):

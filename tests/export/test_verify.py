@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import zipfile
+from copy import copy as copy_of
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from pfl_lm.export import build, formats, vectors, verify
+from pfl_lm.export import build, test_vectors, verify
 from pfl_lm.export import bundle as names
-from pfl_lm.export.bundle import BundleError, opened, pack, write_index
-from pfl_lm.export.lessons import first_task
-from pfl_lm.export.verify import Finding, verify_bundle
+from pfl_lm.export.bundle import BundleError, opened, write_index, write_zip
+from pfl_lm.export.formats import registry as formats
+from pfl_lm.export.graphs.train_artifact import first_task
+from pfl_lm.export.verify import BundleCheck, verify_bundle
+from pfl_lm.run.folder import digest_of
 
 
 @pytest.fixture
@@ -22,7 +26,7 @@ def copy(bundle_folder, tmp_path) -> Path:
     return Path(shutil.copytree(bundle_folder, tmp_path / "copy"))
 
 
-def findings(path: Path, run: Path | None = None) -> list[Finding]:
+def findings(path: Path, run: Path | None = None) -> list[BundleCheck]:
     with opened(path) as bundle:
         return list(verify_bundle(bundle, run))
 
@@ -56,14 +60,14 @@ class TestAWholeBundle:
 
     def test_holds_as_a_zip_of_the_same_bytes(self, bundle_folder, tmp_path):
         for name in ("one.zip", "two.zip"):
-            pack(bundle_folder, tmp_path / name)
+            write_zip(bundle_folder, tmp_path / name)
         assert (tmp_path / "one.zip").read_bytes() == (tmp_path / "two.zip").read_bytes()
         assert all(finding.holds for finding in findings(tmp_path / "one.zip"))
 
     def test_a_runtime_that_is_not_here_is_said_to_be_not_run(self, bundle_folder, kept_format):
         from dataclasses import replace
 
-        from pfl_lm.export import formats
+        from pfl_lm.export.formats import registry as formats
 
         with pytest.MonkeyPatch.context() as patch:
             absent = replace(kept_format, runtime=("no_such_runtime",))
@@ -97,19 +101,40 @@ class TestDamage:
 
     @pytest.mark.parametrize("keep", [0.0, 0.3, 0.9, 0.999])
     def test_a_truncated_zip(self, bundle_folder, tmp_path, keep):
-        pack(bundle_folder, tmp_path / "bundle.zip")
+        write_zip(bundle_folder, tmp_path / "bundle.zip")
         content = (tmp_path / "bundle.zip").read_bytes()
         (tmp_path / "bundle.zip").write_bytes(content[: int(len(content) * keep)])
         with pytest.raises(BundleError, match="cut off or damaged"):
             findings(tmp_path / "bundle.zip")
 
     def test_a_damaged_zip(self, bundle_folder, tmp_path):
-        pack(bundle_folder, tmp_path / "bundle.zip")
+        write_zip(bundle_folder, tmp_path / "bundle.zip")
         content = bytearray((tmp_path / "bundle.zip").read_bytes())
         content[len(content) // 2] ^= 0xFF
         (tmp_path / "bundle.zip").write_bytes(content)
         with pytest.raises(BundleError, match="cut off or damaged"):
             findings(tmp_path / "bundle.zip")
+
+    def test_what_desktops_leave_in_folders_is_no_damage(self, copy):
+        (copy / ".DS_Store").write_bytes(b"\0")
+        (copy / "__MACOSX").mkdir()
+        (copy / "__MACOSX" / "._bundle.json").write_bytes(b"\0")
+        assert all(finding.holds is not False for finding in findings(copy))
+
+    def test_a_zip_with_the_folder_itself(self, copy, tmp_path):
+        (tmp_path / "outer").mkdir()
+        copy.rename(tmp_path / "outer" / "copy")
+        write_zip(tmp_path / "outer", tmp_path / "deep.zip")
+        with pytest.raises(BundleError, match=r"deep\.zip: .*one folder too deep.*copy"):
+            findings(tmp_path / "deep.zip")
+
+    @pytest.mark.parametrize("name", ["bundle.json", "another.json"])
+    def test_a_zip_without_an_index_is_named(self, name, tmp_path):
+        (tmp_path / "outer").mkdir()
+        (tmp_path / "outer" / name).write_text("[]")
+        write_zip(tmp_path / "outer", tmp_path / "x.zip")
+        with pytest.raises(BundleError, match=r"x\.zip"):
+            findings(tmp_path / "x.zip")
 
     def test_a_zip_that_reaches_outside_itself(self, tmp_path):
         with zipfile.ZipFile(tmp_path / "bundle.zip", "w") as archive:
@@ -117,6 +142,90 @@ class TestDamage:
         with pytest.raises(BundleError, match="outside itself"):
             findings(tmp_path / "bundle.zip")
         assert not (tmp_path.parent / "evil").exists()
+
+    @pytest.mark.parametrize(
+        "name", ["/etc/evil", "a/../../evil", "..", "C:evil", "C:/evil", "a\\..\\evil", "a\nb"]
+    )
+    def test_a_name_that_leads_out_of_a_zip(self, name, tmp_path):
+        with zipfile.ZipFile(tmp_path / "bundle.zip", "w") as archive:
+            archive.writestr(zipfile.ZipInfo("ok"), "1")
+            entry = zipfile.ZipInfo("x")
+            entry.filename = name
+            archive.writestr(entry, "1")
+        with pytest.raises(BundleError, match="outside itself"):
+            findings(tmp_path / "bundle.zip")
+
+    def test_a_link_in_a_zip_and_a_name_twice(self, tmp_path):
+        link = zipfile.ZipInfo("link")
+        link.external_attr = 0o120777 << 16
+        for number, entries in enumerate((["a", link], ["a", "b", "A"])):
+            path = tmp_path / f"{number}.zip"
+            with zipfile.ZipFile(path, "w") as archive:
+                for entry in entries:
+                    archive.writestr(entry, "/etc/passwd")
+            with pytest.raises(BundleError, match="symbolic link" if number == 0 else "'A' twice"):
+                findings(path)
+
+    def test_a_zip_bomb_is_refused_before_it_is_unpacked(self, tmp_path):
+        """A gigabyte of zeros in a megabyte, and members that share their bytes."""
+        path = tmp_path / "bomb.zip"
+        with (
+            zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive,
+            archive.open("zeros", "w", force_zip64=True) as member,
+        ):
+            for _ in range(300):
+                member.write(bytes(1 << 20))
+        with pytest.raises(BundleError, match="would unpack to 314,572,800 bytes"):
+            findings(path)
+        with zipfile.ZipFile(tmp_path / "quoted.zip", "w") as archive:
+            archive.writestr("a", os.urandom(10_000))
+            for number in range(100):  # the directory names the same bytes again and again
+                again = copy_of(archive.infolist()[0])
+                again.filename = f"b{number}"
+                archive.filelist.append(again)
+                archive._didModify = True
+        with pytest.raises(BundleError, match="members overlap"):
+            findings(tmp_path / "quoted.zip")
+
+    @pytest.mark.parametrize("name", ["../evil", "/etc/passwd", "graphs/../../evil", "C:evil", ""])
+    def test_an_index_whose_names_lead_out(self, copy, name):
+        content = json.loads((copy / names.INDEX).read_text())
+        graphs = [{**content["graphs"][0], "path": name, "name": name.rpartition("/")[2]}]
+        index_again(copy, graphs=graphs)
+        with pytest.raises(BundleError, match="names a file outside the bundle"):
+            findings(copy)
+
+    def test_an_index_with_a_graph_of_another_name(self, copy):
+        content = json.loads((copy / names.INDEX).read_text())
+        index_again(copy, graphs=[{**content["graphs"][0], "name": "../../evil"}])
+        with pytest.raises(BundleError, match="another name than its path"):
+            findings(copy)
+
+    def test_vectors_that_lead_out_of_the_bundle(self, copy):
+        vectors = json.loads((copy / names.VECTORS).read_text())
+        step = vectors["train_step"]
+        step["inputs"] = dict.fromkeys(step["inputs"], "../../../etc/passwd")
+        (copy / names.VECTORS).write_text(json.dumps(vectors))
+        index_again(copy)
+        assert "names a file outside itself" in failure(copy)
+
+    @pytest.mark.parametrize("place", ["weights.f32", "graphs"])
+    def test_a_link_in_a_folder(self, copy, tmp_path, place):
+        """The same bytes behind a link to another place: a bundle holds files alone."""
+        (copy / place).rename(tmp_path / "elsewhere")
+        (copy / place).symlink_to(tmp_path / "elsewhere")
+        assert f"files: {place} is a symbolic link" in failure(copy)
+
+    def test_json_nested_too_deep(self, copy):
+        (copy / names.INDEX).write_text("[" * 100_000)
+        with pytest.raises(BundleError, match="damaged"):
+            findings(copy)
+
+    def test_an_index_without_a_head(self, copy):
+        content = json.loads((copy / names.INDEX).read_text())
+        run = {key: value for key, value in content["run"].items() if key != "ledger_head"}
+        index_again(copy, run=run)
+        assert failure(copy).startswith("of one piece: provenance or privacy.json lacks")
 
     @pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"schema": 1}', "\x00\xff"])
     def test_an_index_that_is_none(self, copy, content):
@@ -143,6 +252,19 @@ class TestDamage:
 
 class TestAMixture:
     """The index was written anew, so that all checksums fit; the parts betray one another."""
+
+    def test_a_poisson_run_s_bundle_needs_no_ledger_and_another_does(self, copy):
+        manifest = json.loads((copy / names.MANIFEST).read_text())
+        policy = manifest["policy"] | {"participation": {"kind": "poisson"}}
+        (copy / names.LEDGER).unlink()
+        index_again(copy)
+        assert "the ledger does not hold" in failure(copy)
+        edit_json(copy / names.MANIFEST, policy=policy)
+        run = json.loads((copy / names.INDEX).read_text())["run"]
+        digest = digest_of(manifest | {"policy": policy})
+        index_again(copy, run=run | {"manifest_digest": digest})
+        found = findings(copy)
+        assert all(finding.holds for finding in found), found
 
     def test_another_run_s_manifest(self, copy):
         edit_json(copy / names.MANIFEST, run="another")
@@ -173,7 +295,7 @@ class TestAMixture:
         assert "the block list is another" in failure(copy)
 
     def test_another_vocabulary(self, copy):
-        from pfl_lm.language.synthetic import synthetic_tokenizer
+        from pfl_lm.text.synthetic.population import synthetic_tokenizer
 
         shutil.rmtree(copy / names.TOKENIZER)
         synthetic_tokenizer(301).save(copy / names.TOKENIZER)
@@ -236,8 +358,8 @@ class TestAWrongConversion:
                 return lambda **given: wrong(run, task, given)
 
             monkeypatch.setattr(verify, "open_file", opened_wrongly)
-            choice = build.Choice(formats=("onnx",), precisions=("fp32",), personal=False)
-            build.export(source, tmp_path / "bundle", choice, text)
+            config = build.ExportConfig(formats=("onnx",), precisions=("fp32",), personal=False)
+            build.export(source, tmp_path / "bundle", config, text)
 
         return export
 
@@ -262,7 +384,7 @@ class TestAnOldBundle:
         assert "the run's model has changed" in failure(bundle_folder, run)
 
     def test_of_another_run(self, bundle_folder, tiny_scenario, new_watcher, tmp_path):
-        from pfl_lm.simulate import simulate
+        from pfl_lm.run.simulate import simulate
 
         other = simulate(tiny_scenario(rounds=1, seed=8), tmp_path / "other", new_watcher()).path
         assert "is another run" in failure(bundle_folder, other)
@@ -273,16 +395,16 @@ class TestTheComparison:
 
     def test_accepts_small_differences_and_swapped_neighbours(self):
         near = [{"words": [5, 6, 8], "scores": [3.05, 1.96, 0.02]}]
-        assert vectors.differences(near, self.STATED, 0.1) == ""
+        assert test_vectors.differences(near, self.STATED, 0.1) == ""
 
     def test_refuses_a_score_too_far(self):
         far = [{"words": [5, 6, 7], "scores": [3.3, 2.0, 0.0]}]
-        assert "0.3 away" in vectors.differences(far, self.STATED, 0.1)
+        assert "0.3 away" in test_vectors.differences(far, self.STATED, 0.1)
 
     def test_refuses_a_leading_word_that_is_gone(self):
         gone = [{"words": [5, 9, 7], "scores": [3.0, 2.0, 0.0]}]
-        assert "word 6 is not suggested" in vectors.differences(gone, self.STATED, 0.1)
+        assert "word 6 is not suggested" in test_vectors.differences(gone, self.STATED, 0.1)
 
     def test_refuses_what_is_no_number(self):
         broken = [{"words": [5, 6, 7], "scores": [float("nan"), 2.0, 0.0]}]
-        assert vectors.differences(broken, self.STATED, 0.1)
+        assert test_vectors.differences(broken, self.STATED, 0.1)

@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pfl_lm.interop.lines import Line, build_from_lines
 from pfl_lm.interop.tff import Worker, find_python
-from pfl_lm.language.population import PopulationStore
-from pfl_lm.language.population_build import BuildOptions
-from pfl_lm.language.synthetic import synthetic_tokenizer
-from pfl_lm.language.tokenizer import Tokenizer
+from pfl_lm.text.population import PopulationStore
+from pfl_lm.text.population_build import BuildOptions, Input, build_population
+from pfl_lm.text.records import Message
+from pfl_lm.text.synthetic.population import synthetic_tokenizer
+from pfl_lm.text.tokenizer import Tokenizer
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 USERS = 30
@@ -29,12 +29,12 @@ def tokenizer() -> Tokenizer:
 
 
 @pytest.fixture(scope="session")
-def lines(tokenizer: Tokenizer) -> list[Line]:
+def lines(tokenizer: Tokenizer) -> list[Message]:
     """Messages of a few users, mixed; some words are outside the vocabulary."""
     draw = np.random.default_rng(5)
     words = np.array([*tokenizer.words[4:], "qqq"])
     return [
-        Line(None, f"user{draw.integers(USERS)}", " ".join(draw.choice(words, draw.integers(1, 9))))
+        Message(f"user{draw.integers(USERS)}", " ".join(draw.choice(words, draw.integers(1, 9))))
         for _ in range(150)
     ]
 
@@ -43,7 +43,7 @@ def lines(tokenizer: Tokenizer) -> list[Line]:
 def store(tokenizer, lines, tmp_path_factory) -> PopulationStore:
     folder = tmp_path_factory.mktemp("population") / "store"
     options = BuildOptions(fractions=(0.6, 0.2, 0.2), keep_user_ids=True)
-    build_from_lines("test", lines, tokenizer, folder, options)
+    build_population([Input(Path("test"), records=lines)], tokenizer, folder, options)
     return PopulationStore.open(folder)
 
 

@@ -8,10 +8,10 @@ import sqlite3
 import pytest
 
 from pfl_lm.interop.exports import example, export_leaf, export_sqlite
-from pfl_lm.interop.imports import import_population
-from pfl_lm.language.population import SPLITS, PopulationStore
-from pfl_lm.language.population_build import BuildOptions
-from pfl_lm.language.synthetic import synthetic_tokenizer
+from pfl_lm.interop.imports import import_population, sqlite_splits
+from pfl_lm.text.population import SPLITS, PopulationStore
+from pfl_lm.text.population_build import BuildOptions
+from pfl_lm.text.synthetic.population import synthetic_tokenizer
 
 KEEP = BuildOptions(keep_user_ids=True, text_field="x")
 
@@ -22,6 +22,52 @@ def test_leaf_there_and_back_is_the_same_population(store, tokenizer, streams, t
     again = PopulationStore.open(tmp_path / "again")
     assert streams(again) == streams(store)
     assert written == sum(store.profile["splits"][split]["messages"] for split in SPLITS)
+
+
+def test_leaf_there_and_back_keeps_who_is_held_out(store, tokenizer, tmp_path):
+    export_leaf(store, tokenizer, tmp_path / "leaf")
+    profile = import_population("leaf", str(tmp_path / "leaf"), tokenizer, tmp_path / "again", KEEP)
+    again = PopulationStore.open(tmp_path / "again")
+    for split in SPLITS:
+        assert set(again.user_ids(split)) == set(store.user_ids(split))
+    assert {item["split"] for item in profile["provenance"]["inputs"]} == {"as its records state"}
+
+
+def test_leaf_files_of_others_are_split_by_user(tmp_path, tokenizer):
+    word = tokenizer.words[10]
+    for part in ("train", "test"):  # LEAF has each user in both
+        data = {f"u{i}": {"x": [word], "y": [0]} for i in range(20)}
+        (tmp_path / "leaf" / part).mkdir(parents=True)
+        path = tmp_path / "leaf" / part / "data.json"
+        path.write_text(json.dumps({"users": list(data), "user_data": data}))
+    profile = import_population("leaf", str(tmp_path / "leaf"), tokenizer, tmp_path / "store", KEEP)
+    assert sum(row["users"] for row in profile["splits"].values()) == 20
+    assert {item["split"] for item in profile["provenance"]["inputs"]} == {"by user digest"}
+
+
+def test_clients_of_an_sqlite_file_keep_their_splits(store, tokenizer, tmp_path):
+    export_sqlite(store, tokenizer, tmp_path / "clients.sqlite")
+    splits, note = sqlite_splits(tmp_path / "clients.sqlite")
+    assert splits == {name: split for split in SPLITS for name in store.user_ids(split)}
+    assert "stay" in note
+
+
+def test_clients_in_two_splits_are_divided_anew_and_it_is_said(store, tokenizer, tmp_path):
+    path = tmp_path / "clients.sqlite"
+    export_sqlite(store, tokenizer, path)
+    with sqlite3.connect(path) as file:
+        client = next(store.user_ids("train"))
+        file.execute("INSERT INTO client_metadata VALUES (?, 'test', 1)", (client,))
+    assert sqlite_splits(path) == (
+        {},
+        "clients are split by their digest: the file's splits are not kept",
+    )
+
+
+def test_another_file_is_no_client_data(tmp_path):
+    (tmp_path / "a.sqlite").write_text("no database, but text that is long enough to be read")
+    with pytest.raises(ValueError, match="not a client data file"):
+        sqlite_splits(tmp_path / "a.sqlite")
 
 
 def test_leaf_files_have_what_leaf_asks_for(store, tokenizer, tmp_path):

@@ -14,19 +14,18 @@ import numpy as np
 import pytest
 
 from pfl_lm.interop.exports import export_leaf
-from pfl_lm.interop.hugging_face import lines_of
+from pfl_lm.interop.hugging_face import records_of
 from pfl_lm.interop.imports import import_population
-from pfl_lm.interop.lines import build_from_lines
 from pfl_lm.interop.pfl_research import federated_dataset
-from pfl_lm.language.population import SPLITS, PopulationStore, windows
-from pfl_lm.language.population_build import BuildOptions
+from pfl_lm.text.population import SPLITS, PopulationStore, windows
+from pfl_lm.text.population_build import BuildOptions, Input, build_population
 
 KEEP = BuildOptions(keep_user_ids=True)
 
 
 def by_user(lines, tokenizer) -> dict[str, list[int]]:
     streams: dict[str, list[int]] = defaultdict(list)
-    for _, user, text in lines:
+    for user, text, _ in lines:
         streams[user] += [2, *tokenizer.encode(text), 3]
     return streams
 
@@ -45,7 +44,7 @@ def datasets():
 
 @pytest.fixture(scope="module")
 def rows(datasets, lines):
-    columns = {"author": [u for _, u, _ in lines], "body": [t for _, _, t in lines]}
+    columns = {"author": [line.user for line in lines], "body": [line.text for line in lines]}
     return datasets.Dataset.from_dict({**columns, "score": list(range(len(lines)))})
 
 
@@ -61,8 +60,8 @@ def reader():
 
 class TestHuggingFace:
     def test_a_dataset_in_memory(self, rows, lines, tokenizer, streams, tmp_path):
-        found = lines_of(rows, "author", "body")
-        build_from_lines("hf", found, tokenizer, tmp_path / "store", KEEP)
+        found = records_of(rows, "author", "body")
+        build_population([Input(Path("hf"), records=found)], tokenizer, tmp_path / "store", KEEP)
         assert streams(PopulationStore.open(tmp_path / "store")) == by_user(lines, tokenizer)
 
     def test_a_saved_dataset(self, rows, lines, tokenizer, streams, tmp_path):
@@ -104,7 +103,7 @@ class TestHuggingFace:
 
     def test_mistakes(self, rows, tmp_path):
         with pytest.raises(ValueError, match="its columns are author, body, score"):
-            list(lines_of(rows, "user", "body"))
+            list(records_of(rows, "user", "body"))
         rows.save_to_disk(tmp_path / "saved")
         with pytest.raises(ValueError, match="no split 'dev'"):
             import_population("hf", str(tmp_path / "saved"), None, tmp_path / "x", KEEP, "dev")

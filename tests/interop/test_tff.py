@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pfl_lm.dp.bits import reproducible_bits
+from pfl_lm.dp.encoding import decode, protect
 from pfl_lm.dp.grid import Grid
-from pfl_lm.dp.mechanisms import decode, protect
+from pfl_lm.dp.sampler.random_bits import reproducible_bits
 from pfl_lm.interop.tff import TffFailed, Worker
-from pfl_lm.interop.tff_sum import TffMean
-from pfl_lm.model_file import load_model
-from pfl_lm.simulate import simulate
+from pfl_lm.interop.tff_sum import TffAggregator, TffMean, external_aggregator
+from pfl_lm.models.file import load_model
+from pfl_lm.run.simulate import simulate
 
 CLIENTS, DIM, CLIP = 8, 20_000, 0.5
 
@@ -68,6 +68,7 @@ def test_a_run_summed_by_tff_is_the_run_summed_here(
             tiny_scenario(reproducible=True, rounds=2, aggregator=how),
             tmp_path / how,
             new_watcher(),
+            external=external_aggregator(how),
         )
         for how in ("exact", "tff")
     ]
@@ -97,7 +98,7 @@ def test_a_run_under_a_policy_says_that_it_guarantees_nothing(
     )
     scenario = tiny_scenario(policy=policy, rounds=2, aggregator="tff")
     watcher = new_watcher()
-    run = simulate(scenario, tmp_path / "run", watcher)
+    run = simulate(scenario, tmp_path / "run", watcher, external=TffAggregator())
     said = run.manifest()["statements"]["guaranteed"]
     assert said.startswith("Nothing for this very model: ")
     assert "tensorflow-federated draws the noise" in said

@@ -12,8 +12,9 @@ import pytest
 
 from pfl_lm.interop.exports import export_sqlite
 from pfl_lm.interop.imports import import_population
-from pfl_lm.language.population import SPLITS, PopulationStore, windows
-from pfl_lm.language.population_build import BuildOptions
+from pfl_lm.text.population import SPLITS, PopulationStore, windows
+from pfl_lm.text.population_build import BuildOptions
+from pfl_lm.text.records import Message
 
 # Writes, with TensorFlow's own encoders, what TFF's public data sets look like.
 WRITE = """
@@ -47,13 +48,13 @@ post = dict(creation_date="2018-01-02", score=3, tags="a|b", title="t", type="an
 parts = ("train", "heldout", "test")
 part = lambda user: parts[1] if int(user[4:]) % 4 == 0 else parts[0]
 write("stackoverflow.sqlite",
-      [(part(u), u, dict(post, tokens=t)) for _, u, t in lines]
+      [(part(u), u, dict(post, tokens=t)) for u, t, _ in lines]
       + [("test", "user1", dict(post, tokens="later"))])
 write("shakespeare.sqlite",
-      [(("train", "test")[i % 3 == 0], u, dict(snippets=t)) for i, (_, u, t) in enumerate(lines)])
+      [(("train", "test")[i % 3 == 0], u, dict(snippets=t)) for i, (u, t, _) in enumerate(lines)])
 with h5py.File(os.path.join(folder, "clients.h5"), "w") as file:
     by_client = {}
-    for _, u, t in lines:
+    for u, t, _ in lines:
         by_client.setdefault(u, []).append(t)
     for u, texts in by_client.items():
         file.create_group("examples/" + u)["tokens"] = texts
@@ -122,8 +123,8 @@ def host(files):
 
 def expected(lines, tokenizer, order=lambda rows: rows) -> dict[str, list[int]]:
     streams: dict[str, list[int]] = defaultdict(list)
-    for _, user, text in order(lines):
-        streams[user] += [2, *tokenizer.encode(text), 3]
+    for message in order(lines):
+        streams[message.user] += [2, *tokenizer.encode(message.text), 3]
     return streams
 
 
@@ -134,7 +135,7 @@ def test_files_in_tffs_format_become_a_store(
     path = files / {"sqlite": "stackoverflow.sqlite", "hdf5": "clients.h5"}[source]
     import_population(f"tff-{source}", str(path), tokenizer, tmp_path / "store", KEEP)
     if source == "sqlite":  # all its parts, so also what `test` holds of a user
-        lines = [*lines, (None, "user1", "later")]
+        lines = [*lines, Message("user1", "later")]
     assert streams(PopulationStore.open(tmp_path / "store")) == expected(lines, tokenizer)
 
 
@@ -148,8 +149,8 @@ def test_stackoverflow_is_downloaded_once_and_keeps_held_out_users_apart(
         )  # fmt: skip
         store = PopulationStore.open(tmp_path / name)
         assert streams(store) == expected(lines, tokenizer)  # `test`, of known users, left out
-        held_out = {u for _, u, _ in lines if int(u[4:]) % 4 == 0}
-        assert set(store.user_ids("train")) == {u for _, u, _ in lines} - held_out
+        held_out = {line.user for line in lines if int(line.user[4:]) % 4 == 0}
+        assert set(store.user_ids("train")) == {line.user for line in lines} - held_out
 
 
 def test_a_part_that_nobody_has_is_named(files, tokenizer, tff_python, tmp_path):

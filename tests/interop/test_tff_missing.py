@@ -9,7 +9,8 @@ import pytest
 
 from pfl_lm.interop import tff
 from pfl_lm.interop.tff import PYTHON_VARIABLE, TffFailed, TffMissing, Worker, find_python
-from pfl_lm.world import open_world
+from pfl_lm.interop.tff_sum import TffAggregator
+from pfl_lm.run.setup import open_run
 
 
 def fake_python(path: Path, version: str, tff_version: str) -> Path:
@@ -28,7 +29,7 @@ def test_where_it_is_not_built(monkeypatch, tmp_path):
 def test_a_scenario_says_so_before_it_runs(monkeypatch, tiny_scenario):
     monkeypatch.setenv(PYTHON_VARIABLE, "/nowhere/python")
     with pytest.raises(ValueError, match="no such file; run `make tff`"):
-        open_world(tiny_scenario(aggregator="tff"))
+        open_run(tiny_scenario(aggregator="tff"), TffAggregator())
 
 
 @pytest.mark.parametrize(
@@ -78,8 +79,15 @@ class TestScenarios:
             noise='{ at = "device", kind = "discrete_gaussian", tolerated_dropout = 0.1 }'
         )
         with pytest.raises(ValueError, match="the policy states other noise"):
-            open_world(tiny_scenario(aggregator="tff", policy=policy))
+            open_run(tiny_scenario(aggregator="tff", policy=policy), TffAggregator())
 
     def test_a_seed_cannot_name_tffs_noise(self, tiny_scenario, policy_file):
         with pytest.raises(ValueError, match="comes from no seed"):
-            open_world(tiny_scenario(aggregator="tff", policy=policy_file(), reproducible=True))
+            open_run(
+                tiny_scenario(aggregator="tff", policy=policy_file(), reproducible=True),
+                TffAggregator(),
+            )
+
+    def test_it_must_be_handed_over(self, tiny_scenario):
+        with pytest.raises(ValueError, match='aggregator = "tff": hand that library'):
+            open_run(tiny_scenario(aggregator="tff"))

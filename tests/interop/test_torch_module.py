@@ -11,11 +11,11 @@ from pfl_lm.devices.batches import LocalTraining, Schedule
 from pfl_lm.devices.task import Task
 from pfl_lm.devices.training import train
 from pfl_lm.interop.torch_module import adopt
-from pfl_lm.language import modules
-from pfl_lm.language.models import ModelSpec, initialise, roles
-from pfl_lm.language.synthetic import synthetic_tokenizer
-from pfl_lm.payload import PayloadPlan, choose, gather
-from pfl_lm.simulate import simulate
+from pfl_lm.models import user_models as modules
+from pfl_lm.models.models import ModelSpec, initialise, roles
+from pfl_lm.payload.layout import PayloadPlan, choose, gather
+from pfl_lm.run.simulate import simulate
+from pfl_lm.text.synthetic.population import synthetic_tokenizer
 
 V, D, H, T = 300, 8, 12, 6
 

@@ -15,9 +15,9 @@ SIZES = st.integers(1, 70)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def loops():
-    if native.library("products") is None:
-        pytest.skip("no compiled loops: no compiler, or PFL_LM_NATIVE=0")
+def compiled_here():
+    if native.load("products") is None:
+        pytest.skip("no C kernels: no compiler, or PFL_LM_NATIVE=0")
 
 
 def product(x: np.ndarray, matrix: np.ndarray, into: np.ndarray | None = None) -> np.ndarray:

@@ -15,23 +15,26 @@ import torch
 pytest.importorskip("grpc_tools", reason="needs gRPC: pip install pfl-lm[network]")
 
 from pfl_lm.devices.training import train
-from pfl_lm.dp.mechanisms import decode, protect
-from pfl_lm.language.population import windows
-from pfl_lm.network.caller import Caller, Patience
+from pfl_lm.dp.encoding import decode, protect
+from pfl_lm.dp.policy import Policy
 from pfl_lm.network.device import Device
 from pfl_lm.network.identity import DeviceKey, ServerKeys, enrol
+from pfl_lm.network.rpc_client import RetryPolicy, RpcClient
 from pfl_lm.network.server import Serving, serve
-from pfl_lm.network.terms import Own
+from pfl_lm.network.task_config import DeviceSetup
 from pfl_lm.network.transport import Limits, channel_to
-from pfl_lm.recipes import load_policy
-from pfl_lm.scenario import EvaluationChoice, PopulationChoice
+from pfl_lm.recipes import load
+from pfl_lm.run.scenario import EvaluationConfig, PopulationConfig
+from pfl_lm.run.setup import choose_payload, open_run
 from pfl_lm.server.state import ServerState, close_round, open_round
-from pfl_lm.world import choose_payload, open_world
+from pfl_lm.text.population import windows
 
 DEVICES = 6
 # Where nobody is silent nothing waits; where a tenth is, only for the grace.
 PATIENT = Limits(phase_seconds=60.0, training_seconds=60.0, grace_seconds=0.5, hold_seconds=2.0)
-RESTLESS = Patience(first_seconds=0.02, most_seconds=0.2, give_up_seconds=300.0, call_seconds=60.0)
+RESTLESS = RetryPolicy(
+    first_seconds=0.02, most_seconds=0.2, give_up_seconds=300.0, call_seconds=60.0
+)
 
 
 def free_port() -> int:
@@ -49,32 +52,39 @@ class Trial:
     keys: ServerKeys
     limits: Limits = PATIENT
     port: int = field(default_factory=free_port)
+    is_trial: bool = True
 
     def __post_init__(self) -> None:
-        self.world = open_world(self.scenario)
+        self.context = open_run(self.scenario)
         self.errors: list[BaseException] = []
         self.threads: list[threading.Thread] = []
+        self.ledgers = self.folder.parent / "ledgers"
 
     @property
     def address(self) -> str:
         return f"127.0.0.1:{self.port}"
 
     def serving(self, **changes) -> Serving:
-        return replace(Serving(self.keys, self.address, self.limits), **changes)
+        serving = Serving(
+            self.keys, self.address, self.limits, trial=self.is_trial, ledgers=self.ledgers
+        )
+        return replace(serving, **changes)
 
     def key(self, number: int) -> DeviceKey:
         return DeviceKey.read(self.keys.folder / "devices" / f"{number:05d}.json")
 
-    def own(self, number: int) -> Own:
-        policy = self.scenario.policy and load_policy(self.scenario.policy)
-        tokens = self.world.population.tokens("train", number)
-        return Own(self.world.tokenizer, policy, tokens, trial=True)
+    def setup(self, number: int) -> DeviceSetup:
+        policy = self.scenario.policy and load(Policy, self.scenario.policy)
+        tokens = self.context.population.tokens("train", number)
+        return DeviceSetup(self.context.tokenizer, policy, tokens, trial=True)
 
-    def caller(self, number: int) -> Caller:
-        return Caller(channel_to(self.address, self.keys.certificate), self.key(number), RESTLESS)
+    def client(self, number: int) -> RpcClient:
+        channel = channel_to(self.address, self.keys.certificate)
+        digest = self.keys.server_certificate().digest
+        return RpcClient(channel, self.key(number), digest, RESTLESS)
 
     def device(self, number: int, sending=lambda round, kind: None, kind=Device) -> Device:
-        return kind(self.caller(number), self.key(number), self.own(number), sending)
+        return kind(self.client(number), self.key(number), self.setup(number), sending)
 
     def start(self, work, *arguments) -> threading.Thread:
         def guarded() -> None:
@@ -94,22 +104,26 @@ class Trial:
 
     def serve(self, watch, **options):
         """Run the server to its end, in this thread."""
-        changes = {name: options.pop(name) for name in ("reached", "present") if name in options}
+        changes = {
+            name: options.pop(name) for name in ("reached", "present", "revoked") if name in options
+        }
         return serve(self.scenario, self.folder, self.serving(**changes), watch, **options)
 
     def reference(self, survivors: list[list[int]]) -> dict[str, torch.Tensor]:
         """The model after rounds in which these devices' reports were summed."""
-        world, scenario = self.world, self.scenario
-        state = ServerState(0, world.start.parameters)
+        context, scenario = self.context, self.scenario
+        state = ServerState(0, context.start.parameters)
         for number, users in enumerate(survivors):
-            broadcast = open_round(state, choose_payload(world, number))
-            grid = world.protection.grid(broadcast.payload.dim)
+            broadcast = open_round(state, choose_payload(context, number))
+            grid = context.privacy.grid(broadcast.payload.dim)
             total = np.zeros(grid.dim, np.int64)
-            task = world.task(broadcast, state.parameters)
+            task = context.task(broadcast, state.parameters)
             for user in users:
-                text = windows(world.population.tokens("train", user), scenario.training.window, 65)
+                text = windows(
+                    context.population.tokens("train", user), scenario.training.window, 65
+                )
                 updates, _ = train(task, [text], [user])
-                bits = world.protection.bits("device", number, user)
+                bits = context.privacy.bits("device", number, user)
                 total += protect(updates, grid, None, bits)[0][0]
             mean = decode(total, grid, scenario.cohort)
             state = close_round(state, broadcast, mean, scenario.server)
@@ -152,11 +166,12 @@ def small(tiny_scenario):
 
     def scenario(devices: int = DEVICES, **changes):
         fields = {
-            "population": PopulationChoice("synthetic", users=devices, tokens_per_user=40),
+            "population": PopulationConfig("synthetic", users=devices, tokens_per_user=40),
             "rounds": 2,
             "cohort": devices,
             "reproducible": True,
-            "evaluation": EvaluationChoice(0, users=2, final_users=2, tokens_per_user=30),
+            "adversary": "semi-honest",
+            "evaluation": EvaluationConfig(0, users=2, final_users=2, tokens_per_user=30),
         }
         return tiny_scenario(**{**fields, **changes})
 

@@ -10,11 +10,14 @@ from dataclasses import replace
 import grpc
 import pytest
 
-from pfl_lm.model_file import load_model
-from pfl_lm.network.caller import Caller, LeftOut, Patience
+from pfl_lm.models.file import load_model
+from pfl_lm.network.certificates import ServerCertificate
 from pfl_lm.network.device import Device
 from pfl_lm.network.identity import DeviceKey
+from pfl_lm.network.requirements import check_clip
+from pfl_lm.network.rpc_client import DroppedFromRound, RetryPolicy, RpcClient
 from pfl_lm.network.transport import SESSION, Limits, channel_to, messages
+from pfl_lm.run.round import protect_updates
 from pfl_lm.secagg.device import KeysAdvertised
 
 PATIENT = Limits(phase_seconds=60.0, training_seconds=60.0, grace_seconds=0.5, hold_seconds=2.0)
@@ -61,34 +64,38 @@ class Bad(Device):
             return
         match me:
             case 16:  # GARBAGE
-                self._caller.send(round, os.urandom(300))
+                self._client.send(round, os.urandom(300))
             case 17:  # IMPOSTOR
-                self._caller.send(round, self.tap.frame(round, 1))
+                self._client.send(round, self.tap.frame(round, 1))
             case 18:  # REPLAYER
-                self._caller.send(round, self.joined.message)
+                self._client.send(round, self.joined.message)
             case 19:  # FICKLE
                 for _ in range(2):
-                    self._caller.send(round, self._join(round, invitation).message)
+                    self._client.send(round, self._join(round, invitation).message)
             case 20:  # SILENT
-                raise LeftOut("silent")
+                raise DroppedFromRound("silent")
             case 21:  # SLOW
                 late = self._join(round, invitation).message
                 self.tap.frame(round, 3)
-                self._caller.send(round, late)
+                self._client.send(round, late)
             case 22:  # FLOOD
-                for _ in range(120):
+                for _ in range(400):
                     with suppress(grpc.RpcError):
-                        self._caller._called(self._caller._stub.Fetch, messages.Cursor(round=-1))
-                raise LeftOut("it was too much")
+                        self._client._called(self._client._stub.Fetch, messages.Cursor(round=-1))
+                raise DroppedFromRound("it was too much")
 
     def _join(self, round: int, invitation) -> KeysAdvertised:
-        broadcast = self._receive(round, invitation.model)
+        clip = check_clip(self._context.privacy, round, invitation.clip_norm)
+        broadcast = self._receive(round, invitation.model, clip)
         config, place = self._config(broadcast, invitation)
         self._broadcast, self._round_config = broadcast, config
-        return KeysAdvertised.join(config, place, self._policy(config), self._key.identity)
+        return KeysAdvertised.join(config, place, self._rules(config), self._key.identity)
 
     def _answer(self, round: int, keys: KeysAdvertised, invitation) -> None:
-        vector = self._protect(self._train(self._broadcast), self._broadcast, invitation.cohort)
+        update, number = self._train(self._broadcast), self._key.number
+        (vector,), _ = protect_updates(
+            self._context.privacy, update, self._broadcast, [number], invitation.cohort
+        )
         shared = keys.share_keys(self._exchange(round, keys.message))
         masked = shared.mask_input(self._exchange(round, shared.message), vector)
         self._send(round, masked.unmask(self._exchange(round, masked.message)).message)
@@ -105,7 +112,7 @@ def wild(trial, new_watcher):
     handler = logging.Handler()
     handler.emit = lambda record: records.append(record.getMessage())
     logging.getLogger("pfl_lm.network").addHandler(handler)
-    limits = replace(PATIENT, gather_seconds=3.0)  # for the device that is shut out
+    limits = replace(PATIENT, gather_seconds=3.0, burst=20)  # one is suspended, and not waited for
     run = trial(devices=DEVICES, limits=limits, dropout=0.2)
     for number in range(DEVICES):
         kind = Tapped if number == 0 else Bad if number >= 16 else Device
@@ -136,10 +143,10 @@ def test_nobody_else_is_hurt(wild, same_model):
         f"round 0: device {FICKLE} is dropped: device {FICKLE} has spoken in this phase already",
         f"{SILENT}, {SLOW}",
         f"round 0: device {SLOW} is dropped: its keys came after its phase was closed",
-        f"round 0: device {FLOOD} is dropped: device {FLOOD} calls too often",
-        f"device {FLOOD} is shut out for 600 s after 3 mistakes",
+        f"round 0: device {FLOOD} is dropped: device {FLOOD} called on where it was told",
+        f"device {FLOOD} is suspended for 600 s after calls without a wait",
     ],
-    ids=["garbage", "impostor", "replay", "fickle", "silent", "slow", "flood", "shut out"],
+    ids=["garbage", "impostor", "replay", "fickle", "silent", "slow", "flood", "suspended"],
 )
 def test_each_with_a_line_in_the_log(wild, line):
     _, records, _ = wild
@@ -154,23 +161,32 @@ def test_no_line_tells_a_vector(wild):
 def test_who_may_not_come_in(trial, new_watcher, keys_of):
     """A stranger, a device with another's key, and one that takes the server for another."""
     run = trial(rounds=1)
-    patience = Patience(give_up_seconds=2.0, call_seconds=5.0)
+    retry = RetryPolicy(give_up_seconds=2.0, call_seconds=5.0)
     done = threading.Event()
     refused: dict[str, BaseException] = {}
 
-    def enter(name: str, key: DeviceKey, certificate) -> None:
+    def authenticate(name: str, key: DeviceKey, certificate) -> None:
         try:
-            Caller(channel_to(run.address, certificate), key, patience).terms()
+            digest = ServerCertificate.read(certificate).digest
+            RpcClient(channel_to(run.address, certificate), key, digest, retry).task_config()
         except (ValueError, ConnectionError) as error:
             refused[name] = error
 
     def strangers() -> None:
-        run.caller(0).terms()  # the server is there
+        run.client(0).task_config()  # the server is there
         stranger = DeviceKey(99, run.key(0).identity, run.key(0).authority)
-        enter("stranger", stranger, run.keys.certificate)
+        authenticate("stranger", stranger, run.keys.certificate)
         thief = DeviceKey(1, run.key(2).identity, run.key(2).authority)
-        enter("thief", thief, run.keys.certificate)
-        enter("other certificate", run.key(0), keys_of(23).certificate)
+        authenticate("thief", thief, run.keys.certificate)
+        authenticate("other certificate", run.key(0), keys_of(23).certificate)
+        passed_on = RpcClient(
+            channel_to(run.address, run.keys.certificate),
+            *(run.key(0), keys_of(23).server_certificate().digest, retry),
+        )
+        try:  # a man in the middle got this signature under a certificate of his own
+            passed_on.task_config()
+        except ValueError as error:
+            refused["passed on"] = error
         done.set()
 
     run.start(strangers)
@@ -179,7 +195,8 @@ def test_who_may_not_come_in(trial, new_watcher, keys_of):
     run.join()
     assert "no device 99 is enrolled" in str(refused["stranger"])
     assert "the signature is not that of device 1" in str(refused["thief"])
-    assert isinstance(refused["other certificate"], ConnectionError)
+    assert "shows another certificate" in str(refused["other certificate"])
+    assert "made for a server with another certificate" in str(refused["passed on"])
 
 
 def test_what_is_no_call_and_what_is_too_long(trial, new_watcher):
@@ -188,13 +205,13 @@ def test_what_is_no_call_and_what_is_too_long(trial, new_watcher):
     statuses = []
 
     def raw() -> None:
-        caller = run.caller(0)
-        caller.terms()
+        client = run.client(0)
+        client.task_config()
         channel = channel_to(run.address, run.keys.certificate)
-        send = channel.unary_unary("/pfl_lm.network.v1.Aggregation/Send")
+        send = channel.unary_unary("/pfl_lm.network.v3.Aggregation/Send")
         for request in (b"\xff" * 40, bytes(50 << 20)):
             try:
-                send(request, timeout=20, metadata=((SESSION, caller._token),))
+                send(request, timeout=20, metadata=((SESSION, client._token),))
             except grpc.RpcError as error:
                 statuses.append(error.code())
         run.start_devices()

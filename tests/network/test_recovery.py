@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import multiprocessing
 import os
 import signal
@@ -12,37 +13,36 @@ import numpy as np
 import pytest
 import torch
 
-from pfl_lm.checkpoints import newest_checkpoint
 from pfl_lm.dp.ledger import Ledger, verify
-from pfl_lm.network.rounds import charge
 from pfl_lm.network.server import recover, serve
 from pfl_lm.network.store import Store
-from pfl_lm.network.terms import served
-from pfl_lm.resume import begin_run
-from pfl_lm.runs import RunFolder
+from pfl_lm.network.task_config import served
+from pfl_lm.run.checkpoints import newest_checkpoint
+from pfl_lm.run.folder import RunFolder
+from pfl_lm.run.resume import begin_run
+from pfl_lm.run.round import Release, abandon, ledger_entry
+from pfl_lm.run.setup import choose_payload, open_run
 from pfl_lm.server.state import close_round, open_round
-from pfl_lm.simulate import abandon
-from pfl_lm.world import choose_payload, open_world
 
 PRELOADED = ["tests.network.warm", "pytest"]
-POINTS = ("invited", "asking", "opened", "debited", "closed")
+POINTS = ("invited", "asking", "kept", "opened", "debited", "closed")
 
 
 @dataclass
-class Desk:
+class ServerOnDisk:
     """What a server has on the disk, and what it would do in a round, without devices."""
 
-    world: object
+    context: object
     folder: RunFolder
     ledger: Ledger
     store: Store
 
     def broadcast(self, number: int):
         state, _ = newest_checkpoint(self.folder)
-        return open_round(replace(state, round=number), choose_payload(self.world, number))
+        return open_round(replace(state, round=number), choose_payload(self.context, number))
 
     def mean(self, number: int) -> np.ndarray:
-        dim = choose_payload(self.world, number).dim
+        dim = choose_payload(self.context, number).dim
         return np.random.default_rng(number).normal(0, 0.01, dim).astype(np.float32)
 
     def write(self, number: int, *steps: str) -> None:
@@ -56,30 +56,35 @@ class Desk:
                 case "opened":
                     self.store.opened(number, self.mean(number))
                 case "debited":
-                    charge(self.world, self.ledger, self.broadcast(number), 6, 5, self.mean(number))
+                    self.record(number, self.mean(number))
                 case "closed":
                     self.store.closed(number)
                 case "abandoned":
                     abandon(number, 0, self.ledger)
                 case "charged":
-                    charge(self.world, self.ledger, self.broadcast(number), 6, 5, None)
+                    self.record(number, None)
+
+    def record(self, number: int, mean: np.ndarray | None) -> None:
+        released = None if mean is None else Release(mean)
+        entry = ledger_entry(self.context.privacy, self.broadcast(number), 6, 5, released)
+        self.ledger.record_round(number, entry)
 
     def recover(self):
-        return recover(self.world, self.folder, self.ledger, self.store)
+        return recover(self.context, self.folder, self.ledger, self.store)
 
     def debits(self) -> list[int]:
         return [e["round"] for e in self.ledger.entries() if e["kind"] == "round"]
 
 
 @pytest.fixture
-def desk(small, keys_of, policy_file, tmp_path, quick):
-    world = open_world(small(policy=policy_file(), rounds=4, reproducible=False))
-    world = served(world, 6)
+def disk(small, keys_of, policy_file, tmp_path, quick):
+    context = open_run(small(policy=policy_file(), rounds=4, reproducible=False))
+    context = served(context, 6, trial=True)
     folder = RunFolder(tmp_path / "run")
-    _, ledger = begin_run(world, folder)
+    _, ledger = begin_run(context, folder)
     with ledger:
         store = Store.create(folder.path / "rounds.sqlite", keys_of(6).enrolled())
-        yield Desk(world, folder, ledger, store)
+        yield ServerOnDisk(context, folder, ledger, store)
         store.close()
 
 
@@ -91,40 +96,40 @@ def desk(small, keys_of, policy_file, tmp_path, quick):
         (("invited", "abandoned"), "abandoned", 0, False),
         (("invited", "asking"), "lost", 1, False),
         (("invited", "asking", "charged"), "lost", 1, False),
-        (("invited", "asking", "abandoned"), "abandoned", 0, False),
+        (("invited", "asking", "abandoned"), "lost", 1, False),
         (("invited", "asking", "opened"), "closed", 1, True),
         (("invited", "asking", "opened", "debited"), "closed", 1, True),
         (("invited", "asking", "opened", "debited", "closed"), "closed", 1, True),
     ],
     ids=lambda value: " ".join(value) or "nothing" if isinstance(value, tuple) else str(value),
 )
-def test_every_line_of_the_table(desk, steps, state, debits, moved):
+def test_every_line_of_the_table(disk, steps, state, debits, moved):
     """Twice: what recovery wrote, it does not write again."""
-    desk.write(0, *POINTS)
-    desk.write(1, *steps)
+    disk.write(0, *POINTS)
+    disk.write(1, *steps)
     for _ in range(2):
-        found = desk.recover()
+        found = disk.recover()
         assert found.round == (1 if state is None else 2)
-        assert desk.debits() == [0] + [1] * debits
-        assert [row.state for row in desk.store.rounds()][1:] == ([] if state is None else [state])
-        expected, _ = newest_checkpoint(desk.folder)
+        assert disk.debits() == [0] + [1] * debits
+        assert [row.state for row in disk.store.rounds()][1:] == ([] if state is None else [state])
+        expected, _ = newest_checkpoint(disk.folder)
         for number in (0, 1) if moved else (0,):
-            optimizer = desk.world.scenario.server
+            optimizer = disk.context.scenario.server
             expected = close_round(
                 replace(expected, round=number),
-                desk.broadcast(number),
-                desk.mean(number),
+                disk.broadcast(number),
+                disk.mean(number),
                 optimizer,
             )
         assert all(torch.equal(found.parameters[n], v) for n, v in expected.parameters.items())
     with pytest.raises(ValueError, match="round 1 cannot be opened" if steps else "round 0"):
-        desk.store.invited(1 if steps else 0, bytes(32))
+        disk.store.invited(1 if steps else 0, bytes(32))
 
 
-def test_a_lost_round_says_that_nothing_was_released(desk):
-    desk.write(0, "invited", "asking")
-    desk.recover()
-    (entry,) = (e for e in desk.ledger.entries() if e["kind"] == "round")
+def test_a_lost_round_says_that_nothing_was_released(disk):
+    disk.write(0, "invited", "asking")
+    disk.recover()
+    (entry,) = (e for e in disk.ledger.entries() if e["kind"] == "round")
     assert entry["released"] is None
     assert entry["reports"] == 5
 
@@ -141,15 +146,35 @@ class Killing:
 
 
 def run_server(scenario, path: Path, serving, resume: bool, watcher) -> None:
-    import pfl_lm.world
+    import pfl_lm.run.setup
 
-    pfl_lm.world.PUBLIC_USERS = 20
+    pfl_lm.run.setup.PUBLIC_USERS = 20
     serve(scenario, path, serving, watcher, resume)
 
 
-def test_servers_killed_at_every_point_while_devices_wait(trial, new_watcher):
-    """Five rounds, each with another point at which the server dies, and the same six devices."""
-    run = trial(rounds=6)
+def linked(entries: list[dict]) -> bool:
+    """Say whether each recorded round took up the noise's state that the one before left."""
+    left = hashlib.sha256(b"").hexdigest()
+    for entry in entries:
+        if "noise_state" in entry:
+            if entry["noise_taken_up"] != left:
+                return False
+            left = entry["noise_state"]
+    return True
+
+
+@pytest.mark.parametrize("correlated", [False, True], ids=["no policy", "correlated noise"])
+def test_servers_killed_at_every_point_while_devices_wait(
+    trial, policy_file, new_watcher, correlated
+):
+    """Six rounds, each with another point at which the server dies, and the same six devices."""
+    policy = policy_file(
+        noise='{ at = "server", kind = "blt" }',
+        participation='{ kind = "rotation", min_separation = 2 }',
+        epsilon="8.0",
+        rounds="7",
+    )
+    run = trial(rounds=7, policy=policy if correlated else None)
     run.start_devices()
     points = dict(enumerate(POINTS))
     context = multiprocessing.get_context("forkserver")
@@ -165,19 +190,26 @@ def test_servers_killed_at_every_point_while_devices_wait(trial, new_watcher):
     run.join()
     assert ends == [-signal.SIGKILL] * len(POINTS) + [0]
     entries = verify(run.folder / "ledger.jsonl")
-    assert [(e["kind"], e["round"]) for e in entries[1:]] == [
+    assert linked(entries)
+    assert not (run.folder / "noise").exists()
+    if correlated:
+        opened = [e for e in entries if e["kind"] == "round" and e["released"] is not None]
+        assert len({e["noise_state"] for e in opened}) == 4
+    assert [(e["kind"], e["round"]) for e in entries[1:-1]] == [
         ("abandoned", 0),
         ("round", 1),
         ("round", 2),
         ("round", 3),
         ("round", 4),
         ("round", 5),
+        ("round", 6),
     ]
+    assert (entries[-1]["kind"], entries[-1]["rounds"]) == ("end", 7)
     states = [row.state for row in Store.open(run.folder / "rounds.sqlite").rounds()]
-    assert states == ["abandoned", "lost", "closed", "closed", "closed", "closed"]
+    assert states == ["abandoned", "lost", "lost", "closed", "closed", "closed", "closed"]
     rounds = [line for line in RunFolder(run.folder).metrics() if line["kind"] == "round"]
-    assert [line["round"] for line in rounds] == list(range(6))  # noted by whoever came after
-    assert [line["reports"] > 0 for line in rounds] == [False, False, True, True, True, True]
-    assert all(line["upload_bytes"] > 0 for line in rounds[2:])
-    assert [line["seconds"] is None for line in rounds] == [True] * 5 + [False]
+    assert [line["round"] for line in rounds] == list(range(7))  # noted by whoever came after
+    assert [line["reports"] > 0 for line in rounds] == [False] * 3 + [True] * 4
+    assert all(line["upload_bytes"] > 0 for line in rounds[3:])
+    assert [line["seconds"] is None for line in rounds] == [True] * 6 + [False]
     assert all("epsilon" in line for line in rounds)

@@ -7,11 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-import pfl_lm.simulate as simulation
+import pfl_lm.run.simulate as simulation
 from pfl_lm.dp.ledger import verify
-from pfl_lm.model_file import load_model
+from pfl_lm.models.file import load_model
 from pfl_lm.network.transport import Limits
-from pfl_lm.payload import PayloadPlan
+from pfl_lm.payload.layout import PayloadPlan
 
 KINDS = {1: "keys", 3: "shares", 5: "report", 7: "confirmation", 9: "answer"}
 
@@ -90,7 +90,7 @@ def test_too_few_devices_and_the_round_is_abandoned(trial, new_watcher, same_mod
     folder = run.serve(new_watcher())
     run.join(Died)
     kinds = [entry["kind"] for entry in verify(folder.ledger_path)]
-    assert kinds == ["genesis", "round", "abandoned"]
+    assert kinds == ["genesis", "round", "abandoned", "end"]
     assert same_model(load_model(folder.model_path).parameters, run.reference([list(range(6))]))
     assert "round 1 is abandoned: 1 reports arrived and the threshold is 2" in caplog.text
 

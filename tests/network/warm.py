@@ -7,6 +7,6 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-from pfl_lm.language.synthetic import synthetic_tokenizer
+from pfl_lm.text.synthetic.population import synthetic_tokenizer
 
 synthetic_tokenizer(300)  # kept; it takes a second

@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 
 import pytest
 
+from pfl_lm.report import headline
 from pfl_lm.report.page import write_report
 
 
@@ -56,7 +57,7 @@ def test_a_finished_run(make_run):
     page = read(write_report(run))
     assert (run / "report.html").stat().st_size < 500_000
     expected = (
-        "ε = 2.00", "10⁻⁷", "PRV (opacus 1.6)", "Nothing for this very model", "finished",
+        "ε = 2.000", "10⁻⁷", "PRV (opacus 1.6)", "Nothing for this very model", "finished",
         "33.0%", "43.0%", "3.4 points more than public pretraining", "300 test users", "60.3",
         "32% lower than public pretraining", "372k (17.2%)",
     )  # fmt: skip
@@ -120,12 +121,30 @@ def test_a_deployment_states_its_guarantee_first(make_run):
     assert "Only the transport." in page
 
 
-def test_a_manifest_with_nothing_in_it(make_run):
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda manifest: manifest.clear(), "is damaged: it states no format"),
+        (lambda manifest: manifest.update(format=0), "has format 0"),
+        (
+            lambda manifest: manifest.pop("noise"),
+            "of another version: noise: Field req",
+        ),
+        (
+            lambda manifest: manifest["scenario"].update(rounds="many"),
+            r"scenario.rounds: .*integer",
+        ),
+        (lambda manifest: manifest.update(population=7), "population: "),
+    ],
+)
+def test_a_damaged_or_old_manifest_is_one_clear_line(make_run, change, told):
     run = make_run(finished=False)
-    (run / "manifest.json").write_text("{}")
-    page = read(write_report(run))
-    assert "Not guaranteed" in page
-    assert "No guarantee is stated for this run." in page
+    edit(run, change)
+    with pytest.raises(ValueError, match=told) as caught:
+        write_report(run)
+    assert "\n" not in str(caught.value)
+    assert str(run / "manifest.json") in str(caught.value)
+    assert not (run / "report.html").exists()
 
 
 def test_worse_than_a_baseline_is_said(make_run):
@@ -174,3 +193,17 @@ def test_what_is_no_run_is_refused(tmp_path, make_run):
     with pytest.raises(ValueError, match="damaged"):
         write_report(run)
     assert not (run / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("value", "says", "better"),
+    [
+        (0.5001, "the same as public bigram", True),
+        (0.4999, "the same as public bigram", True),
+        (0.48, "2.0 points less than public bigram", False),
+        (0.52, "2.0 points more than public bigram", True),
+    ],
+)
+def test_a_difference_that_rounds_to_nothing_is_none(value, says, better):
+    rows = [{"name": "public bigram", "top3": 0.5}]
+    assert headline._change("top3", value, rows, higher=True) == (says, better)

@@ -14,11 +14,11 @@ from pfl_lm.secagg.errors import (
     MalformedMessage,
     Refused,
     SecaggError,
-    TooFewAnswers,
+    SumLost,
     TooFewReports,
     WrongState,
 )
-from pfl_lm.secagg.keys import KeyPair, certify, pair_mask_seed
+from pfl_lm.secagg.keys import ALWAYS, KeyPair, Validity, certify, pair_mask_seed, public_key
 from pfl_lm.secagg.masks import add_masks
 from pfl_lm.secagg.messages import (
     COMMITMENT,
@@ -34,10 +34,17 @@ from pfl_lm.secagg.messages import (
     UnmaskRequest,
 )
 from pfl_lm.secagg.parameters import Adversary
+from pfl_lm.secagg.server import CollectingKeys
 from pfl_lm.secagg.sharing import PRIME
 from pfl_lm.secagg.wire import frame
 
 ACTIVE = {"adversary": Adversary.ACTIVE}
+AUTHORITY_SECRET = b"a" * 32  # of the rounds that the fixture makes
+
+
+def rejected_dealers(device) -> list[int]:
+    """Dealers whose box did not open or did not hold what they committed to."""
+    return sorted(device._dealers - device._held.keys())
 
 
 def rewrite(message, kind, config, sender, **changes):
@@ -201,6 +208,55 @@ def test_the_same_device_twice_on_a_roster(make_round, adversary):
         lab.devices[0].share_keys(doubled.encode_from_server(lab.config))
 
 
+@pytest.mark.parametrize("field", ["box_key", "mask_key"])
+@pytest.mark.parametrize("copied", ["box_key", "mask_key"])
+def test_a_key_twice_on_a_roster(make_round, field, copied):
+    """Under other identities too: a copied key of any kind is refused by the device itself."""
+    lab = make_round().advertise()
+    honest = Roster.decode_from_server(lab.to_devices[0], lab.config)
+    copy = replace(honest.keys[2], **{field: getattr(honest.keys[1], copied)})
+    doubled = Roster(5, {**honest.keys, 2: copy})
+    with pytest.raises(Refused, match="a key is listed twice"):
+        lab.devices[0].share_keys(doubled.encode_from_server(lab.config))
+
+
+@pytest.mark.parametrize(
+    ("now", "message"),
+    [(5_000.0, "expired"), (-5_000.0, "valid only from"), (1_500.0, ""), (-1_500.0, "")],
+    ids=["expired", "not yet", "late within the leeway", "early within the leeway"],
+)
+def test_devices_check_the_dates_of_everybodys_certificate(make_round, monkeypatch, now, message):
+    lab = make_round(**ACTIVE)
+    authority = public_key(AUTHORITY_SECRET)
+    lab.policy = replace(lab.policy, clock=lambda: 10_000.0 + now)
+    lab.server = CollectingKeys(lab.config, None, authority, clock=lambda: 10_000.0)
+    for index in range(5):
+        validity = Validity(9_000, 11_000) if index == 3 else ALWAYS
+        identity = certify(AUTHORITY_SECRET, bytes([index]) * 32, validity)
+        lab.devices[index] = KeysAdvertised.join(lab.config, index, lab.policy, identity)
+    lab.advertise()
+    if not message:
+        lab.devices[0].share_keys(lab.to_devices[0])
+        return
+    with pytest.raises(Refused, match=message):
+        lab.devices[0].share_keys(lab.to_devices[0])
+
+
+@pytest.mark.parametrize(("now", "message"), [(11_001.0, "expired"), (8_999.0, "valid only from")])
+def test_the_server_refuses_a_certificate_outside_its_dates(make_round, now, message):
+    lab = make_round(**ACTIVE)
+    identity = certify(AUTHORITY_SECRET, bytes([1]) * 32, Validity(9_000, 11_000))
+    device = KeysAdvertised.join(lab.config, 1, lab.policy, identity)
+    server = CollectingKeys(lab.config, None, public_key(AUTHORITY_SECRET), clock=lambda: now)
+    with pytest.raises(Refused, match=message):
+        server.receive(1, device.message)
+    other = certify(AUTHORITY_SECRET, bytes([1]) * 32, Validity(0, 1 << 40))
+    swapped = replace(identity, certificate=other.certificate[:16] + identity.certificate[16:])
+    device = KeysAdvertised.join(lab.config, 1, lab.policy, swapped)
+    with pytest.raises(Refused, match="does not verify"):
+        server.receive(1, device.message)
+
+
 def test_a_cohort_of_one(make_round, make_config):
     with pytest.raises(ValueError, match="cohort"):
         make_config(cohort=1)
@@ -315,7 +371,7 @@ def test_shares_of_mixed_rounds(make_round):
     inbox = ShareInbox.decode_from_server(now.to_devices[0], now.config)
     mixed = ShareInbox({**inbox.shares, 1: box}).encode_from_server(now.config)
     masked = now.devices[0].mask_input(mixed, now.vectors[0])
-    assert masked.rejected_dealers == [1]
+    assert rejected_dealers(masked) == [1]
 
 
 def test_a_message_replayed_in_a_later_round(make_round):
@@ -402,13 +458,32 @@ def test_a_dealer_whose_boxes_are_rubbish(make_round, adversary, victims):
     lab.devices[2].message = message
     lab.deliver()
     lab.mask()
-    assert lab.devices[0].rejected_dealers == [2]
+    assert rejected_dealers(lab.devices[0]) == [2]
     lab.confirm()
     if len(victims) == 2:
         assert np.array_equal(lab.unmask().vector, lab.sum_of(range(6)))
     else:
-        with pytest.raises(TooFewAnswers, match="device 2"):
+        with pytest.raises(SumLost, match="device 2 dealt 5 holders shares") as lost:
             lab.unmask()
+        assert lost.value.spoiler == 2
+
+
+@pytest.mark.parametrize(("liars", "spoiler"), [((0, 1), None), ((0, 1, 3), 2)])
+def test_as_many_holders_as_may_be_corrupt_cannot_make_a_dealer_look_guilty(
+    make_round, liars, spoiler
+):
+    """Two of six may be corrupt: two who hide the shares of a dealer prove nothing, three do."""
+    lab = make_round(cohort=6, corrupt=2, threshold=5).advertise().share().mask()
+    for index in range(6):
+        answer = lab.devices[index].unmask(lab.to_devices[index]).message
+        if index in liars:
+            kept = UnmaskAnswer.decode(answer, lab.config, index).self_shares
+            hidden = {dealer: share for dealer, share in kept.items() if dealer != 2}
+            answer = rewrite(answer, UnmaskAnswer, lab.config, index, self_shares=hidden)
+        lab.server.receive(index, answer)
+    with pytest.raises(SumLost, match="device 2") as lost:
+        lab.server.close()
+    assert lost.value.spoiler == spoiler
 
 
 def test_a_dealer_whose_shares_belong_to_another_secret_is_named(make_round):
@@ -425,8 +500,9 @@ def test_a_dealer_whose_shares_belong_to_another_secret_is_named(make_round):
     lab.devices[3] = genuine
     lab.server, lab.to_devices = lab.server.close()
     lab.mask().confirm()
-    with pytest.raises(Refused, match="device 3 dealt shares of another seed"):
+    with pytest.raises(SumLost, match="device 3 dealt shares of another seed") as lost:
         lab.unmask()
+    assert (lost.value.spoiler, lost.value.reports) == (3, len(lab.devices))
 
 
 def test_a_box_given_to_another_holder_or_its_commitments_exchanged(make_round):
@@ -437,7 +513,7 @@ def test_a_box_given_to_another_holder_or_its_commitments_exchanged(make_round):
     exchanged = genuine[4][COMMITMENT[MASK_SHARE]] + genuine[3][32:]
     inbox = ShareInbox({**genuine, 1: misdirected, 3: exchanged})
     masked = lab.devices[0].mask_input(inbox.encode_from_server(lab.config), lab.vectors[0])
-    assert masked.rejected_dealers == [1, 3]
+    assert rejected_dealers(masked) == [1, 3]
 
 
 def test_shares_dealt_to_others_than_the_holders(make_round):

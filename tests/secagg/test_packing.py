@@ -18,7 +18,7 @@ BITS = st.integers(8, 64)
 def way(request, without_compiled):
     if request.param == "numpy":
         without_compiled()
-    elif native.library("packed") is None:
+    elif native.load("packed") is None:
         pytest.skip("no C compiler")
     return request.param
 

@@ -10,7 +10,41 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pfl_lm.secagg.parameters import Adversary, log_tail, published, required
+from pfl_lm.secagg.parameters import (
+    Adversary,
+    Demand,
+    GraphParameters,
+    least_graph,
+    log_tail,
+    required,
+)
+
+
+def published(
+    cohort: int,
+    corrupt: float,
+    dropout: float,
+    adversary: Adversary,
+    sigma: float = 40,
+    eta: float = 30,
+) -> GraphParameters:
+    """The least even k, and for it the least t, that meet the published conditions.
+
+    Args:
+        cohort: devices in the round, n >= 3.
+        corrupt: largest fraction of corrupt devices, γ, in [0, 1).
+        dropout: largest fraction of devices that drop out, δ, in [0, 1).
+        adversary: the server's powers.
+        sigma: secrecy fails with probability at most ``2^-sigma``.
+        eta: a round with tolerated dropout fails with probability at most ``2^-eta``.
+
+    Returns:
+        The complete graph where no k up to 1,000 and below ``n - 1`` will do.
+
+    Raises:
+        ValueError: a number outside its range.
+    """
+    return least_graph(Demand(cohort, corrupt, dropout, adversary, sigma, eta))
 
 
 def test_every_row_of_the_oracle(shared):

@@ -7,9 +7,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pfl_lm.secagg.errors import Refused, SecaggError, TooFewAnswers, TooFewReports, WrongState
+from pfl_lm.secagg.config import MessageKind
+from pfl_lm.secagg.errors import (
+    Refused,
+    SecaggError,
+    SumLost,
+    TooFewReports,
+    WrongState,
+)
 from pfl_lm.secagg.ideal import IdealAggregator
-from pfl_lm.secagg.local import ProtocolAggregator, Step
+from pfl_lm.secagg.local import ProtocolAggregator
 from pfl_lm.secagg.parameters import Adversary, GraphParameters, required
 from pfl_lm.secagg.traffic import device_traffic
 
@@ -28,10 +35,10 @@ def test_any_dropout_in_any_phase_gives_the_exact_sum_or_a_clean_abort(make_conf
         min_reports=data.draw(st.integers(2, cohort), "min_reports"),
     )
     devices = st.integers(0, cohort - 1)
-    silent = data.draw(st.dictionaries(devices, st.sampled_from(Step), max_size=3), "silent")
+    silent = data.draw(st.dictionaries(devices, st.sampled_from(MessageKind), max_size=3), "silent")
     goal = data.draw(st.none() | st.integers(config.min_reports, cohort), "goal")
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32), "seed"))
-    reporting = sum(step > Step.INPUT for step in silent.values()) + cohort - len(silent)
+    reporting = sum(step > MessageKind.INPUT for step in silent.values()) + cohort - len(silent)
     vectors = rng.integers(-(2**62), 2**62, (reporting, config.dim))
     ideal = IdealAggregator(config.dim, config.bits, config.min_reports, goal)
     ideal.submit(vectors)
@@ -57,7 +64,7 @@ def test_tolerated_dropout_in_every_phase_opens_the_sum(make_config, adversary, 
         adversary=adversary,
         min_reports=12,
     )
-    silent = dict(zip(range(4, 9), Step, strict=True))
+    silent = dict(zip(range(4, 9), MessageKind, strict=True))
     protocol = ProtocolAggregator(config, silent=silent)
     vectors = np.random.default_rng(1).integers(-99, 99, (18, config.dim))
     assert protocol.submit(vectors) == 18
@@ -96,12 +103,23 @@ def test_both_stop_at_the_same_goal(make_config):
         refusing.submit(vectors)
 
 
-def test_too_few_answers_leave_the_sum_closed(make_config):
+def test_too_few_answers_lose_a_sum_that_is_paid_for(make_config):
     config = make_config(cohort=6, min_reports=3)
-    protocol = ProtocolAggregator(config, silent=dict.fromkeys(range(3), Step.ANSWER))
+    protocol = ProtocolAggregator(config, silent=dict.fromkeys(range(3), MessageKind.ANSWER))
     protocol.submit(np.ones((6, config.dim), dtype=np.int64))
-    with pytest.raises(TooFewAnswers, match="3 shares"):
+    with pytest.raises(SumLost, match="3 shares") as lost:
         protocol.close()
+    assert (lost.value.reports, lost.value.spoiler) == (6, None)
+
+
+def test_a_device_that_refuses_to_answer_is_named_and_the_sum_is_paid_for(make_config):
+    config = make_config(cohort=6, min_reports=3)
+    protocol = ProtocolAggregator(config)
+    protocol.submit(np.ones((6, config.dim), dtype=np.int64))
+    protocol._masked[4]._dealers = frozenset({0, 1})  # it takes the survivor set for another
+    with pytest.raises(SumLost, match="device 4 refused to answer: the neighbours") as lost:
+        protocol.close()
+    assert (lost.value.reports, lost.value.spoiler) == (6, 4)
 
 
 def test_a_real_graph_of_forty_opens_with_required_parameters(make_config):
@@ -109,7 +127,7 @@ def test_a_real_graph_of_forty_opens_with_required_parameters(make_config):
     assert not graph.complete
     config = make_config(cohort=40, min_reports=36)
     config = type(config)(**{**_fields(config), "graph": graph})
-    protocol = ProtocolAggregator(config, silent=dict.fromkeys(range(4), Step.INPUT))
+    protocol = ProtocolAggregator(config, silent=dict.fromkeys(range(4), MessageKind.INPUT))
     vectors = np.random.default_rng(2).integers(-9, 9, (36, config.dim))
     protocol.submit(vectors)
     assert np.array_equal(protocol.close().vector, vectors.sum(axis=0))
@@ -144,7 +162,7 @@ def test_stated_traffic_is_that_of_the_real_messages(
 def test_a_graph_as_large_as_the_roster_becomes_complete(make_config):
     """Devices that never advertise may leave fewer others than a device should have neighbours."""
     config = make_config(cohort=12, neighbours=8, threshold=5)
-    protocol = ProtocolAggregator(config, silent=dict.fromkeys(range(4), Step.KEYS))
+    protocol = ProtocolAggregator(config, silent=dict.fromkeys(range(4), MessageKind.KEYS))
     vectors = np.ones((8, config.dim), dtype=np.int64)
     protocol.submit(vectors)
     assert protocol.close().vector.tolist() == [8] * config.dim

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pfl_lm.secagg.config import MessageKind
 from pfl_lm.secagg.errors import SecaggError
-from pfl_lm.secagg.local import Step
 from pfl_lm.secagg.parameters import Adversary, GraphParameters, at_best, bounds, required
 from pfl_lm.secagg.rounds import open_aggregator
 
@@ -35,7 +35,7 @@ def test_in_the_complete_graph_both_open_or_abandon_the_same_rounds(make_config,
     least = data.draw(st.integers(2, cohort), "min_reports")
     config = make_config(cohort=cohort, adversary=adversary, min_reports=least)
     devices = st.integers(0, cohort - 1)
-    silent = data.draw(st.dictionaries(devices, st.sampled_from(Step)), "silent")
+    silent = data.draw(st.dictionaries(devices, st.sampled_from(MessageKind)), "silent")
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32), "seed"))
     vectors = rng.integers(-(2**40), 2**40, (cohort, config.dim))
     ideal = outcome("ideal", config, silent, vectors, rng.bytes)
@@ -45,7 +45,7 @@ def test_in_the_complete_graph_both_open_or_abandon_the_same_rounds(make_config,
 def test_devices_report_in_any_order_under_their_own_names(make_config):
     config = make_config(cohort=6, min_reports=3)
     vectors = np.arange(6 * config.dim).reshape(6, -1)
-    silent = {1: Step.SHARES, 4: Step.ANSWER}
+    silent = {1: MessageKind.SHARES, 4: MessageKind.ANSWER}
     for kind in ("ideal", "protocol"):
         aggregator = open_aggregator(kind, config, None, silent, np.random.default_rng(1).bytes)
         assert aggregator.waiting == [0, 2, 3, 4, 5]

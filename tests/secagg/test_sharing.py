@@ -90,7 +90,7 @@ EDGES = [0, 1, 2, 296, 297, 298, 2**64, 2**255, 2**256 - 1, 2**256, PRIME - 2, P
 )
 def test_the_compiled_field_is_the_integers_modulo_the_prime(coefficients, points):
     points = sorted(points, key=hash)
-    if native.library("field") is None:
+    if native.load("field") is None:
         pytest.skip("no C compiler")
     points = tuple(points)
     values, weights = _evaluate(coefficients, points), _weights.__wrapped__(points)
@@ -100,7 +100,7 @@ def test_the_compiled_field_is_the_integers_modulo_the_prime(coefficients, point
     shares = [value.to_bytes(SHARE_BYTES, "little") for value in values]
     combined = _combine(points, shares)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(native, "library", lambda name: None)
+        patch.setattr(native, "load", lambda name: None)
         assert _evaluate(coefficients, points) == values
         assert _weights.__wrapped__(points) == weights
         assert _combine(points, shares) == combined

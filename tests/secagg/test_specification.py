@@ -23,7 +23,7 @@ PRIME = 2**256 + 297
 def hkdf(label: bytes, secret: bytes, context: bytes, info: bytes) -> bytes:
     """RFC 5869 with one block of output."""
     extracted = hmac.digest(context, secret, "sha256")
-    return hmac.digest(extracted, b"pfl_lm secagg 4 " + label + info + b"\x01", "sha256")
+    return hmac.digest(extracted, b"pfl_lm secagg 5 " + label + info + b"\x01", "sha256")
 
 
 def u32(*values: int) -> bytes:
@@ -32,7 +32,7 @@ def u32(*values: int) -> bytes:
 
 def body_of(message: bytes, kind: int, sender: int, context: bytes) -> bytes:
     body = message[52:-16]
-    head = b"PFSA" + bytes([4, kind, 0, 0]) + u32(sender) + struct.pack("<Q", len(body)) + context
+    head = b"PFSA" + bytes([5, kind, 0, 0]) + u32(sender) + struct.pack("<Q", len(body)) + context
     nonce = hashlib.sha256(head).digest()[:12]
     assert message == head + body + AESGCM(context[:16]).encrypt(nonce, b"", body)
     return body
@@ -101,7 +101,7 @@ def test_the_context(played):
     config, *_ = played
     fields = struct.pack("<Q", 7) + b"m" * 32 + b"p" * 32
     fields += u32(N, 3, K, T, 0, 0, 0, 1) + struct.pack("<QBB", DIM, BITS, 0)
-    assert config.context == hashlib.sha256(b"pfl_lm secagg 4 context" + fields).digest()
+    assert config.context == hashlib.sha256(b"pfl_lm secagg 5 context" + fields).digest()
 
 
 def test_the_masked_input(played):
@@ -132,7 +132,7 @@ def test_the_boxes_shares_and_commitments(played):
     box = {i: sent[1, i][52:84] for i in range(N)}
     body = body_of(sent[3, 3], 3, 3, config.context)
     seed_commitment, rest = body[:32], body[32:]
-    header = b"pfl_lm secagg 4 seed commitment" + config.context + u32(3, 3)
+    header = b"pfl_lm secagg 5 seed commitment" + config.context + u32(3, 3)
     assert hashlib.sha256(header + tapes[3].drawn[2]).digest() == seed_commitment
     dealt, rest = records(rest, 64 + 66 + 16)
     assert rest == b""
@@ -144,7 +144,7 @@ def test_the_boxes_shares_and_commitments(played):
         key = hkdf(b"share box", agreed, config.context, info)
         shares = AESGCM(key).decrypt(bytes(12), record[64:], u32(3, holder) + record[:64])
         for kind, at, share in ((b"mask", 0, shares[:33]), (b"self", 32, shares[33:])):
-            header = b"pfl_lm secagg 4 " + kind + b" share commitment" + config.context
+            header = b"pfl_lm secagg 5 " + kind + b" share commitment" + config.context
             commitment = hashlib.sha256(header + u32(3, holder) + share).digest()
             assert commitment == record[at : at + 32]
         points[holder + 1] = [int.from_bytes(s, "little") for s in (shares[:33], shares[33:])]

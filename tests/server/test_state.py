@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from pfl_lm.language.models import ModelSpec, initialise, roles
-from pfl_lm.payload import PayloadPlan, choose, gather
+from pfl_lm.models.models import ModelSpec, initialise, roles
+from pfl_lm.payload.layout import PayloadPlan, choose, gather
 from pfl_lm.server.optimizers import ServerOptimizer
 from pfl_lm.server.state import ServerState, abandon_round, close_round, open_round
 

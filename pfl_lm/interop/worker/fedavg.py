@@ -70,9 +70,9 @@ def _keras_model(variables: list[np.ndarray], length: int) -> Any:
     x = layers.LSTM(shapes[2][0], return_sequences=True)(x)
     x = layers.Dense(shapes[4][1])(x)
     model = tf.keras.Model(words, layers.Dense(shapes[6][1])(x))
-    found = [tuple(variable.shape) for variable in model.trainable_variables]
-    if found != shapes:
-        raise ValueError(f"the model's variables are {found}, the given ones {shapes}")
+    actual = [tuple(variable.shape) for variable in model.trainable_variables]
+    if actual != shapes:
+        raise ValueError(f"the model's variables are {actual}, the given ones {shapes}")
     return model
 
 

@@ -59,8 +59,8 @@ def _distributed(
     stated = (noise_multiplier**-2 + count**-2) ** -0.5 if noise_multiplier > 0 else 0.0
     run = _process("distributed", vectors.shape[1], _FIRST_CLIP, stated, clients, bits)
     scale = np.float32(_FIRST_CLIP / clip_norm)
-    found = np.asarray(run(vectors * scale)) / scale
-    return found * np.float32(len(vectors) / clients)  # TFF divides by how many came
+    mean = np.asarray(run(vectors * scale)) / scale
+    return mean * np.float32(len(vectors) / clients)  # TFF divides by how many came
 
 
 @functools.lru_cache(maxsize=1)

@@ -9,7 +9,11 @@ import { Tokenizer } from "./tokenizer.js";
 
 const $ = (id) => document.getElementById(id);
 const MARKS = ".,?!:;";
-const ENDS = /(^|[.!?]\s+|\n)$/;
+const OPENING = "[\"'“‘«(¿¡\\[]*";
+// A sentence begins: at the start of the text or a line, or after a mark that ends one.
+const ENDS = new RegExp(`(^|\\n\\s*|[.!?…]["'”’»)\\]]*\\s+)${OPENING}$|(^|\\s)[¿¡]$`, "u");
+const CLOSED = /[\p{L}\p{N}.,!?:;…”’»)\]]$/u; // what a word does not follow without a space
+const SHORT = /(^|[^\p{L}])(\p{L}\.)+\p{L}\.\s+$/u; // e.g. and the like end no sentence
 
 class App {
   constructor(site, index, tokenizer, predictor, personal) {
@@ -19,7 +23,7 @@ class App {
     this.suggestions = [];
     this.turn = 0;
     this.spaced = false; // the space before the caret came with a suggestion
-    this.keys = new Keys($("keys"), (key) => this.press(key), language(index.words.locale));
+    this.keys = new Keys($("keys"), (key) => this.press(key), language(index.vocabulary.locale));
     this.sheets = new Sheets(this);
     this.listen();
     this.changed();
@@ -87,7 +91,7 @@ class App {
     this.text.style.height = "auto";
     this.text.style.height = `${this.text.scrollHeight + 2}px`;
     if (this.keys.shift !== "locked")
-      this.keys.setShift(ENDS.test(this.text.value.slice(0, this.text.selectionEnd)) ? "once" : "off");
+      this.keys.setShift(begins(this.text.value.slice(0, this.text.selectionEnd)) ? "once" : "off");
     return this.suggest();
   }
 
@@ -97,7 +101,9 @@ class App {
     const { before, typed } = this.tokenizer.atCaret(this.text.value.slice(0, this.text.selectionEnd));
     const context = this.predictor.context(before);
     try {
-      const found = await this.predictor.suggest(context, typed);
+      const shape = shapeOf(typed, before, this.keys.shift);
+      const shown = (id) => cased(this.tokenizer.words[id], shape, this.index.vocabulary);
+      const found = await this.predictor.suggest(context, typed, true, shown);
       if (turn === this.turn) this.show(before, typed, found);
     } catch (error) {
       this.failed(error);
@@ -107,16 +113,19 @@ class App {
   show(before, typed, found) {
     const words = found.map(({ id }) => ({ word: this.tokenizer.words[id] }));
     // One word of one's own at most, the last of the three.
-    const own = this.personal.own(typed, before).slice(0, 1).map((word) => ({ word, own: true }));
+    const shape = shapeOf(typed, before, this.keys.shift);
+    const shown = new Set(words.map(({ word }) => cased(word, shape, this.index.vocabulary)));
+    const own = this.personal.own(typed, before)
+      .filter((word) => !shown.has(cased(word, shape, this.index.vocabulary)))
+      .slice(0, 1).map((word) => ({ word, own: true }));
     const wanted = typed ? this.tokenizer.normalise(typed) : "";
     const known = !wanted || this.tokenizer.id(wanted) !== this.tokenizer.rules.unk_id;
     const literal = wanted && !known ? [{ word: typed, literal: true }] : [];
     const [best, second, third] = [...words.slice(0, 3 - own.length - literal.length), ...own,
       ...words.slice(3 - own.length - literal.length)];
     this.suggestions = literal.length ? [literal[0], best, second] : [second, best, third];
-    const shape = shapeOf(typed, before, this.keys.shift);
     this.suggestions = this.suggestions.map((one) => one &&
-      { ...one, text: one.literal ? one.word : cased(one.word, shape, this.index.words) });
+      { ...one, text: one.literal ? one.word : cased(one.word, shape, this.index.vocabulary) });
     this.buttons.forEach((button, place) => {
       const one = this.suggestions[place];
       button.textContent = one ? (one.literal ? `“${one.text}”` : one.text) : "";
@@ -132,8 +141,10 @@ class App {
     if (!one) return;
     const caret = this.text.selectionEnd;
     const { before, typed } = this.tokenizer.atCaret(this.text.value.slice(0, caret));
-    this.replace(before.length, before.length + typed.length, `${one.text} `);
-    this.spaced = true;
+    const gap = gapAfter(before, typed);
+    const space = /\p{L}['’]$/u.test(one.text) ? "" : " "; // l'école is written without
+    this.replace(before.length, caret, `${gap}${one.text}${space}`);
+    this.spaced = space !== "";
     $("announce").textContent = one.text;
     this.changed();
   }
@@ -183,7 +194,16 @@ function shapeOf(typed, before, shift) {
   const letters = typed.replace(/[^\p{L}]/gu, "");
   if (letters.length > 1 && letters === letters.toUpperCase() || shift === "locked") return "upper";
   if (letters) return letters[0] !== letters[0].toLowerCase() ? "title" : "lower";
-  return ENDS.test(before) ? "title" : "lower";
+  return begins(before + gapAfter(before, typed)) ? "title" : "lower";
+}
+
+// The space that a suggestion puts between itself and what it does not follow without one.
+function gapAfter(before, typed) {
+  return !typed && CLOSED.test(before) ? " " : "";
+}
+
+function begins(before) {
+  return ENDS.test(before) && !SHORT.test(before);
 }
 
 function cased(word, shape, words) {
@@ -214,13 +234,13 @@ async function start() {
     get("bundle/blocklist.txt", "text"),
   ]);
   const tokenizer = new Tokenizer(
-    { ...index.words.normalisation, ...index.words.special_ids }, table, blocked.split("\n"));
+    { ...index.vocabulary.normalisation, ...index.vocabulary.special_ids }, table, blocked.split("\n"),
+    index.vocabulary.blocked.same_letters);
   const open = await openGraphs(site);
   const entry = index.graphs.find((graph) => graph.path === site.predict);
-  const lesson = index.graphs.find((graph) => graph.path === site.personal);
-  const down = lesson && new Float32Array(await get("bundle/personal.f32", "arrayBuffer"));
-  const personal = new Personal(index.digest, tokenizer, lesson, index.model.personal, down, site);
+  const personal = new Personal(index.digest, tokenizer, site.own_words);
   const predictor = new Predictor(open(entry.path), entry, tokenizer, personal, index.limits);
+  personal.read = (messages) => predictor.carry(messages);
   const app = new App(site, index, tokenizer, predictor, personal);
   window.app = app;
   await app.suggest();

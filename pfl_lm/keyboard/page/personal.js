@@ -1,52 +1,43 @@
 // What this page learnt from what was typed in it: kept here, shown, and taken back.
 //
-// The messages are the memory; the values that the graph uses follow from them alone, in order.
-// So to forget a word is to drop the messages that hold it and to learn the others again: what
-// remains is exactly what would have been learnt had the word never been typed.
+// The messages are the memory; the counts that suggestions use follow from them alone. So to forget
+// a word is to drop the messages that hold it and to count the others again: what remains is exactly
+// what would have been learnt had the word never been typed.
+
+import { OwnWords } from "./own_words.js";
 
 const STORE = "pfl-lm keyboard";
+const MOST = 2000; // messages kept
+const CARRIED = 8; // messages that the model reads on from
 
 export class Personal {
-  // entry, plan: of the graph to learn with, and how; absent in a bundle that cannot learn.
-  // down: the adapter's fixed half.
-  constructor(name, tokenizer, entry, plan, down, site) {
-    Object.assign(this, { tokenizer, entry, plan, down });
+  // rule: how counts are mixed into the model's predictions, of bundle.json.
+  constructor(name, tokenizer, rule) {
+    Object.assign(this, { tokenizer, rule });
     this.key = `${STORE} ${name}`;
-    this.messages = [];
     this.learning = true;
     this.keeping = false;
-    this.turn = 0;
-    this.waiting = new Map();
-    this.reset();
-    if (entry) {
-      this.worker = new Worker(new URL("./training.js", import.meta.url), { type: "module" });
-      this.worker.onmessage = ({ data }) => this.answered(data);
-      this.worker.postMessage({ open: { entry, plan, site } });
-    }
+    this.read = async () => {}; // told of the last messages whenever they change
+    this.count([]);
   }
 
-  // Nothing learnt: every value is zero.
-  reset() {
-    this.values = this.up = this.bias = null;
-    if (this.entry) this.use(new Float32Array(this.entry.interface.inputs[0][2][0]));
+  count(messages) {
+    this.messages = messages;
+    this.counted = new OwnWords(this.rule, this.tokenizer.rules.bos_id);
+    for (const text of messages) this.counted.addMessage(this.ids(text));
   }
 
-  use(values) {
-    this.values = values;
-    this.up = values.subarray(0, this.plan.adapter);
-    this.bias = values.subarray(this.plan.adapter);
+  ids(text) {
+    const { bos_id, eos_id } = this.tokenizer.rules;
+    return [bos_id, ...this.tokenizer.encode(text), eos_id];
   }
 
   async learn(text) {
     if (!this.learning || !this.tokenizer.encode(text).length) return;
+    if (this.messages.length >= MOST) return this.relearn([...this.messages.slice(1), text]);
     this.messages.push(text);
-    if (this.messages.length > this.most) return this.relearn(this.messages.slice(-this.most));
-    this.save();
-    await this.train([text]);
-  }
-
-  get most() {
-    return this.plan?.messages ?? 100;
+    this.counted.addMessage(this.ids(text));
+    await this.changed();
   }
 
   async forget(word) {
@@ -58,35 +49,14 @@ export class Personal {
     return this.relearn([]);
   }
 
-  async relearn(messages) {
-    this.messages = messages;
+  relearn(messages) {
+    this.count(messages);
+    return this.changed();
+  }
+
+  changed() {
     this.save();
-    const mine = ++this.turn; // what is still being learnt no longer counts
-    this.reset();
-    if (messages.length) await this.train(messages, mine);
-  }
-
-  train(texts, turn = this.turn) {
-    if (!this.worker) return Promise.resolve();
-    const { bos_id, eos_id } = this.tokenizer.rules;
-    const messages = texts.map((text) => [bos_id, ...this.tokenizer.encode(text), eos_id]);
-    const done = (this.before ?? Promise.resolve()).then(() => {
-      if (turn !== this.turn) return;
-      return new Promise((resolve, reject) => {
-        this.waiting.set(turn, { resolve, reject });
-        this.worker.postMessage({ turn, messages, values: Float32Array.from(this.values) });
-      });
-    });
-    this.before = done.catch(() => {});
-    return done;
-  }
-
-  answered({ turn, values, error }) {
-    const { resolve, reject } = this.waiting.get(turn) ?? {};
-    this.waiting.delete(turn);
-    if (values && turn === this.turn) this.use(values);
-    if (error) reject?.(new Error(error));
-    else resolve?.();
+    return this.read(this.messages.slice(-CARRIED).map((text) => this.ids(text)));
   }
 
   // Words that the vocabulary lacks, by how often they were typed: { word, count }.
@@ -102,7 +72,9 @@ export class Personal {
     for (const text of this.messages) yield* this.tokenizer.split(text);
   }
 
+  // A word to learn: one that the vocabulary lacks and that nobody has blocked.
   unknown(piece) {
+    if (this.tokenizer.isBlockedAsNew(piece)) return false;
     return this.tokenizer.id(piece) === this.tokenizer.rules.unk_id && /^\p{L}/u.test(piece);
   }
 
@@ -110,7 +82,8 @@ export class Personal {
   own(typed, before) {
     const start = this.tokenizer.normalise(typed), last = this.tokenizer.split(before).at(-1);
     const words = this.newWords().map(({ word }) => word);
-    if (start) return words.filter((word) => word.startsWith(start) && word !== start);
+    const begins = (word) => word.toLowerCase().startsWith(start.toLowerCase());
+    if (start) return words.filter((word) => begins(word) && word !== start);
     return words.filter((word) => this.messages.some((text) => {
       const pieces = this.tokenizer.split(text);
       return pieces.some((piece, at) => piece === word && pieces[at - 1] === last && last);
@@ -141,6 +114,17 @@ export class Personal {
   async restore() {
     const stored = localStorage.getItem(this.key);
     this.keeping = stored !== null;
-    if (stored) await this.relearn(JSON.parse(stored));
+    const messages = read(stored).filter((text) => typeof text === "string");
+    if (messages.length) await this.relearn(messages.slice(-this.most));
+  }
+}
+
+// What was kept; nothing where it is damaged.
+function read(stored) {
+  try {
+    const kept = JSON.parse(stored);
+    return Array.isArray(kept) ? kept : [];
+  } catch {
+    return [];
   }
 }

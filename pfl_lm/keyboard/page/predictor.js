@@ -1,19 +1,22 @@
 // From a text to words: runs the `predict` graph, once for each word and once for each letter.
 
-export const DROP = -1e4; // a score that must not count; the graph's own constant
 const KEPT = 400; // states remembered
+const SUGGESTIONS = 3;
 
 export class Predictor {
   // graph: what runs; entry: its lines in bundle.json; personal: what was learnt here.
   constructor(graph, entry, tokenizer, personal, limits) {
     Object.assign(this, { graph, entry, tokenizer, personal, limits });
-    this.ports = new Map(entry.interface.inputs.map(([name, type, dims]) => [name, { type, dims }]));
+    this.ports = new Map(entry.signature.inputs.map(([name, type, dims]) => [name, { type, dims }]));
     this.start = {};
-    for (const name of Object.values(entry.interface.state)) this.start[name] = this.zeros(name);
-    this.noAdapter = this.ports.has("down")
-      ? { down: this.zeros("down"), up: this.zeros("up") } : {};
+    for (const name of Object.values(entry.signature.state)) this.start[name] = this.zeros(name);
+    this.unused = {}; // inputs that a keyboard without an adapter leaves at zero
+    for (const name of ["mask", "down", "up"])
+      if (this.ports.has(name)) this.unused[name] = this.zeros(name);
+    this.carried = this.start; // the state after the messages that were sent
     this.states = new Map();
     this.turn = Promise.resolve();
+    this.carries = 0;
     this.milliseconds = 0;
   }
 
@@ -34,63 +37,83 @@ export class Predictor {
     return [this.tokenizer.rules.bos_id, ...(ids.length > room ? ids.slice(-room) : ids)];
   }
 
+  // Read the messages that were sent, so that suggestions go on from there. A transformer's state
+  // holds few words: it begins every message anew.
+  async carry(messages) {
+    const mine = ++this.carries;
+    let state = this.start;
+    if (!this.limits.context)
+      for (const token of messages.flat()) {
+        if (mine !== this.carries) return;
+        state = this.next(await this.call(token, state));
+      }
+    if (mine !== this.carries) return;
+    this.carried = state;
+    this.states.clear();
+  }
+
   // The words to suggest after a context, given the letters typed of the next one:
-  // [{ id, score }], best first.
-  async suggest(context, typed, personal = true) {
-    const found = await this.run(context, this.mask(typed, personal), personal);
-    const { words, scores } = found;
-    return [...words.data]
-      .map((id, place) => ({ id: Number(id), score: scores.data[place] }))
-      .filter(({ id, score }) => score > DROP / 2 && this.tokenizer.suggestible[id]);
+  // [{ id, score }], best first. Words that are shown alike are one: `shown` says how.
+  async suggest(context, typed, personal = true, shown = (id) => id) {
+    const chance = await this.chances(context, personal);
+    const best = [];
+    for (const id of this.tokenizer.completions(typed)) {
+      const score = chance(id);
+      if (best.length === SUGGESTIONS && score <= best.at(-1).score) continue;
+      const name = shown(id), alike = best.findIndex((one) => one.name === name);
+      if (alike >= 0 && best[alike].score >= score) continue;
+      if (alike >= 0) best.splice(alike, 1);
+      best.push({ id, score, name });
+      best.sort((a, b) => b.score - a.score);
+      best.length = Math.min(best.length, SUGGESTIONS);
+    }
+    return best.map(({ id, score }) => ({ id, score }));
   }
 
   // The place of a word among all that may be suggested, 1 for the first.
   async rank(context, id, personal) {
-    const { logits } = await this.run(context, this.mask("", false), personal);
-    const bias = personal ? this.personal.bias : null;
-    const score = (word) => logits.data[word] + (bias ? bias[word] : 0);
-    const own = score(id);
+    const chance = await this.chances(context, personal), own = chance(id);
     let better = 1;
-    for (const word of this.tokenizer.sorted) if (score(word) > own) better++;
+    for (const word of this.tokenizer.sorted) if (chance(word) > own) better++;
     return better;
   }
 
-  mask(typed, personal) {
-    const bias = personal ? this.personal.bias : null;
-    if (!typed) return bias ?? new Float32Array(this.tokenizer.size);
-    const mask = new Float32Array(this.tokenizer.size).fill(DROP);
-    for (const id of this.tokenizer.completions(typed)) mask[id] = bias ? bias[id] : 0;
-    return mask;
+  // The probability of each word after a context: the model's, mixed with the owner's words.
+  async chances(context, personal) {
+    const before = await this.after(context.slice(0, -1), personal);
+    const { logits } = await this.call(context.at(-1), before);
+    const scores = logits.data;
+    let highest = -Infinity, total = 0;
+    for (const score of scores) if (score > highest) highest = score;
+    for (const score of scores) total += Math.exp(score - highest);
+    const { factor, shares } = personal
+      ? this.personal.counted.mixture(context) : { factor: 1, shares: new Map() };
+    return (id) => factor * Math.exp(scores[id] - highest) / total + (shares.get(id) ?? 0);
+  }
+
+  async after(context, personal) {
+    if (!context.length) return personal ? this.carried : this.start;
+    const key = `${personal} ${context.join(" ")}`;
+    if (this.states.has(key)) return this.states.get(key);
+    const root = this.carried;
+    const before = await this.after(context.slice(0, -1), personal);
+    const state = this.next(await this.call(context.at(-1), before));
+    if (root !== this.carried) return state; // of messages that were forgotten meanwhile
+    if (this.states.size > KEPT) this.states.clear();
+    this.states.set(key, state);
+    return state;
+  }
+
+  next(found) {
+    const state = {};
+    for (const [output, input] of Object.entries(this.entry.signature.state))
+      state[input] = this.tensor(input, found[output].data);
+    return state;
   }
 
   // One run at a time: the graph's memory is its own.
-  async run(context, mask, personal) {
-    const before = await this.after(context.slice(0, -1));
-    return this.call(context.at(-1), before, mask, personal);
-  }
-
-  async after(context) {
-    if (!context.length) return this.start;
-    const key = context.join(" ");
-    if (this.states.has(key)) return this.states.get(key);
-    const before = await this.after(context.slice(0, -1));
-    const found = await this.call(context.at(-1), before, this.mask("", false), false);
-    const next = {};
-    for (const [output, input] of Object.entries(this.entry.interface.state))
-      next[input] = this.tensor(input, found[output].data);
-    if (this.states.size > KEPT) this.states.clear();
-    this.states.set(key, next);
-    return next;
-  }
-
-  call(token, state, mask, personal) {
-    const adapter = personal && this.personal.up && this.ports.has("down")
-      ? { down: this.tensor("down", this.personal.down), up: this.tensor("up", this.personal.up) }
-      : this.noAdapter;
-    const inputs = {
-      token: this.tensor("token", Int32Array.of(token)),
-      mask: this.tensor("mask", mask), ...adapter, ...state,
-    };
+  call(token, state) {
+    const inputs = { token: this.tensor("token", Int32Array.of(token)), ...this.unused, ...state };
     const done = this.turn.then(async () => {
       const began = performance.now();
       const found = await this.graph.run(inputs);

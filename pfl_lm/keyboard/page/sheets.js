@@ -28,14 +28,14 @@ export class Sheets {
     $("keeping").checked = personal.keeping;
     const words = personal.newWords(), count = personal.messages.length;
     $("learned-note").textContent = count
-      ? `From ${count} message${count > 1 ? "s" : ""}, on this page only. To forget a word drops `
-        + "every message that holds it and learns the others again."
+      ? `From ${count} message${count > 1 ? "s" : ""}, on this page only. Forgetting a word drops `
+        + "every message that holds it."
       : "Nothing yet. Send a message, and it learns from it, on this page only.";
     $("forget-all").disabled = !count;
     this.list("words", words.slice(0, 30).map(({ word, count }) =>
       this.item(word, [word, count > 1 ? ` ×${count}` : ""])));
     this.list("habits", []);
-    const habits = personal.entry ? personal.habits((text) => predictor.context(text)) : [];
+    const habits = personal.habits((text) => predictor.context(text));
     const turn = (this.turn = (this.turn ?? 0) + 1), found = [];
     for (const habit of habits.slice(0, LOOKED_AT)) {
       const then = await predictor.rank(habit.context, habit.id, false);
@@ -91,7 +91,7 @@ export class Sheets {
     const bytes = index.files[entry.path]?.bytes;
     const facts = {
       "Name": index.name,
-      "Words": index.words.size.toLocaleString("en"),
+      "Words": index.vocabulary.size.toLocaleString("en"),
       "Graph": `${entry.format} ${entry.precision}, ${(bytes / 1e6).toFixed(1)} MB`,
       "Runs": site.runtime === "web" ? "in this page; what you type stays in it"
         : "on this computer; what you type stays on it",
@@ -100,7 +100,7 @@ export class Sheets {
         : `${(100 * figures.top3_agreement).toFixed(1)}% with the trained model`,
       "Keystrokes saved": figures.keystrokes_saved == null ? null
         : `${(100 * figures.keystrokes_saved).toFixed(0)}% on held-out text`,
-      "Blocked words": index.words.blocked.words.toLocaleString("en"),
+      "Blocked words": index.vocabulary.blocked.words.toLocaleString("en"),
       "Bundle": index.digest.slice(0, 16),
     };
     $("about-facts").replaceChildren(...Object.entries(facts).filter(([, value]) => value)

@@ -1,13 +1,16 @@
-// Text to the words that the model knows, as pfl_lm/language/normalisation.py states it.
+// Text to the words that the model knows, as pfl_lm/text/normalisation.py states it.
 
 const STRAIGHT = { "‘": "'", "’": "'", "ʼ": "'", "‛": "'", "“": '"', "”": '"', "„": '"' };
 const NUMBER = /^\p{Nd}[\p{Nd}.,:]*$/u;
 
 export class Tokenizer {
-  // rules: bundle.json's `normalisation`; table: vocabulary.tsv; blocked: words never suggested.
-  constructor(rules, table, blocked = []) {
+  // rules: bundle.json's `normalisation`; table: vocabulary.tsv; blocked: words never suggested,
+  // in any form of their letters, which `letters` tells (pfl_lm/text/letters.py).
+  constructor(rules, table, blocked = [], letters = { letters: {}, digits: {} }) {
     this.rules = rules;
     this.pieces = new RegExp(rules.pattern_ecmascript, "gu");
+    this.stacked = new RegExp(rules.stacked_marks_ecmascript, "gu");
+    this.letters = new Map(rules.letters);
     this.words = [];
     this.kinds = [];
     this.counts = [];
@@ -27,17 +30,43 @@ export class Tokenizer {
       const lower = word.toLowerCase();
       if (!this.folded.has(lower)) this.folded.set(lower, id);
     });
-    const refused = new Set(blocked);
+    this.look = letters;
+    this.refused = new Set(blocked.map((entry) => this.wordsOf(entry))
+      .filter((words) => words.length === 1).map(([word]) => this.sameLetters(word)));
     this.suggestible = Uint8Array.from(this.words, (word, id) =>
-      this.kinds[id] === "word" && !refused.has(word) ? 1 : 0);
+      this.kinds[id] === "word" && !this.isBlocked(word) ? 1 : 0);
     // Words that share a prefix are neighbours in this order.
     this.sorted = [...this.words.keys()].filter((id) => this.suggestible[id]);
     this.keys = new Map(this.sorted.map((id) => [id, this.words[id].toLowerCase()]));
     this.sorted.sort((a, b) => (this.keys.get(a) < this.keys.get(b) ? -1 : 1));
   }
 
+  // What all forms of the same letters share.
+  sameLetters(word) {
+    const folded = word.normalize("NFKC").toLowerCase().normalize("NFD").replace(/[\p{M}\p{C}]/gu, "");
+    const read = (text, table) => [...text].map((one) => table[one] ?? one).join("");
+    const plain = read(folded, this.look.letters);
+    return /\p{L}/u.test(plain) ? read(plain, this.look.digits) : plain;
+  }
+
+  isBlocked(word) {
+    return this.refused.size > 0 && this.refused.has(this.sameLetters(word));
+  }
+
+  // Whether a word that the vocabulary lacks is a blocked one, or one with a mark put into it.
+  isBlockedAsNew(word) {
+    const bare = [...word].filter((one) => !this.rules.joiners.includes(one)).join("");
+    return this.isBlocked(word) || this.isBlocked(bare);
+  }
+
+  wordsOf(entry) {
+    return this.split(entry).filter((piece) => /^[\p{L}\p{N}]/u.test(piece));
+  }
+
   normalise(text) {
-    text = text.normalize("NFKC").replace(/[‘’ʼ‛“”„]/g, (mark) => STRAIGHT[mark]);
+    text = text.replace(this.stacked, "$1").normalize("NFKC");
+    text = text.replace(/[‘’ʼ‛“”„]/g, (mark) => STRAIGHT[mark]);
+    if (this.letters.size) text = [...text].map((one) => this.letters.get(one) ?? one).join("");
     return this.rules.casing === "lower" ? text.toLowerCase().normalize("NFC") : text;
   }
 
@@ -60,10 +89,20 @@ export class Tokenizer {
     return this.split(text).map((piece) => this.id(piece));
   }
 
-  // The half-typed word at the end of a text, and the text before it.
+  // The half-typed word at the end of a text, and the text before it: the last piece that the
+  // text would be cut into, with the apostrophes after it.
   atCaret(text) {
-    const typed = text.match(/[\p{L}\p{N}\p{M}'’_@#-]*$/u)[0];
-    return { before: text.slice(0, text.length - typed.length), typed };
+    const tail = text.match(/[\p{L}\p{N}\p{M}\u200c\u200d'’ʼ·":_@#-]*$/u)[0];
+    const core = tail.replace(/['’ʼ]+$/u, "");
+    const last = this.split(core).at(-1);
+    for (let at = 0; last && at < core.length; at++) {
+      const rest = core.slice(at);
+      if (!/^[\p{L}\p{N}]/u.test(rest) || !/[\p{L}\p{N}\p{M}]$/u.test(rest)) continue;
+      const pieces = this.split(rest);
+      if (pieces.length === 1 && pieces[0] === last)
+        return { before: text.slice(0, text.length - tail.length + at), typed: tail.slice(at) };
+    }
+    return { before: text, typed: "" };
   }
 
   // Ids of the words that begin with `prefix`, in order.

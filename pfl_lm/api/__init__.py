@@ -1,0 +1,1 @@
+"""What programs and notebooks call: scenarios, runs, comparisons, suggestions."""

@@ -1,0 +1,1 @@
+"""Checks of a policy's and a run's privacy accounting."""

@@ -1,0 +1,72 @@
+"""What a run says of its own model, held against what follows from the facts of its manifest."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pfl_lm.audit.artifacts import RunArtifacts
+from pfl_lm.audit.findings import Finding
+from pfl_lm.numbers import format_epsilon
+
+_NAME = "claim about this model"
+_ALONE = (
+    "This simulation stands alone; rounds of real devices add up, in their population's ledger."
+)
+
+
+def claim(artifacts: RunArtifacts) -> Finding:
+    """Recompute both statements of a run: a simulation guarantees nothing, whatever it says."""
+    said, policy = artifacts.statements, artifacts.policy
+    if policy is None:
+        expected = "Nothing: this run has no privacy policy (ε = ∞)."
+        return _compared(said["guaranteed"], expected)
+    sentence = artifacts.guarantee.get("statement", "")
+    if wrong := _sentence_deviation(sentence, policy, artifacts.guarantee):
+        return Finding(_NAME, False, wrong)
+    reasons = shortfalls(artifacts.manifest)
+    if not reasons:
+        return _compared(said["guaranteed"], sentence)
+    finding = _compared(
+        said["guaranteed"], "Nothing for this very model: " + "; ".join(reasons) + "."
+    )
+    simulated = f"A deployment under the policy, of which this holds: {sentence} {_ALONE}"
+    return finding if not finding.holds else _compared(said["simulated"], simulated)
+
+
+def shortfalls(manifest: dict[str, Any]) -> list[str]:
+    """Return why a run's own model falls short of its policy, from facts; empty: it does not."""
+    policy, scenario = manifest["policy"], manifest["scenario"]
+    rule, source = manifest["population"]["cohort_rule"], manifest["noise"]["source"]
+    cohort, goal = scenario["cohort"], policy["report_goal"]
+    aggregator = scenario.get("aggregator", "exact")
+    seeded = scenario["reproducible"] or source == "reproducible stream"
+    reasons = {
+        f"{cohort:,} reports a round stand for {goal:,}": cohort < goal,
+        f"{rule['population']:,} users stand for {policy['population']:,}": (
+            rule["population"] < policy["population"]
+        ),
+        "noise comes from a seeded stream": seeded,
+        "cohorts follow from the scenario's seed, which is no secret": rule["kind"] != "rotation",
+        "tensorflow-federated draws the noise, in floating point": (
+            aggregator != "exact" or source == "tensorflow"
+        ),
+    }
+    return [text for text, holds in reasons.items() if holds]
+
+
+def _sentence_deviation(sentence: str, policy: dict[str, Any], guarantee: dict[str, Any]) -> str:
+    """Return how the sentence to publish differs from the figures beside it, or ""."""
+    if policy["noise"]["at"] == "none":
+        right = sentence.startswith("No differential privacy is guaranteed")
+        return "" if right else "The run adds no noise, and its statement promises privacy."
+    figures = f"({format_epsilon(guarantee['epsilon'])}, {policy['delta']:g})-differentially"
+    if figures in sentence:
+        return ""
+    return f"The policy's statement does not bear the figures that were derived: {figures} …"
+
+
+def _compared(said: str, expected: str) -> Finding:
+    if said == expected:
+        return Finding(_NAME, True, "What the run says of its model follows from its facts.")
+    text = f"The run says “{said}” From its own facts follows: “{expected}”"
+    return Finding(_NAME, False, text)

@@ -1,0 +1,1 @@
+"""Checks of a run's ledger against its artifacts."""

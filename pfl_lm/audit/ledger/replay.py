@@ -1,0 +1,214 @@
+"""What a recorded round cost, derived from what it recorded and from nothing that it concluded."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from pfl_lm.audit.accounting.renyi import rounded_norm
+from pfl_lm.audit.accounting.round_groups import RoundGroup
+from pfl_lm.audit.accounting.stated import StatedGuarantee
+from pfl_lm.audit.artifacts import RunArtifacts
+
+_DEVIATIONS = 8
+TOLERANCE = 1e-6  # relative, between figures that went through JSON
+
+Entry = dict[str, Any]
+
+
+def is_complete(entry: Entry) -> bool:
+    """Tell whether a round's record holds what its cost is derived from, as positive numbers."""
+    numbers = [entry.get(name) for name in ("sum_multiplier", "divisor", "reports", "round")]
+    numbers.append((entry.get("payload") or {}).get("dim"))
+    return all(isinstance(value, int | float) and value >= 0 for value in numbers) and bool(
+        entry["divisor"] and entry["payload"]["dim"]
+    )
+
+
+def deviation(guarantee: StatedGuarantee, artifacts: RunArtifacts, entry: Entry) -> str:
+    """Return how a round's record deviates, or ""."""
+    event, grid, dim = entry["event"], entry["grid"], entry["payload"]["dim"]
+    clip = _clip_norm(guarantee, artifacts, entry)
+    if event is None:
+        return "it records no event, so nothing was accounted for"
+    if entry["clip_norm"] != clip:
+        return f"updates were clipped to {entry['clip_norm']}, not to {clip}"
+    noise = noise_multiplier(guarantee, entry)
+    if event["noise_multiplier"] > noise * (1 + TOLERANCE):
+        return (
+            f"it claims a noise multiplier of {event['noise_multiplier']:.4g}, but its "
+            f"{entry['reports']} reports carried {noise:.4g}"
+        )
+    if noise < guarantee.noise_multiplier * (1 - TOLERANCE):
+        return (
+            f"its noise was {noise:.4g} clip norms, {guarantee.noise_multiplier:.4g} were promised"
+        )
+    least = fewest_reports(guarantee, entry["divisor"], invited_to(artifacts, entry))
+    if entry["reports"] < least:
+        return (
+            f"it opened {entry['reports']} reports; with fewer than {least} it must not be opened"
+        )
+    if guarantee.at == "device" and dim < guarantee.min_dim:
+        return f"{dim} coordinates travelled, the promise covers {guarantee.min_dim} or more"
+    return (
+        _event_deviation(guarantee, event, guarantee.summed(dim))
+        or _grid_deviation(guarantee, grid, guarantee.summed(dim), clip)
+        or _ring_deviation(guarantee, entry)
+        or _noise_deviation(guarantee, entry)
+    )
+
+
+def _clip_norm(guarantee: StatedGuarantee, artifacts: RunArtifacts, entry: Entry) -> float:
+    """Return what a round's updates must be clipped to; ``ledger.clipping`` replays what moves."""
+    if guarantee.clipping is not None:
+        return float(entry["clip_norm"])
+    return float(artifacts.manifest["scenario"]["clip_norm"])
+
+
+def fewest_reports(guarantee: StatedGuarantee, divisor: int, invited: int) -> int:
+    """Return the public least count at the scale of a simulation of ``divisor`` reports a round.
+
+    A small Poisson cohort varies by more than dropout tolerates: eight standard deviations of it
+    are no dropout. Dropouts are counted against those invited, where the metrics tell how many.
+    """
+    if guarantee.at != "device":
+        return 0
+    least = divisor * guarantee.least_reports / guarantee.report_goal
+    if guarantee.participation == "poisson" and divisor < guarantee.report_goal:
+        least -= _DEVIATIONS * math.sqrt(divisor)
+        least = max(least, invited * (1 - guarantee.tolerated_dropout))
+    return max(2, math.ceil(least - 1e-9))
+
+
+def invited_to(artifacts: RunArtifacts, entry: Entry) -> int:
+    """Return how many devices the metrics say were invited to a round; 0 where they do not."""
+    lines = (line for line in artifacts.rounds if line.get("round") == entry["round"])
+    invited = next(lines, {}).get("invited", 0)
+    return invited if isinstance(invited, int) else 0
+
+
+def _event_deviation(guarantee: StatedGuarantee, event: Entry, dim: int) -> str:
+    """Return how the accounted event differs from the policy, or ""."""
+    expected = {
+        "mechanism": guarantee.mechanism,
+        "neighboring": guarantee.neighboring,
+        "sampling": guarantee.participation,
+        "min_separation": guarantee.min_separation,
+        "rate": guarantee.rate if guarantee.amplified else 1.0,
+    }
+    if guarantee.max_participations:
+        expected["max_participations"] = guarantee.max_participations
+    if event.get("stream") != guarantee.stream:
+        return "its noise was correlated by other numbers than the promise states"
+    if guarantee.at == "device":
+        expected |= {"grid_steps": guarantee.grid_steps, "dim": dim}
+    for name, value in expected.items():
+        if event[name] != value:
+            return f"it was accounted for with {name} {event[name]}, the promise says {value}"
+    return ""
+
+
+def _grid_deviation(guarantee: StatedGuarantee, grid: Entry, dim: int, clip: float) -> str:
+    """Return how the round's grid or ring differs from what the accounting assumes, or ""."""
+    steps = guarantee.grid_steps * math.sqrt(dim)
+    if not math.isclose(grid["scale"] * clip, steps, rel_tol=TOLERANCE):
+        return f"its grid has {grid['scale'] * clip:.6g} steps to the clip, not {steps:.6g}"
+    if grid["norm_bound"] > rounded_norm(steps, dim) * (1 + TOLERANCE):
+        return "rounding was allowed to lengthen updates beyond what is accounted for"
+    return ""
+
+
+def _ring_deviation(guarantee: StatedGuarantee, entry: Entry) -> str:
+    """Return whether the sum of the round's reports, with its noise, could be misread."""
+    grid = entry["grid"]
+    sigma = 0.0
+    if guarantee.at == "device":
+        sigma = entry["sum_multiplier"] * entry["clip_norm"] * grid["scale"]
+    reports = max(1.0, entry["reports"] / entry["divisor"])
+    signal, sigma = entry["reports"] * grid["norm_bound"], sigma * math.sqrt(reports)
+    if grid.get("rotated"):
+        # A random rotation spreads the sum over a power of two of coordinates.
+        sigma = math.hypot(
+            sigma, signal / 2 ** (math.floor(math.log2(entry["payload"]["dim"])) / 2)
+        )
+        signal = entry["reports"]  # of rounding, which comes after it
+    largest = signal + _DEVIATIONS * sigma
+    if largest < 2 ** (grid["bits"] - 1):
+        return ""
+    return f"its ring of {grid['bits']} bits may wrap at {entry['reports']} reports"
+
+
+def noise_multiplier(guarantee: StatedGuarantee, entry: Entry) -> float:
+    """Return the noise that a round's reports carried, at the scale of the deployment.
+
+    ``sum_multiplier`` is what ``divisor`` simulated reports carry together. In the deployment a
+    sum of report_goal reports has report_goal ÷ divisor times that; only the shares of the least
+    honest count are relied on. Where the excess is removed, any sum of the least count or more
+    carries the whole, of which a share is honest.
+    """
+    deployed = entry["sum_multiplier"] * guarantee.report_goal / entry["divisor"]
+    if guarantee.at != "device":
+        return deployed
+    if guarantee.excess == "removed":
+        came = entry["reports"] / entry["divisor"] * guarantee.report_goal
+        short = 1.0 if guarantee.participation == "poisson" else came / guarantee.least_reports
+        return deployed * math.sqrt(guarantee.honest_share * min(1.0, short))
+    share = deployed / math.sqrt(guarantee.report_goal)
+    honest = guarantee.honest_reports
+    if guarantee.participation != "poisson":
+        came = guarantee.report_goal * min(entry["reports"], entry["divisor"]) // entry["divisor"]
+        honest = math.floor(came * guarantee.honest_fraction)
+    return share * math.sqrt(honest)
+
+
+def _noise_deviation(guarantee: StatedGuarantee, entry: Entry) -> str:
+    """Return how the noise that a round says it had differs from that of its reports, or ""."""
+    recorded = entry.get("noise")
+    if (
+        recorded is None
+    ):  # of a run that did not record it yet; what follows from its reports counts
+        return ""
+    planned = guarantee.noise_multiplier
+    if not math.isclose(recorded["planned"], planned, rel_tol=TOLERANCE):
+        return f"it planned noise of {recorded['planned']:.4g}, not {planned:.4g}"
+    if guarantee.excess == "removed":
+        short = recorded["achieved"] < planned * (1 - TOLERANCE)
+        return f"its noise fell short, at {recorded['achieved']:.4g}" if short else ""
+    expected = planned
+    if guarantee.at == "device":
+        came = (
+            entry["reports"] / entry["divisor"] * guarantee.report_goal * guarantee.honest_fraction
+        )
+        expected *= math.sqrt(came / guarantee.honest_reports)
+    if math.isclose(recorded["achieved"], expected, rel_tol=TOLERANCE):
+        return ""
+    return (
+        f"it says that its sum carries noise of {recorded['achieved']:.4g}, but that of its "
+        f"{entry['reports']} reports is {expected:.4g}"
+    )
+
+
+def round_groups_of(guarantee: StatedGuarantee, rounds: Sequence[Entry]) -> list[RoundGroup]:
+    """Group recorded rounds; of a rotation, the least noisy ones that one user may be in."""
+    counted = sorted(
+        (noise_multiplier(guarantee, entry), guarantee.summed(entry["payload"]["dim"]))
+        for entry in rounds
+    )
+    if guarantee.stream is not None:  # some rounds cost no more than all, at the least noise
+        return [guarantee.round_group(noise_multiplier=counted[0][0])] if counted else []
+    if guarantee.participation == "rotation":
+        numbers = sorted({entry["round"] for entry in rounds})
+        most, next_free = len(rounds) - len(numbers), -math.inf
+        for number in numbers:
+            if number >= next_free:
+                most, next_free = most + 1, number + guarantee.min_separation
+        counted = counted[: min(most, guarantee.max_participations or most)]
+    grouped: dict[tuple[float, int], int] = {}
+    for key in counted:
+        grouped[key] = grouped.get(key, 0) + 1
+    on_device = guarantee.at == "device"
+    return [
+        guarantee.round_group(count, noise_multiplier=noise, dim=dim if on_device else 1)
+        for (noise, dim), count in grouped.items()
+    ]

@@ -1,0 +1,41 @@
+"""Who was invited: the run's own cohorts, held against the separation that is counted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pfl_lm.audit.findings import Finding
+from pfl_lm.run import availability
+from pfl_lm.run.setup import RunContext
+
+_NAME = "separation of a user's rounds"
+
+
+def separation(context: RunContext, rounds: Sequence[int]) -> list[Finding]:
+    """Draw the cohorts of a rotation again: no user twice within the separation.
+
+    Args:
+        rounds: that were opened.
+    """
+    policy, rule = context.privacy.policy, context.privacy.rule
+    if policy is None or policy.participation.min_separation is None:
+        return []
+    least = min(policy.participation.min_separation, rule.population // int(rule.size_or_rate))
+    if rule.min_separation < least:
+        text = f"The run invites a user again after {rule.min_separation} rounds, not {least}."
+        return [Finding(_NAME, False, text)]
+    last: dict[int, int] = {}
+    for number in sorted(rounds):
+        users = availability.rules.cohort(rule, context.scenario.seed, number).tolist()
+        if len(set(users)) < len(users):
+            return [Finding(_NAME, False, f"Round {number} invites a user twice.")]
+        soon = [user for user in users if number - last.get(user, -least) < least]
+        if soon:
+            text = (
+                f"Round {number} invites a user again, {number - last[soon[0]]} rounds "
+                f"after the last time; the cost is counted for {least} or more."
+            )
+            return [Finding(_NAME, False, text)]
+        last.update(dict.fromkeys(users, number))
+    text = f"In {len(rounds)} rounds no user is invited twice within {least}."
+    return [Finding(_NAME, True, text)]

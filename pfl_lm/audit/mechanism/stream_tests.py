@@ -1,0 +1,207 @@
+"""Tests of noise that is correlated between rounds: its covariance, and the rounds of each user.
+
+Legend: T rounds in a row, d coordinates that travel in all of them, n rounds of the run.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pfl_lm.audit.accounting.streams import coefficients, noise_of_rounds, sensitivity
+from pfl_lm.audit.findings import Finding
+from pfl_lm.audit.mechanism.harness import (
+    Opened,
+    ProbeRecorder,
+    dim_of,
+    ends_of,
+    places,
+    probed_round,
+    zeros,
+)
+from pfl_lm.run import availability
+from pfl_lm.run.folder import RunFolder
+from pfl_lm.run.noise_state import NoiseStates
+from pfl_lm.run.round import Release
+from pfl_lm.run.setup import RunContext
+from pfl_lm.run.simulate import run_round
+from pfl_lm.server.state import ServerState
+
+_CORRELATES = "noise correlates as stated"
+_ROUNDS = 6
+_DEVIATIONS = 5.6  # two-sided chance 2e-8, for each of 21 entries of a covariance
+_FEWEST = 200  # coordinates from which a covariance is estimated
+_MOST_ROUNDS = 3_000  # of a run whose users' patterns are replayed one by one
+
+
+def stream_findings(context: RunContext, stated: Mapping[str, Any] | None) -> list[Finding]:
+    """Test a stream of noise and who took part in its rounds; for rotation, the rounds alone.
+
+    Args:
+        stated: the stream's numbers as the run's manifest has them; None: those of the code.
+    """
+    policy, follows = context.privacy.policy, context.privacy.guarantee
+    if policy is None or follows is None or policy.participation.kind != "rotation":
+        return []
+    if follows.stream is None:
+        return [separation(context)]
+    stream = dict(stated or asdict(follows.stream))
+    if stream["kind"] == "tree":
+        text = "A tree has no Toeplitz matrix; the covariance of its noise was not tested."
+        return [separation(context), Finding(_CORRELATES, None, text)]
+    return [separation(context), covariance(context, stream), patterns(context, stream)]
+
+
+def covariance(context: RunContext, stream: Mapping[str, Any]) -> Finding:
+    """Hold the noise of rounds in a row against C⁻¹C⁻ᵀ of the stated numbers, entry by entry.
+
+    Half way the state goes through the disk, as where a run is resumed.
+    """
+    name, count = _CORRELATES, min(_ROUNDS, context.scenario.rounds)
+    if count < 2:
+        return Finding(name, None, "One round correlates with nothing.")
+    first = probed_round(context, count)
+    noise = _common(list(_rounds_in_a_row(context, first, count)))
+    dim = noise.shape[1]
+    if dim < _FEWEST:
+        return Finding(name, None, f"Only {dim} coordinates travel in {count} rounds in a row.")
+    unit = context.privacy.sum_multiplier
+    expected = noise_of_rounds(coefficients(stream), count)
+    measured = noise @ noise.T / dim / unit**2
+    spread = np.sqrt((expected**2 + np.outer(np.diag(expected), np.diag(expected))) / dim)
+    # Rounding to the grid lengthens an update, and the server's noise with it.
+    scale = _lengthened(context, first)
+    off = np.abs(measured / scale - expected) / spread
+    i, j = np.unravel_index(int(np.argmax(off)), off.shape)
+    about = (
+        f"of rounds {first + int(i)} and {first + int(j)} is {measured[i, j] / scale:.4f}, stated "
+        f"{expected[i, j]:.4f} ± {spread[i, j]:.4f} ({dim:,} coordinates, {count} rounds)"
+    )
+    if off.max() > _DEVIATIONS:
+        return Finding(name, False, f"The covariance {about}: this is another stream of noise.")
+    return Finding(name, True, f"The covariance that is farthest off, {about}.")
+
+
+def _lengthened(context: RunContext, number: int) -> float:
+    """Return the squared ratio of the longest rounded update to the clip."""
+    grid = context.privacy.grid(dim_of(context, number))
+    return float((grid.norm_bound / grid.scale / grid.clip_norm) ** 2)
+
+
+class _StateRecorder(ProbeRecorder):
+    """Makes the state of the noise durable, as a run does."""
+
+    def __init__(self, states: NoiseStates) -> None:
+        super().__init__()
+        self._states = states
+
+    def keep(self, round: int, released: Release) -> None:
+        super().keep(round, released)
+        self._states.save(round + 1, released.noise_state)
+
+
+def _rounds_in_a_row(context: RunContext, first: int, count: int) -> list[Opened]:
+    """Run rounds of silent devices; half way the state is read from the disk."""
+    opened: list[Opened] = []
+    state = ServerState(first, context.start.parameters)
+    with tempfile.TemporaryDirectory() as folder:
+        states = NoiseStates(RunFolder(Path(folder)))
+        for place in range(count):
+            if place == count // 2:
+                kept = states.before(state.round, [one.recorded for one in opened])
+                state = replace(state, noise_state=kept)
+            recorder = _StateRecorder(states)
+            state, _ = run_round(context, state, recorder, ends=ends_of(places(context), zeros))
+            opened.append(recorder.opened(context))
+    return opened
+
+
+def _common(opened: list[Opened]) -> np.ndarray:
+    """Return the noise of the coordinates that travel in every round: float64[T, d], in units.
+
+    Where the clip norm moves, a stream correlates in units of each round's.
+    """
+    where = [
+        np.arange(one.total.size) if one.payload.places is None else one.payload.places
+        for one in opened
+    ]
+    shared = where[0]
+    for other in where[1:]:
+        shared = np.intersect1d(shared, other)
+    rows = [
+        one.total[np.searchsorted(own, shared)] / one.unit
+        for one, own in zip(opened, where, strict=True)
+    ]
+    return np.array(rows)
+
+
+def separation(context: RunContext) -> Finding:
+    """Replay who is invited, and look for a user whose rounds lie too close."""
+    name, rule = "users keep their separation", context.privacy.rule
+    rounds, users = _participations(context)
+    same = users[1:] == users[:-1]
+    gaps = (rounds[1:] - rounds[:-1])[same]
+    close = int((gaps < rule.min_separation).sum())
+    if close:
+        text = (
+            f"{close} times a user was invited again after {int(gaps.min())} rounds, where "
+            f"{rule.min_separation} is the least: ε counts fewer participations than there were."
+        )
+        return Finding(name, False, text)
+    text = (
+        f"In {context.scenario.rounds:,} rounds nobody was invited again before "
+        f"{rule.min_separation} rounds had passed."
+    )
+    return Finding(name, True, text)
+
+
+def _participations(context: RunContext) -> tuple[np.ndarray, np.ndarray]:
+    """Return all (round, user) pairs, by user and round: int64[m], int64[m]."""
+    rule, seed = context.privacy.rule, context.scenario.seed
+    cohorts = [availability.rules.cohort(rule, seed, r) for r in range(context.scenario.rounds)]
+    users = np.concatenate(cohorts)
+    rounds = np.repeat(np.arange(len(cohorts)), [len(cohort) for cohort in cohorts])
+    order = np.lexsort((rounds, users))
+    return rounds[order], users[order]
+
+
+def patterns(context: RunContext, stream: Mapping[str, Any]) -> Finding:
+    """Compute how far each user's own rounds move the stream, against the sensitivity."""
+    name, rule = "nobody moves the stream further than stated", context.privacy.rule
+    if stream["rounds"] > _MOST_ROUNDS:
+        text = f"More than {_MOST_ROUNDS:,} rounds: users' patterns were not replayed one by one."
+        return Finding(name, None, text)
+    most = sensitivity(stream, rule.min_separation, stream["rounds"])
+    rounds, users = _participations(context)
+    furthest = _furthest(coefficients(stream), rounds, users)
+    right = furthest <= most * (1 + 1e-9)
+    text = (
+        f"By the rounds that each of {len(np.unique(users)):,} users was invited to, one moves the "
+        f"stream by at most {furthest:.4f} clip norms; {most:.4f} follow from the separation"
+    )
+    text += "." if right else ": somebody took part more often than is accounted for."
+    return Finding(name, bool(right), text)
+
+
+def _furthest(column: np.ndarray, rounds: np.ndarray, users: np.ndarray) -> float:
+    """Return the largest ‖Σ C[:, r]‖ over the users' rounds r, which are sorted by user."""
+    n = len(column)
+    lower = np.zeros((n, n))
+    for j in range(n):
+        lower[j:, j] = column[: n - j]
+    gram = lower.T @ lower
+    _, owner = np.unique(users, return_inverse=True)
+    squares = np.bincount(owner, gram[rounds, rounds])
+    for lag in range(1, len(rounds)):
+        pairs = np.flatnonzero(users[lag:] == users[:-lag])
+        if not len(pairs):
+            break
+        inner = gram[rounds[pairs], rounds[pairs + lag]]
+        squares += 2 * np.bincount(owner[pairs], inner, minlength=len(squares))
+    return math.sqrt(float(squares.max()))

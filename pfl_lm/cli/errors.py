@@ -1,0 +1,84 @@
+"""How a verb ends: every exception becomes one line on standard error, and an exit status.
+
+===================================  =========================================================
+exception                            line, status
+===================================  =========================================================
+ValueError                           its message, 2: a user's mistake
+OSError                              what is wrong with which file, 2
+MemoryError                          what could not be allocated, 2
+any other                            its type and place, 1: a fault of this package
+===================================  =========================================================
+
+PFL_LM_TRACEBACK=1 lets a fault's traceback through.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+
+TRACEBACK = "PFL_LM_TRACEBACK"
+
+_OS_ERRORS = {
+    FileNotFoundError: "{}: no such file or folder",
+    FileExistsError: "{} exists already; remove it or choose another name",
+    NotADirectoryError: "{}: a part of this path is a file, not a folder",
+    IsADirectoryError: "{} is a folder; a file is needed here",
+    PermissionError: "{}: permission denied",
+}
+
+
+def status_of(error: Exception) -> int:
+    """Return the exit status: 2 for what a person can mend, 1 for a fault of this package."""
+    return 2 if isinstance(error, ValueError | OSError) or _is_memory(error) else 1
+
+
+def lines_of(error: Exception) -> list[str]:
+    """Say an exception in lines of plain text; mostly one."""
+    if _is_memory(error):
+        said = [str(error) or "not enough memory"]
+    elif isinstance(error, OSError):
+        said = [_os_error(error)]
+    elif isinstance(error, ValueError):
+        said = list(getattr(error, "problems", [str(error)]))  # a recipe may have several
+    else:
+        said = [_fault(error)]
+    return [" ".join(line.split()) for line in said]
+
+
+def write_anything() -> None:
+    """Let both streams write what their encoding lacks as ?, in place of an exception."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+
+
+def lets_through(error: Exception) -> bool:
+    """Whether the person who runs the verb asked for the traceback of a fault."""
+    return status_of(error) == 1 and os.environ.get(TRACEBACK, "") not in ("", "0")
+
+
+def _is_memory(error: Exception) -> bool:
+    """Whether memory ran out; torch says so by a RuntimeError."""
+    told = isinstance(error, RuntimeError) and "not enough memory" in str(error)
+    return isinstance(error, MemoryError) or told
+
+
+def _os_error(error: OSError) -> str:
+    if error.filename is None:
+        return error.strerror or str(error)
+    for kind, text in _OS_ERRORS.items():
+        if isinstance(error, kind):
+            return text.format(error.filename)
+    return f"{error.filename}: {error.strerror}"
+
+
+def _fault(error: Exception) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    place = next((f for f in reversed(frames) if "pfl_lm" in f.filename), None)
+    where = "" if place is None else f", at {os.path.basename(place.filename)}:{place.lineno}"
+    return (
+        f"a fault of pfl-lm: {type(error).__name__}: {error}{where}; {TRACEBACK}=1 shows all of "
+        "it, and a damaged input file may be the cause"
+    )

@@ -1,0 +1,124 @@
+"""`pfl-lm launch`: let phones say whether a new model is better, and decide by a stated rule."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pfl_lm.cli.bounds import number
+from pfl_lm.cli.outputs import Ledgers, destination
+from pfl_lm.cli.words import Lines, Summing
+
+if TYPE_CHECKING:
+    from pfl_lm.queries.comparison import Estimate
+    from pfl_lm.queries.launch import Decision
+
+STATUS = {"launch": 0, "do not launch": 1, "not enough phones": 3}
+
+
+class Split(StrEnum):
+    """Whose users compare the models."""
+
+    train = "train"
+    validation = "validation"
+    test = "test"
+
+
+def launch(
+    candidate: Annotated[Path, typer.Argument(help="The new model's file.")],
+    against: Annotated[Path, typer.Option(help="The current model's file, or the public start.")],
+    population: Annotated[Path, typer.Option(help="Whose phones compare them.")],
+    tokenizer: Annotated[Path, typer.Option(help="The vocabulary of both models.")],
+    policy: Annotated[Path, typer.Option(help="A policy, or the name of a shipped one: launch.")],
+    output: Annotated[Path, destination("Folder to write.")],
+    split: Annotated[
+        Split, typer.Option(help="Users of this split are asked; they should not have trained.")
+    ] = Split.test,
+    alpha: Annotated[
+        float, number(1e-6, 0.5, "Chance to launch a model that is no better, at most.")
+    ] = 0.05,
+    gain: Annotated[
+        float, number(1e-6, 10, "Gain in nats that is worth a launch; 0.01 is 1% of perplexity.")
+    ] = 0.01,
+    power: Annotated[
+        float, number(0.5, 0.999999, "Chance to launch a model that gains as much.")
+    ] = 0.9,
+    spread: Annotated[
+        float, number(1e-6, 10, "How much users are thought to differ in the gain, in nats.")
+    ] = 0.1,
+    tokens_per_user: Annotated[
+        int, number(2, 1_000_000, "Tokens that one phone scores, at most.")
+    ] = 200,
+    window: Annotated[int, number(1, 512, "Tokens that a model sees at once.")] = 20,
+    cohort: Annotated[
+        int | None, number(3, 1 << 40, "Users asked [all that the policy allows].")
+    ] = None,
+    secure_aggregation: Annotated[
+        Summing, typer.Option(help="Sum by the ideal functionality, or by the protocol (slow).")
+    ] = Summing.ideal,
+    dropout: Annotated[float, number(0, 0.99, "Share of the users asked who fall silent.")] = 0.0,
+    seed: Annotated[
+        int | None, typer.Option(help="Make the outcome repeatable, for tests [secret noise].")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option(help="Go on with a comparison that was interrupted.")
+    ] = False,
+    ledgers: Ledgers = None,
+) -> None:
+    """Let phones compare a new model with the current one, and say whether to launch it.
+
+    Every phone scores both models on its own text and reports clipped differences with its share
+    of noise. The verb prints first how often its rule is wrong, then the mean differences with
+    intervals that count the noise, and the verdict. Its exit status is 0 for launch, 1 for do not
+    launch, and 3 for not enough phones.
+
+    Questions and training share one budget: the comparison is debited to the ledger of the split's
+    users too, and is not asked where it would exceed what is left of their total (`pfl-lm privacy
+    population`). With --seed it protects nobody and stands alone.
+    """
+    from pfl_lm.dp.policy import Policy
+    from pfl_lm.models.file import load_model
+    from pfl_lm.queries.launch import LaunchQuestion, compare
+    from pfl_lm.recipes import load
+    from pfl_lm.text.population import PopulationStore
+    from pfl_lm.text.tokenizer import Tokenizer
+
+    question = LaunchQuestion(
+        split.value, alpha, gain, power, spread, tokens_per_user, window, cohort,
+        "protocol" if secure_aggregation is Summing.protocol else "ideal",
+        dropout, seed,
+    )  # fmt: skip
+    decision, found = compare(
+        question, load_model(against), load_model(candidate), PopulationStore.open(population),
+        Tokenizer.open(tokenizer), load(Policy, policy), output, Lines(), resume,
+        ledgers,
+    )  # fmt: skip
+    _show(decision, found, output)
+    raise typer.Exit(STATUS[decision.verdict])
+
+
+def _show(decision: Decision, found: dict[str, Estimate] | None, output: Path) -> None:
+    """Print the differences, then the verdict."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    if found is not None:
+        table = Table(title="Candidate less current, mean over users", title_justify="left")
+        for column in ("measure (more is better)", "difference", "95% interval"):
+            table.add_column(column, justify="left" if "measure" in column else "right")
+        for name, estimate in found.items():
+            low, high = estimate.interval(0.95)
+            if name == "log-loss":
+                cells = f"{estimate.value:+.4f} nats", f"{low:+.4f} to {high:+.4f}"
+            else:
+                cells = f"{estimate.value:+.2%}", f"{low:+.2%} to {high:+.2%}"
+            table.add_row(name, *cells)
+        console.print(table)
+    console.print(f"[bold]{decision.verdict}[/bold]: {decision.reason}", soft_wrap=True)
+    if decision.phones_needed is not None:
+        console.print(f"To tell, it would take about {decision.phones_needed:,} phones.")
+    console.print(f"The figures and the ledger are in {output}", soft_wrap=True)

@@ -1,0 +1,38 @@
+"""Where verbs write: the option ``--output`` with its check, and ``--ledgers``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Ledgers = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder of the populations' ledgers [`ledgers` beside the store]. Keep one for all "
+        "runs and questions on the same people."
+    ),
+]
+
+
+def destination(help: str) -> Any:
+    """Describe the option ``--output``, whose path must be one that can be written to."""
+    return typer.Option("--output", "-o", help=help, callback=writable)
+
+
+def writable(param: typer.CallbackParam, value: Path | None) -> Path | None:
+    """Refuse a path that nothing can be written to: an empty one, or one below a file.
+
+    Raises:
+        ValueError: naming the option and what is in the way.
+    """
+    if value is None:
+        return None
+    name = f"--{str(param.name).replace('_', '-')}"
+    if not value.name:  # an unset variable of a shell leaves ""
+        raise ValueError(f"{name} is empty, or names no new file or folder: state one")
+    for parent in value.parents:
+        if parent.exists() and not parent.is_dir():
+            raise ValueError(f"{name} {value}: {parent} is a file, not a folder")
+    return value

@@ -1,0 +1,53 @@
+"""`pfl-lm suggest`: the words that a model would offer next, in a terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pfl_lm.cli.bounds import number
+
+Tokenizer = Annotated[
+    Path | None,
+    typer.Option(
+        "--tokenizer",
+        help="Folder of the run's vocabulary [found by its digest near the run].",
+    ),
+]
+
+
+def suggest(
+    source: Annotated[
+        Path, typer.Argument(metavar="RUN|BUNDLE", help="Folder of a run, or an exported bundle.")
+    ],
+    texts: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[TEXT]...", help="What was typed, a message each [a dozen]."),
+    ] = None,
+    count: Annotated[int, number(1, 100, "How many words.")] = 3,
+    letters: Annotated[
+        str, typer.Option(help="Letters typed of the next word: only words that begin so.")
+    ] = "",
+    tokenizer: Tokenizer = None,
+) -> None:
+    """Print the words that a keyboard would suggest after a text.
+
+    A run that has not ended suggests by its newest checkpoint. A bundle suggests by its ONNX graph,
+    as a phone does; that needs the extra `onnx`, and gives no more words than the graph was
+    exported with.
+    """
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from pfl_lm.api.suggesting import opened
+
+    table = Table(box=None, show_header=False, pad_edge=False)
+    with opened(source, tokenizer) as suggester:
+        for text in texts or suggester.prompts:
+            words = suggester.suggest(text, count, letters)
+            shown = [f"[bold]{escape(word)}[/bold]" for word, _ in words] or ["no word begins so"]
+            table.add_row(escape(f"{text} …"), *shown)
+    Console(highlight=False).print(table)

@@ -1,0 +1,166 @@
+"""`pfl-lm words`: ask phones for the words that a vocabulary lacks."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pfl_lm.cli.bounds import number
+from pfl_lm.cli.outputs import Ledgers, destination
+from pfl_lm.run.progress import ProgressListener
+
+if TYPE_CHECKING:
+    from pfl_lm.dp.policy import Policy
+    from pfl_lm.queries.found import FoundWord
+
+app = typer.Typer(no_args_is_help=True, help="Ask phones for the words that a vocabulary lacks.")
+
+_SHOWN = 15
+
+
+class Lines(ProgressListener):
+    """Prints how far a question is, on standard error."""
+
+    def say(self, line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+
+class Summing(StrEnum):
+    """How the phones' answers are summed."""
+
+    ideal = "ideal"
+    protocol = "protocol"
+
+
+@app.command()
+def discover(
+    store: Annotated[
+        Path,
+        typer.Argument(help="A population built with `population build --keep-unknown-words`."),
+    ],
+    tokenizer: Annotated[Path, typer.Option(help="The vocabulary that lacks words.")],
+    policy: Annotated[
+        Path, typer.Option(help="A policy, or the name of a shipped one: words, words_open.")
+    ],
+    output: Annotated[Path, destination("Folder to write.")],
+    open_domain: Annotated[
+        bool,
+        typer.Option(
+            "--open", help="Ask for words in no list, letter by letter [for those of a list]."
+        ),
+    ] = False,
+    entries: Annotated[int, number(1, 1000, "Words that one phone names, at most.")] = 20,
+    candidates: Annotated[
+        int, number(1, 1 << 22, "Words of the public list that are asked for.")
+    ] = 100_000,
+    candidates_from: Annotated[
+        Path | None,
+        typer.Option(help="Public list: a table with columns word and count [wordfreq's list]."),
+    ] = None,
+    cells: Annotated[
+        int, number(1, 1 << 22, "With --open: cells of a round, at most; wider finds more words.")
+    ] = 1 << 18,
+    deny: Annotated[
+        Path | None, typer.Option(help="Words that are never asked for, one in a line.")
+    ] = None,
+    false_words: Annotated[
+        float, number(1e-9, 1e3, "Listed words that nobody typed, expected at most.")
+    ] = 0.02,
+    cohort: Annotated[
+        int | None, number(3, 1 << 40, "Users asked in a round [all that the policy allows].")
+    ] = None,
+    secure_aggregation: Annotated[
+        Summing,
+        typer.Option(
+            help="Sum by the ideal functionality, or by every message of the protocol "
+            "(slow: cohorts of some hundred)."
+        ),
+    ] = Summing.ideal,
+    dropout: Annotated[float, number(0, 0.99, "Share of the users asked who fall silent.")] = 0.0,
+    seed: Annotated[
+        int | None, typer.Option(help="Make the outcome repeatable, for tests [secret noise].")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option(help="Go on with a question that was interrupted.")
+    ] = False,
+    ledgers: Ledgers = None,
+) -> None:
+    """Ask the users of a population for words that their keyboard does not know.
+
+    Every phone names a few of its most used unknown words. It clips and noises its answer as it
+    does an update, and the server sees the noisy sum alone. The verb writes the words that noise
+    alone hardly reaches, with their noisy sums; the ledger beside them holds what the question
+    cost. A tokenizer recipe with `kind = "discovered"` takes the folder, and `pfl-lm grow` gives a
+    trained model rows for the words.
+
+    Questions and training share one budget: each round is debited to the ledger of these users too,
+    and a question that would exceed what is left of their total is not asked (`pfl-lm privacy
+    population`). A question with --seed protects nobody and stands alone.
+
+    A question that was killed goes on with `--resume`. It is asked again with the same noise, so
+    it costs nothing more.
+    """
+    from pfl_lm.dp.policy import Policy
+    from pfl_lm.queries.discover import WordsQuestion
+    from pfl_lm.queries.discover import discover as ask_for_words
+    from pfl_lm.recipes import load
+    from pfl_lm.text.population import PopulationStore
+    from pfl_lm.text.tokenizer import Tokenizer
+
+    stated = load(Policy, policy)
+    question = WordsQuestion(
+        domain="open" if open_domain else "closed",
+        entries=entries,
+        candidates=candidates,
+        candidates_from=candidates_from,
+        cells=cells,
+        false_positives=false_words,
+        denied=_denied(deny),
+        cohort=cohort,
+        aggregation="protocol" if secure_aggregation is Summing.protocol else "ideal",
+        dropout=dropout,
+        seed=seed,
+    )
+    words = ask_for_words(
+        question, PopulationStore.open(store), Tokenizer.open(tokenizer), stated, output,
+        Lines(), resume, ledgers,
+    )  # fmt: skip
+    _show(words, stated, output)
+
+
+def _denied(path: Path | None) -> frozenset[str]:
+    """Read the deny list, one word a line."""
+    if path is None:
+        return frozenset()
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--deny {path}: not UTF-8 text: {error}") from None
+    return frozenset(line.strip() for line in lines if line.strip())
+
+
+def _show(words: list[FoundWord], policy: Policy, output: Path) -> None:
+    """Print the strongest words, what they cost, and what to do with them."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from pfl_lm.numbers import format_epsilon
+
+    console = Console()
+    strongest = sorted(words, key=lambda word: (-word.sum, word.word))[:_SHOWN]
+    if strongest:
+        table = Table(title=f"The strongest of {len(words):,} words", title_justify="left")
+        table.add_column("word")
+        table.add_column("noisy sum", justify="right")
+        table.add_column("deviations of the noise", justify="right")
+        for word in strongest:
+            table.add_row(word.word, f"{word.sum:.1f}", f"{word.deviations:.1f}")
+        console.print(table)
+    spent = f"ε = {format_epsilon(policy.epsilon)}, δ = {policy.delta:g} per {policy.unit}"
+    console.print(
+        f"{len(words):,} words for {spent}; words and ledger are in {output}", soft_wrap=True
+    )

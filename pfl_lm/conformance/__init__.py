@@ -1,0 +1,1 @@
+"""Conformance vectors of the secure aggregation protocol: made, answered and compared."""

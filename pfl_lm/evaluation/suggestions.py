@@ -1,0 +1,80 @@
+"""Which words a keyboard would suggest after a text: what a person can judge without a figure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from pfl_lm.evaluation.interfaces import TokenizerLike
+from pfl_lm.evaluation.keystrokes import SUGGESTIONS
+from pfl_lm.evaluation.measures import Vocabulary
+from pfl_lm.models import models
+from pfl_lm.models.spec import ModelSpec, Parameters
+from pfl_lm.text.tokenizer import Tokenizer
+
+# A dozen ways to begin, none of them from anybody's text.
+PROMPTS = (
+    "how are",
+    "i want",
+    "thank",
+    "see you",
+    "what do",
+    "i am",
+    "it was",
+    "do you",
+    "we can",
+    "that is a",
+    "have a good",
+    "let me",
+)
+LONGEST = 64  # words of a text that are looked at, its last ones
+
+
+def suggest(
+    spec: ModelSpec,
+    parameters: Parameters,
+    tokenizer: Tokenizer,
+    text: str,
+    count: int = SUGGESTIONS,
+    letters: str = "",
+) -> list[tuple[str, float]]:
+    """Return the words that the model finds likeliest next, each with its probability.
+
+    Args:
+        text: what was typed, one message; empty: its first word is suggested.
+        count: how many words, at most.
+        letters: what was typed of the next word; only words that begin so are suggested.
+    """
+    context = [tokenizer.bos_id, *tokenizer.encode(text)[-_room(spec) :]]
+    hidden = models.hidden_of(spec, parameters, np.array([context]))[0, -1:]  # (1, P)
+    logits = models.scores(spec, parameters, hidden)[0].double()
+    chances = torch.softmax(logits, 0).numpy()
+    places = np.flatnonzero(suggestible(tokenizer) & begins_with(tokenizer, letters))
+    best = places[np.argsort(-chances[places], kind="stable")[:count]]
+    return [(tokenizer.words[place], float(chances[place])) for place in best]
+
+
+def begins_with(tokenizer: Tokenizer, letters: str) -> np.ndarray:
+    """Say which ids are shown as text that begins with some letters, bool[V]."""
+    begin = "".join(tokenizer.normalisation.pieces(letters))
+    return np.array([word.startswith(begin) for word in tokenizer.words])
+
+
+def suggestible(tokenizer: TokenizerLike) -> np.ndarray:
+    """Say which ids are words that a keyboard may suggest, bool[V]."""
+    return Vocabulary.of(tokenizer).is_word
+
+
+def prompts_of(tokenizer: Tokenizer) -> Sequence[str]:
+    """Return a dozen texts to look at suggestions after; outside English, frequent words."""
+    if tokenizer.manifest.get("locale", "").startswith("en"):
+        return PROMPTS
+    words = suggestible(tokenizer)
+    order = np.argsort(-np.where(words, tokenizer.unigram, -1.0), kind="stable")
+    return [tokenizer.words[place] for place in order[: len(PROMPTS)]]
+
+
+def _room(spec: ModelSpec) -> int:
+    return min(LONGEST, spec.context - 1) if spec.kind == "transformer" else LONGEST

@@ -1,0 +1,1 @@
+"""The graphs that an exported bundle holds."""

@@ -1,0 +1,1 @@
+"""The trained model as an n-gram: for decoders that read ARPA, and keyboards that read AOSP's."""

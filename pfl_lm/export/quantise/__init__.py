@@ -1,0 +1,1 @@
+"""Low-bit weights of exported models."""

@@ -1,1 +1,0 @@
-"""The language: words, the users who type them, and the models that predict them."""

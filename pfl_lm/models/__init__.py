@@ -1,0 +1,1 @@
+"""Language models: parameters, forward passes, losses, files."""

@@ -1,0 +1,163 @@
+"""In which rounds a phone may take part, by what its own record says of earlier ones.
+
+Convention: ``min_separation`` bounds the DIFFERENCE of two round numbers, r₂ − r₁ ≥ b. Gboard's
+published figures count the rounds BETWEEN two participations, r₂ − r₁ − 1: a separation of 484
+there is b = 485 here (``from_published_separation``).
+
+Source: Choquette-Choo et al. 2023, "(Amplified) Banded Matrix Factorization" (arXiv:2306.08153),
+Section 2, for b-min-separation as a difference; Xu et al. 2023, "Federated learning of Gboard
+language models with differential privacy" (arXiv:2305.18465), for devices that keep a timer.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from pfl_lm.dp.accounting.accountant import compose
+from pfl_lm.dp.guarantee import guarantee
+from pfl_lm.dp.policy import Policy
+
+_DAY = 86_400.0  # seconds
+
+
+class InvitationRefused(ValueError):
+    """The record forbids this participation; the message names the rule."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """Which rounds belong together: one run, under one policy, with one public seed.
+
+    Attributes:
+        run: the run's id as the server states it.
+        policy: digest of the policy.
+        seed: of the public cohorts.
+    """
+
+    run: str
+    policy: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class Participation:
+    """One round that this phone took part in.
+
+    Attributes:
+        time: seconds since 1970.
+        seed: in decimal; it may exceed 64 bits.
+        epsilon: what all rounds up to this one have cost together, against everyone, the server
+            included.
+        min_separation, most_rounds, epsilon_limit: what the policy allowed.
+    """
+
+    time: float
+    run: str
+    policy: str
+    seed: str
+    round: int
+    epsilon: float
+    min_separation: int
+    most_rounds: int
+    epsilon_limit: float
+
+
+@dataclass(frozen=True)
+class Installation:
+    """When the record began, and whether somebody vouched that the phone never took part before."""
+
+    began: float
+    is_first: bool
+
+    def waits_until(self, policy: Policy) -> float:
+        """Return from when on this phone may take part, in seconds since 1970."""
+        return self.began + (0.0 if self.is_first else policy.devices.trust_days * _DAY)
+
+
+def refusal(
+    installation: Installation,
+    past: Sequence[Participation],
+    task: Task,
+    policy: Policy,
+    round: int,
+    now: float,
+) -> str | None:
+    """Return the rule by which a phone must not take part in a round; None where it may.
+
+    Args:
+        past: every round that the phone took part in.
+        task, round: the invitation.
+        policy: the phone's own copy; its digest is ``task.policy``.
+        now: seconds since 1970.
+    """
+    if not installation.began <= now or now < installation.waits_until(policy):
+        return (
+            f"this phone's record began on {day(installation.began)}: it takes part from "
+            f"{day(installation.waits_until(policy))} on (devices.trust_days = "
+            f"{policy.devices.trust_days:g}), because it may have taken part before a reinstall"
+        )
+    if reason := other_task(past, task):
+        return reason
+    return _spacing(past, policy, round) or _budget(past, policy)
+
+
+def other_task(past: Sequence[Participation], task: Task) -> str | None:
+    """Return why earlier rounds were of another run, policy or seed; None where they were not."""
+    for name, stated in (("policy", task.policy), ("seed", str(task.seed)), ("run", task.run)):
+        for entry in past:
+            if (earlier := getattr(entry, name)) != stated:
+                return (
+                    f"this phone took part under another {name} ({earlier[:16]}, on "
+                    f"{day(entry.time)}); this one is {stated[:16]}: its ε would not cover both"
+                )
+    return None
+
+
+def _spacing(past: Sequence[Participation], policy: Policy, round: int) -> str | None:
+    separation = policy.participation.min_separation or 1
+    if not 0 <= round < policy.rounds:
+        return f"round {round} is none of the policy's rounds 0 to {policy.rounds - 1}"
+    for entry in past:
+        if entry.round == round:
+            return f"this phone took part in round {round} already"
+        if entry.round > round:
+            return f"round {round} is over: this phone took part in round {entry.round}"
+        if round - entry.round < separation:
+            return (
+                f"round {round} is inside min_separation = {separation} of round {entry.round}: "
+                f"their difference is {round - entry.round}"
+            )
+    return None
+
+
+def _budget(past: Sequence[Participation], policy: Policy) -> str | None:
+    epsilon = cost(policy, len(past) + 1)
+    if len(past) < policy.participations and epsilon <= policy.epsilon:
+        return None
+    return (
+        f"this phone took part in {len(past)} of the policy's {policy.participations} rounds, and "
+        f"epsilon would be {epsilon:.4g} where the policy's is {policy.epsilon:g}"
+    )
+
+
+@lru_cache(maxsize=256)
+def cost(policy: Policy, rounds: int) -> float:
+    """Return ε of a user's first rounds together, against everyone: sampling counts for nothing.
+
+    The noise is the policy's, on the smallest payload that it covers.
+    """
+    event = policy.event(guarantee(policy).noise_multiplier)
+    return compose({event: rounds}, policy.delta).epsilon_unamplified
+
+
+def from_published_separation(rounds_between: int) -> int:
+    """Return ``min_separation`` for a published count of the rounds between two participations."""
+    return rounds_between + 1
+
+
+def day(seconds: float) -> str:
+    """Write a time as a day of UTC, 2025-12-31."""
+    return time.strftime("%Y-%m-%d", time.gmtime(seconds))

@@ -1,0 +1,1 @@
+"""The payload: which coordinates of the model travel in a round."""

@@ -1,0 +1,1 @@
+"""The phones of a simulated population: what they have, what a round costs them."""

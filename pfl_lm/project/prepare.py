@@ -1,0 +1,139 @@
+"""From messages to everything that a run needs, with sensible defaults and all choices said."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from pfl_lm.files import folder_atomically
+from pfl_lm.project.commented import commented_toml
+from pfl_lm.project.templates import TEMPLATES
+from pfl_lm.recipes import load
+from pfl_lm.text.population_build import BuildOptions, Input, build_population
+from pfl_lm.text.public_text import public_tokens
+from pfl_lm.text.readers import read_messages
+from pfl_lm.text.survey import Survey, oddities, survey
+from pfl_lm.text.tokenizer import TokenizerRecipe
+from pfl_lm.text.tokenizer_build import build_tokenizer
+
+Say = Callable[[str], None]
+_LARGE = 1000  # users, from which a larger vocabulary and model pay
+_HELD_OUT = 0.1
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What a person wants.
+
+    Attributes:
+        inputs: files or folders of text by user.
+        public: files of public text, for the first model; may be empty.
+        locale: whose public words the vocabulary has.
+        size: of the vocabulary; None: by the number of users.
+        user_field, text_field: columns or JSON keys.
+    """
+
+    inputs: Sequence[Path]
+    public: Sequence[Path] = ()
+    locale: str = "en_US"
+    size: int | None = None
+    user_field: str = "user"
+    text_field: str = "text"
+
+
+def prepare(choice: Preparation, destination: Path, say: Say) -> Survey:
+    """Write a vocabulary, a population, public text and recipes; whole or not at all.
+
+    Args:
+        destination: folder to write; it must not exist.
+        say: told what was found, what is odd, and what was chosen.
+
+    Returns:
+        What was counted in the text.
+
+    Raises:
+        ValueError: text that cannot be read, too few users, or ``destination`` exists.
+    """
+    with folder_atomically(destination) as folder:
+        counted = look(choice, say)
+        if counted.users < 3:
+            raise ValueError(
+                f"{counted.users} users: training, validation and test need one each at least; is "
+                f"{choice.user_field!r} the column of the user?"
+            )
+        large = counted.users >= _LARGE
+        size = choice.size or (30_000 if large else 10_000)
+        for name, values in _recipes(choice, size, counted, large).items():
+            text = commented_toml(Path(name).stem, values)
+            (folder / name).write_text(text, encoding="utf-8")
+        say(f"vocabulary: {size:,} words of wordfreq for {choice.locale} (tokenizer.toml)")
+        recipe = load(TokenizerRecipe, folder / "tokenizer.toml")
+        tokenizer = build_tokenizer(recipe, folder / "tokenizer")
+        options = BuildOptions(
+            name=destination.name, user_field=choice.user_field, text_field=choice.text_field
+        )
+        profile = build_population(
+            [Input(p) for p in choice.inputs], tokenizer, folder / "people", options
+        )
+        splits = profile["splits"]
+        held = ", ".join(f"{splits[split]['users']:,} for {split}" for split in splits)
+        say(f"population: users split by a digest of their id: {held}")
+        say(f"unknown words: {splits['train']['oov_rate']:.1%} of those that train users wrote")
+        if choice.public:
+            public_tokens(choice.public, tokenizer, folder / "public", choice.text_field)
+            say("public text: for a first model and for the baselines (pretraining.toml)")
+        else:
+            say("public text: none; --public FILE gives a first model, which ε = 2 needs badly")
+        say("policy: ε = 2 for a deployment to 1,000,000 users; state yours in policy.toml")
+    return counted
+
+
+def look(choice: Preparation, say: Say) -> Survey:
+    """Read the text once, and say how much there is and what is odd."""
+    counted = survey(_records(choice), choice.locale, choice.size or 30_000)
+    say(
+        f"text: {counted.users:,} users, {counted.messages:,} messages, {counted.words:,} words, "
+        f"{counted.with_emoji / max(1, counted.messages):.0%} of the messages with an emoji"
+    )
+    for line in oddities(counted):
+        say(f"odd: {line}")
+    return counted
+
+
+def _records(choice: Preparation) -> Iterator[Any]:
+    return chain.from_iterable(
+        read_messages(path, choice.user_field, choice.text_field) for path in choice.inputs
+    )
+
+
+def _recipes(choice: Preparation, size: int, counted: Survey, large: bool) -> dict[str, Any]:
+    """Choose tokenizer, scenario, policy and, with public text, a first model's training."""
+    chat = TEMPLATES["chat"].recipes
+    model = chat["scenario.toml"]["model"] | {"vocabulary_size": size}
+    if large:
+        model |= {"embedding_dim": 64, "hidden_dim": 128, "lora": {"rank": 8}}
+    train = max(2, int(counted.users * (1 - 2 * _HELD_OUT)))
+    public = {"public_text": "public"} if choice.public else {}
+    scenario = {key: value for key, value in chat["scenario.toml"].items() if key != "start"} | {
+        "description": f"{counted.users:,} users at ε = 2",
+        "tokenizer": "tokenizer",
+        "rounds": 60 if large else 30,
+        "cohort": max(2, min(100, train // 4)),
+        "population": {"kind": "store", "path": "people"} | public,
+        "model": model,
+        "payload": {"rows": 2_000, "draw": "unigram", "dense": "lora" if large else "all"},
+    }
+    recipes = {
+        "tokenizer.toml": chat["tokenizer.toml"] | {"locale": choice.locale, "size": size},
+        "policy.toml": chat["policy.toml"],
+        "scenario.toml": scenario,
+    }
+    if choice.public:
+        first = {key: value for key, value in model.items() if key != "lora"}
+        places = {"tokenizer": "tokenizer", "text": "public", "model": first}
+        recipes["pretraining.toml"] = chat["pretraining.toml"] | places
+        recipes["scenario.toml"] = scenario | {"start": "start.pt"}
+    return recipes

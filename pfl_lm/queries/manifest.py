@@ -1,0 +1,73 @@
+"""What a question says of itself, and how far it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from pfl_lm import __version__
+from pfl_lm.code_digest import code_digest
+from pfl_lm.dp.policy import Policy
+from pfl_lm.queries.ask import QuerySession
+from pfl_lm.queries.folder import readable
+from pfl_lm.run.folder import digest_of
+from pfl_lm.run.progress import ProgressListener
+from pfl_lm.text.population import PopulationStore
+
+_LINES = 5  # progress lines of one round
+
+
+def describe(
+    kind: str,
+    result: str,
+    asked: Mapping[str, Any],
+    session: QuerySession,
+    store: PopulationStore,
+    stated: Policy,
+) -> dict[str, Any]:
+    """Describe a question for its manifest: what was asked, what is promised, what is not.
+
+    Args:
+        kind: of question.
+        result: name of the file that will hold what comes out.
+        asked: the question, as plain values; ``seed`` None stands for a secret one.
+        stated: the policy before it was restated for the users there are.
+    """
+    guarantee = session.guarantee
+    seed = "secret" if asked["seed"] is None else asked["seed"]
+    known = "." if seed == "secret" else ", which the stated seed gives again."
+    return readable({
+        "format": 1,
+        "kind": kind,
+        "result": result,
+        "asked": {**asked, "seed": seed, "cohort": session.cohort},
+        "policy": asdict(session.policy),
+        "policy_as_stated": {"report_goal": stated.report_goal, "population": stated.population},
+        "guarantee": asdict(guarantee),
+        "statements": {
+            "guaranteed": "Nothing against the process that simulated all devices: it held their "
+            f"text and their noise. What came out carries the policy's whole noise{known}",
+            "simulated": "A deployment under the policy, of which this holds: "
+            + guarantee.statement.replace("ll models released", "ll answers released"),
+        },
+        "population": {
+            "name": store.name,
+            "users": session.population,
+            "files": digest_of(store.describe()["files"]),
+        },
+        "versions": {"pfl_lm": __version__, "code": code_digest()},
+    })  # fmt: skip
+
+
+def ticks(listener: ProgressListener) -> Callable[[int, int], None]:
+    """Return a tick for ``ask`` that says now and then how many devices have answered."""
+    shown = 0
+
+    def tick(done: int, asked: int) -> None:
+        nonlocal shown
+        if done < asked and done * _LINES // asked > shown:
+            shown = done * _LINES // asked
+            listener.say(f"{done:,} of {asked:,} devices have answered")
+
+    return tick

@@ -1,0 +1,1 @@
+"""What may stand in a recipe, read from the dataclasses and their docstrings alone."""

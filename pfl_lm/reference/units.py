@@ -1,0 +1,107 @@
+"""The unit of every number that a recipe states, by the name of its key.
+
+A key that stands for one thing in all recipes is listed by its name alone.
+"""
+
+from __future__ import annotations
+
+UNITS = {
+    "rounds": "rounds",
+    "every": "rounds",
+    "checkpoint_every": "rounds",
+    "min_separation": "rounds",
+    "max_participations": "rounds",
+    "warmup": "share of the rounds",
+    "cooldown": "share of the rounds",
+    "average.share": "share of the rounds",
+    "cohort": "reports",
+    "report_goal": "reports",
+    "users": "users",
+    "final_users": "users",
+    "population": "users",
+    "tokens_per_user": "tokens",
+    "max_tokens": "tokens",
+    "full_weight_tokens": "tokens",
+    "window": "tokens",
+    "context": "tokens",
+    "segment_length": "tokens",
+    "batch_size": "windows",
+    "epochs": "passes",
+    "steps": "steps",
+    "rows": "words",
+    "vocabulary_size": "words",
+    "negatives": "words",
+    "candidates": "words",
+    "size": "ids",
+    "embedding_dim": "numbers",
+    "hidden_dim": "numbers",
+    "projection_dim": "numbers",
+    "feedforward_dim": "numbers",
+    "side_branch": "numbers",
+    "rank": "numbers",
+    "min_dim": "coordinates",
+    "layers": "layers",
+    "heads": "heads",
+    "directions": "directions",
+    "levels": "components",
+    "clip_norm": "ℓ2 norm of an update",
+    "lowest": "ℓ2 norm of an update",
+    "highest": "ℓ2 norm of an update",
+    "quantile": "share of the reports",
+    "indicator_noise": "share of the reports",
+    "adaptivity": "size of an update",
+    "gradient_clip": "ℓ2 norm of a gradient",
+    "noise_multiplier": "clip norms",
+    "perturbation": "size of a weight",
+    "drift": "topics",
+    "weight_bits": "bits",
+    "modulus_bits": "bits",
+    "grid_steps": "grid units",
+    "dropout": "share of the devices",
+    "corrupt": "share of the cohort",
+    "tolerated_dropout": "share of the reports",
+    "honest_fraction": "share of the reports",
+    "least_neighbours": "devices",
+    "groups": "groups",
+    "trimmed_groups": "groups",
+    "trust_days": "days",
+    "share": "share of the users",
+    "text_relation": "share of the users",
+    "time_zones": "share of the users",
+    "training_memory_mb": "10⁶ bytes",
+    "gflops": "10⁹ operations a second",
+    "download_mbps": "10⁶ bits a second",
+    "upload_mbps": "10⁶ bits a second",
+    "training_watts": "watts",
+    "radio_watts": "watts",
+    "idle_from": "local hour",
+    "idle_to": "local hour",
+    "time_out_minutes": "minutes",
+    "pause_minutes": "minutes",
+    "check_in": "report goals",
+    "over_selection": "report goals",
+    "speed_spread": "standard deviation of a logarithm",
+    "network_spread": "standard deviation of a logarithm",
+    "unmetered": "chance",
+    "idle_inside": "chance",
+    "idle_outside": "chance",
+    "failures.download": "chance",
+    "failures.keys": "chance",
+    "failures.training": "chance",
+    "failures.upload": "chance",
+    "failures.answer": "chance",
+}
+# Numbers that have no unit: factors, exponents, ε and δ, seeds.
+BARE = frozenset(
+    (
+        *("seed", "learning_rate", "decay", "momentum", "second_momentum", "temper", "alpha"),
+        *("modulation", "self_normalise", "epsilon", "delta", "epsilon_unamplified", "rho"),
+        *("accepted_server_epsilon", "rate", "first_rate"),
+    )
+)
+
+
+def unit_of(key: str) -> str:
+    """Return the unit of the key with this dotted name, "" where it has none."""
+    last_two = ".".join(key.split(".")[-2:])
+    return UNITS.get(last_two) or UNITS.get(key.rpartition(".")[2], "")

@@ -1,0 +1,76 @@
+"""What the figures of a run say to change next: a sentence for each, with the setting to turn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from statistics import median
+
+from pfl_lm.numbers import is_number, percent, significant
+from pfl_lm.report.source import Run
+
+_ALL, _NONE = 0.98, 0.02  # share of the updates that were clipped
+_FAR = 0.25  # of clip_norm, that most updates are shorter than
+_LOUD = 3.0  # times what all devices have in common
+_MOVING = 0.02  # share by which perplexity moves from one evaluation to another
+
+
+def advice(run: Run) -> list[str]:
+    """Return what to try next; nothing before the first rounds are over."""
+    if not run.rounds:
+        return []
+    return [*_of_the_clip(run), *_of_the_noise(run), *_of_the_length(run)]
+
+
+def _of_the_clip(run: Run) -> Iterator[str]:
+    clipped, norm = run.mean("clipped_share"), _median(run, "update_norm")
+    bound = run.manifest.scenario.clip_norm
+    policy = run.manifest.policy
+    if clipped is None or norm is None or (policy is not None and policy.clipping is not None):
+        return
+    about = f"{percent(clipped, 0)} of the updates were clipped to {significant(bound)}"
+    if clipped >= _ALL and norm > 2 * bound:
+        yield (
+            f"{about}, their norm was {significant(norm)} at the median: raise clip_norm (the "
+            "noise grows with it), or lower training.learning_rate."
+        )
+    elif clipped <= _NONE and norm < _FAR * bound and run.mean("noise_norm"):
+        yield (
+            f"{about}, their norm was {significant(norm)} at the median: lower clip_norm; the "
+            "noise falls with it."
+        )
+
+
+def _of_the_noise(run: Run) -> Iterator[str]:
+    noise, mean = _median(run, "noise_norm"), _median(run, "mean_norm")
+    if not noise or mean is None:
+        return
+    signal = max(mean**2 - noise**2, 0.0) ** 0.5
+    if noise > _LOUD * max(signal, 1e-12):
+        yield (
+            f"The noise in a round's mean (norm {significant(noise)}) is far louder than what the "
+            f"devices have in common ({significant(signal)}): raise the policy's report_goal, send "
+            "fewer coordinates (payload.rows, payload.dense, lora), or lower "
+            "server.learning_rate and run more rounds."
+        )
+
+
+def _of_the_length(run: Run) -> Iterator[str]:
+    figures = [e["perplexity"] for e in run.evaluations if is_number(e.get("perplexity"))]
+    if len(figures) < 3:
+        return
+    best = min(figures)
+    if figures[-1] > (1 + _MOVING) * best:
+        yield (
+            f"Perplexity rose from {significant(best)} to {significant(figures[-1])} after its "
+            "best evaluation: run fewer rounds, or let server.cooldown lower the rate at the end."
+        )
+    elif figures[-1] < (1 - _MOVING) * figures[-2]:
+        yield (
+            f"Perplexity was still falling at the end ({significant(figures[-2])} to "
+            f"{significant(figures[-1])}): run more rounds."
+        )
+
+
+def _median(run: Run, key: str) -> float | None:
+    values = [entry[key] for entry in run.rounds if is_number(entry.get(key))]
+    return float(median(values)) if values else None

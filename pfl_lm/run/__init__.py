@@ -1,0 +1,1 @@
+"""One federated run: its scenario, its rounds, its records."""

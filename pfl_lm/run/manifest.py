@@ -1,0 +1,124 @@
+"""What a run says of itself: what was asked, what follows, what is guaranteed and what is not."""
+
+from __future__ import annotations
+
+import math
+import platform
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from pfl_lm import __version__, native
+from pfl_lm.code_digest import code_digest
+from pfl_lm.models.models import size
+from pfl_lm.payload.layout import Payload, describe
+from pfl_lm.run.availability import demand, fits
+from pfl_lm.run.setup import RunContext, choose_payload
+
+_ALONE = (
+    "This simulation stands alone; rounds of real devices add up, in their population's ledger."
+)
+
+
+def manifest(context: RunContext, name: str) -> dict[str, Any]:
+    """Describe a run: what was asked, what follows, what is simulated and what is guaranteed."""
+    scenario, privacy = context.scenario, context.privacy
+    total = size(context.spec)
+    payload = choose_payload(context, 0)
+    return {
+        "format": 1,
+        "run": name,
+        "scenario": _plain(asdict(scenario)),
+        "policy": None if privacy.policy is None else _plain(asdict(privacy.policy)),
+        "guarantee": None if privacy.guarantee is None else _plain(asdict(privacy.guarantee)),
+        "statements": statements(context),
+        "noise": {
+            "drawn": privacy.noise_description,
+            "source": _source(context),
+            "simulated_sum_multiplier": privacy.sum_multiplier,
+        },
+        "secure_aggregation": context.aggregation.describe(privacy.grid(payload.dim)),
+        "fleet": None if context.fleet is None else _fleet(context, payload),
+        "tokenizer": {
+            "digest": context.tokenizer.digest,
+            "vocabulary_size": context.tokenizer.vocabulary_size,
+        },
+        "vocabulary": {
+            "kind": context.tokenizer.manifest.get("source", {}).get("kind", "unknown"),
+            "provenance": context.tokenizer.manifest.get("provenance", "not stated"),
+        },
+        "population": {
+            "name": context.population.name,
+            "users": {s: context.population.users(s) for s in ("train", "validation", "test")},
+            "cohort_rule": _plain(asdict(privacy.rule)),
+        },
+        "model": {"parameters": total, "start": context.start.origin},
+        "payload": {"total": total, **_plain(asdict(describe(payload, total)))},
+        "versions": {
+            "pfl_lm": __version__,
+            "code": code_digest(),
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "numpy", "opacus", "sentencepiece")},
+            "kernels": native.backend(),
+        },
+    }
+
+
+def _fleet(context: RunContext, payload: Payload) -> dict[str, Any]:
+    """Describe the phones, what a round asks of them, and which of them it leaves out."""
+    grid = context.privacy.grid(payload.dim)
+    return {
+        **_plain(asdict(context.fleet)),  # type: ignore[arg-type]
+        "demand": _plain(asdict(demand(context, payload, grid))),
+        "left_out": [name for name, able in fits(context, payload, grid).items() if not able],
+    }
+
+
+def statements(context: RunContext) -> dict[str, str]:
+    """Say what this very model guarantees, and what its training only simulates."""
+    privacy = context.privacy
+    if privacy.policy is None:
+        return {
+            "guaranteed": "Nothing: this run has no privacy policy (ε = ∞).",
+            "simulated": "Federated training without differential privacy.",
+        }
+    guarantee = privacy.guarantee
+    assert guarantee is not None
+    if not privacy.simulated:
+        return {"guaranteed": guarantee.statement, "simulated": "Only the transport of reports."}
+    policy = privacy.policy
+    reasons = [
+        f"{privacy.cohort:,} reports a round stand for {policy.report_goal:,}"
+        * (privacy.cohort < policy.report_goal),
+        f"{privacy.rule.population:,} users stand for {policy.population:,}"
+        * (privacy.rule.population < policy.population),
+        "noise comes from a seeded stream" * privacy.reproducible,
+        "cohorts follow from the scenario's seed, which is no secret" * privacy.cohorts_are_public,
+        "tensorflow-federated draws the noise, in floating point" * privacy.external_noise,
+    ]
+    return {
+        "guaranteed": "Nothing for this very model: " + "; ".join(filter(None, reasons)) + ".",
+        "simulated": "A deployment under the policy, of which this holds: "
+        f"{guarantee.statement} {_ALONE}",
+    }
+
+
+def _source(context: RunContext) -> str:
+    """Say where rounding and noise come from."""
+    if context.scenario.reproducible:
+        return "reproducible stream"
+    return "tensorflow" if context.privacy.external_noise else "csprng"
+
+
+def _plain(value: Any) -> Any:
+    """Turn what dataclasses hold into what JSON holds; infinity becomes None."""
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, Path):
+        return value.name
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,249 @@
+"""Central training: all text in one place, no devices and no privacy.
+
+For the first model, from PUBLIC text; and, as the ceiling that a federated run is compared with,
+from pooled private text, which says so in the model file.
+
+Legend: B windows of a batch, T tokens of a window, P width of the hidden vectors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from pfl_lm.distributed.interrupts import interruptible
+from pfl_lm.models.file import Model, load_model
+from pfl_lm.models.models import (
+    ModelSpec,
+    Parameters,
+    chunks,
+    hidden_of,
+    initialise,
+    scores,
+)
+from pfl_lm.models.spec import differences
+from pfl_lm.run.pretrain_checkpoint import PretrainCheckpoint
+from pfl_lm.run.pretrain_step import Trainer
+from pfl_lm.run.progress import ProgressListener
+from pfl_lm.streams import stream
+from pfl_lm.text.population import PopulationStore
+from pfl_lm.text.tokenizer import Tokenizer
+from pfl_lm.validate import below_one, positive
+
+NORMALISING_WINDOWS = 200
+
+
+class Diverged(ValueError):
+    """Training whose loss is not finite: nothing of it is worth keeping."""
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """How a model is trained centrally (a recipe in ``simulations/``).
+
+    Attributes:
+        tokenizer: folder of the tokenizer.
+        text: folder of a population store; its training split is the text.
+        text_is: ``public``; or ``private``, which makes the model a ceiling to compare with and
+            never a start for one under a guarantee.
+        model: what is trained.
+        start: a model file to go on from.
+        epochs: passes over the text.
+        window, batch_size: T and B.
+        learning_rate: Adam's, after a warm-up of 2% of the steps, falling to 0 along a cosine.
+        loss: ``softmax``, or ``sampled`` with some words per step instead of all.
+        candidates: those words, drawn from the tokenizer's public unigram, for ``sampled``.
+        gradient_clip: ℓ2 bound on the gradient of the dense part.
+        self_normalise: weight α of the penalty α (log Z)² on the log-partition, with
+            ``loss = "sampled"``: scores become log-probabilities in every context, which
+            noise-contrastive estimation on the devices takes them for (Devlin et al. 2014,
+            "Fast and robust neural network joint models", section 2.4).
+        description: one line for people.
+        seed: of the first weights, the order of the text and the candidates.
+    """
+
+    tokenizer: Path
+    text: Path
+    text_is: Literal["public", "private"]
+    model: ModelSpec
+    description: str = ""
+    start: Path | None = None
+    epochs: float = 1.0
+    window: int = 20
+    batch_size: int = 64
+    learning_rate: float = 2e-3
+    loss: Literal["softmax", "sampled"] = "sampled"
+    candidates: int = 2048
+    gradient_clip: float = 1.0
+    self_normalise: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        positive(
+            epochs=self.epochs,
+            window=self.window,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            candidates=self.candidates,
+            gradient_clip=self.gradient_clip,
+        )
+        below_one(self_normalise=self.self_normalise)
+        if self.self_normalise and self.loss != "sampled":
+            raise ValueError('self_normalise needs loss = "sampled"')
+
+
+def pretrain(
+    recipe: Pretraining,
+    listener: ProgressListener = ProgressListener(),  # noqa: B008
+    checkpoint: PretrainCheckpoint | None = None,
+) -> Model:
+    """Train a model centrally.
+
+    Args:
+        recipe: what to do.
+        listener: told of every step.
+        checkpoint: where training keeps how far it is, and what it goes on from; the model has
+            the same bytes with one and without. Its caller erases it once the model is written.
+
+    Raises:
+        ValueError: tokenizer, text and model do not fit together, the text is too short, the
+            checkpoint is that of another training, or the loss is not finite.
+    """
+    tokenizer = Tokenizer.open(recipe.tokenizer)
+    store = PopulationStore.open(recipe.text)
+    check_fit(recipe.model, tokenizer, store)
+    if recipe.text_is == "public":
+        store.require_public()
+    parameters = _start(recipe, tokenizer)
+    words = store.stream("train")
+    trainer = Trainer(recipe, parameters, tokenizer.unigram, steps_of(recipe, len(words)))
+    _train(trainer, words, listener, checkpoint)
+    for value in parameters.values():
+        value.requires_grad_(False)
+        value.grad = None
+    normalise(recipe.model, parameters, _windows(words, recipe.window, NORMALISING_WINDOWS))
+    origin = {
+        "kind": recipe.text_is,
+        "text": store.name,
+        "tokenizer_digest": tokenizer.digest,
+    }
+    return Model(recipe.model, parameters, origin)
+
+
+def _train(
+    trainer: Trainer,
+    words: np.ndarray,
+    listener: ProgressListener,
+    checkpoint: PretrainCheckpoint | None,
+) -> None:
+    """Take the steps that are left; an interrupt comes between two steps, and loses none."""
+    recipe, adam, parameters = trainer.recipe, trainer.adam, trainer.parameters
+    taken, save = 0, lambda step, now: None
+    if checkpoint is not None:
+        taken = checkpoint.load(recipe, adam, parameters)
+        save = checkpoint.saver(recipe, adam, parameters)
+    trainer.schedule.last_epoch = taken
+    try:
+        for step, batch in _batches(recipe, words, taken):
+            with interruptible() as hold:
+                hold()
+                loss, taken = trainer.step(step, batch), step + 1
+            if not math.isfinite(loss):
+                raise Diverged(f"step {taken}: the loss is {loss}; lower learning_rate")
+            save(taken, False)
+            listener.step_done(taken, trainer.steps, loss)
+    except BaseException as error:
+        if taken and not isinstance(error, Diverged):
+            save(taken, True)
+        raise
+
+
+def normalise(spec: ModelSpec, parameters: Parameters, windows: np.ndarray) -> None:
+    """Shift the output bias so that scores are log-probabilities on average, in place.
+
+    A softmax does not see the shift. Noise-contrastive estimation does: it takes scores for
+    log-probabilities, and a model whose log-partition is far from 0 would spend its first rounds,
+    and their privacy, on nothing but that.
+
+    Args:
+        windows: int64[n, T], text over which the log-partition is averaged.
+    """
+    if not spec.output_bias:
+        return
+    vectors = hidden_of(spec, parameters, windows).flatten(0, 1)  # (n·T, P)
+    partitions = [
+        torch.logsumexp(scores(spec, parameters, vectors[rows]), 1)
+        for rows in chunks(spec, len(vectors))
+    ]
+    parameters["output_bias"] -= torch.cat(partitions).mean()
+
+
+def check_fit(spec: ModelSpec, tokenizer: Tokenizer, store: PopulationStore) -> None:
+    """Raise ValueError unless model, tokenizer and text speak of the same vocabulary."""
+    if spec.vocabulary_size != tokenizer.vocabulary_size:
+        raise ValueError(
+            f"model.vocabulary_size = {spec.vocabulary_size}, but the tokenizer has "
+            f"{tokenizer.vocabulary_size} words; make them equal"
+        )
+    if store.tokenizer_digest != tokenizer.digest:
+        raise ValueError(
+            f"{store.name} was built with another tokenizer; build the population again with the "
+            "one that the recipe names"
+        )
+
+
+def _start(recipe: Pretraining, tokenizer: Tokenizer) -> Parameters:
+    if recipe.start is None:
+        return initialise(recipe.model, recipe.seed, tokenizer.unigram)
+    model = load_model(recipe.start)
+    if model.spec != recipe.model:
+        raise ValueError(
+            f"start: {recipe.start} holds another model than [model] describes: "
+            f"{differences(model.spec, recipe.model)}"
+        )
+    if model.origin.get("tokenizer_digest") != tokenizer.digest:
+        raise ValueError(f"start: {recipe.start} was trained with another tokenizer")
+    if recipe.text_is == "public" and model.origin.get("kind") != "public":
+        raise ValueError(
+            f'start: {recipe.start} knows text that is not public; say text_is = "private", or '
+            "start from a model of public text"
+        )
+    return model.parameters
+
+
+def steps_of(recipe: Pretraining, words: int) -> int:
+    """Return how many steps a recipe takes on a text of ``words`` words."""
+    return max(1, int(recipe.epochs * ((words - 1) // recipe.window) / recipe.batch_size))
+
+
+def _windows(words: np.ndarray, length: int, count: int) -> np.ndarray:
+    """Return ``count`` windows, int64[count, length], spread evenly over a text."""
+    starts = np.linspace(0, len(words) - length, count).astype(np.int64)
+    return words[starts[:, None] + np.arange(length)].astype(np.int64)
+
+
+def _batches(
+    recipe: Pretraining, words: np.ndarray, first: int = 0
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield the numbers of steps from ``first`` on, and windows of the text: int64[B, T + 1].
+
+    The order of the windows is a new one in each epoch.
+    """
+    count = (len(words) - 1) // recipe.window
+    if count < recipe.batch_size:
+        raise ValueError(f"text has {len(words)} tokens, less than one batch; bring more text")
+    offsets = np.arange(recipe.window + 1)
+    order, epoch = np.zeros(0, dtype=np.int64), 0
+    for step in range(steps_of(recipe, len(words))):
+        if len(order) < recipe.batch_size:
+            shuffled = stream(recipe.seed, "pretrain", epoch).permutation(count)
+            order, epoch = np.concatenate([order, shuffled]), epoch + 1
+        chosen, order = np.sort(order[: recipe.batch_size]), order[recipe.batch_size :]
+        if step >= first:
+            yield step, words[chosen[:, None] * recipe.window + offsets].astype(np.int64)

@@ -1,0 +1,213 @@
+"""How a run begins, and how an interrupted one goes on: what must agree before a round is run."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from pfl_lm.dp.clipping import clip_before
+from pfl_lm.dp.ledger import Ledger, LedgerError, verify
+from pfl_lm.files import sweep
+from pfl_lm.run.checkpoints import newest_checkpoint, save_checkpoint
+from pfl_lm.run.folder import RunFolder, digest_of, write_json
+from pfl_lm.run.manifest import manifest
+from pfl_lm.run.means import replay
+from pfl_lm.run.progress import ProgressListener
+from pfl_lm.run.setup import RunContext
+from pfl_lm.server.state import ServerState
+
+_CHOSEN = ("scenario", "policy", "tokenizer", "population", "model")
+
+
+def check_free(folder: RunFolder, overwrite: bool) -> bool:
+    """Return whether an earlier run lies in the folder; what is no run is never deleted.
+
+    Raises:
+        ValueError: something lies there that must not be overwritten: files of another kind, or a
+            run that is going.
+    """
+    if not folder.path.exists():
+        return False
+    if not folder.path.is_dir():
+        raise ValueError(f"{folder.path} is a file; a run is a folder, choose another name")
+    if not any(folder.path.iterdir()):
+        return False
+    if not overwrite:
+        raise ValueError(
+            f"{folder.path} is not empty; choose another folder, --overwrite or --resume"
+        )
+    RunFolder.open(folder.path)
+    with _idle(folder):
+        _check_nobodys(folder)
+        return True
+
+
+def _check_nobodys(folder: RunFolder) -> None:
+    """Refuse to delete the record of rounds that were opened over people's text.
+
+    Raises:
+        ValueError: the folder holds such rounds, or a ledger that does not say.
+    """
+    if not folder.ledger_path.is_file():
+        return
+    invented = folder.manifest()["scenario"]["population"]["kind"] == "synthetic"
+    if invented and not folder.served_rounds_path.is_file():
+        return
+    try:
+        entries = verify(folder.ledger_path)
+    except LedgerError as error:
+        raise ValueError(f"{error}; a run of people's text is not overwritten") from error
+    opened = [e for e in entries if e["kind"] == "round" and e.get("simulated") is False]
+    if opened:
+        raise ValueError(
+            f"{folder.path} records {len(opened)} rounds that were opened over people's text: "
+            "what they spent stays spent, so its ledger is not deleted; choose another folder"
+        )
+
+
+@contextmanager
+def _idle(folder: RunFolder) -> Iterator[None]:
+    """Hold the lock of a run's ledger for the length of a block, so that no process writes the run.
+
+    Raises:
+        ValueError: a process writes it, or has replaced it this very moment.
+    """
+    try:
+        descriptor = os.open(folder.ledger_path, os.O_RDONLY)
+    except FileNotFoundError:  # no run, or one that was killed before its ledger was begun
+        yield
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not os.path.samestat(os.fstat(descriptor), os.stat(folder.ledger_path)):
+            raise BlockingIOError
+    except (BlockingIOError, FileNotFoundError):
+        os.close(descriptor)
+        raise ValueError(
+            f"another process is writing the run in {folder.path}: wait for its end or stop it, or "
+            "choose another folder"
+        ) from None
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def begin_run(
+    context: RunContext,
+    folder: RunFolder,
+    overwrite: bool = False,
+    more: Mapping[str, Any] | None = None,
+) -> tuple[ServerState, Ledger]:
+    """Write a run's manifest, its ledger's genesis and its first checkpoint.
+
+    Args:
+        overwrite: delete an earlier run in that folder, once the new one is known to be sound.
+        more: for the ledger's first entry.
+
+    Raises:
+        ValueError: the folder is not free, or the policy cannot be kept; nothing is written.
+    """
+    earlier, policy = check_free(folder, overwrite), context.privacy.policy
+    content = manifest(context, folder.path.name)  # before the folder: it may refuse the policy
+    with _idle(folder):  # until the new ledger has a lock of its own
+        if earlier:
+            shutil.rmtree(folder.path)
+        (folder.path / "checkpoints").mkdir(parents=True, exist_ok=True)
+        ledger = Ledger.create(
+            folder.ledger_path,
+            {
+                "run": folder.path.name,
+                "policy_digest": digest_of(content["policy"]),
+                "manifest_digest": digest_of(content),
+                "statements": content["statements"],
+                **_nonce(context),
+                **(more or {}),
+            },
+            mode=0o600 if policy is not None and policy.counts_are_secret else 0o644,
+        )
+    state = ServerState(0, context.start.parameters)
+    save_checkpoint(folder, state, ledger.head)
+    write_json(folder.manifest_path, content)
+    return state, ledger
+
+
+def _nonce(context: RunContext) -> dict[str, str]:
+    """Return what makes a ledger's hashes this run's own, and nobody's guess; none from a seed."""
+    return {} if context.scenario.reproducible else {"nonce": os.urandom(32).hex()}
+
+
+def resume_run(
+    context: RunContext, folder: RunFolder, listener: ProgressListener
+) -> tuple[ServerState, Ledger]:
+    """Reopen an interrupted run where its ledger ends.
+
+    Rounds since the newest checkpoint take their steps again from the means that were kept. Where
+    a mean is gone from the disk, reproducible noise repeats its round to the byte, which is the
+    same entry; with fresh noise it would be another release, so the run goes on after it, and what
+    it spent stays spent.
+
+    Raises:
+        ValueError: no run began here, it began with another scenario or under another policy, or
+            manifest, ledger and checkpoints do not belong together; nothing is changed.
+    """
+    written = RunFolder.open(folder.path).manifest()
+    _check_same(written, manifest(context, folder.path.name), folder)
+    ledger = Ledger.open(folder.ledger_path)
+    try:
+        state = _last_state(folder, ledger, digest_of(written))
+    except BaseException:
+        ledger.close()
+        raise
+    _sweep(folder)
+    state = replace(state, clip=clip_before(state.round, ledger.entries()))
+    state = replay(context, folder, state, ledger.entries())
+    recorded = [e["round"] + 1 for e in ledger.entries() if e["kind"] in ("round", "abandoned")]
+    lost = max(recorded, default=0) - state.round
+    if lost > 0 and not context.scenario.reproducible:
+        listener.say(
+            f"{lost} recorded round(s) from {state.round} on have lost their means in {folder.path}"
+            "/means: the model goes on without them and what they spent stays spent"
+        )
+        state = replace(state, round=state.round + lost)
+    return state, ledger
+
+
+def _check_same(written: dict[str, Any], now: dict[str, Any], folder: RunFolder) -> None:
+    for name in _CHOSEN:
+        if name not in written:
+            raise ValueError(f"{folder.manifest_path} is damaged: it has no {name}")
+        if written[name] != now[name]:
+            raise ValueError(
+                f"{folder.path} was begun with another {name}; resume with that one, or start "
+                "again in another folder"
+            )
+
+
+def _sweep(folder: RunFolder) -> None:
+    """Remove the files that the killed run was writing; the ledger's lock says that it is gone."""
+    sweep(folder.path / "checkpoints", "round-*.pt")
+    for path in (folder.metrics_path, folder.evaluation_path, folder.model_path):
+        sweep(folder.path, path.name)
+
+
+def _last_state(folder: RunFolder, ledger: Ledger, manifest_digest: str) -> ServerState:
+    """Return the newest state, if the ledger still holds all that was spent when it was saved."""
+    if ledger.entries()[0].get("manifest_digest") != manifest_digest:
+        raise ValueError(
+            f"{folder.manifest_path} is not the manifest that the ledger began with; put that one "
+            "back, or start again in another folder"
+        )
+    state, head = newest_checkpoint(folder)
+    try:
+        verify(folder.ledger_path, head)
+    except LedgerError as error:
+        raise ValueError(
+            f"{error}; a run that forgot what it spent cannot go on: put the ledger back"
+        ) from error
+    return state

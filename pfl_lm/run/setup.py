@@ -1,0 +1,288 @@
+"""All that stays the same from round to round: opened, and checked against each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pfl_lm.devices.task import Task
+from pfl_lm.dp.policy import Policy
+from pfl_lm.dp.population_ledger import PopulationAccount
+from pfl_lm.models.file import Model, load_model
+from pfl_lm.models.models import ModelSpec, Role, initialise, roles
+from pfl_lm.models.spec import differences
+from pfl_lm.payload.layout import choose
+from pfl_lm.phones.fleet import Fleet
+from pfl_lm.recipes import load
+from pfl_lm.run.aggregation import Aggregation, ExternalAggregator
+from pfl_lm.run.checks import check_external, check_groups, check_payload
+from pfl_lm.run.deployment import Deployment
+from pfl_lm.run.privacy import RunPrivacy, simulated_rule
+from pfl_lm.run.scenario import Scenario
+from pfl_lm.server.state import Broadcast, Tables
+from pfl_lm.text.population import Population, PopulationStore, windows
+from pfl_lm.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from pfl_lm.text.synthetic.population import SyntheticPopulation
+
+PUBLIC_USERS = 2000  # pseudo-users of the public text that comes with invented users
+
+
+@dataclass(frozen=True)
+class PublicText:
+    """Public text for the baselines: one split of a population that has no private users."""
+
+    population: Population
+    split: str
+
+    def streams(self) -> Iterator[np.ndarray]:
+        """Yield int32[n], piece by piece."""
+        users = self.population.users(self.split)
+        return (self.population.tokens(self.split, user) for user in range(users))
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """A scenario with everything it names, opened.
+
+    Attributes:
+        scenario: what the engineer chose.
+        tokenizer: the public vocabulary.
+        population: the users.
+        public: text for the baselines, or None.
+        start: the model before the first round.
+        privacy: the policy at the scale of this simulation.
+        roles: the model's parameters by name.
+        fleet: the phones, or None.
+        external: another library's runtime that sums the reports, or None.
+    """
+
+    scenario: Scenario
+    tokenizer: Tokenizer
+    population: Population
+    public: PublicText | None
+    start: Model
+    privacy: RunPrivacy
+    roles: dict[str, Role]
+    fleet: Fleet | None = None
+    external: ExternalAggregator | None = None
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self.scenario.model
+
+    @cached_property
+    def aggregation(self) -> Aggregation:
+        """How reports are summed: what scenario, privacy and fleet make of it."""
+        return Aggregation.of(self.scenario, self.privacy, self.fleet, self.external)
+
+    @property
+    def trimmed_groups(self) -> int:
+        """Public groups that are left out at either end of every coordinate's mean."""
+        stated = self.scenario.trimmed_groups
+        return int(self.privacy.groups >= 3) if stated is None else stated
+
+    def task(self, broadcast: Broadcast, parameters: Tables) -> Task:
+        """Return what a round asks of its devices, which hold ``parameters``."""
+        scenario = self.scenario
+        return Task(
+            self.spec,
+            dict(parameters),
+            broadcast.payload,
+            broadcast.values,
+            scenario.training,
+            self.tokenizer.unigram,
+            scenario.seed,
+            broadcast.round,
+        )
+
+    def people(self, round: int) -> Population:
+        """Return the users as they write in a round: invented ones may drift."""
+        drift = self.scenario.population.drift
+        if not drift:
+            return self.population
+        era = drift * round / self.scenario.rounds
+        return replace(self.population, era=era)  # type: ignore[type-var]
+
+
+def text_of(context: RunContext, user: int, round: int) -> np.ndarray:
+    """Return a device's own text as int64[n, T + 1], as much of it as one round may use."""
+    training = context.scenario.training
+    limit = None if training.max_tokens is None else training.max_tokens + 1
+    return windows(context.people(round).tokens("train", user), training.window, limit)
+
+
+def open_run(scenario: Scenario, external: ExternalAggregator | None = None) -> RunContext:
+    """Open what a scenario names and check that the parts fit together.
+
+    Args:
+        external: the runtime that ``aggregator`` names, where that is not ours.
+
+    Raises:
+        ValueError: a part is missing or damaged, or two do not fit; the message says which.
+    """
+    tokenizer, population, public = _text(scenario)
+    if scenario.model.vocabulary_size != tokenizer.vocabulary_size:
+        raise ValueError(
+            f"model.vocabulary_size = {scenario.model.vocabulary_size}, but the tokenizer has "
+            f"{tokenizer.vocabulary_size} words; make them equal"
+        )
+    policy = None if scenario.policy is None else load(Policy, scenario.policy)
+    if policy is not None and scenario.rounds > policy.rounds:
+        raise ValueError(
+            f"rounds = {scenario.rounds} exceeds the policy's {policy.rounds}; run fewer rounds, "
+            "or have the policy reviewed for more"
+        )
+    if policy is not None and scenario.cohort > policy.report_goal:
+        raise ValueError(
+            f"cohort = {scenario.cohort} exceeds the policy's report_goal = {policy.report_goal}"
+        )
+    fleet = None if scenario.fleet is None else load(Fleet, scenario.fleet)
+    check_in = 1.0 if fleet is None else fleet.check_in
+    check_external(scenario, policy, external)
+    privacy = RunPrivacy(
+        Deployment(policy),
+        scenario.cohort,
+        scenario.clip_norm,
+        simulated_rule(policy, population.users("train"), scenario.cohort, check_in),
+        scenario.seed,
+        scenario.reproducible,
+        _draws_separately(scenario, policy),
+        scenario.rotate,
+        scenario.modulus_bits,
+        scenario.aggregator,
+    )
+    context = RunContext(
+        scenario,
+        tokenizer,
+        population,
+        public,
+        _start(scenario, tokenizer, protects=policy is not None and policy.noise.at != "none"),
+        privacy,
+        roles(scenario.model),
+        fleet,
+        external,
+    )
+    check_payload(context, choose_payload(context, 0))
+    check_groups(context)
+    return context
+
+
+def account_of(context: RunContext, ledgers: Path | None = None) -> PopulationAccount | None:
+    """Return whose budget a simulation spends; None where it stands alone.
+
+    A run at less than the policy's scale, or with noise or cohorts from a seed, guarantees nothing
+    of its own model; it may be repeated as often as its users' text may be read. At full scale the
+    guarantee is real, and so is what it spends.
+
+    Args:
+        ledgers: folder; by default ``ledgers`` beside the store.
+    """
+    privacy, population = context.privacy, context.population
+    if privacy.simulated or privacy.mechanism.place == "none":
+        return None
+    if not isinstance(population, PopulationStore):
+        return None  # invented users are nobody
+    return PopulationAccount(population.digest, ledgers or population.folder.parent / "ledgers")
+
+
+def _draws_separately(scenario: Scenario, policy: Policy | None) -> bool:
+    """Whether every simulated device draws its own noise.
+
+    Removable components exist in the protocol alone; elsewhere what stays of them is drawn at once.
+    """
+    removed = policy is not None and policy.excess_removed
+    return scenario.secure_aggregation == "protocol" or (scenario.separate_noise and not removed)
+
+
+def _text(scenario: Scenario) -> tuple[Tokenizer, Population, PublicText | None]:
+    """Open tokenizer, population and public text."""
+    chosen = scenario.population
+    if chosen.kind == "synthetic":
+        tokenizer, people = invented(scenario)
+        return tokenizer, people, PublicText(people, "public")
+    assert scenario.tokenizer is not None
+    assert chosen.path is not None
+    tokenizer = Tokenizer.open(scenario.tokenizer)
+    population = PopulationStore.open(chosen.path)
+    public = None if chosen.public_text is None else PopulationStore.open(chosen.public_text)
+    for store in (population, public):
+        if store is not None and store.tokenizer_digest != tokenizer.digest:
+            raise ValueError(
+                f"{store.folder} was built with another tokenizer than {scenario.tokenizer}; "
+                "build it again with that one"
+            )
+    if public is not None:
+        public.require_public()
+        public.check("train")
+    population.check()  # before the first round is spent
+    return tokenizer, population, None if public is None else PublicText(public, "train")
+
+
+def invented(scenario: Scenario) -> tuple[Tokenizer, SyntheticPopulation]:
+    """Open the invented users of a scenario, and the tokenizer of their language."""
+    from pfl_lm.text.synthetic.population import PUBLIC, SyntheticPopulation, synthetic_tokenizer
+
+    chosen, vocabulary_size = scenario.population, scenario.model.vocabulary_size
+    held_out = min(2000, max(1, chosen.users // 10))
+    users = {"train": chosen.users, "validation": held_out, "test": held_out}
+    users[PUBLIC] = PUBLIC_USERS
+    people = SyntheticPopulation(
+        users,
+        vocabulary_size,
+        chosen.tokens_per_user,
+        scenario.seed,
+        language=chosen.language,
+    )
+    return synthetic_tokenizer(vocabulary_size, chosen.language), people
+
+
+def _start(scenario: Scenario, tokenizer: Tokenizer, protects: bool) -> Model:
+    """Return the model before the first round: from a file, or drawn at random."""
+    drawn = initialise(scenario.model, scenario.seed, tokenizer.unigram)
+    if scenario.start is None:
+        return Model(scenario.model, drawn, {"kind": "random"})
+    start = load_model(scenario.start)
+    if protects and start.origin["kind"] != "public":
+        raise ValueError(
+            f"start: {scenario.start} was trained on {start.origin['kind']} text, which the "
+            "policy's ε does not cover; start from a model of public text"
+        )
+    # Factors and the side branch start as nothing where a file lacks them.
+    bare = [replace(spec, lora=None, side_branch=0) for spec in (start.spec, scenario.model)]
+    if bare[0] != bare[1]:
+        raise ValueError(
+            f"start: {scenario.start} holds another model than [model] describes: "
+            f"{differences(*bare)}"
+        )
+    if start.spec.lora not in (None, scenario.model.lora):
+        raise ValueError(
+            f"start: {scenario.start} holds other LoRA factors than model.lora describes; "
+            "describe those, or start from a model without any"
+        )
+    if start.origin.get("tokenizer_digest") != tokenizer.digest:
+        raise ValueError(f"start: {scenario.start} was trained with another tokenizer")
+    if start.spec.side_branch not in (0, scenario.model.side_branch):
+        raise ValueError(
+            f"start: {scenario.start} holds another side branch than model.side_branch describes"
+        )
+    # Factors that the file does not have start as drawn: their product is zero.
+    return Model(scenario.model, {**drawn, **start.parameters}, start.origin)
+
+
+def choose_payload(context: RunContext, round: int) -> Any:
+    """Choose what travels in a round, from public information alone."""
+    return choose(
+        context.scenario.payload,
+        context.roles,
+        context.tokenizer.unigram,
+        context.tokenizer.specials,
+        context.scenario.seed,
+        round,
+    )

@@ -1,0 +1,1 @@
+"""Text of people: tokenizers, populations, readers."""

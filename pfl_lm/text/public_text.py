@@ -1,0 +1,47 @@
+"""Public text as a store, for pretraining and for the public baselines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pfl_lm.files import folder_atomically
+from pfl_lm.text.population_write import StoreWriter, message_bytes, token_dtype
+from pfl_lm.text.readers import read_texts
+from pfl_lm.text.tokenizer import Tokenizer
+
+_LINES_PER_USER = 1000
+
+
+def public_tokens(
+    paths: Sequence[Path], tokenizer: Tokenizer, destination: Path, text_field: str = "text"
+) -> dict[str, Any]:
+    """Encode public text (.txt or .jsonl) into a store for pretraining; return its profile.
+
+    Public text has no users: every 1,000 lines in a row make one user of the train split, whose
+    digest is the running number, so that order is kept. ``PopulationStore.stream("train")`` is
+    the whole text as one mapped array.
+
+    Raises:
+        ValueError: unreadable text, none at all, or ``destination`` exists.
+    """
+    paths = [Path(path) for path in paths]
+    for path in paths:
+        if not path.exists():
+            raise ValueError(f"{path} does not exist")
+    code = token_dtype(tokenizer.vocabulary_size).typecode
+    with folder_atomically(destination) as folder:
+        with StoreWriter(folder, tokenizer) as writer:
+            messages: list[bytes] = []
+            for path in paths:
+                for text in read_texts(path, text_field):
+                    if ids := tokenizer.encode(text):
+                        messages.append(message_bytes(code, ids))
+                    if len(messages) == _LINES_PER_USER:
+                        writer.add_public(messages)
+                        messages = []
+            if messages:
+                writer.add_public(messages)
+        provenance = {"inputs": [{"file": path.name, "public": True} for path in paths]}
+        return writer.finish("public text", provenance)

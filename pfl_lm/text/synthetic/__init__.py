@@ -1,0 +1,1 @@
+"""Invented users, whose language is known exactly."""

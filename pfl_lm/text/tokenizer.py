@@ -1,0 +1,325 @@
+"""The public vocabulary: text to ids and back, the same on the phone as in training."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from pfl_lm.files import folder_atomically
+from pfl_lm.text import wordfreq_list
+from pfl_lm.text.normalisation import SPACELESS, Normalisation, is_word, letters_of
+from pfl_lm.text.wordfreq_list import language_of
+
+CONTROLS = ("<pad>", "<unk>", "<s>", "</s>")
+MODEL_FILE, SUBWORD_FILE = "tokenizer.model", "subwords.model"
+VOCABULARY_FILE, MANIFEST_FILE = "vocabulary.tsv", "tokenizer.json"
+CONFESSION = "I understand that a vocabulary learnt from private text breaks the guarantee."
+_NO_SPACE = re.compile(r" (?=[.,!?:;)\]}])|(?<=[(\[{]) |(?<=[^\W\d_]') ")
+_MEMORY = 1 << 16  # misspellings and rare words remembered by the encoder
+
+
+@dataclass(frozen=True)
+class VocabularySource:
+    """Where the words come from, and by what right.
+
+    Args:
+        kind: ``word_list`` (a table of words and counts, .tsv or .csv, plain or compressed),
+            ``wordfreq`` (the package's list for the locale's language, which is in lower case:
+            German ß is ss there, and so it is in text), ``text`` (public text, .txt or .jsonl,
+            plain or compressed), ``discovered`` (the words of ``base`` and those that
+            `pfl-lm words discover` found, refused without their ledger) or ``private_text``
+            (refused, unless ``breaks_guarantee`` says what that costs).
+        provenance: who collected it, from what, and when.
+        licence: SPDX identifier, or the terms in words.
+        path: the list, the text, or the folder of the discovery, relative to the recipe.
+        base: the vocabulary that takes in discovered words, a tokenizer's folder.
+        word_column, count_column: columns of a word list, named in its header.
+        text_field: field of a .jsonl file.
+        breaks_guarantee: for ``private_text`` alone: the sentence that says what it costs.
+    """
+
+    kind: Literal["word_list", "wordfreq", "text", "discovered", "private_text"]
+    provenance: str
+    licence: str
+    path: Path | None = None
+    word_column: str = "word"
+    count_column: str = "count"
+    text_field: str = "text"
+    breaks_guarantee: str = ""
+    base: Path | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("provenance", "licence"):
+            if not getattr(self, name).strip():
+                raise ValueError(f"{name} is empty; say where the words come from, by what right")
+        if (self.kind == "wordfreq") is not (self.path is None):
+            raise ValueError("path is needed for every kind but 'wordfreq', which takes none")
+        if (self.kind == "discovered") is (self.base is None):
+            raise ValueError(
+                "base belongs to kind = 'discovered', which needs it: the folder of the tokenizer "
+                "that takes in the words"
+            )
+        if self.kind == "private_text" and self.breaks_guarantee != CONFESSION:
+            raise ValueError(
+                "kind = 'private_text': a vocabulary learnt from private text tells everybody "
+                "which words people typed, outside any guarantee; use a public source, or write "
+                f'breaks_guarantee = "{CONFESSION}"'
+            )
+        if self.kind != "private_text" and self.breaks_guarantee:
+            raise ValueError("breaks_guarantee belongs to kind = 'private_text' alone")
+
+
+@dataclass(frozen=True)
+class Subwords:
+    """Pieces for words outside the vocabulary: a sentencepiece unigram model, byte fallback.
+
+    Args:
+        size: how many ids they take, the 256 bytes included.
+        kind: the model that spells the words: a unigram model.
+    """
+
+    size: int
+    kind: Literal["unigram"] = "unigram"
+
+    def __post_init__(self) -> None:
+        if not 512 <= self.size <= 32_000:
+            raise ValueError(f"size = {self.size} subwords; 512 to 32,000 make sense")
+
+
+@dataclass(frozen=True)
+class TokenizerRecipe:
+    """What ``tokenizers/*.toml`` states.
+
+    Args:
+        locale: such as ``en_US``; its language picks the list of ``wordfreq``, and what lower
+            case is. Languages that put no spaces between words are refused.
+        size: how many ids there are in all: specials, marks, words and subwords; with discovered
+            words, the most that there may be.
+        source: where the words come from, and by what right.
+        casing: ``lower`` reads text in lower case; ``natural`` keeps the capitals of the source.
+        punctuation: ``keep`` makes marks words of their own; ``drop`` leaves them out.
+        numbers: ``placeholder`` reads every number as ``<number>``; ``keep`` reads it as a word.
+        placeholders: words in angle brackets that stand for something that is not shown.
+        subwords: pieces that spell words outside the vocabulary; absent: they are ``<unk>``.
+    """
+
+    locale: str
+    size: int
+    source: VocabularySource
+    casing: Literal["lower", "natural"] = "lower"
+    punctuation: Literal["keep", "drop"] = "drop"
+    numbers: Literal["placeholder", "keep"] = "placeholder"
+    placeholders: tuple[str, ...] = ("<number>",)
+    subwords: Subwords | None = None
+
+    def __post_init__(self) -> None:
+        if not 1_000 <= self.size <= 200_000:
+            raise ValueError(f"size = {self.size}; a vocabulary has 1,000 to 200,000 ids")
+        if not re.fullmatch(r"[a-z]{2,3}([_-][A-Za-z0-9]+)*", self.locale):
+            raise ValueError(f"locale = {self.locale!r}; expected a tag such as 'en_US'")
+        language = language_of(self.locale)
+        if language in SPACELESS:
+            raise ValueError(
+                f"locale = {self.locale!r}: spaces do not part the words of this language, and "
+                "text is cut at spaces alone: whole sentences would be unknown words"
+            )
+        if self.source.kind == "wordfreq" and self.casing == "natural":
+            raise ValueError(
+                "casing = 'natural' needs a source that has capitals, and wordfreq's lists are "
+                "in lower case: 'Haus' would be 'haus' for ever; use casing = 'lower', or a "
+                "word list or text"
+            )
+        if self.subwords and self.subwords.size > self.size // 2:
+            raise ValueError("subwords.size leaves less than half of the ids to words")
+        Normalisation(self.casing, self.punctuation, self.numbers, self.placeholders)
+
+    def normalisation(self) -> Normalisation:
+        """Return the rules that cut text, and the words of the source alike.
+
+        Raises:
+            ValueError: wordfreq has no list for the locale.
+        """
+        stated = (self.punctuation, self.numbers, self.placeholders)
+        if self.source.kind == "wordfreq":
+            wordfreq_list.check(self.locale)
+            return wordfreq_list.rules(self.locale, *stated)
+        letters = letters_of(language_of(self.locale))
+        return Normalisation(self.casing, *stated, letters=letters)
+
+
+class Tokenizer:
+    """A vocabulary and the text normalisation that goes with it. Immutable.
+
+    Ids: 0 ``<pad>``, 1 ``<unk>``, 2 ``<s>``, 3 ``</s>``, placeholders, marks, words by falling
+    public frequency, and last the subwords, if any.
+
+    Attributes:
+        vocabulary_size: V, every id is below it.
+        specials: ids of controls and placeholders.
+        words: surface form by id; a subword as sentencepiece writes it.
+        kinds: by id: ``control``, ``placeholder``, ``mark``, ``word`` or ``subword``.
+        unigram: float64[V], public probabilities, all above 0, their sum 1.
+        digest: SHA-256 over all files.
+    """
+
+    pad_id, unk_id, bos_id, eos_id = range(4)
+
+    def __init__(self, files: dict[str, bytes]) -> None:
+        """Read the files of a tokenizer folder; ``open`` and ``build_tokenizer`` call this.
+
+        Raises:
+            ValueError: the files are not those that were written together.
+        """
+        self.files = files
+        self.manifest: dict[str, Any] = json.loads(files[MANIFEST_FILE])
+        for name, sha256 in self.manifest["files"].items():
+            if hashlib.sha256(files.get(name, b"")).hexdigest() != sha256:
+                raise ValueError(f"{name} is not the file that {MANIFEST_FILE} was written with")
+        self.digest = hashlib.sha256(files[MANIFEST_FILE]).hexdigest()
+        self.normalisation = Normalisation.stated(self.manifest["normalisation"])
+        rows = [line.split("\t") for line in files[VOCABULARY_FILE].decode().splitlines()[1:]]
+        self.words = [row[1] for row in rows]
+        self.kinds = [row[2] for row in rows]
+        counts = np.array([int(row[3]) for row in rows], dtype=np.float64) + 0.5
+        self.unigram: np.ndarray = counts / counts.sum()  # float64 (V,)
+        self.unigram.flags.writeable = False
+        self.vocabulary_size = len(rows)
+        self.specials = tuple(
+            i for i, kind in enumerate(self.kinds) if kind in ("control", "placeholder")
+        )
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """Build the look-ups; a dict costs a tenth of a sentencepiece call."""
+        whole = ("placeholder", "mark", "word")
+        pairs = zip(self.words, self.kinds, strict=True)
+        self._ids = {piece: i for i, (piece, kind) in enumerate(pairs) if kind in whole}
+        self._ids["<unk>"] = self.unk_id
+        self._folded: dict[str, int] = {}
+        if self.normalisation.casing == "natural":
+            for word, i in self._ids.items():
+                self._folded.setdefault(word.lower(), i)
+        self._subwords: Any = None
+        self._first_subword = self.vocabulary_size
+        if SUBWORD_FILE in self.files:
+            from sentencepiece import SentencePieceProcessor
+
+            self._subwords = SentencePieceProcessor(model_proto=self.files[SUBWORD_FILE])
+            self._first_subword -= len(self._subwords) - 1  # its own <unk> has no id here
+        self._resolve = lru_cache(maxsize=_MEMORY)(self._look_up)
+
+    @classmethod
+    def open(cls, folder: Path) -> Tokenizer:
+        """Open a folder that ``build_tokenizer`` or ``save`` wrote; a changed file is refused."""
+        folder = Path(folder)
+        if not (folder / MANIFEST_FILE).is_file():
+            raise ValueError(
+                f"{folder} holds no tokenizer ({MANIFEST_FILE} is absent); "
+                "`pfl-lm tokenizer build` writes one"
+            )
+        try:
+            files = {MANIFEST_FILE: (folder / MANIFEST_FILE).read_bytes()}
+            for name in (MODEL_FILE, VOCABULARY_FILE, SUBWORD_FILE):
+                if name in json.loads(files[MANIFEST_FILE])["files"]:
+                    files[name] = (folder / name).read_bytes()
+            return cls(files)
+        except (KeyError, OSError, IndexError, ValueError, TypeError, RecursionError) as error:
+            raise ValueError(f"{folder}: not a usable tokenizer: {error}; build it anew") from error
+
+    def save(self, folder: Path) -> None:
+        """Write the folder; raises ValueError if it exists."""
+        with folder_atomically(folder) as temporary:
+            for name, content in self.files.items():
+                (temporary / name).write_bytes(content)
+
+    def __reduce__(self) -> tuple[type[Tokenizer], tuple[dict[str, bytes]]]:
+        return Tokenizer, (self.files,)
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of ``text``, without ``<s>`` and ``</s>``."""
+        get = self._ids.get
+        pieces = self.normalisation.pieces(text)
+        known_ids = [get(piece, -1) for piece in pieces]
+        if -1 not in known_ids:
+            return known_ids
+        ids: list[int] = []
+        for piece, known in zip(pieces, known_ids, strict=True):
+            if known >= 0:
+                ids.append(known)
+            else:
+                ids += self._resolve(piece)
+        return ids
+
+    def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
+        """Encode many texts; ``encode`` of each."""
+        return [self.encode(text) for text in texts]
+
+    def normalise(self, text: str) -> str:
+        """Return the pieces that stand for ``text``, spaces between.
+
+        Splitting this at spaces and looking each piece up in ``tokenizer.model`` gives the ids
+        of ``encode`` (subwords aside). One sentencepiece call on the whole line does too, except
+        that it merges neighbouring unknown words into one ``<unk>``.
+        """
+        return " ".join(self._stand_ins(text))
+
+    def _stand_ins(self, text: str) -> Iterator[str]:
+        for piece in self.normalisation.pieces(text):
+            known = self.word_id(piece)
+            yield piece if known in (None, self.unk_id) else self.words[known]
+
+    def word_id(self, piece: str) -> int | None:
+        """Return the id of the one piece that stands for this one, or None."""
+        piece = self.normalisation.canonical(piece)
+        known = self._ids.get(piece)
+        if known is None and self._folded:
+            known = self._ids.get(piece.lower(), self._folded.get(piece.lower()))
+        return known
+
+    def unknown_words(self, text: str) -> list[str]:
+        """Return the words of ``text`` that the vocabulary lacks; it may spell them by subwords."""
+        lacks = (None, self.unk_id)
+        return [
+            piece
+            for piece in self.normalisation.pieces(text)
+            if is_word(piece) and self.word_id(piece) in lacks
+        ]
+
+    def _look_up(self, piece: str) -> tuple[int, ...]:
+        known = self.word_id(piece)
+        if known is not None:
+            return (known,)
+        if self._subwords is None or not piece[0].isalnum():
+            return (self.unk_id,)
+        return tuple(self._first_subword + i - 1 for i in self._subwords.encode(piece))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return readable text; controls vanish, marks join the word before them."""
+        shown: list[str] = []
+        local: list[int] = []
+
+        def flush() -> None:
+            if local:
+                shown.append(self._subwords.decode(local))
+                local.clear()
+
+        for i in map(int, ids):
+            kind = self.kinds[i]
+            if kind == "subword":
+                if self.words[i].startswith("▁"):
+                    flush()
+                local.append(i - self._first_subword + 1)
+                continue
+            flush()
+            if kind != "control" or i == self.unk_id:
+                shown.append(self.words[i])
+        flush()
+        return _NO_SPACE.sub("", " ".join(shown))

@@ -1,0 +1,270 @@
+"""From a public source of words to the files of a tokenizer."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pfl_lm.files import sha256_of
+from pfl_lm.text import wordfreq_list
+from pfl_lm.text.discovered import DiscoveredWords
+from pfl_lm.text.normalisation import PUNCTUATION, UNKNOWN, Normalisation, is_word, marks_of
+from pfl_lm.text.pieces import is_emoji, is_half_an_emoji
+from pfl_lm.text.tokenizer import (
+    CONTROLS,
+    MANIFEST_FILE,
+    MODEL_FILE,
+    SUBWORD_FILE,
+    VOCABULARY_FILE,
+    Tokenizer,
+    TokenizerRecipe,
+)
+from pfl_lm.text.word_counts import count_words
+
+# What a word list cannot tell: stated shares of running text, so that the public unigram gives
+# every id a sensible mass. Text as the source is counted instead.
+WORDS_PER_MESSAGE = 10
+PLACEHOLDER_SHARE = 0.0005  # each
+PUNCTUATION_SHARE = 0.12  # all marks together, falling as 1 / rank
+EMOJI_SHARE = 0.005  # all emoji together; books and encyclopaedias, most of a list, have none
+_SUBWORD_SAMPLE = 50_000  # most frequent words to learn subwords from; more adds only time
+
+Row = tuple[str, str, int]  # piece, kind, count
+
+
+def build_tokenizer(
+    recipe: TokenizerRecipe,
+    destination: Path,
+    watch: Callable[[str], None] = lambda step: None,
+    discovered: DiscoveredWords | None = None,
+) -> Tokenizer:
+    """Build the vocabulary that ``recipe`` states and write its folder.
+
+    The same recipe and source give the same bytes, and so the same digest.
+
+    Args:
+        watch: told what is done next, before each step that may take seconds.
+        discovered: the words of ``source.path``, where its kind is ``discovered``, as
+            ``queries.found.open_discovered`` returns them once the ledger is seen to have paid.
+
+    Raises:
+        ValueError: the source is unreadable or too small, or ``destination`` exists.
+    """
+    destination = Path(destination)
+    if destination.exists():
+        raise ValueError(f"{destination} exists already; remove it or choose another destination")
+    source = recipe.source
+    if source.kind == "discovered":
+        tokenizer = _grown(recipe, discovered)
+        tokenizer.save(destination)
+        return tokenizer
+    normalisation = recipe.normalisation()
+    watch(f"counting the words of {source.path or f'wordfreq for {recipe.locale}'}")
+    counts = count_words(recipe, normalisation)
+    subword_size = recipe.subwords.size if recipe.subwords else 0
+    marks = marks_of(wordfreq_list.language_of(recipe.locale))
+    rows, left_over = choose_rows(counts, normalisation, recipe.size - subword_size, marks)
+    subword_model = None
+    if recipe.subwords:
+        watch(f"learning {subword_size:,} subwords from {len(left_over):,} words")
+        subword_model, subwords = _train_subwords(left_over, subword_size)
+        rows += subwords
+        counted = sum(count for _, kind, count in rows if kind == "subword")
+        rows[1] = (*rows[1][:2], max(0, rows[1][2] - counted))
+    watch(f"writing {len(rows):,} ids")
+    tokenizer = assemble(rows, normalisation, _about(recipe), subword_model)
+    tokenizer.save(destination)
+    return tokenizer
+
+
+def _grown(recipe: TokenizerRecipe, discovered: DiscoveredWords | None) -> Tokenizer:
+    """Add discovered words to the base of a recipe."""
+    from pfl_lm.text.tokenizer_grow import grow_tokenizer
+
+    if discovered is None:
+        raise ValueError(
+            "kind = 'discovered': hand over the words with their ledger (discovered=); "
+            "`pfl-lm tokenizer build` reads both from source.path"
+        )
+    assert recipe.source.base is not None
+    return grow_tokenizer(recipe, Tokenizer.open(recipe.source.base), discovered)
+
+
+def assemble(
+    rows: list[Row],
+    normalisation: Normalisation,
+    about: dict[str, Any],
+    subword_model: bytes | None = None,
+) -> Tokenizer:
+    """Make a tokenizer in memory from its rows (by id); ``about`` goes into the manifest."""
+    files = {
+        MODEL_FILE: _sentencepiece_words([row for row in rows if row[1] != "subword"]),
+        VOCABULARY_FILE: _vocabulary_table(rows),
+    }
+    if subword_model is not None:
+        files[SUBWORD_FILE] = subword_model
+    manifest = about | {
+        "size": len(rows),
+        "normalisation": normalisation.describe(),
+        "files": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
+    }
+    files[MANIFEST_FILE] = json.dumps(manifest, indent=1, ensure_ascii=False).encode()
+    return Tokenizer(files)
+
+
+def choose_rows(
+    counts: Counter[str],
+    normalisation: Normalisation,
+    size: int,
+    marks: Sequence[str] = PUNCTUATION,
+) -> tuple[list[Row], Counter[str]]:
+    """Lay out ids 0 … size−1; return the rows and the words that found no place.
+
+    ``counts`` is keyed by canonical piece; the key ``</s>`` counts messages, and is estimated
+    where absent. What is left over becomes the mass of ``<unk>``. ``marks``, by falling frequency,
+    have ids wherever punctuation is kept.
+    """
+    counted = "</s>" in counts
+    if not counted:
+        counts = counts | _emoji_in_messages(counts)
+    words = [
+        (piece, n)
+        for piece, n in counts.items()
+        if is_word(piece) or (_symbol(piece) and piece not in marks)
+    ]
+    words.sort(key=lambda item: (-item[1], item[0]))
+    running = sum(n for _, n in words)
+    messages = counts.get("</s>", running // WORDS_PER_MESSAGE)
+    fixed: list[Row] = [(name, "control", 0) for name in CONTROLS]
+    for name in normalisation.placeholders:
+        fixed.append((name, "placeholder", _stated(counts, name, PLACEHOLDER_SHARE * running)))
+    if normalisation.punctuation == "keep":
+        harmonic = sum(1 / rank for rank in range(1, len(marks) + 1))
+        for rank, mark in enumerate(marks, 1):
+            share = PUNCTUATION_SHARE / harmonic / rank
+            fixed.append((mark, "mark", counts[mark] if counted else round(share * running)))
+    room = size - len(fixed)
+    if len(words) < room:
+        raise ValueError(
+            f"size: the source holds {len(words):,} usable words and {room:,} are asked for; "
+            "lower size or use a larger source"
+        )
+    left_over = Counter(dict(words[room:]))
+    unknown = left_over.total() + counts.get(UNKNOWN, 0)
+    fixed[1:4] = [("<unk>", "control", unknown)] + [(c, "control", messages) for c in CONTROLS[2:]]
+    return fixed + [(w, "word" if is_word(w) else "mark", n) for w, n in words[:room]], left_over
+
+
+def _emoji_in_messages(counts: Counter[str]) -> Counter[str]:
+    """Return a list's emoji with counts that sum up to their share of messages."""
+    emoji = Counter({piece: n for piece, n in counts.items() if is_emoji(piece)})
+    if not emoji:
+        return emoji
+    factor = EMOJI_SHARE * (counts.total() - emoji.total()) / emoji.total()
+    return Counter({piece: round(n * factor) for piece, n in emoji.items()})
+
+
+def _stated(counts: Counter[str], piece: str, otherwise: float) -> int:
+    return counts[piece] if "</s>" in counts else round(otherwise)
+
+
+def _symbol(piece: str) -> bool:
+    """Say whether a piece is a mark outside ASCII, such as an emoji, that text brought along."""
+    return not (piece.isascii() or piece.isspace() or is_half_an_emoji(piece))
+
+
+def _about(recipe: TokenizerRecipe) -> dict[str, Any]:
+    """Return what the manifest keeps of the recipe: nothing that differs between machines."""
+    source = recipe.source
+    about: dict[str, Any] = {
+        "locale": recipe.locale,
+        "provenance": source.provenance,
+        "licence": source.licence,
+        "source": {"kind": source.kind},
+        "breaks_guarantee": source.breaks_guarantee,
+    }
+    if source.path is not None:
+        about["source"] |= {"file": source.path.name, "sha256": sha256_of(source.path)}
+    if source.kind == "wordfreq":
+        from importlib.metadata import version
+
+        about["source"]["version"] = version("wordfreq")
+        about["notes"] = wordfreq_list.notes(recipe.locale)
+    return about
+
+
+def _vocabulary_table(rows: list[Row]) -> bytes:
+    lines = ["id\tpiece\tkind\tcount"]
+    lines += [f"{i}\t{piece}\t{kind}\t{count}" for i, (piece, kind, count) in enumerate(rows)]
+    return ("\n".join(lines) + "\n").encode()
+
+
+def _sentencepiece_words(rows: list[Row]) -> bytes:
+    """Write the rows as a sentencepiece model of type WORD, piece i with id i.
+
+    Built directly, not trained: training would reorder ties and drop what its filters dislike.
+    """
+    from sentencepiece import sentencepiece_model_pb2
+
+    schema: Any = sentencepiece_model_pb2  # generated code without types
+    model = schema.ModelProto()
+    kinds = schema.ModelProto.SentencePiece
+    counts = np.array([row[2] for row in rows], dtype=np.float64) + 0.5
+    scores = np.log(counts / counts.sum())
+    for (piece, kind, _), score in zip(rows, scores, strict=True):
+        control = kinds.UNKNOWN if piece == "<unk>" else kinds.CONTROL
+        is_control = kind == "control"
+        model.pieces.add(
+            piece=piece if is_control else "▁" + piece,
+            score=float(score),
+            type=control if is_control else kinds.NORMAL,
+        )
+    trainer = model.trainer_spec
+    trainer.model_type = schema.TrainerSpec.WORD
+    trainer.vocab_size = len(rows)
+    trainer.pad_id, trainer.unk_id, trainer.bos_id, trainer.eos_id = range(4)
+    trainer.pad_piece, trainer.unk_piece, trainer.bos_piece, trainer.eos_piece = CONTROLS
+    model.normalizer_spec.name = "identity"
+    model.normalizer_spec.add_dummy_prefix = True
+    model.normalizer_spec.remove_extra_whitespaces = True
+    model.normalizer_spec.escape_whitespaces = True
+    return model.SerializeToString(deterministic=True)
+
+
+def _train_subwords(words: Counter[str], size: int) -> tuple[bytes, list[Row]]:
+    """Train the unigram model on the public words that found no place of their own."""
+    import sentencepiece
+
+    if not words:
+        raise ValueError("subwords: the source holds no word beyond the vocabulary to learn from")
+    model = io.BytesIO()
+    with tempfile.TemporaryDirectory() as folder:
+        table = Path(folder) / "words.tsv"
+        frequent = words.most_common(_SUBWORD_SAMPLE)
+        lines = (f"{word}\t{max(1, count)}\n" for word, count in frequent)
+        table.write_text("".join(lines), encoding="utf-8")
+        try:
+            sentencepiece.SentencePieceTrainer.train(
+                input=str(table), input_format="tsv", model_writer=model, model_type="unigram",
+                vocab_size=size + 1, byte_fallback=True, normalization_rule_name="identity",
+                unk_id=0, bos_id=-1, eos_id=-1, pad_id=-1, num_threads=1, minloglevel=2,
+            )  # fmt: skip
+        except (RuntimeError, OSError) as error:
+            raise ValueError(f"subwords.size = {size}: {error}") from error
+    content = model.getvalue()
+    processor = sentencepiece.SentencePieceProcessor(model_proto=content)
+    counts: Counter[int] = Counter()
+    for word, count in words.items():
+        for piece in processor.encode(word):
+            counts[piece] += count
+    return content, [
+        (processor.id_to_piece(i), "subword", counts[i]) for i in range(1, len(processor))
+    ]

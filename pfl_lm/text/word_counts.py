@@ -1,0 +1,119 @@
+"""Counts of the words in a vocabulary's source, and the words that a vocabulary lacks of a text."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from pfl_lm.text import wordfreq_list
+from pfl_lm.text.compressed import open_text
+from pfl_lm.text.normalisation import UNKNOWN, Normalisation, is_word
+from pfl_lm.text.pieces import is_emoji
+from pfl_lm.text.readers import read_texts
+from pfl_lm.text.tokenizer import Tokenizer, TokenizerRecipe, VocabularySource
+
+_MOST_SPACELESS = 0.05  # of the counted words, in scripts that put no spaces between words
+_SPACELESS_SCRIPTS = re.compile(
+    "[\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]"
+)
+
+
+def count_words(recipe: TokenizerRecipe, normalisation: Normalisation) -> Counter[str]:
+    """Count canonical pieces in the source: a list's entries are cut by the rule for text."""
+    source = recipe.source
+    if source.kind in ("text", "private_text"):
+        counts = _count_text(source, normalisation)
+    else:
+        listed = source.kind == "wordfreq"
+        entries = wordfreq_list.entries(recipe.locale) if listed else _word_list(source)
+        counts = _count_list(entries, normalisation)
+        if listed:  # the list ends where words are rare; running text does not
+            words = sum(count for _, count in wordfreq_list.entries(recipe.locale))
+            counts[UNKNOWN] += max(0, wordfreq_list.TOTAL - words)
+    _refuse_spaceless(counts)
+    return counts
+
+
+def _count_list(entries: Iterable[tuple[str, int]], normalisation: Normalisation) -> Counter[str]:
+    """Count the words of a list, and its emoji where marks are kept; its other marks are noise."""
+    counts: Counter[str] = Counter()
+    for word, count in entries:
+        for piece in map(normalisation.canonical, normalisation.pieces(word)):
+            if is_word(piece) or is_emoji(piece):
+                counts[piece] += count
+    return counts
+
+
+def unknown_share(tokenizer: Tokenizer, texts: Iterable[str]) -> tuple[int, int]:
+    """Return how many words some text has, and how many of them the vocabulary lacks.
+
+    A word that is spelled with subwords is one that the vocabulary lacks.
+    """
+    words = unknown = 0
+    for text in texts:
+        for piece in tokenizer.normalisation.pieces(text):
+            if is_word(piece):
+                words += 1
+                unknown += tokenizer.word_id(piece) in (None, tokenizer.unk_id)
+    return words, unknown
+
+
+def _refuse_spaceless(counts: Counter[str]) -> None:
+    """Refuse a source in a script that puts no spaces between words, whatever its locale says."""
+    words = {piece: count for piece, count in counts.items() if is_word(piece)}
+    spaceless = sum(n for piece, n in words.items() if _SPACELESS_SCRIPTS.search(piece))
+    if spaceless > _MOST_SPACELESS * sum(words.values()):
+        raise ValueError(
+            f"source: {spaceless / sum(words.values()):.0%} of its words are in a script that puts "
+            "no spaces between words, and text is cut at spaces alone: whole sentences would be "
+            "unknown words"
+        )
+
+
+def _count_text(source: VocabularySource, normalisation: Normalisation) -> Counter[str]:
+    raw: Counter[str] = Counter()
+    messages = 0
+    for text in read_texts(_existing(source), source.text_field):
+        pieces = normalisation.pieces(text)
+        raw.update(pieces)
+        messages += bool(pieces)
+    counts: Counter[str] = Counter()
+    for piece, count in raw.items():
+        counts[normalisation.canonical(piece)] += count
+    counts["</s>"] = messages
+    return counts
+
+
+def _word_list(source: VocabularySource) -> Iterator[tuple[str, int]]:
+    path = _existing(source)
+    delimiter = "," if ".csv" in path.suffixes else "\t"
+    with open_text(path) as file:
+        table = csv.reader(file, delimiter=delimiter, quoting=csv.QUOTE_NONE)
+        try:
+            header = next(table, [])
+            for column in (source.word_column, source.count_column):
+                if header.count(column) != 1:
+                    raise ValueError(
+                        f"{path}: {header.count(column) or 'no'} column {column!r}; its columns "
+                        f"are {', '.join(header) or 'none'}"
+                    )
+            word_at, count_at = map(header.index, (source.word_column, source.count_column))
+            for row in filter(None, table):
+                if len(row) != len(header):
+                    raise ValueError(f"{path}:{table.line_num}: expected {len(header)} columns")
+                if not row[count_at].strip().isdecimal():
+                    raise ValueError(
+                        f"{path}:{table.line_num}: count {row[count_at]!r} is no whole number"
+                    )
+                yield row[word_at], int(row[count_at])
+        except csv.Error as error:
+            raise ValueError(f"{path}:{table.line_num}: {error}") from error
+
+
+def _existing(source: VocabularySource) -> Path:
+    if source.path is None or not source.path.exists():
+        raise ValueError(f"source.path: {source.path} does not exist")
+    return source.path

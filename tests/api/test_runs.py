@@ -1,0 +1,69 @@
+"""A run in a program: its figures, its guarantee, how it shows itself."""
+
+from __future__ import annotations
+
+import pytest
+
+import pfl_lm
+from pfl_lm.api import runs
+from pfl_lm.distributed import ALONE
+from pfl_lm.run.folder import RunFolder
+
+pytestmark = pytest.mark.usefixtures("quick")
+
+
+@pytest.fixture(scope="module")
+def run(tiny_scenario, policy_file, tmp_path_factory, quick, new_watcher):
+    policy = policy_file(participation='{ kind = "rotation", min_separation = 6 }')
+    watcher = new_watcher()
+    folder = tmp_path_factory.mktemp("api") / "run"
+    done = pfl_lm.simulate(tiny_scenario(policy=policy, rounds=2), folder, listener=watcher)
+    assert [entry["round"] for entry in watcher.rounds] == [0, 1]
+    return done
+
+
+def test_metrics_are_a_table(run):
+    table = run.metrics
+    assert table.num_rows == 2
+    assert {"loss", "epsilon", "noise_norm", "upload_bytes"} <= set(table.column_names)
+    assert table.column("round").to_pylist() == [0, 1]
+    assert run.rounds[1]["loss"] == table.column("loss").to_pylist()[1]
+
+
+def test_what_is_guaranteed_is_said(run):
+    assert run.guarantee.epsilon <= 2.0
+    assert run.statements["guaranteed"].startswith("Nothing for this very model")
+    assert run.statements == RunFolder.open(run.folder).manifest()["statements"]
+
+
+def test_the_model_is_evaluated_on_the_runs_own_users(run):
+    figures = run.evaluate(users=3)
+    assert figures.users == 3
+    assert 0 < figures.perplexity < 10_000
+    assert run.evaluation["rows"][0]["name"] == "federated model"
+
+
+def test_a_run_shows_itself(run):
+    shown = run._repr_html_()
+    assert shown.startswith("<iframe srcdoc=")
+    assert "sandbox" in shown
+    for part in ("federated model", "ε = 2.000", "&lt;table&gt;"):
+        assert part in shown
+    assert "http" not in shown
+
+
+def test_a_run_is_opened_again(run):
+    assert pfl_lm.open_run(str(run.folder)).guarantee == run.guarantee
+    assert run.report().name == "report.html"
+    with pytest.raises(ValueError, match="is not a run folder"):
+        pfl_lm.open_run(run.folder.parent)
+
+
+def test_workers_are_processes_that_share_the_run(run, tiny_scenario, monkeypatch, tmp_path):
+    def launch(count, work):
+        assert count == 3
+        work(ALONE)
+
+    monkeypatch.setattr(runs, "launch", launch)
+    shared = pfl_lm.simulate(tiny_scenario(rounds=2), tmp_path / "run", workers=3)
+    assert shared.metrics.num_rows == 2

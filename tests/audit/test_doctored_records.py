@@ -1,0 +1,265 @@
+"""Runs whose files were doctored by someone who knows the formats; the audit names each.
+
+Every file that vouches for another is written again to match: what remains is what no such
+rewriting can mend.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from pfl_lm.audit.accounting.this_model import claim
+from pfl_lm.audit.artifacts import RunArtifacts
+from pfl_lm.audit.findings import Finding
+from pfl_lm.audit.ledger.check import audit_ledger
+from pfl_lm.audit.mechanism.rebuild import rebuild_context
+from pfl_lm.audit.mechanism.records import record_findings
+from pfl_lm.code_digest import code_digest
+from pfl_lm.payload import layout
+from pfl_lm.payload.plan import PayloadPlan
+from pfl_lm.run import setup
+from tests.audit.doctoring import (
+    entries_of,
+    failing,
+    rewrite_ledger,
+    rewrite_manifest,
+    rewrite_metrics,
+)
+
+
+@pytest.fixture
+def run(honest_run, tmp_path) -> Path:
+    return Path(shutil.copytree(honest_run, tmp_path / "run"))
+
+
+def test_an_honest_run_fails_nothing(honest_run):
+    assert failing(honest_run) == {}
+
+
+def promised(manifest: dict) -> None:
+    manifest["statements"]["guaranteed"] = manifest["guarantee"]["statement"]
+
+
+def test_a_simulation_that_says_guaranteed(run):
+    rewrite_manifest(run, promised)
+    assert "20 reports a round stand for 5,000" in failing(run)["claim about this model"]
+
+
+@pytest.mark.parametrize(
+    "doctored",
+    [
+        lambda m: m["statements"].update(guaranteed="Nothing is left to wish for: ε = 2."),
+        lambda m: m["statements"].update(simulated="Only the transport of reports."),
+        lambda m: m["scenario"].update(reproducible=True),
+        lambda m: m["noise"].update(source="reproducible stream"),
+        lambda m: m["scenario"].update(aggregator="tff"),
+        lambda m: m["guarantee"].update(statement=m["guarantee"]["statement"].replace("(2", "(1")),
+    ],
+)
+def test_statements_that_do_not_follow_from_the_facts(run, doctored):
+    rewrite_manifest(run, doctored)
+    assert "claim about this model" in failing(run)
+
+
+def test_a_run_without_a_policy_that_says_guaranteed(tiny_run, tmp_path):
+    run = tiny_run(tmp_path, None, rounds=2)
+    assert failing(run) == {}
+    rewrite_manifest(run, lambda m: m["statements"].update(guaranteed="ε = 2."))
+    assert "claim about this model" in failing(run)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"reproducible": True}, {"secure_aggregation": "protocol", "rounds": 1}]
+)
+def test_honest_runs_say_what_follows(tiny_run, tmp_path, changes):
+    run = tiny_run(tmp_path, **changes)
+    assert claim(RunArtifacts.open(run)).holds
+    assert failing(run) == {}
+
+
+def test_a_run_cut_back_four_rounds(run):
+    rewrite_ledger(run, lambda entries: entries.__delitem__(slice(-5, None)))
+    rewrite_metrics(run, lambda lines: lines.__delitem__(slice(-4, None)))
+    (run / "checkpoints" / "round-000012.pt").unlink()
+    assert "no closing entry" in failing(run)["how the run ended"]
+
+
+def test_a_run_cut_back_with_a_closing_entry_kept(run):
+    rewrite_ledger(run, lambda entries: entries.__delitem__(slice(-5, -1)))
+    rewrite_metrics(run, lambda lines: lines.__delitem__(slice(-4, None)))
+    (run / "checkpoints" / "round-000012.pt").unlink()
+    assert "8 are on record" in failing(run)["how the run ended"]
+
+
+def test_a_checkpoint_that_knows_more_rounds_than_its_ledger_did(run):
+    shutil.move(run / "checkpoints" / "round-000010.pt", run / "checkpoints" / "round-000011.pt")
+    assert "holds round 10" in failing(run)["checkpoints of this ledger"]
+
+
+def test_a_replaced_model(run):
+    content = torch.load(run / "model.pt", weights_only=True)
+    next(iter(content["parameters"].values())).add_(0.5)
+    torch.save(content, run / "model.pt")
+    assert "it was replaced" in failing(run)["how the run ended"]
+
+
+def test_an_opened_round_labelled_abandoned(run):
+    def label(entries):
+        number, reports = entries[5]["round"], entries[5]["reports"]
+        entries[5] = {"kind": "abandoned", "round": number, "reports": reports}
+
+    rewrite_ledger(run, label)
+    assert "mean_norm" in failing(run)["abandoned rounds released nothing"]
+    rewrite_metrics(run, lambda lines: lines[4].update(mean_norm=None, noise_norm=None))
+    assert "reports open a round" in failing(run)["abandoned rounds released nothing"]
+
+
+def test_an_opened_round_labelled_lost(run):
+    rewrite_ledger(run, lambda entries: entries[5].update(released=None))
+    assert "mean_norm" in failing(run)["abandoned rounds released nothing"]
+
+
+def test_an_honest_run_with_abandoned_rounds_fails_nothing(tiny_run, policy_text, tmp_path):
+    rotation = policy_text.replace('"poisson"', '"rotation", min_separation = 6')
+    run = tiny_run(tmp_path, rotation, dropout=0.15)
+    assert {"abandoned"} <= {entry["kind"] for entry in entries_of(run)}
+    assert failing(run) == {}
+
+
+@pytest.mark.parametrize(
+    "added",
+    [
+        {"loss_of_user_17": 3.2},
+        {"loss": [3.2, 4.1, 2.2]},
+        {"fleet": {"losses": 3.2}},
+        {"fleet": {"reports_by_profile": {"user 17": 1}}},
+        {"kind": "user"},
+    ],
+)
+def test_figures_of_users_under_new_names_of_the_metrics(run, added):
+    rewrite_metrics(run, lambda lines: lines[3].update(added))
+    assert "metrics.jsonl holds" in failing(run)["figures of known names alone"]
+
+
+def test_figures_of_users_in_the_evaluation(run):
+    path = run / "evaluation.json"
+    evaluation = json.loads(path.read_text())
+    evaluation["rows"][0]["over_users"]["top1"]["quantiles"] = [0.1] * 40
+    path.write_text(json.dumps(evaluation))
+    assert "evaluation.json holds" in failing(run)["figures of known names alone"]
+
+
+@pytest.mark.parametrize("kind", ["scalar", "text", "histogram"])
+def test_figures_of_users_in_tensorboard(run, kind):
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(run / "tensorboard")) as board:
+        if kind == "scalar":
+            board.add_scalar("round/loss_of_user_17", 3.2, 4)
+        elif kind == "text":
+            board.add_text("round/loss", "user 17: 3.2", 4)
+        else:
+            board.add_histogram("round/loss", torch.arange(9.0), 4)
+    assert "tensorboard holds" in failing(run)["figures of known names alone"]
+
+
+def test_an_honest_fleet_fails_nothing(tiny_run, policy_text, tmp_path):
+    rotation = policy_text.replace('"poisson"', '"rotation", min_separation = 6')
+    fleet = Path(__file__).parents[2] / "simulations" / "fleets"
+    run = tiny_run(tmp_path, rotation, rounds=3, fleet=fleet / "mixed.toml")
+    assert failing(run) == {}
+
+
+def recorded(run: Path) -> dict[str, str]:
+    """Hold a run's records against its public choices and its files; return what fails."""
+    artifacts = RunArtifacts.open(run)
+    findings = record_findings(rebuild_context(artifacts), artifacts)
+    return {f.name: f.text for f in findings if f.holds is False}
+
+
+def test_payload_rows_weighted_by_what_users_typed(tiny_run, tmp_path, monkeypatch):
+    genuine = setup.choose
+
+    def by_users(plan, roles, unigram, *public):
+        return genuine(plan, roles, unigram[::-1] / unigram.sum(), *public)
+
+    monkeypatch.setattr(setup, "choose", by_users)
+    run = tiny_run(tmp_path, rounds=2, payload=PayloadPlan(rows=100, draw="unigram"))
+    assert "round 0" in recorded(run)["payload is the public draw"]
+
+
+def test_payload_rows_drawn_by_a_doctored_draw(tiny_run, tmp_path, monkeypatch):
+    genuine = layout.draw_rows
+
+    def doctored(count, weights, always, seed, round):
+        return genuine(count, weights, [*always, 250], seed, round)  # what one user typed
+
+    monkeypatch.setattr(layout, "draw_rows", doctored)
+    run = tiny_run(tmp_path, rounds=2)
+    assert "payload is the public draw" in recorded(run)
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        PayloadPlan(rows=100, draw="unigram"),
+        PayloadPlan(),
+        PayloadPlan(rows="none"),
+        PayloadPlan(rows=100, layers=1),
+    ],
+)
+def test_payloads_of_honest_runs_are_public_draws(tiny_run, tmp_path, plan):
+    assert recorded(tiny_run(tmp_path, rounds=3, payload=plan)) == {}
+
+
+def test_a_replaced_model_for_which_the_ledger_vouches(run):
+    content = torch.load(run / "model.pt", weights_only=True)
+    next(iter(content["parameters"].values())).add_(0.5)
+    torch.save(content, run / "model.pt")
+    digest = hashlib.sha256((run / "model.pt").read_bytes()).hexdigest()
+    rewrite_ledger(run, lambda entries: entries[-1].update(model=digest))
+    assert "model of the last checkpoint" in recorded(run)
+
+
+def test_opened_rounds_labelled_abandoned_that_moved_the_model(run):
+    def label(entries):
+        for place in (11, 12):  # between the two checkpoints
+            number = entries[place]["round"]
+            entries[place] = {"kind": "abandoned", "round": number, "reports": 1}
+
+    rewrite_ledger(run, label)
+    assert "MOVED" in recorded(run)["abandoned rounds moved nothing"]
+
+
+def test_a_model_that_carries_another_statement(run):
+    content = torch.load(run / "model.pt", weights_only=True)
+    content["origin"]["statements"]["guaranteed"] = "ε = 2."
+    torch.save(content, run / "model.pt")
+    assert "other statements" in recorded(run)["model of the last checkpoint"]
+
+
+def code_of(run: Path) -> Finding:
+    part = audit_ledger(RunArtifacts.open(run))
+    return next(finding for finding in part.findings if finding.name == "code of the run")
+
+
+def test_the_page_says_whether_the_code_of_the_run_is_installed(run):
+    assert code_of(run).holds is True
+    rewrite_manifest(run, lambda m: m["versions"].update(code="0" * 64))
+    assert code_of(run).holds is None
+    assert "Audit the run with the version that made it" in code_of(run).text
+
+
+def test_the_digest_of_the_code_follows_every_source_file(tmp_path):
+    (tmp_path / "a.py").write_text("x = 1\n")
+    before = code_digest(tmp_path)
+    (tmp_path / "b.so").write_bytes(b"compiled")
+    assert code_digest(tmp_path) == before
+    (tmp_path / "a.py").write_text("x = 2\n")
+    assert code_digest(tmp_path) != before

@@ -1,0 +1,108 @@
+"""`pfl-lm words discover`, the vocabulary that takes the words, and `pfl-lm grow`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from pfl_lm.cli import app
+from pfl_lm.models.file import Model, load_model, save_model
+from pfl_lm.models.models import ModelSpec, initialise
+from pfl_lm.text.synthetic.population import synthetic_tokenizer
+from pfl_lm.text.tokenizer import Tokenizer
+
+USERS = 60
+POLICY = """
+unit = "user"
+neighboring = "zero_out"
+epsilon = 8.0
+delta = 1e-3
+population = 60
+report_goal = 60
+rounds = 1
+participation = { kind = "rotation", min_separation = 1 }
+noise = { at = "device", kind = "skellam", min_dim = 64 }
+"""
+RECIPE = """
+locale = "art"
+size = 10_000
+numbers = "keep"
+placeholders = []
+[source]
+kind = "discovered"
+path = "found"
+base = "words"
+provenance = "asked of invented users"
+licence = "CC0-1.0"
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A vocabulary, users' text, a public list, a policy, a recipe and a model."""
+    words = synthetic_tokenizer(300)
+    words.save(tmp_path / "words")
+    rows = ({"user": f"u{user}", "text": f"{words.words[9]} rakudo"} for user in range(USERS))
+    (tmp_path / "text.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "list.tsv").write_text("word\tcount\nrakudo\t9\nnobody\t8\n")
+    (tmp_path / "policy.toml").write_text(POLICY)
+    (tmp_path / "grown.toml").write_text(RECIPE)
+    spec = ModelSpec("cifg_lstm", 300, 8, hidden_dim=8)
+    origin = {"kind": "public", "text": "none", "tokenizer_digest": words.digest}
+    save_model(tmp_path / "old.pt", Model(spec, initialise(spec, 1, words.unigram), origin))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(line: str, expected: int = 0) -> str:
+    done = CliRunner().invoke(app, line.split())
+    assert done.exit_code == expected, (done.output, done.exception)
+    return done.output
+
+
+BUILD = "population build text.jsonl --tokenizer words -o store --split 1,0,0 --keep-unknown-words"
+DISCOVER = (
+    "words discover store --tokenizer words --policy policy.toml -o found "
+    "--candidates-from list.tsv"
+)
+
+
+def test_from_users_to_a_grown_model(folder: Path) -> None:
+    run(BUILD)
+    shown = run(DISCOVER)
+    assert "1 words for ε = 8.000" in shown
+    assert "asking 60 users" in shown
+    run("tokenizer build grown.toml -o larger")
+    larger = Tokenizer.open(folder / "larger")
+    assert larger.words[-1] == "rakudo"
+    assert "-differentially private" in run("tokenizer describe larger")
+    assert "1 words have rows" in run("grow old.pt --tokenizer words --to larger -o new.pt")
+    grown = load_model(folder / "new.pt")
+    assert grown.spec.vocabulary_size == 301
+    assert grown.origin["tokenizer_digest"] == larger.digest
+
+
+def test_words_without_their_ledger_build_no_vocabulary(folder: Path) -> None:
+    run(BUILD)
+    run(DISCOVER)
+    (folder / "found" / "ledger.jsonl").unlink()
+    done = CliRunner().invoke(app, ["tokenizer", "build", "grown.toml", "-o", "larger"])
+    assert "ledger.jsonl is missing" in str(done.exception)
+    assert not (folder / "larger").exists()
+
+
+def test_a_model_of_another_vocabulary_is_not_grown(folder: Path) -> None:
+    synthetic_tokenizer(200).save(folder / "other")
+    done = CliRunner().invoke(
+        app, ["grow", "old.pt", "--tokenizer", "other", "--to", "words", "-o", "new.pt"]
+    )
+    assert "another vocabulary" in str(done.exception)
+    assert not (folder / "new.pt").exists()
+
+
+def test_help_says_what_the_verb_does_and_what_it_costs(folder: Path) -> None:
+    assert "ledger" in run("words discover --help")
+    assert "old word" in " ".join(run("grow --help").split())

@@ -1,0 +1,291 @@
+"""One budget for one population: whatever the folder, what is spent adds up."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from pfl_lm.dp.guarantee import guarantee
+from pfl_lm.dp.ledger import Ledger, LedgerError, verify
+from pfl_lm.dp.policy import Noise, Participation, Policy
+from pfl_lm.dp.population_ledger import BudgetSpent, PopulationAccount, PopulationLedger
+from pfl_lm.dp.population_spent import population_spent
+from tests.audit.doctoring import chained
+
+ROUNDS = 6
+POLICY = Policy(
+    unit="user",
+    neighboring="zero_out",
+    epsilon=2.0,
+    delta=1e-6,
+    population=1000,
+    report_goal=100,
+    rounds=ROUNDS,
+    participation=Participation("rotation", 3),
+    noise=Noise("device", "skellam"),
+)
+
+
+@pytest.fixture
+def account(tmp_path) -> PopulationAccount:
+    return PopulationAccount("ab" * 32, tmp_path / "ledgers")
+
+
+class Run:
+    """A run's ledger, as it is written while the population's is held."""
+
+    def __init__(self, folder: Path, account: PopulationAccount, policy: Policy = POLICY) -> None:
+        self.path, self.account, self.policy = folder / "ledger.jsonl", account, policy
+        self.population = PopulationLedger.open(account)
+        if self.path.exists():
+            self.ledger = Ledger.open(self.path)
+        else:
+            folder.mkdir()
+            genesis = {"run": folder.name, "policy_digest": "cd", "nonce": str(folder)}
+            genesis["population_head"] = self.population.head
+            self.ledger = Ledger.create(self.path, genesis)
+
+    def __enter__(self) -> Run:
+        self.population.take_up(self.ledger, self.policy)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.ledger.close()
+        self.population.close()
+
+    def round(self, number: int, released: str = "") -> None:
+        planned = self.policy.event(guarantee(self.policy).noise_multiplier, round=number)
+        self.population.check(self.policy, planned)
+        entry = {"event": asdict(planned), "released": released or f"{number}"}
+        self.ledger.record_round(number, entry, again=True)
+
+
+def rounds(folder: Path, account: PopulationAccount, numbers, policy: Policy = POLICY) -> None:
+    with Run(folder, account, policy) as run:
+        for number in numbers:
+            run.round(number)
+
+
+def debits(account: PopulationAccount) -> list[int]:
+    return [entry["round"] for entry in verify(account.path) if entry["kind"] == "debit"]
+
+
+def test_a_whole_run_fits_its_policys_budget_and_a_second_one_does_not(account, tmp_path):
+    rounds(tmp_path / "one", account, range(ROUNDS))
+    spent = population_spent(account.path)
+    assert [(run.name, run.rounds) for run in spent.spent_by] == [("one", ROUNDS)]
+    assert 1.9 < spent.cost.epsilon <= 2.0
+    with pytest.raises(BudgetSpent, match="all runs and questions on them"):
+        rounds(tmp_path / "two", account, [0])
+    assert debits(account) == [*range(ROUNDS)]
+
+
+def test_deleting_a_run_gives_nothing_back(account, tmp_path):
+    rounds(tmp_path / "one", account, range(ROUNDS))
+    shutil.rmtree(tmp_path / "one")
+    with pytest.raises(BudgetSpent):
+        rounds(tmp_path / "one", account, [0])
+
+
+def test_two_half_runs_cost_what_a_user_in_both_has_spent(account, tmp_path):
+    rounds(tmp_path / "one", account, range(3))  # one separation: each user once
+    rounds(tmp_path / "two", account, range(3))  # numbered alike: the same users, once more
+    spent = population_spent(account.path)
+    assert spent.cost.participations == 2
+    assert spent.cost.epsilon <= 2.0
+    assert [run.epsilon for run in spent.spent_by] == [pytest.approx(spent.spent_by[0].epsilon)] * 2
+    with pytest.raises(BudgetSpent):
+        rounds(tmp_path / "three", account, [0])
+
+
+def test_the_least_promise_of_all_runs_binds(account, tmp_path):
+    rounds(tmp_path / "one", account, range(ROUNDS))
+    generous = Policy(**{**vars(POLICY), "epsilon": 20.0, "delta": 1e-4})
+    with pytest.raises(BudgetSpent, match=r"2\.000"):
+        rounds(tmp_path / "two", account, range(ROUNDS), generous)
+
+
+def test_a_stated_total_pays_for_two_whole_runs(account, tmp_path):
+    with PopulationLedger.open(account) as population:
+        population.state_total(3.1, 1e-6)
+    rounds(tmp_path / "one", account, range(ROUNDS))
+    rounds(tmp_path / "two", account, range(ROUNDS))  # each at ε = 2: together about 2·√2
+    spent = population_spent(account.path)
+    assert 2.5 < spent.cost.epsilon <= 3.1
+    assert spent.left == pytest.approx(3.1 - spent.cost.epsilon)
+    with pytest.raises(BudgetSpent, match=r"is left; spent by one \(training, 6 rounds"):
+        rounds(tmp_path / "three", account, range(ROUNDS))
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "delta"),
+    [(0, 1e-6), (-1, 1e-6), (math.inf, 1e-6), (math.nan, 1e-6), (1, 0), (1, 1), (1, math.nan)],
+)
+def test_a_total_that_promises_nothing_is_refused(account, epsilon, delta):
+    with PopulationLedger.open(account) as population:
+        with pytest.raises(ValueError, match=r"epsilon|delta"):
+            population.state_total(epsilon, delta)
+        assert population.spent().total is None
+
+
+def test_a_total_is_stated_once_and_never_above_what_was_promised(account, tmp_path):
+    rounds(tmp_path / "one", account, range(2))
+    with PopulationLedger.open(account) as population:
+        for epsilon, delta in ((2.1, 1e-6), (2.0, 2e-6)):
+            with pytest.raises(ValueError, match="break that promise"):
+                population.state_total(epsilon, delta)
+        population.state_total(2.0, 1e-6)
+        with pytest.raises(ValueError, match="stated once"):
+            population.state_total(1.0, 1e-6)
+    generous = Policy(**{**vars(POLICY), "epsilon": 20.0, "delta": 1e-4})
+    with pytest.raises(BudgetSpent, match=r"above their total of ε = 2\.000"):
+        rounds(tmp_path / "two", account, range(ROUNDS), generous)
+
+
+def test_streams_and_independent_noise_share_a_total(account, tmp_path):
+    stream = Policy(**{**vars(POLICY), "noise": Noise("server", "blt")})
+    with PopulationLedger.open(account) as population:
+        population.state_total(3.2, 1e-6)
+    rounds(tmp_path / "one", account, range(ROUNDS), stream)
+    rounds(tmp_path / "two", account, range(ROUNDS))
+    cost = population_spent(account.path).cost
+    assert 2.5 < cost.epsilon < 3.2
+    with pytest.raises(BudgetSpent):
+        rounds(tmp_path / "three", account, range(ROUNDS), stream)
+
+
+def test_what_does_not_compose_is_refused_with_the_reason(account, tmp_path):
+    central = {**vars(POLICY), "neighboring": "add_remove", "noise": Noise("server", "gaussian")}
+    with PopulationLedger.open(account) as population:
+        population.state_total(100.0, 1e-6)
+    rounds(tmp_path / "one", account, range(2))
+    with pytest.raises(BudgetSpent, match=r"to ∞ \(refused: the rounds state different neighbo"):
+        rounds(tmp_path / "two", account, range(2), Policy(**central))
+
+
+def test_a_repeated_round_of_a_stream_costs_everything(account, tmp_path):
+    stream = Policy(**{**vars(POLICY), "noise": Noise("server", "blt")})
+    rounds(tmp_path / "one", account, range(2), stream)
+    with Run(tmp_path / "one", account, stream) as run:
+        event = stream.event(guarantee(stream).noise_multiplier, round=1)
+        run.ledger.record_round(1, {"event": asdict(event), "released": "more"}, again=True)
+    assert population_spent(account.path).cost.epsilon == math.inf
+    assert population_spent(account.path).left == 0.0
+
+
+def test_a_round_is_debited_here_before_the_runs_own_ledger_has_it(account, tmp_path):
+    with Run(tmp_path / "one", account) as run:
+        run.population.close()
+        with pytest.raises(LedgerError, match="closed"):
+            run.round(0)
+        assert len(run.ledger.entries()) == 1
+
+
+def test_killed_between_the_two_debits_a_run_goes_on(account, tmp_path):
+    rounds(tmp_path / "one", account, range(3))
+    path = tmp_path / "one" / "ledger.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    rounds(tmp_path / "one", account, [2])  # to the byte: the same debit
+    assert debits(account) == [0, 1, 2]
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    with Run(tmp_path / "one", account) as run:
+        run.round(2, released="another")  # released twice: paid for twice
+    assert debits(account) == [0, 1, 2, 2]
+    assert population_spent(account.path).cost.participations == 2
+
+
+def test_an_older_copy_of_a_run_is_noticed(account, tmp_path):
+    rounds(tmp_path / "one", account, range(2))
+    shutil.copytree(tmp_path / "one", tmp_path / "copy")
+    rounds(tmp_path / "one", account, range(2, 4))
+    with pytest.raises(ValueError, match="older copy: round 3"):
+        rounds(tmp_path / "copy", account, [2])
+    assert debits(account) == [0, 1, 2, 3]
+
+
+def test_a_copy_that_goes_on_makes_the_original_the_older_one(account, tmp_path):
+    rounds(tmp_path / "one", account, range(1))
+    shutil.copytree(tmp_path / "one", tmp_path / "copy")
+    rounds(tmp_path / "copy", account, [1, 2])
+    with pytest.raises(ValueError, match="older copy"):
+        rounds(tmp_path / "one", account, [1])
+
+
+def test_a_populations_ledger_begun_again_or_put_back_is_noticed(account, tmp_path):
+    rounds(tmp_path / "one", account, range(2))
+    older = account.path.read_text()
+    rounds(tmp_path / "two", account, range(1))
+    account.path.write_text(older)
+    with pytest.raises(ValueError, match="older copy of it"):
+        rounds(tmp_path / "two", account, [1])
+    account.path.unlink()
+    with pytest.raises(ValueError, match="is not the ledger that this run began with"):
+        rounds(tmp_path / "one", account, [2])
+
+
+def test_one_run_at_a_time(account, tmp_path):
+    with Run(tmp_path / "one", account), pytest.raises(LedgerError, match="another process"):
+        PopulationLedger.open(account)
+
+
+def test_an_edited_debit_is_refused(account, tmp_path):
+    rounds(tmp_path / "one", account, range(2))
+    account.path.write_text(account.path.read_text().replace('"round":1', '"round":0'))
+    with pytest.raises(LedgerError, match="the chain breaks"):
+        rounds(tmp_path / "two", account, [0])
+    with pytest.raises(LedgerError, match="the chain breaks"):
+        population_spent(account.path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda entries: entries[2]["event"].update(noise="much"),
+        lambda entries: entries[2]["event"].update(noise_multiplier=-1),
+        lambda entries: entries[2].pop("event"),
+        lambda entries: entries[2].update(round=None),
+        lambda entries: entries[1].update(epsilon=None),
+        lambda entries: entries[1].update(delta=2),
+        lambda entries: entries[1].pop("run"),
+        lambda entries: entries.insert(1, {"kind": "total", "epsilon": "4", "delta": 1e-6}),
+    ],
+)
+def test_a_chain_of_entries_that_say_nothing_is_refused_in_one_line(account, tmp_path, change):
+    rounds(tmp_path / "one", account, range(1))
+    entries = verify(account.path)
+    change(entries)
+    account.path.write_text("".join(line + "\n" for line in chained(entries)))
+    for read in (lambda: population_spent(account.path), lambda: PopulationLedger.open(account)):
+        with pytest.raises(LedgerError, match="cannot be accounted for"):
+            read()
+
+
+def test_the_ledger_of_other_people_is_not_taken_for_these(account, tmp_path):
+    rounds(tmp_path / "one", account, range(1))
+    others = PopulationAccount("cd" * 32, account.folder)
+    shutil.copy(account.path, others.path)
+    with pytest.raises(LedgerError, match="another population"):
+        PopulationLedger.open(others)
+
+
+def test_the_ledger_of_a_run_is_not_a_populations(account, tmp_path):
+    rounds(tmp_path / "one", account, range(2))
+    with pytest.raises(LedgerError, match="ledger of a run"):
+        population_spent(tmp_path / "one" / "ledger.jsonl")
+
+
+def test_a_ledger_without_a_run_has_spent_nothing(account):
+    PopulationLedger.open(account).close()
+    spent = population_spent(account.path)
+    assert spent.spent_by == ()
+    assert spent.cost is None
+
+
+@pytest.mark.parametrize("digest", ["", "../../etc", "AB" * 32, "ab" * 31])
+def test_a_digest_names_no_other_file(digest, tmp_path):
+    with pytest.raises(ValueError, match="SHA-256"):
+        PopulationAccount(digest, tmp_path)

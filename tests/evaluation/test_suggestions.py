@@ -1,0 +1,65 @@
+"""What a keyboard suggests: words alone, the likeliest first, after letters only those that fit."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from pfl_lm.evaluation.suggestions import PROMPTS, prompts_of, suggest
+from pfl_lm.models import models
+from pfl_lm.models.spec import ModelSpec
+from pfl_lm.text.synthetic.population import synthetic_tokenizer
+
+SPEC = ModelSpec("cifg_lstm", vocabulary_size=300, embedding_dim=8, hidden_dim=8)
+TOKENIZER = synthetic_tokenizer(300)
+
+
+@pytest.fixture(scope="module")
+def parameters():
+    drawn = models.initialise(SPEC, 0, TOKENIZER.unigram)
+    return drawn | {"embedding": 5 * drawn["embedding"]}
+
+
+def test_suggestions_are_the_likeliest_words(parameters):
+    text = " ".join(TOKENIZER.words[10:13])
+    found = suggest(SPEC, parameters, TOKENIZER, text, count=5)
+    context = np.array([[2, *range(10, 13)]])
+    hidden = models.hidden_of(SPEC, parameters, context)[0, -1:]
+    chances = torch.softmax(models.scores(SPEC, parameters, hidden)[0].double(), 0)
+    chances_of_words = chances.clone()
+    chances_of_words[:4] = 0
+    expected = torch.topk(chances_of_words, 5)
+    assert [word for word, _ in found] == [TOKENIZER.words[i] for i in expected.indices]
+    assert [chance for _, chance in found] == pytest.approx(expected.values.tolist())
+
+
+def test_controls_are_never_suggested(parameters):
+    loud = parameters | {"output_bias": torch.zeros(300).index_fill(0, torch.arange(4), 50.0)}
+    words = [word for word, _ in suggest(SPEC, loud, TOKENIZER, "", count=400)]
+    assert sorted(words) == sorted(TOKENIZER.words[4:])
+
+
+def test_letters_restrict_the_words(parameters):
+    begin = TOKENIZER.words[50][:2]
+    found = suggest(SPEC, parameters, TOKENIZER, "", count=300, letters=begin.upper())
+    fitting = [word for word in TOKENIZER.words[4:] if word.startswith(begin)]
+    assert sorted(word for word, _ in found) == sorted(fitting)
+    assert suggest(SPEC, parameters, TOKENIZER, "", letters="xyz") == []
+
+
+def test_a_text_longer_than_a_transformer_reads_is_cut_in_front():
+    spec = ModelSpec("transformer", 300, 8, heads=2, feedforward_dim=16, context=8, tied=True)
+    drawn = models.initialise(spec, 0, TOKENIZER.unigram)
+    text = " ".join(TOKENIZER.words[10:40])
+    assert suggest(spec, drawn, TOKENIZER, text) == suggest(
+        spec, drawn, TOKENIZER, " ".join(TOKENIZER.words[33:40])
+    )
+
+
+def test_there_are_a_dozen_prompts_in_any_language():
+    assert len(PROMPTS) == len(set(PROMPTS)) == 12
+    assert prompts_of(synthetic_tokenizer(1000, "english")) == PROMPTS
+    other = prompts_of(TOKENIZER)
+    assert len(other) == 12
+    assert set(other) <= set(TOKENIZER.words[4:])

@@ -1,0 +1,106 @@
+"""The exact softmax's C kernel against autograd in double precision."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from pfl_lm import native
+from pfl_lm.models import losses
+from pfl_lm.models.compiled import softmax
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_here():
+    if native.load("softmax") is None:
+        pytest.skip("no C kernels: no compiler, or PFL_LM_NATIVE=0")
+
+
+@pytest.fixture(params=["kept", "made twice"])
+def powers(request, monkeypatch) -> None:
+    if request.param == "made twice":
+        monkeypatch.setattr(losses, "KEEP_BYTES", 0)
+
+
+def problem(rows: int, words: int, width: int, size: float = 1.0):
+    draw = torch.Generator().manual_seed(rows + words)
+    vectors, table = (torch.randn(n, width, generator=draw) for n in (rows, words))
+    bias, weight = torch.randn(words, generator=draw), torch.rand(rows, generator=draw)
+    return size * vectors, table, bias, torch.randint(words, (rows,), generator=draw), weight
+
+
+def exact(vectors, table, bias, targets, weight):
+    leaves = [each.double().requires_grad_() for each in (vectors, table, bias)]
+    loss = F.cross_entropy(leaves[0] @ leaves[1].T + leaves[2], targets, reduction="none")
+    return loss.detach(), torch.autograd.grad((loss * weight).sum(), leaves)
+
+
+def close(found: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-5)
+
+
+SHAPES = [(1, 2, 1), (5, 7, 3), (16, 6, 16), (17, 400, 33), (40, 3001, 17), (320, 130, 96)]
+
+
+@pytest.mark.usefixtures("powers")
+@pytest.mark.parametrize("shape", SHAPES)
+def test_loss_and_gradients_are_autograds_on_odd_sizes(shape) -> None:
+    vectors, table, bias, targets, weight = problem(*shape)
+    expected, gradients = exact(vectors, table, bias, targets, weight)
+    into = (torch.ones_like(table), torch.ones_like(bias))
+    assert softmax.supports(table, bias, *into)
+    loss, gradient = losses.full_softmax(vectors, table, bias, targets, weight, into, 2.0)
+    close(loss, expected)
+    for found, wanted in zip((gradient, into[0] - 1, into[1] - 1), gradients, strict=True):
+        close(found / 2 if found is not gradient else found, wanted)
+
+
+@pytest.mark.usefixtures("powers")
+@pytest.mark.parametrize("parts", ["table", "bias", "neither", "no bias"])
+def test_it_may_step_on_its_own_table_and_on_parts_of_it(parts: str) -> None:
+    vectors, table, bias, targets, weight = problem(17, 400, 33)
+    if parts == "no bias":
+        bias = torch.zeros_like(bias)
+    expected, gradients = exact(vectors, table, bias, targets, weight)
+    stepped = [table.double() - 0.3 * gradients[1], bias.double() - 0.3 * gradients[2]]
+    into = (table if parts != "bias" else None, bias if parts not in ("table", "no bias") else None)
+    into = (None, None) if parts == "neither" else into
+    held = None if parts == "no bias" else bias
+    loss, gradient = losses.full_softmax(vectors, table, held, targets, weight, into, -0.3)
+    close(loss, expected)
+    close(gradient, gradients[0])
+    for found, wanted in zip(into, stepped, strict=True):
+        if found is not None:
+            close(found, wanted)
+
+
+def test_scores_beyond_the_range_of_powers_are_shifted() -> None:
+    vectors, table, bias, targets, weight = problem(17, 400, 33, size=50.0)
+    expected, gradients = exact(vectors, table, bias, targets, weight)
+    into = (torch.zeros_like(table), torch.zeros_like(bias))
+    loss, gradient = losses.full_softmax(vectors, table, bias, targets, weight, into)
+    close(loss, expected)
+    close(gradient, gradients[0])
+    torch.testing.assert_close(into[0].double(), gradients[1], rtol=1e-3, atol=1e-3)
+    huge, _ = losses.full_softmax(vectors, table, bias + 1e30, targets, weight, into)
+    assert huge.isfinite().all()
+
+
+def test_nan_is_seen_by_the_rows_that_it_reaches() -> None:
+    vectors, table, bias, targets, weight = problem(17, 400, 33)
+    vectors[3, 0] = torch.nan
+    loss, gradient = losses.full_softmax(vectors, table, bias, targets, weight)
+    assert loss[3].isnan()
+    assert gradient[3].isnan().all()
+    assert loss[:3].isfinite().all()
+
+
+def test_a_row_has_the_same_bits_beside_any_others() -> None:
+    vectors, table, bias, targets, weight = problem(40, 3001, 33)
+    loss, gradient = losses.full_softmax(vectors, table, bias, targets, weight)
+    for rows in (slice(0, 1), slice(7, 30)):
+        part = (vectors[rows], table, bias, targets[rows], weight[rows])
+        alone, own = losses.full_softmax(*part)
+        assert torch.equal(alone, loss[rows])
+        assert torch.equal(own, gradient[rows])

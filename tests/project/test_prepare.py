@@ -1,0 +1,77 @@
+"""`pfl-lm prepare`: one command from messages to recipes that a run takes."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+from pfl_lm.cli import main
+from pfl_lm.project.prepare import Preparation, prepare
+from pfl_lm.recipes import load
+from pfl_lm.run.pretrain import Pretraining
+from pfl_lm.run.scenario import Scenario
+from pfl_lm.run.setup import open_run
+from pfl_lm.text.population import PopulationStore
+
+SENTENCES = (
+    "the dog is in the garden and i will be late for dinner tonight",
+    "what do you think about the new house that they have found",
+    "can we go to the beach on sunday if it is not raining again",
+)
+
+
+@pytest.fixture
+def messages(tmp_path):
+    rows = [{"who": f"u{n % 60}", "said": f"{SENTENCES[n % 3]} {n}"} for n in range(240)]
+    path = tmp_path / "messages.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    (tmp_path / "public.txt").write_text("\n".join(SENTENCES * 20), encoding="utf-8")
+    return path
+
+
+def test_a_folder_that_a_run_opens(messages, tmp_path):
+    said: list[str] = []
+    asked = Preparation([messages], [tmp_path / "public.txt"], user_field="who", text_field="said")
+    prepare(asked, tmp_path / "mine", said.append)
+    told = "\n".join(said)
+    for part in ("text: 60 users, 240 messages", "odd: 60 users: too few", "vocabulary: 10,000",
+                 "population: users split by", "public text: for a first model"):  # fmt: skip
+        assert part in told
+    people = PopulationStore.open(tmp_path / "mine" / "people")
+    assert sum(people.users(split) for split in ("train", "validation", "test")) == 60
+    pretraining = load(Pretraining, tmp_path / "mine" / "pretraining.toml")
+    assert pretraining.model.vocabulary_size == 10_000
+    scenario = load(Scenario, tmp_path / "mine" / "scenario.toml", {"start": None})
+    context = open_run(scenario)
+    assert context.public is not None
+    assert scenario.cohort == 12
+
+
+def test_a_failure_leaves_nothing(messages, tmp_path):
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(ValueError, match="user"):
+        prepare(Preparation([messages]), tmp_path / "mine", lambda line: None)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_the_verb_says_what_comes_next(messages, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = [
+        "prepare",
+        "messages.jsonl",
+        "-o",
+        "mine",
+        "--user-field",
+        "who",
+        "--text-field",
+        "said",
+    ]
+    monkeypatch.setattr(sys, "argv", ["pfl-lm", *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code
+    shown = capsys.readouterr().out
+    assert "pfl-lm simulate mine/scenario.toml -o runs/mine" in shown
+    assert "public text: none" in shown

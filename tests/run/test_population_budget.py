@@ -1,0 +1,202 @@
+"""Whose budget? Rounds at full scale over people's text add up, whatever the folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from pfl_lm.audit.artifacts import RunArtifacts
+from pfl_lm.audit.ledger.check import audit_ledger
+from pfl_lm.audit.ledger.population import DEBITED, ONE_BUDGET, TOTAL
+from pfl_lm.cli import app
+from pfl_lm.dp.ledger import LedgerError, verify
+from pfl_lm.dp.population_ledger import BudgetSpent, PopulationLedger
+from pfl_lm.dp.population_spent import population_spent
+from pfl_lm.report.page import write_report
+from pfl_lm.run.folder import RunFolder
+from pfl_lm.run.progress import ProgressListener
+from pfl_lm.run.resume import check_free
+from pfl_lm.run.scenario import PopulationConfig
+from pfl_lm.run.setup import account_of, open_run
+from pfl_lm.run.simulate import simulate
+from pfl_lm.text.population_write import USER_DIGEST_BYTES, StoreWriter, UserText
+from pfl_lm.text.synthetic.population import SyntheticPopulation, synthetic_tokenizer
+
+pytestmark = pytest.mark.usefixtures("quick")
+
+POLICY = """
+unit = "user"
+neighboring = "zero_out"
+epsilon = 2.0
+delta = 0.01
+population = 12
+report_goal = 6
+rounds = 4
+participation = { kind = "rotation", min_separation = 2 }
+noise = { at = "device", kind = "skellam", min_dim = 64 }
+"""
+
+
+class Interrupted(BaseException):
+    """What no handler of errors expects."""
+
+
+class Stopper(ProgressListener):
+    def __init__(self, after: int) -> None:
+        self.after = after
+
+    def round_done(self, entry, rounds):
+        if entry["round"] + 1 == self.after:
+            raise Interrupted
+
+
+@pytest.fixture
+def scenario(tiny_scenario, tmp_path):
+    """A function that returns four rounds at the policy's own scale, over a store's users."""
+    people = SyntheticPopulation({"train": 12, "validation": 3, "test": 3}, 300, 40, seed=1)
+    synthetic_tokenizer(300).save(tmp_path / "tokenizer")
+    (tmp_path / "store").mkdir()
+    with StoreWriter(tmp_path / "store", synthetic_tokenizer(300)) as writer:
+        for split, name in enumerate(("train", "validation", "test")):
+            for user in range(people.users(name)):
+                digest = (100 * split + user).to_bytes(USER_DIGEST_BYTES, "big")
+                words = people.tokens(name, user).astype(np.uint16).tobytes()
+                writer.add(UserText(digest, split, b"", [words]))
+    writer.finish("people", {"inputs": []})
+    (tmp_path / "policy.toml").write_text(POLICY)
+
+    def build(**changes):
+        fields = {
+            "population": PopulationConfig("store", path=tmp_path / "store"),
+            "tokenizer": tmp_path / "tokenizer",
+            "policy": tmp_path / "policy.toml",
+            "rounds": 4,
+        }
+        return tiny_scenario(**{**fields, **changes})
+
+    return build
+
+
+def run(scenario, path: Path, listener=None, **how) -> RunFolder:
+    return simulate(scenario, path, listener or ProgressListener(), **how)
+
+
+def ledger_of(scenario) -> Path:
+    account = account_of(open_run(scenario))
+    assert account is not None
+    return account.path
+
+
+def test_a_second_run_on_the_same_people_is_refused_and_leaves_nothing(scenario, tmp_path):
+    run(scenario(rounds=2), tmp_path / "one")
+    with pytest.raises(BudgetSpent, match="4 rounds more"):
+        run(scenario(seed=8), tmp_path / "two")
+    assert not (tmp_path / "two").exists()
+    run(scenario(seed=9, rounds=2), tmp_path / "three")  # as many as were promised together
+    assert ledger_of(scenario()).parent == tmp_path / "ledgers"
+    part = audit_ledger(RunArtifacts.open(tmp_path / "one"), tmp_path / "ledgers")
+    assert [f.text for f in part.findings if f.holds is False] == []
+    assert {ONE_BUDGET, DEBITED, TOTAL} <= {f.name for f in part.findings if f.holds}
+    with pytest.raises(BudgetSpent, match="the budget of these people ends here"):
+        run(scenario(seed=8, rounds=1), tmp_path / "two")
+    spent = population_spent(ledger_of(scenario()))
+    assert [(entry.name, entry.rounds) for entry in spent.spent_by] == [("one", 2), ("three", 2)]
+
+
+def test_deleting_the_first_run_or_copying_the_store_elsewhere(scenario, tmp_path):
+    run(scenario(), tmp_path / "one", ledgers=tmp_path / "officer")
+    shutil.rmtree(tmp_path / "one")
+    shutil.move(tmp_path / "store", tmp_path / "renamed")
+    moved = scenario(population=PopulationConfig("store", path=tmp_path / "renamed"))
+    with pytest.raises(BudgetSpent):
+        run(moved, tmp_path / "one", ledgers=tmp_path / "officer")
+
+
+def test_overwriting_rounds_of_people_is_refused(scenario, tmp_path):
+    folder = run(scenario(), tmp_path / "one")
+    before = folder.ledger_path.read_bytes()
+    with pytest.raises(ValueError, match="4 rounds that were opened over people's text"):
+        check_free(folder, overwrite=True)
+    with pytest.raises(ValueError, match="people"):
+        run(scenario(), tmp_path / "one", overwrite=True)
+    assert folder.ledger_path.read_bytes() == before
+
+
+def test_a_damaged_ledger_of_people_is_not_overwritten_either(scenario, tmp_path):
+    folder = run(scenario(), tmp_path / "one")
+    folder.ledger_path.write_text("{}\n")
+    with pytest.raises(ValueError, match="not overwritten"):
+        check_free(folder, overwrite=True)
+
+
+@pytest.mark.parametrize("change", [{"cohort": 5}, {"reproducible": True}, {"policy": None}])
+def test_simulations_stand_alone(scenario, tmp_path, change):
+    for name in ("one", "two"):
+        folder = run(scenario(rounds=1, **change), tmp_path / name)
+    run(scenario(rounds=1, **change), tmp_path / "two", overwrite=True)
+    assert not (tmp_path / "ledgers").exists()
+    told = folder.manifest()["statements"]
+    assert "rounds of real devices add up" in told["simulated"] or change == {"policy": None}
+    assert told["guaranteed"].startswith("Nothing")
+
+
+def test_invented_users_are_nobody(scenario, tmp_path):
+    invented = PopulationConfig("synthetic", users=12, tokens_per_user=40)
+    for _ in range(2):
+        run(scenario(population=invented, tokenizer=None), tmp_path / "one", overwrite=True)
+    assert not (tmp_path / "ledgers").exists()
+
+
+def test_an_interrupted_run_goes_on_and_spends_each_round_once(scenario, tmp_path):
+    with pytest.raises(Interrupted):
+        run(scenario(), tmp_path / "one", Stopper(after=2))
+    shutil.copytree(tmp_path / "one", tmp_path / "copy")
+    run(scenario(), tmp_path / "one", resume=True)
+    debits = [e["round"] for e in verify(ledger_of(scenario())) if e["kind"] == "debit"]
+    assert debits == [0, 1, 2, 3]
+    with pytest.raises(ValueError, match="is an older copy: round 3"):
+        (tmp_path / "one").rename(tmp_path / "away")
+        (tmp_path / "copy").rename(tmp_path / "one")
+        run(scenario(), tmp_path / "one", resume=True)
+
+
+def test_another_run_waits_while_one_is_going(scenario, tmp_path):
+    account = account_of(open_run(scenario()))
+    held = PopulationLedger.open(account)
+    try:
+        with pytest.raises(LedgerError, match="another process"):
+            run(scenario(), tmp_path / "one")
+    finally:
+        held.close()
+    assert not (tmp_path / "one").exists()
+
+
+def test_the_page_tells_whose_budget_is_left_and_who_spent_it(scenario, tmp_path):
+    folder = run(scenario(rounds=2), tmp_path / "one")
+    page = write_report(folder.path).read_text(encoding="utf-8")
+    assert "left; training and questions share it" in page
+    assert "one (training, 2 rounds)" in page
+    folder.budget_path.write_text('{"epsilon": "much", "spent_by": [7]}')
+    assert "share it" not in write_report(folder.path).read_text(encoding="utf-8")
+
+
+def test_the_verb_shows_what_a_population_has_spent(scenario, tmp_path):
+    run(scenario(rounds=2), tmp_path / "one")
+    path = str(ledger_of(scenario()))
+    shown = CliRunner().invoke(app, ["privacy", "population", path])
+    assert shown.exit_code == 0, shown.output
+    assert "one" in shown.output
+    assert "2.000" in shown.output  # promised
+    asked = CliRunner().invoke(app, ["privacy", "population", str(tmp_path / "ledgers"), "--json"])
+    (told,) = json.loads(asked.output)
+    spender = {"name": "one", "purpose": "training", "rounds": 2, "epsilon": told["epsilon"]}
+    assert told["spent_by"] == [spender]
+    assert 0 < told["epsilon"] <= told["total_epsilon"] == 2.0
+    assert told["left"] == pytest.approx(2.0 - told["epsilon"])
+    missing = CliRunner().invoke(app, ["privacy", "population", str(tmp_path / "nowhere")])
+    assert missing.exit_code != 0

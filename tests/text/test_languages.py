@@ -1,0 +1,195 @@
+"""Vocabularies and the text they are for: one rule cuts both, in every language that has spaces."""
+
+from __future__ import annotations
+
+import unicodedata
+from functools import lru_cache
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pfl_lm.text import wordfreq_list
+from pfl_lm.text.normalisation import Normalisation
+from pfl_lm.text.pieces import MOST_MARKS
+from pfl_lm.text.tokenizer import Tokenizer, TokenizerRecipe, VocabularySource
+from pfl_lm.text.tokenizer_build import build_tokenizer
+from pfl_lm.text.word_counts import unknown_share
+
+WORDFREQ = VocabularySource("wordfreq", "wordfreq 3", "CC-BY-SA-4.0")
+
+# Everyday sentences, in the forms that people type: capitals, elisions, curly quotes.
+SENTENCES = {
+    "el": ["ο κόσμος είναι μεγάλος και της αρέσει", "Ο πατέρας μου είναι ΣΤΗΝ ΠΟΛΗ"],
+    "fr": [
+        "je n'ai pas envie d'aller à l'école parce qu'il fait froid",
+        "C’est l’heure d’y aller, AUJOURD'HUI j'ai vu quelqu'un",
+    ],
+    "tr": ["İyi akşamlar, İstanbul'da hava güzel", "DIŞ kapı, KIZ ve IŞIK"],
+    "de": ["Das Haus auf der Straße ist groß", "ich WEISS, dass es heiß ist"],
+    "en": ["I don't know what you’re talking about", "It's 5 o'clock, LET'S go"],
+    "it": ["L'uomo ha detto che c'è un'altra persona", "non c'è niente d'altro all'inizio"],
+    "ca": ["L'home diu que d'altra banda la pel·lícula és bona"],
+    "ro": ["ACELAŞI om şi ţara noastră"],
+    "ar": ["كَلِمَة في الكتاب"],
+    "sh": ["не знам шта да радим", "NE ZNAM šta da radim"],
+    "hi": ["मुझे नहीं पता कि क्या करना है"],
+    "ru": ["Я не знаю, что теперь делать"],
+}
+
+
+@lru_cache(maxsize=16)
+def vocabulary(language: str) -> Tokenizer:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        return build_tokenizer(TokenizerRecipe(language, 20_000, WORDFREQ), Path(folder) / "t")
+
+
+@pytest.mark.parametrize("language", ["el", "fr", "tr", "ro", "sh", "hi"])
+def test_everyday_words_are_known(language: str) -> None:
+    tokenizer = vocabulary(language)
+    pieces = [p for text in SENTENCES[language] for p in tokenizer.normalisation.pieces(text)]
+    lacking = [p for p in pieces if tokenizer.word_id(tokenizer.normalisation.canonical(p)) is None]
+    assert lacking == []
+    assert unknown_share(tokenizer, SENTENCES[language]) == (len(pieces), 0)
+
+
+@pytest.mark.parametrize("language", sorted(SENTENCES))
+def test_every_word_of_a_list_is_found_in_text_that_holds_it(language: str) -> None:
+    """A list's words, alone, after a capital letter and in capitals, give pieces of the list."""
+    rules = wordfreq_list.rules(language, "drop", "placeholder", ("<number>",))
+    listed = [word for word, _ in zip(_words(language), range(3000), strict=False)]
+    everything = {piece for word in listed for piece in rules.pieces(word)}
+    for word in listed:
+        title = _upper(word[0], language) + word[1:]
+        assert set(rules.pieces(title)) <= everything, word
+        if language not in ("el",):  # Greek capitals drop the accents
+            assert rules.pieces(_upper(word, language)) == rules.pieces(word), word
+
+
+def _words(language: str) -> list[str]:
+    return [word for word, _ in wordfreq_list.entries(language)]
+
+
+def _upper(word: str, language: str) -> str:
+    return word.replace("i", "İ").upper() if language == "tr" else word.upper()
+
+
+class TestRules:
+    def test_greek_words_end_in_a_final_sigma(self) -> None:
+        words = _words("el")
+        assert sum(word.endswith("ς") for word in words) > 1000
+        assert not [word for word in words if word.isalpha() and len(word) > 1 and word[-1] == "σ"]
+
+    def test_turkish_lower_case_whatever_the_source(self, tmp_path: Path) -> None:
+        source = VocabularySource("text", "x", "y", tmp_path / "a.txt")
+        for locale, word in (("tr_TR", "ışık"), ("az", "ışık"), ("en", "işik")):
+            rules = TokenizerRecipe(locale, 10_000, source).normalisation()
+            assert rules.pieces("IŞIK") == [word]
+
+    def test_elided_words_are_cut_and_joined_again(self) -> None:
+        french = vocabulary("fr")
+        text = "je n'ai pas l'heure qu'il dit"
+        assert french.decode(french.encode(text)) == text
+        assert french.encode(french.normalise(text)) == french.encode(text)
+
+    def test_eszett_is_said_at_build(self) -> None:
+        assert "ss for ß" in wordfreq_list.notes("de_DE")[0]
+        rules = wordfreq_list.rules("de", "drop", "placeholder", ("<number>",))
+        assert rules.pieces("STRASSE Straße STRAẞE") == ["strasse"] * 3
+
+
+class TestHonestCoverage:
+    def test_words_beyond_a_list_are_unknown(self) -> None:
+        """The Turkish list ends at 90.7% of running text: no vocabulary of it knows more."""
+        total = sum(count for _, count in wordfreq_list.entries("tr"))
+        tokenizer = vocabulary("tr")
+        assert tokenizer.unigram[tokenizer.unk_id] > 1 - total / wordfreq_list.TOTAL > 0.05
+
+    def test_entries_of_several_words_are_counted_as_text_would_be(self, tmp_path: Path) -> None:
+        rows = ["word\tcount", "well-known\t7", "l'heure\t3", *(f"w{i}x\t1" for i in range(10_500))]
+        (tmp_path / "words.tsv").write_text("\n".join(rows))
+        source = VocabularySource("word_list", "x", "y", tmp_path / "words.tsv")
+        tokenizer = build_tokenizer(TokenizerRecipe("en", 10_000, source), tmp_path / "t")
+        assert tokenizer.unk_id not in tokenizer.encode("well-known well l'heure")
+
+    def test_a_word_list_with_a_byte_order_mark(self, tmp_path: Path) -> None:
+        rows = ["word\tcount", *(f"w{i}x\t{20_000 - i}" for i in range(10_500))]
+        (tmp_path / "words.tsv").write_bytes("\r\n".join(rows).encode("utf-8-sig"))
+        source = VocabularySource("word_list", "x", "y", tmp_path / "words.tsv")
+        tokenizer = build_tokenizer(TokenizerRecipe("en", 10_000, source), tmp_path / "t")
+        assert tokenizer.words[5] == "w0x"
+
+
+class TestSpaceless:
+    @pytest.mark.parametrize("locale", ["zh_CN", "zh", "yue", "ja_JP", "th", "lo", "km", "my_MM"])
+    def test_a_locale_without_spaces_is_refused(self, locale: str) -> None:
+        with pytest.raises(ValueError, match="spaces do not part the words"):
+            TokenizerRecipe(locale, 10_000, WORDFREQ)
+
+    def test_a_list_that_needs_a_segmenter_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="with a segmenter"):
+            TokenizerRecipe("ko_KR", 10_000, WORDFREQ).normalisation()
+
+    def test_a_source_in_such_a_script_is_refused_whatever_the_locale(self, tmp_path: Path) -> None:
+        (tmp_path / "a.txt").write_text("我今天很开心\n今日は天気がいい\nhello\n" * 10)
+        source = VocabularySource("text", "x", "y", tmp_path / "a.txt")
+        with pytest.raises(ValueError, match="no spaces between words"):
+            build_tokenizer(TokenizerRecipe("en", 10_000, source), tmp_path / "t")
+
+    def test_natural_casing_over_a_list_in_lower_case_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="needs a source that has capitals"):
+            TokenizerRecipe("de", 10_000, WORDFREQ, casing="natural")
+
+
+class TestEmoji:
+    KEEP = Normalisation(punctuation="keep")
+
+    @pytest.mark.parametrize(
+        "emoji",
+        ["👩‍💻", "❤️", "👍🏽", "🇩🇪", "👨‍👩‍👧‍👦", "🏳️‍🌈", "1️⃣", "#️⃣", "🏴󠁧󠁢󠁥󠁮󠁧󠁿", "😀", "☝🏿", "👩🏽‍🚀"],
+    )
+    def test_one_emoji_is_one_piece(self, emoji: str) -> None:
+        assert self.KEEP.pieces(f"so {emoji}{emoji} it") == ["so", emoji, emoji, "it"]
+
+    def test_half_an_emoji_is_no_word_of_a_vocabulary(self, tmp_path: Path) -> None:
+        words = "\n".join(f"w{i}x 👍🏽 \U0001f3fd \U0001f1e9 🇩🇪" for i in range(10_500))
+        (tmp_path / "a.txt").write_text(words)
+        source = VocabularySource("text", "x", "y", tmp_path / "a.txt")
+        recipe = TokenizerRecipe("en", 10_000, source, punctuation="keep")
+        tokenizer = build_tokenizer(recipe, tmp_path / "t")
+        assert {"👍🏽", "🇩🇪"} <= set(tokenizer.words)
+        assert {"\U0001f3fd", "\U0001f1e9"}.isdisjoint(tokenizer.words)
+
+
+class TestLength:
+    """Time is bounded by length: what takes time by the square of a run is cut before."""
+
+    @given(
+        st.sampled_from(["\u0301", "\u0323", "\u0345", "\U0001d165", "\u20dd", "\u0591"]),
+        st.sampled_from(["a", "", "א", "1"]),
+    )
+    def test_a_run_of_marks_is_cut(self, mark: str, letter: str) -> None:
+        text = letter + mark * 200_000 + " the end"
+        pieces = Normalisation(punctuation="keep").pieces(text)
+        assert pieces[-2:] == ["the", "end"]
+        assert sum(map(len, pieces)) <= MOST_MARKS + 10
+
+    def test_different_marks_in_a_row_too(self) -> None:
+        pieces = Normalisation().pieces("e" + "\u0301\u0323" * 200_000 + "x")
+        assert len(pieces) == 1
+        assert len(pieces[0]) <= MOST_MARKS + 2
+
+    @given(st.text(st.characters(categories=["L", "M", "P", "Zs", "So"]), max_size=60))
+    def test_ordinary_text_loses_nothing(self, text: str) -> None:
+        plain = unicodedata.normalize("NFKC", text).lower()
+        if not plain or max(len(run) for run in _runs(text)) <= MOST_MARKS:
+            unlimited = unicodedata.normalize("NFKC", text)
+            assert Normalisation().pieces(text) == Normalisation().pieces(unlimited)
+
+
+def _runs(text: str) -> list[str]:
+    marked = "".join("m" if unicodedata.category(c)[0] == "M" else " " for c in text)
+    return [*marked.split(), ""]
