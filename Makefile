@@ -59,7 +59,7 @@ format: $(VENV)/.ready          ## mend what ruff can mend
 	$(BIN)/clang-format -i pfl_lm/native/*.[ch] tests/native/*.c
 
 docs: $(VENV)/.docs             ## the documentation, in docs/_build; a warning is an error
-	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build
+	$(BIN)/python -m sphinx -W --keep-going -q -E -a -b html docs docs/_build
 	@echo docs/_build/index.html
 
 bench: $(VENV)/.ready           ## the figures of benchmarks/RESULTS.md that need no real text

@@ -15,17 +15,28 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests import entropy
+
+IN_CI = "CI" in os.environ  # there a submission passes or fails for what it changed, not by chance
+if IN_CI:
+    named_entropy = entropy.Plugin()  # before modules take os.urandom as a default
+
 from pfl_lm.run.progress import ProgressListener
 
-# With CI set every run draws the same examples: a submission passes or fails for what it changed.
 settings.register_profile(
     "default",
     max_examples=40,
     deadline=None,
-    derandomize="CI" in os.environ,
+    derandomize=IN_CI,
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("default")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if IN_CI:
+        config.pluginmanager.register(named_entropy)
+
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

@@ -8,8 +8,7 @@ noise/           secret state of correlated noise; gone when the run has ended
 checkpoints/     round-000120.pt: the state after that many rounds
 means/           noisy means of the rounds since the oldest checkpoint; gone when the run has ended
 evaluation.json  the last evaluation on held-out users, with the baselines
-budget.json      what the run's people had spent of their one budget when it was last closed; only
-                 where the run spends it
+budget.json      of a run that spends its people's one budget: what they had spent when it ended
 model.pt         the trained model, once the run has ended
 report.html      written by `pfl-lm report`
 tracking.json    the name under which MLflow or Weights & Biases know the run, if they do

@@ -8,10 +8,11 @@ from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
 import pytest
+import scipy.stats
 import torch
 
+from pfl_lm.devices.training import LocalTraining
 from pfl_lm.dp.clipping import Clipping
 from pfl_lm.dp.ledger import verify
 from pfl_lm.dp.policy import Policy
@@ -74,8 +75,6 @@ KINDS = {
 def test_the_clip_norm_follows_what_was_released(scenario_of, new_watcher, tmp_path, kind):
     changes = dict(KINDS[kind])
     if kind == "directions":
-        from pfl_lm.devices.training import LocalTraining
-
         changes["training"] = LocalTraining(0.5, window=8, method="zeroth_order")
         policy = scenario_of().policy
         policy.write_text(policy.read_text().replace("0.1 }", "0.1, min_dim = 16 }"))
@@ -113,17 +112,24 @@ def test_it_costs_what_a_fixed_clip_norm_costs(scenario_of, policy_file):
 
 
 def test_noise_on_update_and_share_is_as_stated(scenario_of, new_watcher, tmp_path):
-    """Nobody learns: what is released is noise; two-sided, over all rounds and coordinates."""
-    from pfl_lm.devices.training import LocalTraining
-
-    still = LocalTraining(1e-9, batch_size=4, window=8, max_tokens=64)
-    scenario, watcher = scenario_of(training=still, rounds=6), new_watcher()
+    """Nobody learns, so that all are short: what is released is noise, and what rounding adds."""
+    still, rounds = LocalTraining(1e-9, batch_size=4, window=8, max_tokens=64), 40
+    policy = scenario_of().policy
+    policy.write_text(policy.read_text().replace("rounds = 6", f"rounds = {rounds}"))
+    scenario, watcher = scenario_of(training=still, rounds=rounds, policy=policy), new_watcher()
     simulate.simulate(scenario, tmp_path / "run", watcher)
-    shares = []
-    for line in watcher.rounds:
-        assert line["mean_norm"] == pytest.approx(line["noise_norm"], rel=5 / math.sqrt(2 * 3000))
-        shares.append(line["short_share"] - 1)
-    assert 0.1 < np.square(shares).mean() / 0.05**2 < 5  # all are short; six draws of the noise
+    weight = open_run(scenario).privacy.guarantee.indicator_weight
+    deviations = []
+    for line, entry in zip(watcher.rounds, recorded(tmp_path / "run"), strict=True):
+        assert line["mean_norm"] == pytest.approx(line["noise_norm"], rel=6 / math.sqrt(2 * 3000))
+        steps = weight * entry["clip_norm"] * entry["grid"]["scale"]  # of an indicator, per device
+        rounding = scenario.cohort * (steps % 1) * (1 - steps % 1)
+        noise = (0.05 * 2 * steps * scenario.cohort) ** 2
+        noise *= (entry["noise"]["achieved"] / entry["noise"]["planned"]) ** 2
+        off = (line["short_share"] - 1) * 2 * steps * scenario.cohort
+        deviations.append(off**2 / (noise + rounding))
+    low, high = scipy.stats.chi2.ppf([1e-5, 1 - 1e-5], rounds)
+    assert low < sum(deviations) < high
 
 
 BLT = '{ at = "server", kind = "blt" }'
