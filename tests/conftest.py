@@ -15,14 +15,10 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 import pytest
 from hypothesis import HealthCheck, settings
 
+from pfl_lm.run.progress import ProgressListener
 from tests import entropy
 
 IN_CI = "CI" in os.environ  # there a submission passes or fails for what it changed, not by chance
-if IN_CI:
-    named_entropy = entropy.Plugin()  # before modules take os.urandom as a default
-
-from pfl_lm.run.progress import ProgressListener
-
 settings.register_profile(
     "default",
     max_examples=40,
@@ -35,7 +31,7 @@ settings.load_profile("default")
 
 def pytest_configure(config: pytest.Config) -> None:
     if IN_CI:
-        config.pluginmanager.register(named_entropy)
+        config.pluginmanager.register(entropy.Plugin())
 
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
