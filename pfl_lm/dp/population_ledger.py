@@ -20,7 +20,6 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from pfl_lm.dp.accounting.accountant import compose_all
@@ -199,12 +198,7 @@ class PopulationLedger:
     def __enter__(self) -> PopulationLedger:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _lacks_rounds(self, run: Ledger) -> bool:

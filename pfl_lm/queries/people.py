@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from pfl_lm.dp.ledger import Ledger
@@ -90,11 +89,6 @@ class AskedPeople:
     def __enter__(self) -> AskedPeople:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._ledger is not None:
             self._ledger.close()
