@@ -113,7 +113,7 @@ class _OfBundle:
             inputs |= {into: outputs[out] for out, into in signature.state.items()}
         words, scores = outputs["words"].reshape(-1), outputs["scores"].reshape(-1)
         pairs = zip(words.tolist(), scores.tolist(), strict=True)
-        kept = [(self.tokenizer.words[word], score) for word, score in pairs if score > AWAY / 2]
+        kept = [(self.tokenizer.shown(word), score) for word, score in pairs if score > AWAY / 2]
         return kept[:count]
 
 

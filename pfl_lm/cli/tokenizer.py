@@ -58,7 +58,7 @@ def describe(
     text: Annotated[str | None, typer.Option(help="Show how this text is encoded.")] = None,
     measure: Annotated[
         Path | None,
-        typer.Option(help="Measure the share of unknown words in this text: .txt or .jsonl."),
+        typer.Option(help="Measure unknown words and capitals on this text: .txt or .jsonl."),
     ] = None,
     text_field: Annotated[str, typer.Option(help="JSON key of the text to measure on.")] = "text",
 ) -> None:
@@ -68,7 +68,8 @@ def describe(
     tokenizer = Tokenizer.open(folder)
     _print_summary(tokenizer, folder)
     if measure is not None:
-        typer.echo(f"measured    {_measured(tokenizer, measure, text_field)}")
+        for line in _measured(tokenizer, measure, text_field):
+            typer.echo(f"measured    {line}")
     if text is not None:
         ids = tokenizer.encode(text)
         typer.echo(f"pieces      {' '.join(tokenizer.words[i] for i in ids)}")
@@ -102,14 +103,23 @@ def _steps() -> Iterator[Callable[[str], None]]:
             timer.cancel()
 
 
-def _measured(tokenizer: Tokenizer, path: Path, text_field: str) -> str:
+def _measured(tokenizer: Tokenizer, path: Path, text_field: str) -> Iterator[str]:
+    from pfl_lm.text import written_forms
     from pfl_lm.text.readers import read_texts
     from pfl_lm.text.word_counts import unknown_share
 
     words, unknown = unknown_share(tokenizer, read_texts(path, text_field))
     if not words:
         raise ValueError(f"{path} holds no word to measure on")
-    return f"{unknown / words:.2%} of the {words:,} words of {path} are unknown"
+    yield f"{unknown / words:.2%} of the {words:,} words of {path} are unknown"
+    if tokenizer.forms:
+        texts = read_texts(path, text_field)
+        found = written_forms.measure(texts, tokenizer.normalisation, tokenizer.forms)
+        right, plain = (n / max(1, found.words) for n in (found.right, found.plain))
+        yield (
+            f"{right:.2%} of the {found.words:,} words of messages with capitals are shown as they "
+            f"were written; without forms {plain:.2%}"
+        )
 
 
 def _unknown(tokenizer: Tokenizer) -> str:
@@ -144,6 +154,9 @@ def _print_summary(tokenizer: Tokenizer, folder: Path) -> None:
         "licence": manifest["licence"],
         "digest": tokenizer.digest,
     }
+    if tokenizer.forms:
+        source = manifest["written_forms"]
+        rows["written"] = f"{len(tokenizer.forms):,} words as {source['file']} writes them"
     for note in manifest.get("notes", ()):
         rows["note"] = note
     if manifest.get("source", {}).get("kind") == "discovered":

@@ -40,7 +40,7 @@ def suggest(
     count: int = SUGGESTIONS,
     letters: str = "",
 ) -> list[tuple[str, float]]:
-    """Return the words that the model finds likeliest next, each with its probability.
+    """Return the words that the model finds likeliest next, as shown, each with its probability.
 
     Args:
         text: what was typed, one message; empty: its first word is suggested.
@@ -53,7 +53,7 @@ def suggest(
     chances = torch.softmax(logits, 0).numpy()
     places = np.flatnonzero(suggestible(tokenizer) & begins_with(tokenizer, letters))
     best = places[np.argsort(-chances[places], kind="stable")[:count]]
-    return [(tokenizer.words[place], float(chances[place])) for place in best]
+    return [(tokenizer.shown(place), float(chances[place])) for place in best]
 
 
 def begins_with(tokenizer: Tokenizer, letters: str) -> np.ndarray:

@@ -98,6 +98,7 @@ def write_vocabulary(folder: Path, tokenizer: Tokenizer, blocked: BlockList) -> 
             f"{name}_id": getattr(tokenizer, f"{name}_id") for name in ("pad", "unk", "bos", "eos")
         },
         "normalisation": tokenizer.normalisation.in_browser(),
+        "written_forms": len(tokenizer.forms),
         "blocked": {
             "words": len(blocked.words),
             "listed": len(blocked.listed),

@@ -14,6 +14,7 @@ from pfl_lm.files import folder_atomically
 from pfl_lm.keyboard import runtime
 from pfl_lm.models.own_words import OwnWordsRule
 from pfl_lm.run.folder import read_json
+from pfl_lm.text.tokenizer import FORMS_FILE, VOCABULARY_FILE
 
 PAGE = Path(__file__).parent / "page"
 
@@ -61,7 +62,9 @@ class Site:
         files = {path.name: path for path in PAGE.iterdir() if path.is_file()}
         if self.in_page:
             files |= {f"runtime/{name}": runtime.FOLDER / name for name in runtime.FILES}
-        wanted = [INDEX, BLOCKLIST, f"{TOKENIZER}/vocabulary.tsv", self.predict["path"]]
+        wanted = [INDEX, BLOCKLIST, f"{TOKENIZER}/{VOCABULARY_FILE}", self.predict["path"]]
+        if self.bundle.index.vocabulary.get("written_forms"):
+            wanted.append(f"{TOKENIZER}/{FORMS_FILE}")
         return files | {f"bundle/{name}": self.bundle.path(name) for name in wanted}
 
     def about(self) -> str:

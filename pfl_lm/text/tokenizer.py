@@ -17,10 +17,12 @@ from pfl_lm.files import folder_atomically
 from pfl_lm.text import wordfreq_list
 from pfl_lm.text.normalisation import SPACELESS, Normalisation, is_word, letters_of
 from pfl_lm.text.wordfreq_list import language_of
+from pfl_lm.text.written_forms import WrittenFormsSource, read_table
 
 CONTROLS = ("<pad>", "<unk>", "<s>", "</s>")
 MODEL_FILE, SUBWORD_FILE = "tokenizer.model", "subwords.model"
 VOCABULARY_FILE, MANIFEST_FILE = "vocabulary.tsv", "tokenizer.json"
+FORMS_FILE = "forms.tsv"
 CONFESSION = "I understand that a vocabulary learnt from private text breaks the guarantee."
 _NO_SPACE = re.compile(r" (?=[.,!?:;)\]}])|(?<=[(\[{]) |(?<=[^\W\d_]') ")
 _MEMORY = 1 << 16  # misspellings and rare words remembered by the encoder
@@ -109,6 +111,8 @@ class TokenizerRecipe:
         numbers: ``placeholder`` reads every number as ``<number>``; ``keep`` reads it as a word.
         placeholders: words in angle brackets that stand for something that is not shown.
         subwords: pieces that spell words outside the vocabulary; absent: they are ``<unk>``.
+        written_forms: public text that tells how words in lower case are usually written (London,
+            iPhone), for what a person is shown; absent: they are shown in lower case.
     """
 
     locale: str
@@ -119,6 +123,7 @@ class TokenizerRecipe:
     numbers: Literal["placeholder", "keep"] = "placeholder"
     placeholders: tuple[str, ...] = ("<number>",)
     subwords: Subwords | None = None
+    written_forms: WrittenFormsSource | None = None
 
     def __post_init__(self) -> None:
         if not 1_000 <= self.size <= 200_000:
@@ -139,6 +144,11 @@ class TokenizerRecipe:
             )
         if self.subwords and self.subwords.size > self.size // 2:
             raise ValueError("subwords.size leaves less than half of the ids to words")
+        if self.written_forms and self.casing == "natural":
+            raise ValueError(
+                "written_forms belongs to casing = 'lower'; with 'natural' the vocabulary's own "
+                "words have capitals: leave the table out"
+            )
         Normalisation(self.casing, self.punctuation, self.numbers, self.placeholders)
 
     def normalisation(self) -> Normalisation:
@@ -165,6 +175,7 @@ class Tokenizer:
         vocabulary_size: V, every id is below it.
         specials: ids of controls and placeholders.
         words: surface form by id; a subword as sentencepiece writes it.
+        forms: how words are usually written that are not written as ``words`` has them.
         kinds: by id: ``control``, ``placeholder``, ``mark``, ``word`` or ``subword``.
         unigram: float64[V], public probabilities, all above 0, their sum 1.
         digest: SHA-256 over all files.
@@ -188,6 +199,7 @@ class Tokenizer:
         rows = [line.split("\t") for line in files[VOCABULARY_FILE].decode().splitlines()[1:]]
         self.words = [row[1] for row in rows]
         self.kinds = [row[2] for row in rows]
+        self.forms = read_table(files[FORMS_FILE]) if FORMS_FILE in files else {}
         counts = np.array([int(row[3]) for row in rows], dtype=np.float64) + 0.5
         self.unigram: np.ndarray = counts / counts.sum()  # float64 (V,)
         self.unigram.flags.writeable = False
@@ -227,7 +239,7 @@ class Tokenizer:
             )
         try:
             files = {MANIFEST_FILE: (folder / MANIFEST_FILE).read_bytes()}
-            for name in (MODEL_FILE, VOCABULARY_FILE, SUBWORD_FILE):
+            for name in (MODEL_FILE, VOCABULARY_FILE, SUBWORD_FILE, FORMS_FILE):
                 if name in json.loads(files[MANIFEST_FILE])["files"]:
                     files[name] = (folder / name).read_bytes()
             return cls(files)
@@ -283,6 +295,10 @@ class Tokenizer:
         if known is None and self._folded:
             known = self._ids.get(piece.lower(), self._folded.get(piece.lower()))
         return known
+
+    def shown(self, id: int) -> str:
+        """Return a word as a person is shown it inside of a sentence: ``London`` for ``london``."""
+        return self.forms.get(self.words[id], self.words[id])
 
     def unknown_words(self, text: str) -> list[str]:
         """Return the words of ``text`` that the vocabulary lacks; it may spell them by subwords."""

@@ -14,12 +14,14 @@ from typing import Any
 import numpy as np
 
 from pfl_lm.files import sha256_of
-from pfl_lm.text import wordfreq_list
+from pfl_lm.text import wordfreq_list, written_forms
 from pfl_lm.text.discovered import DiscoveredWords
 from pfl_lm.text.normalisation import PUNCTUATION, UNKNOWN, Normalisation, is_word, marks_of
 from pfl_lm.text.pieces import is_emoji, is_half_an_emoji
+from pfl_lm.text.readers import read_texts
 from pfl_lm.text.tokenizer import (
     CONTROLS,
+    FORMS_FILE,
     MANIFEST_FILE,
     MODEL_FILE,
     SUBWORD_FILE,
@@ -28,6 +30,7 @@ from pfl_lm.text.tokenizer import (
     TokenizerRecipe,
 )
 from pfl_lm.text.word_counts import count_words
+from pfl_lm.text.written_forms import WrittenFormsSource
 
 # What a word list cannot tell: stated shares of running text, so that the public unigram gives
 # every id a sensible mass. Text as the source is counted instead.
@@ -79,8 +82,12 @@ def build_tokenizer(
         rows += subwords
         counted = sum(count for _, kind, count in rows if kind == "subword")
         rows[1] = (*rows[1][:2], max(0, rows[1][2] - counted))
+    forms = None
+    if recipe.written_forms:
+        watch(f"learning how words are written from {recipe.written_forms.path}")
+        forms = _learn_forms(recipe.written_forms, normalisation, rows)
     watch(f"writing {len(rows):,} ids")
-    tokenizer = assemble(rows, normalisation, _about(recipe), subword_model)
+    tokenizer = assemble(rows, normalisation, _about(recipe), subword_model, forms)
     tokenizer.save(destination)
     return tokenizer
 
@@ -103,6 +110,7 @@ def assemble(
     normalisation: Normalisation,
     about: dict[str, Any],
     subword_model: bytes | None = None,
+    forms: bytes | None = None,
 ) -> Tokenizer:
     """Make a tokenizer in memory from its rows (by id); ``about`` goes into the manifest."""
     files = {
@@ -111,6 +119,8 @@ def assemble(
     }
     if subword_model is not None:
         files[SUBWORD_FILE] = subword_model
+    if forms is not None:
+        files[FORMS_FILE] = forms
     manifest = about | {
         "size": len(rows),
         "normalisation": normalisation.describe(),
@@ -163,6 +173,21 @@ def choose_rows(
     return fixed + [(w, "word" if is_word(w) else "mark", n) for w, n in words[:room]], left_over
 
 
+def _learn_forms(
+    source: WrittenFormsSource, normalisation: Normalisation, rows: list[Row]
+) -> bytes:
+    if not source.path.exists():
+        raise ValueError(f"written_forms.path: {source.path} does not exist")
+    words = [piece for piece, kind, _ in rows if kind == "word"]
+    forms = written_forms.learn(read_texts(source.path, source.text_field), normalisation, words)
+    if not forms:
+        raise ValueError(
+            f"written_forms.path: {source.path} does not tell how words are written: no word of "
+            "the vocabulary has capitals five times inside of its sentences"
+        )
+    return written_forms.table(forms)
+
+
 def _emoji_in_messages(counts: Counter[str]) -> Counter[str]:
     """Return a list's emoji with counts that sum up to their share of messages."""
     emoji = Counter({piece: n for piece, n in counts.items() if is_emoji(piece)})
@@ -193,6 +218,13 @@ def _about(recipe: TokenizerRecipe) -> dict[str, Any]:
     }
     if source.path is not None:
         about["source"] |= {"file": source.path.name, "sha256": sha256_of(source.path)}
+    if (forms := recipe.written_forms) is not None:
+        about["written_forms"] = {
+            "provenance": forms.provenance,
+            "licence": forms.licence,
+            "file": forms.path.name,
+            "sha256": sha256_of(forms.path),
+        }
     if source.kind == "wordfreq":
         from importlib.metadata import version
 

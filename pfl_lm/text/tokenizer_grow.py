@@ -7,7 +7,13 @@ from typing import Any
 import numpy as np
 
 from pfl_lm.text.discovered import DiscoveredWords
-from pfl_lm.text.tokenizer import VOCABULARY_FILE, Tokenizer, TokenizerRecipe
+from pfl_lm.text.tokenizer import (
+    FORMS_FILE,
+    SUBWORD_FILE,
+    VOCABULARY_FILE,
+    Tokenizer,
+    TokenizerRecipe,
+)
 from pfl_lm.text.tokenizer_build import Row, assemble
 
 _OWN = ("size", "normalisation", "files")  # of a manifest: what ``assemble`` writes
@@ -49,8 +55,9 @@ def grow_tokenizer(
     left = max(0, rows[base.unk_id][2] - sum(count for _, _, count in new))
     rows[base.unk_id] = ("<unk>", "control", left)
     grown = rows[:first_subword] + new + rows[first_subword:]
-    return assemble(grown, base.normalisation, _about(recipe, base, discovered, len(new)),
-                    base.files.get("subwords.model"))  # fmt: skip
+    about = _about(recipe, base, discovered, len(new))
+    kept = (base.files.get(name) for name in (SUBWORD_FILE, FORMS_FILE))
+    return assemble(grown, base.normalisation, about, *kept)
 
 
 def old_ids(base: Tokenizer, grown: Tokenizer) -> np.ndarray:
@@ -96,8 +103,9 @@ def _check_rules(recipe: TokenizerRecipe, base: Tokenizer) -> None:
         stated, has = getattr(recipe, name), getattr(base.normalisation, name)
         if stated != has:
             raise ValueError(f"{name} = {stated!r}, but the base has {has!r}; write the same")
-    if recipe.subwords is not None:
-        raise ValueError("subwords: a grown vocabulary keeps those of its base; leave this out")
+    for name in ("subwords", "written_forms"):
+        if getattr(recipe, name) is not None:
+            raise ValueError(f"{name}: a grown vocabulary keeps those of its base; leave this out")
 
 
 def _about(

@@ -76,8 +76,8 @@ def head_of(tokenizer: Tokenizer, description: str, version: int) -> dict[str, s
 def dictionary_of(
     model: BackoffModel, tokenizer: Tokenizer, blocked: BlockList, head: dict[str, str]
 ) -> Dictionary:
-    """Return the dictionary of an n-gram model's single words and pairs."""
-    words, hidden = tokenizer.words, set(blocked.ids)
+    """Return the dictionary of an n-gram model's single words and pairs, as they are written."""
+    words, hidden = [tokenizer.shown(i) for i in range(len(tokenizer.words))], set(blocked.ids)
     fits = [
         kind == "word" and len(word) <= LONGEST and not _SPOILS.search(word)
         for word, kind in zip(words, tokenizer.kinds, strict=True)

@@ -102,7 +102,7 @@ class App {
     const context = this.predictor.context(before);
     try {
       const shape = shapeOf(typed, before, this.keys.shift);
-      const shown = (id) => cased(this.tokenizer.words[id], shape, this.index.vocabulary);
+      const shown = (id) => cased(this.tokenizer.shown(id), shape, this.index.vocabulary);
       const found = await this.predictor.suggest(context, typed, true, shown);
       if (turn === this.turn) this.show(before, typed, found);
     } catch (error) {
@@ -111,7 +111,7 @@ class App {
   }
 
   show(before, typed, found) {
-    const words = found.map(({ id }) => ({ word: this.tokenizer.words[id] }));
+    const words = found.map(({ id }) => ({ word: this.tokenizer.shown(id) }));
     // One word of one's own at most, the last of the three.
     const shape = shapeOf(typed, before, this.keys.shift);
     const shown = new Set(words.map(({ word }) => cased(word, shape, this.index.vocabulary)));
@@ -229,13 +229,14 @@ async function get(path, kind = "json") {
 
 async function start() {
   const site = await get("site.json");
-  const [index, table, blocked] = await Promise.all([
-    get("bundle/bundle.json"), get("bundle/tokenizer/vocabulary.tsv", "text"),
-    get("bundle/blocklist.txt", "text"),
+  const index = await get("bundle/bundle.json");
+  const [table, blocked, forms] = await Promise.all([
+    get("bundle/tokenizer/vocabulary.tsv", "text"), get("bundle/blocklist.txt", "text"),
+    index.vocabulary.written_forms ? get("bundle/tokenizer/forms.tsv", "text") : "",
   ]);
   const tokenizer = new Tokenizer(
     { ...index.vocabulary.normalisation, ...index.vocabulary.special_ids }, table, blocked.split("\n"),
-    index.vocabulary.blocked.same_letters);
+    index.vocabulary.blocked.same_letters, forms);
   const open = await openGraphs(site);
   const entry = index.graphs.find((graph) => graph.path === site.predict);
   const personal = new Personal(index.digest, tokenizer, site.own_words);

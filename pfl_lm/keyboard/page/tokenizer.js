@@ -5,9 +5,11 @@ const NUMBER = /^\p{Nd}[\p{Nd}.,:]*$/u;
 
 export class Tokenizer {
   // rules: bundle.json's `normalisation`; table: vocabulary.tsv; blocked: words never suggested,
-  // in any form of their letters, which `letters` tells (pfl_lm/text/letters.py).
-  constructor(rules, table, blocked = [], letters = { letters: {}, digits: {} }) {
+  // in any form of their letters, which `letters` tells (pfl_lm/text/letters.py); forms: forms.tsv,
+  // how words are usually written.
+  constructor(rules, table, blocked = [], letters = { letters: {}, digits: {} }, forms = "") {
     this.rules = rules;
+    this.forms = new Map(forms.split("\n").slice(1).filter(Boolean).map((line) => line.split("\t")));
     this.pieces = new RegExp(rules.pattern_ecmascript, "gu");
     this.stacked = new RegExp(rules.stacked_marks_ecmascript, "gu");
     this.letters = new Map(rules.letters);
@@ -87,6 +89,11 @@ export class Tokenizer {
 
   encode(text) {
     return this.split(text).map((piece) => this.id(piece));
+  }
+
+  // A word as it is shown inside of a sentence.
+  shown(id) {
+    return this.forms.get(this.words[id]) ?? this.words[id];
   }
 
   // The half-typed word at the end of a text, and the text before it: the last piece that the

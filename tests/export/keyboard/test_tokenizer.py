@@ -16,6 +16,7 @@ from pfl_lm.text.letters import LOOK_ALIKES, describe, same_letters
 from pfl_lm.text.normalisation import Normalisation
 from pfl_lm.text.tokenizer import CONTROLS, Tokenizer
 from pfl_lm.text.tokenizer_build import assemble
+from pfl_lm.text.written_forms import table
 
 PAGE = Path(__file__).resolve().parents[3] / "pfl_lm" / "keyboard" / "page"
 WORDS = [
@@ -51,8 +52,8 @@ import { createRequire } from "module";
 import { Tokenizer } from "./tokenizer.mjs";
 const require_ = createRequire(import.meta.url);
 const given = JSON.parse(require_("fs").readFileSync(0, "utf8"));
-const { rules, table, blocked, letters, calls } = given;
-const tokenizer = new Tokenizer(rules, table, blocked, letters);
+const { rules, table, blocked, letters, forms, calls } = given;
+const tokenizer = new Tokenizer(rules, table, blocked, letters, forms);
 console.log(JSON.stringify(calls.map(([name, ...rest]) => tokenizer[name](...rest))));
 """
 DROP = ("drop", "placeholder", ("<url>", "<number>"))
@@ -90,6 +91,7 @@ def ask(tokenizer: Tokenizer, calls: list[list[str]], folder: Path, *blocked: st
         "table": tokenizer.files["vocabulary.tsv"].decode(),
         "blocked": blocked,
         "letters": describe(),
+        "forms": tokenizer.files.get("forms.tsv", b"").decode(),
         "calls": calls,
     }
     done = subprocess.run(
@@ -164,3 +166,16 @@ def test_the_word_at_the_caret_is_the_last_that_is_cut(
 ) -> None:
     (answer,) = ask(tokenizer_of(RULES[name]), [["atCaret", text]], tmp_path)
     assert answer == {"before": before, "typed": typed}
+
+
+def test_words_are_shown_as_they_are_written(tmp_path):
+    plain = tokenizer_of(RULES["de"])
+    rows = [(word, kind, 1) for word, kind in zip(plain.words, plain.kinds, strict=True)]
+    forms = table({"strasse": "Straße", "hello": "HELLO"})
+    shown = assemble(rows, RULES["de"], {"provenance": "x", "licence": "y"}, forms=forms)
+    calls = [["shown", id] for id in range(shown.vocabulary_size)]
+    answers = ask(shown, calls, tmp_path)
+    assert answers == [shown.shown(id) for id in range(shown.vocabulary_size)]
+    assert "Straße" in answers
+    assert "strasse" not in answers
+    assert ask(plain, calls, tmp_path) == plain.words

@@ -224,6 +224,7 @@ def test_a_dictionary_of_a_model(monkeypatch):
              "wont", "won't", "'n'"]  # fmt: skip
     kinds = ["control"] * 4 + ["placeholder", "mark", *["word"] * 4, "subword", *["word"] * 3]
     tokenizer = SimpleNamespace(words=words, kinds=kinds, manifest={"locale": "en_US"})
+    tokenizer.shown = lambda id: {"we": "We"}.get(words[id], words[id])
     ids = tuple(i for i, kind in enumerate(kinds) if kind != "word" or words[i] == "bad")
     blocked = BlockList(("bad",), ("bad",), ids)
     lines = [[6, 7, 8], [6, 9, 8], [6, 7, 8, 5], [11, 12, 13], [4, 10, 6]] * 5
@@ -231,14 +232,14 @@ def test_a_dictionary_of_a_model(monkeypatch):
     found = aosp.dictionary_of(model, tokenizer, blocked, aosp.head_of(tokenizer, "a=1,b", 7))
     entries = {entry.word: entry for entry in found.entries}
     assert found.head["description"] == "a 1 b"
-    assert set(entries) == {"we", "don't", "know", "bad", "wont", "won't", "'n'", "dont"}
+    assert set(entries) == {"We", "don't", "know", "bad", "wont", "won't", "'n'", "dont"}
     assert entries["bad"] == Entry("bad", 0)
     assert entries["dont"] == Entry("dont", entries["don't"].f, (), (("don't", 15),), False)
     assert entries["wont"].is_word  # it is a word of the vocabulary, and stays one
     assert not entries["wont"].shortcuts
-    assert [word for word, _ in entries["we"].pairs] == ["don't"]
+    assert [word for word, _ in entries["We"].pairs] == ["don't"]
     unigram = tables_of(model)[0]
-    assert 1.15 ** (entries["we"].f - 255) == pytest.approx(unigram[6], rel=0.08)
+    assert 1.15 ** (entries["We"].f - 255) == pytest.approx(unigram[6], rel=0.08)
     assert all(g > entries[word].f for entry in found.entries for word, g in entry.pairs)
 
 
