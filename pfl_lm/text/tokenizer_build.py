@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
-import json
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from pfl_lm.files import sha256_of
 from pfl_lm.text import wordfreq_list, written_forms
@@ -19,16 +15,9 @@ from pfl_lm.text.discovered import DiscoveredWords
 from pfl_lm.text.normalisation import PUNCTUATION, UNKNOWN, Normalisation, is_word, marks_of
 from pfl_lm.text.pieces import is_emoji, is_half_an_emoji
 from pfl_lm.text.readers import read_texts
-from pfl_lm.text.tokenizer import (
-    CONTROLS,
-    FORMS_FILE,
-    MANIFEST_FILE,
-    MODEL_FILE,
-    SUBWORD_FILE,
-    VOCABULARY_FILE,
-    Tokenizer,
-    TokenizerRecipe,
-)
+from pfl_lm.text.tokenizer import CONTROLS, Tokenizer, TokenizerRecipe
+from pfl_lm.text.tokenizer_assemble import Row, assemble
+from pfl_lm.text.tokenizer_grow import grow_tokenizer
 from pfl_lm.text.word_counts import count_words
 from pfl_lm.text.written_forms import WrittenFormsSource
 
@@ -39,8 +28,6 @@ PLACEHOLDER_SHARE = 0.0005  # each
 PUNCTUATION_SHARE = 0.12  # all marks together, falling as 1 / rank
 EMOJI_SHARE = 0.005  # all emoji together; books and encyclopaedias, most of a list, have none
 _SUBWORD_SAMPLE = 50_000  # most frequent words to learn subwords from; more adds only time
-
-Row = tuple[str, str, int]  # piece, kind, count
 
 
 def build_tokenizer(
@@ -94,8 +81,6 @@ def build_tokenizer(
 
 def _grown(recipe: TokenizerRecipe, discovered: DiscoveredWords | None) -> Tokenizer:
     """Add discovered words to the base of a recipe."""
-    from pfl_lm.text.tokenizer_grow import grow_tokenizer
-
     if discovered is None:
         raise ValueError(
             "kind = 'discovered': hand over the words with their ledger (discovered=); "
@@ -103,31 +88,6 @@ def _grown(recipe: TokenizerRecipe, discovered: DiscoveredWords | None) -> Token
         )
     assert recipe.source.base is not None
     return grow_tokenizer(recipe, Tokenizer.open(recipe.source.base), discovered)
-
-
-def assemble(
-    rows: list[Row],
-    normalisation: Normalisation,
-    about: dict[str, Any],
-    subword_model: bytes | None = None,
-    forms: bytes | None = None,
-) -> Tokenizer:
-    """Make a tokenizer in memory from its rows (by id); ``about`` goes into the manifest."""
-    files = {
-        MODEL_FILE: _sentencepiece_words([row for row in rows if row[1] != "subword"]),
-        VOCABULARY_FILE: _vocabulary_table(rows),
-    }
-    if subword_model is not None:
-        files[SUBWORD_FILE] = subword_model
-    if forms is not None:
-        files[FORMS_FILE] = forms
-    manifest = about | {
-        "size": len(rows),
-        "normalisation": normalisation.describe(),
-        "files": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
-    }
-    files[MANIFEST_FILE] = json.dumps(manifest, indent=1, ensure_ascii=False).encode()
-    return Tokenizer(files)
 
 
 def choose_rows(
@@ -231,44 +191,6 @@ def _about(recipe: TokenizerRecipe) -> dict[str, Any]:
         about["source"]["version"] = version("wordfreq")
         about["notes"] = wordfreq_list.notes(recipe.locale)
     return about
-
-
-def _vocabulary_table(rows: list[Row]) -> bytes:
-    lines = ["id\tpiece\tkind\tcount"]
-    lines += [f"{i}\t{piece}\t{kind}\t{count}" for i, (piece, kind, count) in enumerate(rows)]
-    return ("\n".join(lines) + "\n").encode()
-
-
-def _sentencepiece_words(rows: list[Row]) -> bytes:
-    """Write the rows as a sentencepiece model of type WORD, piece i with id i.
-
-    Built directly, not trained: training would reorder ties and drop what its filters dislike.
-    """
-    from sentencepiece import sentencepiece_model_pb2
-
-    schema: Any = sentencepiece_model_pb2  # generated code without types
-    model = schema.ModelProto()
-    kinds = schema.ModelProto.SentencePiece
-    counts = np.array([row[2] for row in rows], dtype=np.float64) + 0.5
-    scores = np.log(counts / counts.sum())
-    for (piece, kind, _), score in zip(rows, scores, strict=True):
-        control = kinds.UNKNOWN if piece == "<unk>" else kinds.CONTROL
-        is_control = kind == "control"
-        model.pieces.add(
-            piece=piece if is_control else "▁" + piece,
-            score=float(score),
-            type=control if is_control else kinds.NORMAL,
-        )
-    trainer = model.trainer_spec
-    trainer.model_type = schema.TrainerSpec.WORD
-    trainer.vocab_size = len(rows)
-    trainer.pad_id, trainer.unk_id, trainer.bos_id, trainer.eos_id = range(4)
-    trainer.pad_piece, trainer.unk_piece, trainer.bos_piece, trainer.eos_piece = CONTROLS
-    model.normalizer_spec.name = "identity"
-    model.normalizer_spec.add_dummy_prefix = True
-    model.normalizer_spec.remove_extra_whitespaces = True
-    model.normalizer_spec.escape_whitespaces = True
-    return model.SerializeToString(deterministic=True)
 
 
 def _train_subwords(words: Counter[str], size: int) -> tuple[bytes, list[Row]]:

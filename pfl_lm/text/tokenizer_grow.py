@@ -14,7 +14,7 @@ from pfl_lm.text.tokenizer import (
     Tokenizer,
     TokenizerRecipe,
 )
-from pfl_lm.text.tokenizer_build import Row, assemble
+from pfl_lm.text.tokenizer_assemble import Row, assemble
 
 _OWN = ("size", "normalisation", "files")  # of a manifest: what ``assemble`` writes
 

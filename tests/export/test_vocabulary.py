@@ -9,7 +9,7 @@ import pytest
 from pfl_lm.export.vocabulary import BlockList
 from pfl_lm.text.normalisation import Normalisation
 from pfl_lm.text.tokenizer import CONTROLS, Tokenizer
-from pfl_lm.text.tokenizer_build import assemble
+from pfl_lm.text.tokenizer_assemble import assemble
 
 WORDS = ["darn", "Darn", "DARN", "dárn", "d4rn", "dаrn", "Darned", "naïve", "naive", "the"]
 

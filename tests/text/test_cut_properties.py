@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from pfl_lm.text import wordfreq_list
 from pfl_lm.text.normalisation import Normalisation
 from pfl_lm.text.tokenizer import Tokenizer
-from pfl_lm.text.tokenizer_build import assemble, choose_rows
+from pfl_lm.text.tokenizer_assemble import assemble
+from pfl_lm.text.tokenizer_build import choose_rows
 from pfl_lm.text.word_counts import unknown_share
 
 STATED = ("keep", "placeholder", ("<number>", "<url>"))

@@ -187,7 +187,7 @@ def synthetic_tokenizer(vocabulary_size: int, language: Speech = "invented") -> 
 
     The public unigram is counted in a sample of public text.
     """
-    from pfl_lm.text.tokenizer_build import assemble
+    from pfl_lm.text.tokenizer_assemble import assemble
 
     speech = _speech(language, vocabulary_size)
     random = stream(0, "synthetic tokenizer", vocabulary_size)

@@ -15,7 +15,7 @@ from pfl_lm.text import wordfreq_list
 from pfl_lm.text.letters import LOOK_ALIKES, describe, same_letters
 from pfl_lm.text.normalisation import Normalisation
 from pfl_lm.text.tokenizer import CONTROLS, Tokenizer
-from pfl_lm.text.tokenizer_build import assemble
+from pfl_lm.text.tokenizer_assemble import assemble
 from pfl_lm.text.written_forms import table
 
 PAGE = Path(__file__).resolve().parents[3] / "pfl_lm" / "keyboard" / "page"
