@@ -13,7 +13,7 @@ from pfl_lm.phones.fleet import Fleet
 from pfl_lm.recipes import RecipeError, load
 from pfl_lm.run.pretrain import Pretraining
 from pfl_lm.run.scenario import Scenario
-from pfl_lm.text.tokenizer import TokenizerRecipe
+from pfl_lm.text.tokenizer_recipe import TokenizerRecipe
 
 
 def paths_of(kind, table=""):

@@ -12,7 +12,7 @@ from pfl_lm.dp.policy import Policy
 from pfl_lm.recipes import load
 from pfl_lm.run.pretrain import Pretraining
 from pfl_lm.run.scenario import Scenario
-from pfl_lm.text.tokenizer import TokenizerRecipe
+from pfl_lm.text.tokenizer_recipe import TokenizerRecipe
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = ROOT / "pfl_lm" / "demo"

@@ -39,8 +39,8 @@ def build(
     with the ledger that holds their cost.
     """
     from pfl_lm.queries.found import open_discovered
-    from pfl_lm.text.tokenizer import TokenizerRecipe
     from pfl_lm.text.tokenizer_build import build_tokenizer
+    from pfl_lm.text.tokenizer_recipe import TokenizerRecipe
 
     stated = read(TokenizerRecipe, recipe, settings)
     discovered = None

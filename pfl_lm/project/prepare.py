@@ -16,8 +16,8 @@ from pfl_lm.text.population_build import BuildOptions, Input, build_population
 from pfl_lm.text.public_text import public_tokens
 from pfl_lm.text.readers import read_messages
 from pfl_lm.text.survey import Survey, oddities, survey
-from pfl_lm.text.tokenizer import TokenizerRecipe
 from pfl_lm.text.tokenizer_build import build_tokenizer
+from pfl_lm.text.tokenizer_recipe import TokenizerRecipe
 
 Say = Callable[[str], None]
 _LARGE = 1000  # users, from which a larger vocabulary and model pay

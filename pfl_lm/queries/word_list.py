@@ -21,7 +21,8 @@ from pfl_lm.queries.found import FoundWord
 from pfl_lm.queries.query import Answer, Query, equal_weights
 from pfl_lm.queries.thresholds import by_rank, thresholds
 from pfl_lm.text.normalisation import is_word
-from pfl_lm.text.tokenizer import Tokenizer, TokenizerRecipe, VocabularySource
+from pfl_lm.text.tokenizer import Tokenizer
+from pfl_lm.text.tokenizer_recipe import TokenizerRecipe, VocabularySource
 from pfl_lm.text.word_counts import count_words
 
 OwnWords = Sequence[str]  # of one device: the words that the vocabulary lacks, most used first

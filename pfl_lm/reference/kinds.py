@@ -7,7 +7,7 @@ import difflib
 KINDS = {
     "scenario": ("pfl_lm.run.scenario", "Scenario"),
     "policy": ("pfl_lm.dp.policy", "Policy"),
-    "tokenizer": ("pfl_lm.text.tokenizer", "TokenizerRecipe"),
+    "tokenizer": ("pfl_lm.text.tokenizer_recipe", "TokenizerRecipe"),
     "fleet": ("pfl_lm.phones.fleet", "Fleet"),
     "pretraining": ("pfl_lm.run.pretrain", "Pretraining"),
 }

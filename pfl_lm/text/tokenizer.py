@@ -6,163 +6,22 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from pfl_lm.files import folder_atomically
-from pfl_lm.text import wordfreq_list
-from pfl_lm.text.normalisation import SPACELESS, Normalisation, is_word, letters_of
-from pfl_lm.text.wordfreq_list import language_of
-from pfl_lm.text.written_forms import WrittenFormsSource, read_table
+from pfl_lm.text.normalisation import Normalisation, is_word
+from pfl_lm.text.written_forms import read_table
 
 CONTROLS = ("<pad>", "<unk>", "<s>", "</s>")
 MODEL_FILE, SUBWORD_FILE = "tokenizer.model", "subwords.model"
 VOCABULARY_FILE, MANIFEST_FILE = "vocabulary.tsv", "tokenizer.json"
 FORMS_FILE = "forms.tsv"
-CONFESSION = "I understand that a vocabulary learnt from private text breaks the guarantee."
 _NO_SPACE = re.compile(r" (?=[.,!?:;)\]}])|(?<=[(\[{]) |(?<=[^\W\d_]') ")
 _MEMORY = 1 << 16  # misspellings and rare words remembered by the encoder
-
-
-@dataclass(frozen=True)
-class VocabularySource:
-    """Where the words come from, and by what right.
-
-    Args:
-        kind: ``word_list`` (a table of words and counts, .tsv or .csv, plain or compressed),
-            ``wordfreq`` (the package's list for the locale's language, which is in lower case:
-            German ß is ss there, and so it is in text), ``text`` (public text, .txt or .jsonl,
-            plain or compressed), ``discovered`` (the words of ``base`` and those that
-            `pfl-lm words discover` found, refused without their ledger) or ``private_text``
-            (refused, unless ``breaks_guarantee`` says what that costs).
-        provenance: who collected it, from what, and when.
-        licence: SPDX identifier, or the terms in words.
-        path: the list, the text, or the folder of the discovery, relative to the recipe.
-        base: the vocabulary that takes in discovered words, a tokenizer's folder.
-        word_column, count_column: columns of a word list, named in its header.
-        text_field: field of a .jsonl file.
-        breaks_guarantee: for ``private_text`` alone: the sentence that says what it costs.
-    """
-
-    kind: Literal["word_list", "wordfreq", "text", "discovered", "private_text"]
-    provenance: str
-    licence: str
-    path: Path | None = None
-    word_column: str = "word"
-    count_column: str = "count"
-    text_field: str = "text"
-    breaks_guarantee: str = ""
-    base: Path | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("provenance", "licence"):
-            if not getattr(self, name).strip():
-                raise ValueError(f"{name} is empty; say where the words come from, by what right")
-        if (self.kind == "wordfreq") is not (self.path is None):
-            raise ValueError("path is needed for every kind but 'wordfreq', which takes none")
-        if (self.kind == "discovered") is (self.base is None):
-            raise ValueError(
-                "base belongs to kind = 'discovered', which needs it: the folder of the tokenizer "
-                "that takes in the words"
-            )
-        if self.kind == "private_text" and self.breaks_guarantee != CONFESSION:
-            raise ValueError(
-                "kind = 'private_text': a vocabulary learnt from private text tells everybody "
-                "which words people typed, outside any guarantee; use a public source, or write "
-                f'breaks_guarantee = "{CONFESSION}"'
-            )
-        if self.kind != "private_text" and self.breaks_guarantee:
-            raise ValueError("breaks_guarantee belongs to kind = 'private_text' alone")
-
-
-@dataclass(frozen=True)
-class Subwords:
-    """Pieces for words outside the vocabulary: a sentencepiece unigram model, byte fallback.
-
-    Args:
-        size: how many ids they take, the 256 bytes included.
-        kind: the model that spells the words: a unigram model.
-    """
-
-    size: int
-    kind: Literal["unigram"] = "unigram"
-
-    def __post_init__(self) -> None:
-        if not 512 <= self.size <= 32_000:
-            raise ValueError(f"size = {self.size} subwords; 512 to 32,000 make sense")
-
-
-@dataclass(frozen=True)
-class TokenizerRecipe:
-    """What ``tokenizers/*.toml`` states.
-
-    Args:
-        locale: such as ``en_US``; its language picks the list of ``wordfreq``, and what lower
-            case is. Languages that put no spaces between words are refused.
-        size: how many ids there are in all: specials, marks, words and subwords; with discovered
-            words, the most that there may be.
-        source: where the words come from, and by what right.
-        casing: ``lower`` reads text in lower case; ``natural`` keeps the capitals of the source.
-        punctuation: ``keep`` makes marks words of their own; ``drop`` leaves them out.
-        numbers: ``placeholder`` reads every number as ``<number>``; ``keep`` reads it as a word.
-        placeholders: words in angle brackets that stand for something that is not shown.
-        subwords: pieces that spell words outside the vocabulary; absent: they are ``<unk>``.
-        written_forms: public text that tells how words in lower case are usually written (London,
-            iPhone), for what a person is shown; absent: they are shown in lower case.
-    """
-
-    locale: str
-    size: int
-    source: VocabularySource
-    casing: Literal["lower", "natural"] = "lower"
-    punctuation: Literal["keep", "drop"] = "drop"
-    numbers: Literal["placeholder", "keep"] = "placeholder"
-    placeholders: tuple[str, ...] = ("<number>",)
-    subwords: Subwords | None = None
-    written_forms: WrittenFormsSource | None = None
-
-    def __post_init__(self) -> None:
-        if not 1_000 <= self.size <= 200_000:
-            raise ValueError(f"size = {self.size}; a vocabulary has 1,000 to 200,000 ids")
-        if not re.fullmatch(r"[a-z]{2,3}([_-][A-Za-z0-9]+)*", self.locale):
-            raise ValueError(f"locale = {self.locale!r}; expected a tag such as 'en_US'")
-        language = language_of(self.locale)
-        if language in SPACELESS:
-            raise ValueError(
-                f"locale = {self.locale!r}: spaces do not part the words of this language, and "
-                "text is cut at spaces alone: whole sentences would be unknown words"
-            )
-        if self.source.kind == "wordfreq" and self.casing == "natural":
-            raise ValueError(
-                "casing = 'natural' needs a source that has capitals, and wordfreq's lists are "
-                "in lower case: 'Haus' would be 'haus' for ever; use casing = 'lower', or a "
-                "word list or text"
-            )
-        if self.subwords and self.subwords.size > self.size // 2:
-            raise ValueError("subwords.size leaves less than half of the ids to words")
-        if self.written_forms and self.casing == "natural":
-            raise ValueError(
-                "written_forms belongs to casing = 'lower'; with 'natural' the vocabulary's own "
-                "words have capitals: leave the table out"
-            )
-        Normalisation(self.casing, self.punctuation, self.numbers, self.placeholders)
-
-    def normalisation(self) -> Normalisation:
-        """Return the rules that cut text, and the words of the source alike.
-
-        Raises:
-            ValueError: wordfreq has no list for the locale.
-        """
-        stated = (self.punctuation, self.numbers, self.placeholders)
-        if self.source.kind == "wordfreq":
-            wordfreq_list.check(self.locale)
-            return wordfreq_list.rules(self.locale, *stated)
-        letters = letters_of(language_of(self.locale))
-        return Normalisation(self.casing, *stated, letters=letters)
 
 
 class Tokenizer:

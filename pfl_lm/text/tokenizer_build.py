@@ -15,9 +15,10 @@ from pfl_lm.text.discovered import DiscoveredWords
 from pfl_lm.text.normalisation import PUNCTUATION, UNKNOWN, Normalisation, is_word, marks_of
 from pfl_lm.text.pieces import is_emoji, is_half_an_emoji
 from pfl_lm.text.readers import read_texts
-from pfl_lm.text.tokenizer import CONTROLS, Tokenizer, TokenizerRecipe
+from pfl_lm.text.tokenizer import CONTROLS, Tokenizer
 from pfl_lm.text.tokenizer_assemble import Row, assemble
 from pfl_lm.text.tokenizer_grow import grow_tokenizer
+from pfl_lm.text.tokenizer_recipe import TokenizerRecipe
 from pfl_lm.text.word_counts import count_words
 from pfl_lm.text.written_forms import WrittenFormsSource
 

@@ -12,9 +12,9 @@ from pfl_lm.text.tokenizer import (
     SUBWORD_FILE,
     VOCABULARY_FILE,
     Tokenizer,
-    TokenizerRecipe,
 )
 from pfl_lm.text.tokenizer_assemble import Row, assemble
+from pfl_lm.text.tokenizer_recipe import TokenizerRecipe
 
 _OWN = ("size", "normalisation", "files")  # of a manifest: what ``assemble`` writes
 

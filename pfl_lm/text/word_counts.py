@@ -13,7 +13,8 @@ from pfl_lm.text.compressed import open_text
 from pfl_lm.text.normalisation import UNKNOWN, Normalisation, is_word
 from pfl_lm.text.pieces import is_emoji
 from pfl_lm.text.readers import read_texts
-from pfl_lm.text.tokenizer import Tokenizer, TokenizerRecipe, VocabularySource
+from pfl_lm.text.tokenizer import Tokenizer
+from pfl_lm.text.tokenizer_recipe import TokenizerRecipe, VocabularySource
 
 _MOST_SPACELESS = 0.05  # of the counted words, in scripts that put no spaces between words
 _SPACELESS_SCRIPTS = re.compile(

@@ -8,7 +8,7 @@ import pytest
 
 from pfl_lm.cli import main
 from pfl_lm.text.synthetic.population import synthetic_words
-from pfl_lm.text.tokenizer import CONFESSION
+from pfl_lm.text.tokenizer_recipe import CONFESSION
 
 RECIPE = """
 locale = "en_US"

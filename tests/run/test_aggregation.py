@@ -29,8 +29,8 @@ from pfl_lm.secagg.ideal import OpenedSum
 from pfl_lm.server.state import ServerState, open_round
 from pfl_lm.text.population import SPLITS
 from pfl_lm.text.population_build import Input, build_population
-from pfl_lm.text.tokenizer import TokenizerRecipe, VocabularySource
 from pfl_lm.text.tokenizer_build import build_tokenizer
+from pfl_lm.text.tokenizer_recipe import TokenizerRecipe, VocabularySource
 
 pytestmark = pytest.mark.usefixtures("quick")
 

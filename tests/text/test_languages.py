@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from pfl_lm.text import wordfreq_list
 from pfl_lm.text.normalisation import Normalisation
 from pfl_lm.text.pieces import MOST_MARKS
-from pfl_lm.text.tokenizer import Tokenizer, TokenizerRecipe, VocabularySource
+from pfl_lm.text.tokenizer import Tokenizer
 from pfl_lm.text.tokenizer_build import build_tokenizer
+from pfl_lm.text.tokenizer_recipe import TokenizerRecipe, VocabularySource
 from pfl_lm.text.word_counts import unknown_share
 
 WORDFREQ = VocabularySource("wordfreq", "wordfreq 3", "CC-BY-SA-4.0")

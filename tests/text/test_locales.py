@@ -11,8 +11,8 @@ import pytest
 from pfl_lm.recipes import load
 from pfl_lm.text.normalisation import PUNCTUATION, marks_of
 from pfl_lm.text.pieces import is_emoji
-from pfl_lm.text.tokenizer import TokenizerRecipe
 from pfl_lm.text.tokenizer_build import EMOJI_SHARE, build_tokenizer
+from pfl_lm.text.tokenizer_recipe import TokenizerRecipe
 
 FOLDER = Path(__file__).resolve().parents[2] / "tokenizers" / "locales"
 LOCALES = sorted(path.stem for path in FOLDER.glob("*.toml"))

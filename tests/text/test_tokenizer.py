@@ -19,16 +19,9 @@ from sentencepiece import SentencePieceProcessor
 from pfl_lm.recipes import RecipeError, load
 from pfl_lm.text.normalisation import Normalisation, is_word
 from pfl_lm.text.synthetic.population import synthetic_words
-from pfl_lm.text.tokenizer import (
-    CONFESSION,
-    MODEL_FILE,
-    VOCABULARY_FILE,
-    Subwords,
-    Tokenizer,
-    TokenizerRecipe,
-    VocabularySource,
-)
+from pfl_lm.text.tokenizer import MODEL_FILE, VOCABULARY_FILE, Tokenizer
 from pfl_lm.text.tokenizer_build import build_tokenizer
+from pfl_lm.text.tokenizer_recipe import CONFESSION, Subwords, TokenizerRecipe, VocabularySource
 
 RECIPES = Path(__file__).resolve().parents[2] / "tokenizers"
 WORDS = ["the", "don't", "I", "naïve", "Berlin", "us", "US", *synthetic_words(11_000)]

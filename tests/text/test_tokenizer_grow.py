@@ -9,9 +9,10 @@ import pytest
 
 from pfl_lm.text.discovered import DiscoveredWords
 from pfl_lm.text.synthetic.population import synthetic_words
-from pfl_lm.text.tokenizer import Subwords, Tokenizer, TokenizerRecipe, VocabularySource
+from pfl_lm.text.tokenizer import Tokenizer
 from pfl_lm.text.tokenizer_build import build_tokenizer
 from pfl_lm.text.tokenizer_grow import new_shares, old_ids
+from pfl_lm.text.tokenizer_recipe import Subwords, TokenizerRecipe, VocabularySource
 
 WORDS = synthetic_words(11_000)
 FOUND = DiscoveredWords(

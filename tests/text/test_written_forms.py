@@ -15,8 +15,9 @@ from pfl_lm.models import models
 from pfl_lm.models.models import ModelSpec
 from pfl_lm.text import wordfreq_list, written_forms
 from pfl_lm.text.normalisation import Normalisation
-from pfl_lm.text.tokenizer import Tokenizer, TokenizerRecipe, VocabularySource
+from pfl_lm.text.tokenizer import Tokenizer
 from pfl_lm.text.tokenizer_build import build_tokenizer
+from pfl_lm.text.tokenizer_recipe import TokenizerRecipe, VocabularySource
 from pfl_lm.text.written_forms import WrittenFormsSource
 
 ENGLISH = Normalisation()
