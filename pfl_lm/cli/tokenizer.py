@@ -154,6 +154,8 @@ def _print_summary(tokenizer: Tokenizer, folder: Path) -> None:
         "licence": manifest["licence"],
         "digest": tokenizer.digest,
     }
+    if shares := manifest.get("shares"):
+        rows["languages"] = ", ".join(f"{tag} {share:.0%}" for tag, share in shares.items())
     if tokenizer.forms:
         source = manifest["written_forms"]
         rows["written"] = f"{len(tokenizer.forms):,} words as {source['file']} writes them"

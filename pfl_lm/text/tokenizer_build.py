@@ -20,6 +20,7 @@ from pfl_lm.text.tokenizer_assemble import Row, assemble
 from pfl_lm.text.tokenizer_grow import grow_tokenizer
 from pfl_lm.text.tokenizer_recipe import TokenizerRecipe
 from pfl_lm.text.word_counts import count_words
+from pfl_lm.text.wordfreq_list import language_of
 from pfl_lm.text.written_forms import WrittenFormsSource
 
 # What a word list cannot tell: stated shares of running text, so that the public unigram gives
@@ -58,11 +59,12 @@ def build_tokenizer(
         tokenizer.save(destination)
         return tokenizer
     normalisation = recipe.normalisation()
-    watch(f"counting the words of {source.path or f'wordfreq for {recipe.locale}'}")
+    lists = f"wordfreq for {' and '.join(recipe.shares)}"
+    watch(f"counting the words of {source.path or lists}")
     counts = count_words(recipe, normalisation)
     subword_size = recipe.subwords.size if recipe.subwords else 0
-    marks = marks_of(wordfreq_list.language_of(recipe.locale))
-    rows, left_over = choose_rows(counts, normalisation, recipe.size - subword_size, marks)
+    marks = dict.fromkeys(mark for tag in recipe.shares for mark in marks_of(language_of(tag)))
+    rows, left_over = choose_rows(counts, normalisation, recipe.size - subword_size, list(marks))
     subword_model = None
     if recipe.subwords:
         watch(f"learning {subword_size:,} subwords from {len(left_over):,} words")
@@ -190,7 +192,9 @@ def _about(recipe: TokenizerRecipe) -> dict[str, Any]:
         from importlib.metadata import version
 
         about["source"]["version"] = version("wordfreq")
-        about["notes"] = wordfreq_list.notes(recipe.locale)
+        about["notes"] = [note for tag in recipe.shares for note in wordfreq_list.notes(tag)]
+    if recipe.second_locale is not None:
+        about["shares"] = recipe.shares
     return about
 
 

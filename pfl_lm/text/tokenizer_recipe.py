@@ -98,6 +98,8 @@ class TokenizerRecipe:
         numbers: ``placeholder`` reads every number as ``<number>``; ``keep`` reads it as a word.
         placeholders: words in angle brackets that stand for something that is not shown.
         subwords: pieces that spell words outside the vocabulary; absent: they are ``<unk>``.
+        second_locale: for people who mix two languages: the locale of a second ``wordfreq`` list.
+        second_share: its share of the running words, which the two lists' counts are weighed by.
         written_forms: public text that tells how words in lower case are usually written (London,
             iPhone), for what a person is shown; absent: they are shown in lower case.
     """
@@ -110,19 +112,16 @@ class TokenizerRecipe:
     numbers: Literal["placeholder", "keep"] = "placeholder"
     placeholders: tuple[str, ...] = ("<number>",)
     subwords: Subwords | None = None
+    second_locale: str | None = None
+    second_share: float = 0.5
     written_forms: WrittenFormsSource | None = None
 
     def __post_init__(self) -> None:
         if not 1_000 <= self.size <= 200_000:
             raise ValueError(f"size = {self.size}; a vocabulary has 1,000 to 200,000 ids")
-        if not re.fullmatch(r"[a-z]{2,3}([_-][A-Za-z0-9]+)*", self.locale):
-            raise ValueError(f"locale = {self.locale!r}; expected a tag such as 'en_US'")
-        language = language_of(self.locale)
-        if language in SPACELESS:
-            raise ValueError(
-                f"locale = {self.locale!r}: spaces do not part the words of this language, and "
-                "text is cut at spaces alone: whole sentences would be unknown words"
-            )
+        _check_locale("locale", self.locale)
+        if self.second_locale is not None:
+            self._check_second(self.second_locale)
         if self.source.kind == "wordfreq" and self.casing == "natural":
             raise ValueError(
                 "casing = 'natural' needs a source that has capitals, and wordfreq's lists are "
@@ -138,15 +137,47 @@ class TokenizerRecipe:
             )
         Normalisation(self.casing, self.punctuation, self.numbers, self.placeholders)
 
+    def _check_second(self, locale: str) -> None:
+        _check_locale("second_locale", locale)
+        if self.source.kind != "wordfreq":
+            raise ValueError("second_locale belongs to kind = 'wordfreq', which has a list for it")
+        if language_of(locale) == language_of(self.locale):
+            raise ValueError(f"second_locale = {locale!r} is of the same language as locale")
+        if not 0 < self.second_share < 1:
+            raise ValueError(f"second_share = {self.second_share:g}; a share is between 0 and 1")
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """The locales whose lists the vocabulary takes, and their shares of running words."""
+        if self.second_locale is None:
+            return {self.locale: 1.0}
+        return {self.locale: 1 - self.second_share, self.second_locale: self.second_share}
+
     def normalisation(self) -> Normalisation:
         """Return the rules that cut text, and the words of the source alike.
 
         Raises:
-            ValueError: wordfreq has no list for the locale.
+            ValueError: wordfreq has no list for a locale, or one rule cannot cut both languages.
         """
         stated = (self.punctuation, self.numbers, self.placeholders)
         if self.source.kind == "wordfreq":
             wordfreq_list.check(self.locale)
-            return wordfreq_list.rules(self.locale, *stated)
+            first = wordfreq_list.rules(self.locale, *stated)
+            if self.second_locale is None:
+                return first
+            wordfreq_list.check(self.second_locale)
+            second = wordfreq_list.rules(self.second_locale, *stated)
+            return wordfreq_list.of_both(first, second, (self.locale, self.second_locale))
         letters = letters_of(language_of(self.locale))
         return Normalisation(self.casing, *stated, letters=letters)
+
+
+def _check_locale(name: str, locale: str) -> None:
+    """Refuse a locale that is no tag, or whose words are not parted by spaces."""
+    if not re.fullmatch(r"[a-z]{2,3}([_-][A-Za-z0-9]+)*", locale):
+        raise ValueError(f"{name} = {locale!r}; expected a tag such as 'en_US'")
+    if language_of(locale) in SPACELESS:
+        raise ValueError(
+            f"{name} = {locale!r}: spaces do not part the words of this language, and text is cut "
+            "at spaces alone: whole sentences would be unknown words"
+        )

@@ -29,10 +29,10 @@ def count_words(recipe: TokenizerRecipe, normalisation: Normalisation) -> Counte
         counts = _count_text(source, normalisation)
     else:
         listed = source.kind == "wordfreq"
-        entries = wordfreq_list.entries(recipe.locale) if listed else _word_list(source)
+        entries = wordfreq_list.mixed(recipe.shares) if listed else _word_list(source)
         counts = _count_list(entries, normalisation)
-        if listed:  # the list ends where words are rare; running text does not
-            words = sum(count for _, count in wordfreq_list.entries(recipe.locale))
+        if listed:  # a list ends where words are rare; running text does not
+            words = sum(count for _, count in wordfreq_list.mixed(recipe.shares))
             counts[UNKNOWN] += max(0, wordfreq_list.TOTAL - words)
     _refuse_spaceless(counts)
     return counts

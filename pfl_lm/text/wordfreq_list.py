@@ -11,7 +11,9 @@ Source: Speer 2022, wordfreq 3, ``preprocess.py`` and ``tokens.py``.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -28,6 +30,7 @@ _ELIDED = {
 _JOINERS = {"ca": "'·", "he": "'\"", "fi": "':", "sv": "':"}
 _LAST_FOLDED = 0x2000  # no letter beyond is folded in a way of its own
 _LAST_MARK = 0x0900  # of scripts whose marks are left out
+_RARE = 1e-3  # of a list's running words: letters of fewer may be read as another language does
 
 
 def language_of(locale: str) -> str:
@@ -75,6 +78,37 @@ def rules(
     )
 
 
+def of_both(one: Normalisation, other: Normalisation, locales: tuple[str, str]) -> Normalisation:
+    """Return the rules that cut text in either of two languages as the list of each was cut.
+
+    Args:
+        one, other: what ``rules`` returns for each of ``locales``.
+
+    Raises:
+        ValueError: one language's rule for a letter would change the other's words.
+    """
+    first, second = dict(one.letters), dict(other.letters)
+    changed = _changed(first, second, locales[1]) + _changed(second, first, locales[0])
+    if changed:
+        raise ValueError(
+            f"second_locale: the lists of {locales[0]} and {locales[1]} read {changed[0]!r} "
+            "differently, so one rule cannot cut text of both"
+        )
+    return replace(
+        one,
+        letters=tuple(sorted((second | first).items())),
+        joiners="".join(dict.fromkeys(one.joiners + other.joiners)),
+        elided=tuple(dict.fromkeys((one.elided or ()) + (other.elided or ()))),
+    )
+
+
+def _changed(rules: dict[str, str], own: dict[str, str], locale: str) -> list[str]:
+    """Return the letters of a locale's words that another language's rules would change."""
+    shares = _shares(language_of(locale))
+    alien = (letter for letter in rules if letter not in own)
+    return [letter for letter in alien if shares.get(letter.lower(), 0) > _RARE]
+
+
 def entries(locale: str) -> Iterator[tuple[str, int]]:
     """Yield the words of a list as text has them, with counts out of ``TOTAL``.
 
@@ -95,11 +129,33 @@ def entries(locale: str) -> Iterator[tuple[str, int]]:
             yield word, count
 
 
+def mixed(shares: Mapping[str, float]) -> Iterator[tuple[str, int]]:
+    """Yield the words of several locales' lists, with counts weighed by their shares.
+
+    A word of two lists comes twice.
+    """
+    for locale, share in shares.items():
+        for word, count in entries(locale):
+            yield word, round(share * count)
+
+
 def notes(locale: str) -> list[str]:
     """Return what a list's folding means for the text that a keyboard suggests."""
     if language_of(locale) == "de":
         return ["the list writes ss for ß, so text is read, and words are suggested, that way"]
     return []
+
+
+@lru_cache(maxsize=8)
+def _shares(language: str) -> Mapping[str, float]:
+    """Return for each letter the share of a list's running words that have it."""
+    from wordfreq import get_frequency_dict
+
+    shares: defaultdict[str, float] = defaultdict(float)
+    for word, share in get_frequency_dict(language, wordlist="best").items():
+        for letter in set(word):
+            shares[letter] += share
+    return shares
 
 
 @lru_cache(maxsize=8)

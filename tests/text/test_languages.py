@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -194,3 +195,43 @@ class TestLength:
 def _runs(text: str) -> list[str]:
     marked = "".join("m" if unicodedata.category(c)[0] == "M" else " " for c in text)
     return [*marked.split(), ""]
+
+
+def two(first: str, second: str, share: float = 0.5) -> TokenizerRecipe:
+    return TokenizerRecipe(first, 5_000, WORDFREQ, punctuation="keep", second_locale=second,
+                           second_share=share)  # fmt: skip
+
+
+def test_a_vocabulary_of_two_languages_knows_the_words_of_both(tmp_path):
+    tokenizer = build_tokenizer(two("en_US", "fr_FR", 0.25), tmp_path / "t")
+    assert tokenizer.manifest["shares"] == {"en_US": 0.75, "fr_FR": 0.25}
+    ids = {word: tokenizer.encode(word)[0] for word in ("the", "les", "because", "pourquoi", "«")}
+    assert tokenizer.unk_id not in ids.values()
+    pieces = [tokenizer.words[i] for i in tokenizer.encode("don't go à l'école")]
+    assert pieces == ["don't", "go", "à", "l'", "école"]
+    # "the" is 5.4% of English and "les" 1.9% of French: a list's counts are weighed by its share.
+    english = build_tokenizer(replace(two("en_US", "fr_FR"), second_locale=None), tmp_path / "en")
+    weighed = tokenizer.unigram[ids["the"]] / english.unigram[english.encode("the")[0]]
+    assert 0.7 < weighed < 0.8
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "share", "message"),
+    [
+        ("en_US", "tr_TR", 0.5, "'I' differently"),
+        ("ru_RU", "sh_BA", 0.5, "differently"),
+        ("en_US", "en_GB", 0.5, "the same language"),
+        ("en_US", "ja_JP", 0.5, "second_locale = 'ja_JP': spaces do not part"),
+        ("en_US", "xx_XX", 0.5, "no list for 'xx'"),
+        ("en_US", "es", 1.0, "second_share = 1"),
+        ("en_US", "?", 0.5, "expected a tag"),
+    ],
+)
+def test_two_languages_that_one_rule_cannot_read(first, second, share, message):
+    with pytest.raises(ValueError, match=message):
+        two(first, second, share).normalisation()
+
+
+def test_languages_of_two_scripts_go_together():
+    rules = two("en_US", "ar_EG").normalisation()
+    assert rules.pieces("I said مَرْحَبًا") == ["i", "said", "مرحبا"]
