@@ -85,8 +85,17 @@ def apply(
     return updated
 
 
+def model_bytes(context: RunContext) -> int:
+    """Return the bytes of the whole model: more is no answer to any request."""
+    return 4 * sum(_sizes(context).values())
+
+
+def _sizes(context: RunContext) -> dict[str, int]:
+    return {name: int(np.prod(role.shape)) for name, role in context.roles.items()}
+
+
 def _whole(context: RunContext, received: np.ndarray) -> Parameters:
-    sizes = {name: int(np.prod(role.shape)) for name, role in context.roles.items()}
+    sizes = _sizes(context)
     if received.size != sum(sizes.values()):
         raise ValueError(f"{received.size} values came, the model has {sum(sizes.values())}")
     parts = np.split(received, np.cumsum(list(sizes.values()))[:-1])
