@@ -172,9 +172,7 @@ def small_order(honest: Roster, me: int) -> Lie:
     return Lie("box_key_of_small_order", rule, "small order", weak)
 
 
-def signed_rosters(
-    honest: Roster, config: RoundConfig, me: int, forger: Forger
-) -> Iterator[Lie]:
+def signed_rosters(honest: Roster, config: RoundConfig, me: int, forger: Forger) -> Iterator[Lie]:
     """Lie about the keys of everybody in a signed round."""
     keys, count = dict(honest.keys), honest.members
     other = _second(honest, me)

@@ -54,7 +54,9 @@ class Case:
 
 _NOTHING = 10  # no message is forbidden
 
-HONEST = Case("honest", "Plays a round without a lie: the device must take part.", Stage.NOWHERE, _NOTHING)
+HONEST = Case(
+    "honest", "Plays a round without a lie: the device must take part.", Stage.NOWHERE, _NOTHING
+)
 CERTIFICATE = Case(
     "another_certificate", "Shows another TLS certificate for the same host.", Stage.CERTIFICATE
 )
@@ -182,7 +184,7 @@ _AGAIN = {
     "unconfirmed": (5, "Asks for shares before the survivors were signed."),
     "request": (9, "Asks once more, for the other secret of a device."),
     "invitation": (9, "Invites the device once more to the round that it took part in."),
-    "separation": (9, "Invites the device to the very next round, inside min_separation."),
+    "separation": (9, "Invites the device again at once, inside min_separation."),
 }
 
 

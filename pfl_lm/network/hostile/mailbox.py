@@ -11,7 +11,7 @@ from pfl_lm.network.admission import Admission
 from pfl_lm.network.exclusions import Exclusions
 from pfl_lm.network.hostile.cases import Case, Stage
 from pfl_lm.network.hostile.frames import Scene, another_frame, lying_frame, reveals
-from pfl_lm.network.hostile.statements import NotPossible, invitation_changes, stated_round
+from pfl_lm.network.hostile.statements import NotPossible, invitation_changes
 from pfl_lm.network.hostile.watch import Verdict, Watch
 from pfl_lm.network.mailbox import INVITATION, Mailbox, NotNow
 from pfl_lm.network.task_config import stated
@@ -34,17 +34,18 @@ class HostileMailbox(Mailbox):
         self.victim: int | None = None
         self.arrived = asyncio.Event()
         self._scene: Scene | None = None
-        self._rounds = 0
+        self._place_of: Mapping[int, int] = {}
+        self._rounds: Mapping[str, int] = {}
         self._lie: Message | None = None
         self._untold = False  # the lie waits for the device's next call, whatever it asks for
         self._last: Any = None  # the round under way, also when it is over
 
-    def begin(self, scene: Scene, places: Mapping[int, int], rounds: int) -> None:
+    def begin(self, scene: Scene, places: Mapping[int, int], rounds: Mapping[str, int]) -> None:
         """Take in a round before its devices are invited.
 
         Args:
             places: device → its place.
-            rounds: of the run.
+            rounds: name of a case → the round to which it invites, where it is another.
         """
         self._scene, self._place_of, self._rounds = scene, places, rounds
 
@@ -63,8 +64,7 @@ class HostileMailbox(Mailbox):
         if device != self.victim:
             return await super().fetch(device, round, step)
         self._watch.asks(round, step)
-        item = self._lie if self._untold else await super().fetch(device, round, step)
-        assert item is not None
+        item: Any = self._lie if self._untold else await super().fetch(device, round, step)
         if item is self._lie:
             self._untold = False
             self._watch.tells(item.round, item.step)
@@ -100,10 +100,10 @@ class HostileMailbox(Mailbox):
         round, name = scene.config.round, self._case.name
         try:
             if name in ("again_invitation", "again_separation"):
-                later = name == "again_separation"
+                step = _LATE if name == "again_invitation" else INVITATION
+                round = round if step == _LATE else self._another_round()
                 fields = {"place": scene.me, **stated(scene.config)}
                 invitation = messages.Invitation(**fields)
-                round, step = (round + 1, INVITATION) if later else (round, _LATE)
                 content: dict[str, Any] = {"invitation": invitation}
             else:
                 step = self._case.kind + 1
@@ -113,6 +113,12 @@ class HostileMailbox(Mailbox):
             return
         self._posts_lie(messages.Item(round=round, step=step, **content))
         self._untold = True
+
+    def _another_round(self) -> int:
+        """The round to which this case invites the device."""
+        if self._case.name not in self._rounds:
+            raise NotPossible("every round invites everybody")
+        return self._rounds[self._case.name]
 
     def _posts_lie(self, item: Message) -> None:
         assert self.victim is not None
@@ -153,14 +159,13 @@ class HostileMailbox(Mailbox):
         name = self._case.name.removeprefix("invitation_")
         invitation = content["invitation"]
         fields = {field.name: getattr(invitation, field.name) for field in _fields(invitation)}
-        number = stated_round(name, round, self._rounds)
-        if number == round:
-            if not (changes := invitation_changes(name)(fields)):
-                raise NotPossible(f"{name} is the least that there is")
+        if name in ("uninvited", "after_the_last"):
+            round = self._another_round()
+        elif changes := invitation_changes(name)(fields):
             fields |= changes
-        return messages.Item(
-            round=number, step=step, invitation=messages.Invitation(**fields)
-        )
+        else:
+            raise NotPossible(f"{name} is the least that there is")
+        return messages.Item(round=round, step=step, invitation=messages.Invitation(**fields))
 
     def _deliver(self, place: int, frame: bytes) -> None:
         """Hand in a message of the crowd."""

@@ -175,7 +175,7 @@ class _Play:
         crowd = Crowd(config, me, self._attack.authority, removable, self._case.silent)
         self._models.put(number, parameters)
         places = {device: place for place, device in enumerate(invited)}
-        mailbox.begin(Scene(config, me, crowd, {}, {}), places, context.scenario.rounds)
+        mailbox.begin(Scene(config, me, crowd, {}, {}), places, self._other_rounds(number))
         phase: Any = CollectingKeys(config, None, self._attack.keys.authority())
         crowd.advertise(phase)
         mailbox.invite(config, invited, broadcast.clip_norm)
@@ -187,11 +187,23 @@ class _Play:
 
     def _invites(self) -> int:
         """Return the first round to which the device is invited by the public rule."""
-        rule, scenario = self._context.privacy.rule, self._context.scenario
-        for number in range(scenario.rounds):
-            if self._mailbox.victim in cohort(rule, scenario.seed, number):
+        for number in range(self._context.scenario.rounds):
+            if self._is_invited(number):
                 return number
         raise NotPossible(f"no round of the run invites device {self._mailbox.victim}")
+
+    def _other_rounds(self, number: int) -> dict[str, int]:
+        """Return by case the rounds to which lies invite the device."""
+        rounds = self._context.scenario.rounds
+        others = {"invitation_after_the_last": rounds}
+        for later in range(number + 1, rounds):
+            if not self._is_invited(later):
+                return {**others, "invitation_uninvited": later, "again_separation": later}
+        return others
+
+    def _is_invited(self, number: int) -> bool:
+        rule, scenario = self._context.privacy.rule, self._context.scenario
+        return self._mailbox.victim in cohort(rule, scenario.seed, number)
 
     async def _dismiss(self) -> None:
         """Tell the device that it is over, and wait a moment until it has ended."""

@@ -169,10 +169,3 @@ class LyingModels(ModelCache):
         for _ in range(_EXCESS_BYTES // CHUNK_BYTES):
             yield bytes(CHUNK_BYTES)
         self._swallowed()
-
-
-def stated_round(name: str, round: int, rounds: int) -> int:
-    """Return the round that an invitation names."""
-    if name == "uninvited":
-        return round + 1 if round + 1 < rounds else round - 1
-    return rounds if name == "after_the_last" else round
