@@ -64,8 +64,11 @@ class HostileMailbox(Mailbox):
         if device != self.victim:
             return await super().fetch(device, round, step)
         self._watch.asks(round, step)
-        item: Any = self._lie if self._untold else await super().fetch(device, round, step)
-        if item is self._lie:
+        if self._untold and self._lie is not None:
+            item: Any = self._lie
+        else:
+            item = await super().fetch(device, round, step)
+        if self._lie is not None and item is self._lie:
             self._untold = False
             self._watch.tells(item.round, item.step)
         return item
