@@ -41,13 +41,7 @@ from pfl_lm.run.scenario import EvaluationConfig, PopulationConfig, Scenario
 from pfl_lm.run.setup import choose_payload, open_run
 from pfl_lm.secagg import server as phases
 
-# Devices share two processors with the server, so a phase lasts as long as their arithmetic.
-LIMITS = Limits(
-    training_seconds=3600.0,
-    phase_seconds=3600.0,
-    grace_seconds=15.0,
-    gather_seconds=600.0,
-)
+_PATIENT = 3600.0  # seconds: devices share the processors with the server
 _EMBEDDING, _HIDDEN = 8, 16
 
 
@@ -129,7 +123,13 @@ def _serve(scenario: Scenario, folder: Path, address: str, arguments: argparse.N
         for method in ("receive", "close"):
             _count(kind, method, f"{phase.lower()} {method}", arithmetic)
     keys = ServerKeys(folder / "keys")
-    serving = Serving(keys, address, LIMITS, arguments.devices, trial=True)
+    limits = Limits(
+        training_seconds=_PATIENT,
+        phase_seconds=_PATIENT,
+        gather_seconds=_PATIENT,
+        grace_seconds=arguments.grace,
+    )
+    serving = Serving(keys, address, limits, arguments.devices, trial=True)
     watch = _Watch(folder / "server.jsonl", arithmetic)
     if not arguments.profile:
         serve(scenario, folder / "served", serving, watch, overwrite=True)
@@ -223,6 +223,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--dim", type=int, default=140_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--processes", type=int, default=2, help="that play the devices")
+    parser.add_argument("--grace", type=float, default=15.0, help="seconds for the last tenth")
     parser.add_argument("--adversary", default="semi-honest", choices=["semi-honest", "active"])
     parser.add_argument("--folder", help="keeps keys, logs and the run")
     parser.add_argument("--profile", help="write a profile of the server's event loop here")

@@ -20,11 +20,11 @@ import torch
 
 from pfl_lm.models.models import Parameters
 from pfl_lm.network.task_config import TaskConfig
-from pfl_lm.network.transport import CHUNK_BYTES
 from pfl_lm.payload.layout import Payload, gather
 from pfl_lm.run.setup import RunContext, choose_payload
 
 _VERSIONS = 16  # of which the changes are kept, of a round
+_PIECE_BYTES = 1 << 17  # of a download: thousands of slow readers hold one each
 _MOST_ROUNDS = 256  # a device that missed more of them gets the whole model
 
 
@@ -138,7 +138,7 @@ class ModelCache:
 def _pieces(
     context: RunContext, parameters: Parameters, lacking: Payload | None
 ) -> Iterator[bytes]:
-    """Yield the bytes of ``values_for``, at most 1 MiB at a time."""
+    """Yield the bytes of ``values_for``, at most 128 KiB at a time."""
     if lacking is None:
         parts: list[tuple[str, np.ndarray | None]] = [(name, None) for name in context.roles]
     else:
@@ -146,7 +146,7 @@ def _pieces(
     for name, rows in parts:
         table = parameters[name].contiguous().numpy()
         flat = table.reshape(-1) if rows is None else table.reshape(len(table), -1)
-        step = max(1, CHUNK_BYTES // (4 * math.prod(flat.shape[1:])))
+        step = max(1, _PIECE_BYTES // (4 * math.prod(flat.shape[1:])))
         for start in range(0, len(flat) if rows is None else len(rows), step):
             chosen = slice(start, start + step) if rows is None else rows[start : start + step]
             yield flat[chosen].astype("<f4").tobytes()
