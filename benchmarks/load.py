@@ -2,15 +2,15 @@
 
     python -m benchmarks.load --devices 1000 [--dim 140000] [--rounds 3] [--folder FOLDER]
 
-The server is ``pfl_lm.network.server.serve``, in a process of its own. Every device has its own key,
-session and connection, downloads the model, and speaks secure aggregation with real cryptography;
-what it reports is ready-made, and nobody trains. In every round a tenth of the devices fall silent,
-before each of the four messages a fourth of them; a twentieth are slow, send garbage, or replay
-frames of the round before; others each time (``load_devices``). k and t are those of
-``secagg.parameters`` for a cohort of this size, 5% corrupt devices and 20% dropouts.
+The server is ``pfl_lm.network.server.serve``, in a process of its own. Every device has its own
+key, session and connection, downloads the model, and speaks secure aggregation with real
+cryptography; what it reports is ready-made, and nobody trains. In every round a tenth of the
+devices fall silent, a fourth of them before each of the four messages; a twentieth are slow, send
+garbage, or replay the report of the round before; others each time (``load_devices``). k and t are
+those of ``secagg.parameters`` for a cohort of this size, 5% corrupt devices and 20% dropouts.
 
-Printed are reports against those that devices handed in, CPU seconds of server and devices, the part
-of them that is the protocol's arithmetic, and the server's memory after each round.
+Printed are reports against those that devices handed in, CPU seconds of server and devices, the
+part of them that is the protocol's arithmetic, and the server's memory after each round.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +60,9 @@ def main() -> None:
         address = f"127.0.0.1:{probe.getsockname()[1]}"
     gc.freeze()
     started = time.monotonic()
-    server = _fork(lambda: _serve(scenario, folder, address, arguments))
+    server = _fork(partial(_serve, scenario, folder, address, arguments))
     players = [
-        _fork(lambda number=number: _play(folder, address, number, arguments))
+        _fork(partial(_play, folder, address, number, arguments))
         for number in range(arguments.processes)
     ]
     status = os.waitstatus_to_exitcode(os.waitpid(server, 0)[1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,9 +13,11 @@ import torch
 pytest.importorskip("grpc_tools", reason="needs gRPC: pip install pfl-lm[network]")
 
 from pfl_lm.network.exclusions import Exclusions
+from pfl_lm.network.mailbox import NotNow
 from pfl_lm.network.model_delta import _pieces
 from pfl_lm.network.presence import Presence
-from pfl_lm.network.transport import Limits
+from pfl_lm.network.service import Service
+from pfl_lm.network.transport import SESSION, Limits, messages
 
 
 def test_news_of_thousands_is_looked_at_together():
@@ -41,3 +44,78 @@ def test_a_download_holds_a_small_piece_of_the_model():
     pieces = list(_pieces(context, {"table": table}, None))
     assert max(map(len, pieces)) <= 1 << 17
     assert np.array_equal(np.frombuffer(b"".join(pieces), "<f4"), table.numpy())
+
+
+class Aborted(Exception):
+    """A call that the service ended with a status."""
+
+
+class Call:
+    """What gRPC tells a method of a call."""
+
+    def invocation_metadata(self):
+        return ((SESSION, b"token"),)
+
+    async def abort(self, code, details):
+        raise Aborted(code, details)
+
+
+class Turns:
+    """A mailbox in which it is every device's turn."""
+
+    def __init__(self) -> None:
+        self.frames: list[bytes] = []
+
+    def check_turn(self, device: int, round: int) -> None:
+        pass
+
+    def send(self, device: int, round: int, frame: bytes) -> None:
+        self.frames.append(frame)
+
+    def misbehaves(self, device: int, text: str) -> ValueError:
+        return NotNow(text)
+
+
+@pytest.fixture
+def service():
+    admission = SimpleNamespace(call=lambda token, cost: nullcontext(7))
+    task = SimpleNamespace(text=lambda: "")
+    limits = Limits(phase_seconds=0.05)
+    return Service(admission, Turns(), None, task, limits, frame_bytes=1000)
+
+
+async def upload(size: int, *parts: bytes, stalls: bool = False):
+    """The messages of an upload."""
+    yield messages.Upload(round=0, size=size, part=parts[0])
+    for part in parts[1:]:
+        yield messages.Upload(part=part)
+    if stalls:
+        await asyncio.sleep(60.0)
+
+
+UPLOADS = {
+    "stalls": (
+        lambda: upload(900, bytes(300), stalls=True),
+        "UNAVAILABLE",
+        "the call took too long",
+    ),
+    "ends early": (lambda: upload(900, bytes(300)), "FAILED_PRECONDITION", "missing or incomplete"),
+    "too long": (lambda: upload(1001, b""), "FAILED_PRECONDITION", "1,001 bytes"),
+    "longer than stated": (
+        lambda: upload(9, bytes(10)),
+        "FAILED_PRECONDITION",
+        "longer than it states",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", UPLOADS)
+def test_an_upload_that_does_not_end_well_is_ended(service, case):
+    requests, code, details = UPLOADS[case]
+    with pytest.raises(Aborted) as ended:
+        asyncio.run(service.Send(requests(), Call()))
+    assert ended.value.args[0].name == code
+    assert details in ended.value.args[1]
+    assert service._mailbox.frames == []
+    asyncio.run(service.Send(upload(600, bytes(300), bytes(300)), Call()))  # the device goes on
+    assert service._mailbox.frames == [bytes(600)]
