@@ -138,7 +138,19 @@ class ModelCache:
 def _pieces(
     context: RunContext, parameters: Parameters, lacking: Payload | None
 ) -> Iterator[bytes]:
-    """Yield the bytes of ``values_for``, at most 128 KiB at a time."""
+    """Yield the bytes of ``values_for``, at most 128 KiB at a time, or a row that is longer."""
+    waiting: list[bytes] = []
+    for part in _parts(context, parameters, lacking):
+        if waiting and sum(map(len, waiting)) + len(part) > _PIECE_BYTES:
+            yield b"".join(waiting)
+            waiting = []
+        waiting.append(part)
+    if waiting:
+        yield b"".join(waiting)
+
+
+def _parts(context: RunContext, parameters: Parameters, lacking: Payload | None) -> Iterator[bytes]:
+    """Yield parts of tables, which may be short."""
     if lacking is None:
         parts: list[tuple[str, np.ndarray | None]] = [(name, None) for name in context.roles]
     else:

@@ -40,10 +40,13 @@ def test_news_of_thousands_is_looked_at_together():
 def test_a_download_holds_a_small_piece_of_the_model():
     """A device that reads slowly keeps one piece in the server's memory, whatever the model."""
     table = torch.arange(1_000_003, dtype=torch.float32)
-    context = SimpleNamespace(roles={"table": None})
-    pieces = list(_pieces(context, {"table": table}, None))
+    tables = {"table": table, **{str(number): table[:3] + number for number in range(50)}}
+    context = SimpleNamespace(roles=tables)
+    pieces = list(_pieces(context, tables, None))
     assert max(map(len, pieces)) <= 1 << 17
-    assert np.array_equal(np.frombuffer(b"".join(pieces), "<f4"), table.numpy())
+    assert len(pieces) < 40  # fifty short tables travel together
+    expected = torch.cat([*tables.values()]).numpy()
+    assert np.array_equal(np.frombuffer(b"".join(pieces), "<f4"), expected)
 
 
 class Aborted(Exception):
