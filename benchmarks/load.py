@@ -128,6 +128,7 @@ def _serve(scenario: Scenario, folder: Path, address: str, arguments: argparse.N
         phase_seconds=_PATIENT,
         gather_seconds=_PATIENT,
         grace_seconds=arguments.grace,
+        hold_seconds=45.0,  # thousands that ask every 20 s would keep the server busy
     )
     serving = Serving(keys, address, limits, arguments.devices, trial=True)
     watch = _Watch(folder / "server.jsonl", arithmetic)

@@ -22,6 +22,7 @@ from pfl_lm.secagg.parameters import Adversary, GraphParameters
 
 MESSAGES = (1, 3, 5, 9)  # before which devices fall silent
 _CALL_SECONDS = 120.0
+_TURNS = 16  # devices of a process that compute and send at once: more would only wait
 _AT_ONCE = 64  # devices of a process that open their connection
 
 
@@ -60,6 +61,7 @@ class _Players:
         self.seconds = 0.0  # of arithmetic
         self.reports: Counter[str] = Counter()
         self.opening = asyncio.Semaphore(_AT_ONCE)
+        self.turns = asyncio.Semaphore(_TURNS)
         self.vectors: dict[int, np.ndarray] = {}
         self.config: RoundConfig | None = None
 
@@ -156,19 +158,31 @@ class _Player:
         config = shared.config_of(round, invitation)
         policy = DevicePolicy(2, 3, 2, config.adversary, self._key.authority)
         join, place = KeysAdvertised.join, invitation.place
-        state = shared.counted(join, config, place, policy, self._key.identity)
-        state = shared.counted(state.share_keys, await self._exchange(round, role, state))
-        inbox = await self._exchange(round, role, state)
-        state = shared.counted(state.mask_input, inbox, shared.vector(config.dim))
+        state = await self._step(round, role, join, config, place, policy, self._key.identity)
+        state = await self._step(round, role, state.share_keys, await self._told(round, 1))
+        inbox = await self._told(round, 3)
+        state = await self._step(round, role, state.mask_input, inbox, shared.vector(config.dim))
         if config.signed:
-            state = shared.counted(state.confirm, await self._exchange(round, role, state))
-        request = await self._exchange(round, role, state)
-        state = shared.counted(state.unmask, request)
-        await self._send(round, role, state)
+            state = await self._step(round, role, state.confirm, await self._told(round, 5))
+        request = await self._told(round, 7 if config.signed else 5)
+        await self._step(round, role, state.unmask, request)
 
-    async def _exchange(self, round: int, role: str, state: Any) -> bytes:
-        kind = state.message[5]
-        await self._send(round, role, state)
+    async def _step(self, round: int, role: str, work: Callable[..., Any], *given: Any) -> Any:
+        """Do a step and send its message; few devices of a process do so at once."""
+        if role == "slow":
+            await asyncio.sleep(random.uniform(0, 5))
+        async with self._all.turns:
+            state = self._all.counted(work, *given)
+            frame = bytes(state.message)
+            state.message = b""  # a real device keeps its own; thousands are too many
+            if role != "slow":
+                await self._send(round, role, frame)
+        if role == "slow":
+            await self._send(round, role, frame)
+        return state
+
+    async def _told(self, round: int, kind: int) -> bytes:
+        """Wait for what the server says after a message of this kind."""
         while True:
             item = await self._fetch(round, kind)
             content = item.WhichOneof("content")
@@ -177,16 +191,12 @@ class _Player:
             if content is not None:
                 raise _Left
 
-    async def _send(self, round: int, role: str, state: Any) -> None:
-        frame, kind = bytes(state.message), state.message[5]
-        state.message = b""  # a real device keeps its own; thousands are too many
+    async def _send(self, round: int, role: str, frame: bytes) -> None:
+        kind = frame[5]
         if role == f"silent {kind}":
             raise _Left
-        pause = 0.0
-        if role == "slow":
-            pause = 0.5
-            await asyncio.sleep(random.uniform(0, 5))
-        elif role == "garbage" and kind == MESSAGES[self._number % 4]:
+        pause = 0.5 if role == "slow" else 0.0
+        if role == "garbage" and kind == MESSAGES[self._number % 4]:
             frame = frame[:6] + os.urandom(1000)
         elif role == "replay" and kind == 5 and self._earlier:
             frame = self._earlier

@@ -18,6 +18,7 @@ from pfl_lm.network.model_delta import _pieces
 from pfl_lm.network.presence import Presence
 from pfl_lm.network.service import Service
 from pfl_lm.network.transport import SESSION, Limits, messages
+from pfl_lm.network.upload_pool import UploadPool
 
 
 def test_news_of_thousands_is_looked_at_together():
@@ -122,3 +123,34 @@ def test_an_upload_that_does_not_end_well_is_ended(service, case):
     assert service._mailbox.frames == []
     asyncio.run(service.Send(upload(600, bytes(300), bytes(300)), Call()))  # the device goes on
     assert service._mailbox.frames == [bytes(600)]
+
+
+def test_uploads_wait_for_a_place_and_give_it_up_if_they_take_long():
+    """Two places. Who stalls is ended, but only once others wait and it has had its time.
+
+    Also who takes a place while others wait already: four stall before five that do not.
+    """
+    ended: list[str] = []
+
+    async def read(pool: UploadPool, name: str, until: asyncio.Event) -> None:
+        try:
+            async with pool.place():
+                await until.wait()
+                ended.append(name)
+        except TimeoutError:
+            ended.append(f"{name} gave up")
+
+    async def run() -> None:
+        pool, whole, never = UploadPool(2, 0.05), asyncio.Event(), asyncio.Event()
+        first = [asyncio.create_task(read(pool, f"stalled {n}", never)) for n in range(2)]
+        await asyncio.sleep(0.1)
+        assert ended == []  # nobody waits for their places
+        first += [asyncio.create_task(read(pool, f"stalled {n}", never)) for n in (2, 3)]
+        await asyncio.sleep(0)
+        whole.set()
+        await asyncio.gather(*(read(pool, f"whole {n}", whole) for n in range(5)))
+        await asyncio.gather(*first)
+
+    asyncio.run(asyncio.wait_for(run(), 60))
+    assert sorted(ended[:4]) == [f"stalled {number} gave up" for number in range(4)]
+    assert ended[4:] == [f"whole {number}" for number in range(5)]
