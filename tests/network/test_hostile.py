@@ -200,3 +200,31 @@ def test_the_command_line_lists_the_cases():
     result = CliRunner().invoke(app, ["serve", "--hostile", "list"])
     assert result.exit_code == 0
     assert "survivors_overlap" in result.output
+
+
+def test_the_command_line_ends_with_1_if_the_device_shows_nothing(tmp_path, trial):
+    """A whole command: the device is a program that ends at once."""
+    run = trial()
+    project, output = tmp_path / "project", tmp_path / "attacked"
+    assert CliRunner().invoke(app, ["new", str(project), "-t", "network"]).exit_code == 0
+    words = ["serve", str(project / "scenario.toml"), "--keys", str(run.keys.folder), "--trial"]
+    changes = (
+        "cohort=6",
+        "population.users=6",
+        "population.language=",
+        "model.vocabulary_size=300",
+    )
+    words += [*(f"--set={change}" for change in changes), "--listen", run.address]
+    words += ["--hostile", "roster_cut,task_rounds", "-o", str(output)]
+    refused = CliRunner().invoke(app, [*words])
+    assert isinstance(refused.exception, ValueError)
+    assert "no case is called 'roster_cut'" in str(refused.exception)
+    assert not output.exists()
+    words[words.index("roster_cut,task_rounds")] = "roster_frame_cut,task_rounds"
+    ended = CliRunner().invoke(app, [*words, "--device", f"{sys.executable} -c pass"])
+    assert ended.exit_code == 1
+    assert "withstood 0 of 1 cases" in ended.output
+    rows = json.loads((output / "hostile.json").read_text(encoding="utf-8"))["cases"]
+    assert [row["verdict"] for row in rows] == ["not reached", "not played"]
+    again = CliRunner().invoke(app, words)
+    assert "exists already" in str(again.exception)
