@@ -30,9 +30,9 @@ ROWS = {
     "run": ("run",),
     "questions": ("queries",),
     "reference": ("reference",),
+    "vectors": ("conformance",),
     "readers": (
         "audit",
-        "conformance",
         "export",
         "report",
         "network",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pfl_lm.cli.bounds import number
+from pfl_lm.cli.hostile import Device, Hostile, attack
 from pfl_lm.cli.recipes import ScenarioPath, Settings, read
 
 if TYPE_CHECKING:
@@ -86,6 +87,8 @@ def serve(
     overwrite: Annotated[
         bool, typer.Option(help="Delete an earlier run in that folder first.")
     ] = False,
+    hostile: Hostile = None,
+    device: Device = None,
     settings: Settings = None,
 ) -> None:
     """Train a model with devices that call over the network (gRPC, TLS).
@@ -105,6 +108,12 @@ def serve(
     The run folder is that of `pfl-lm simulate`, for `report` and `audit` alike. Killed at any
     point, the server goes on with --resume: no spent budget is lost and no round opened twice.
     The scenario's population gives the held-out text only; the devices bring their own.
+
+    With --hostile the server trains nothing: it attacks the device that calls and writes into the
+    folder whether the device let itself be cheated. The exit status is 1 if it did, or if it left
+    before the lie. Use keys made for this test: KEYS/authority.key certifies the other devices of
+    each round, which the server plays itself. --phase-seconds is how long it waits for a device
+    that says nothing.
     """
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # a line for each bad byte of a stranger
     from pfl_lm.cli.progress import RunLines, summarise
@@ -125,8 +134,17 @@ def serve(
         grace_seconds=grace_seconds,
     )
     tune(1)
-    _log_to_terminal()
     logging.getLogger("grpc").setLevel(logging.CRITICAL)
+    if device is not None and hostile is None:
+        raise ValueError("--device belongs to --hostile: an honest server starts no device")
+    if hostile is not None:
+        from pfl_lm.network.hostile.watch import Patience
+
+        patience = Patience(training_seconds, phase_seconds)
+        scenario = read(Scenario, recipe, settings)
+        attack(hostile, device, scenario, ServerKeys(keys), listen, patience, trial, output)
+        return
+    _log_to_terminal()
     out = read_revoked(revoked) if revoked else frozenset()
     serving = Serving(ServerKeys(keys), listen, limits, present, trial, ledgers, revoked=out)
     folder = run(read(Scenario, recipe, settings), output, serving, RunLines(), resume, overwrite)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+from pfl_lm.conformance.lies import Lie
 from pfl_lm.conformance.plain import config_of
 from pfl_lm.conformance.vectors import Vector
 from pfl_lm.secagg.config import RoundConfig
@@ -22,7 +23,7 @@ class Heard:
 
     def __init__(self, accepted: Accepted, base: str) -> None:
         inputs = accepted[base].inputs
-        self.base = base
+        self.accepted, self.base = accepted, base
         self.config: RoundConfig = config_of(inputs["config"])
         self._calls = [bytes.fromhex(call["message"]) for call in inputs["calls"]]
 
@@ -50,3 +51,19 @@ class Heard:
     def call(self, at: int) -> str:
         """The path of a call's message in the vector's inputs."""
         return f"calls__{at % len(self._calls)}__message"
+
+    def refused(
+        self, mutate: Mutate, told: Iterable[Lie], at: int, prefix: str
+    ) -> Iterator[Vector]:
+        """The vectors in which a device is told each of these lies, in the place of a call."""
+        for lie in told:
+            yield mutate(
+                self.accepted,
+                self.base,
+                prefix + lie.name,
+                lie.rule,
+                "refused",
+                lie.message,
+                self.call(at),
+                self.write(lie.content),
+            )

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from pfl_lm.conformance import refused_device, refused_round
+from pfl_lm.conformance import lies, refused_device, refused_round
 from pfl_lm.conformance.answers import answer
 from pfl_lm.conformance.play import VALIDITY, fixed, identity_of
 from pfl_lm.conformance.vectors import Vector
 from pfl_lm.secagg.keys import public_key
 from pfl_lm.secagg.sharing import PRIME
-from pfl_lm.secagg.wire import FRAME_BYTES, VERSION
 
 Accepted = Mapping[str, Vector]
 
@@ -90,32 +89,15 @@ def _configs(accepted: Accepted) -> Iterator[Vector]:
 
 
 def _frames(accepted: Accepted) -> Iterator[Vector]:
-    whole = bytes.fromhex(accepted["unframe_1"].inputs["frame"])
-
-    def patched(at: int, value: bytes) -> str:
-        return (whole[:at] + value + whole[at + len(value) :]).hex()
-
-    rule = "Every message, both ways, is one frame"
-    for name, message, changed in (
-        ("magic", "no message", patched(0, b"PFSB")),
-        ("old_version", f"version {VERSION - 1}", patched(4, bytes([VERSION - 1]))),
-        ("reserved_bytes", "no message", patched(6, b"\x01")),
-        ("stated_length", "states a body", patched(12, b"\x41")),
-        ("cut", "states a body", whole[:-1].hex()),
-        ("longer", "states a body", whole.hex() + "00"),
-        ("too_short", f"at least {FRAME_BYTES}", whole[: FRAME_BYTES - 1].hex()),
-        ("damaged_body", "checksum", patched(60, bytes([whole[60] ^ 4]))),
-        ("damaged_checksum", "checksum", patched(len(whole) - 1, bytes([whole[-1] ^ 1]))),
-        ("damaged_sender", "checksum", patched(8, bytes([whole[8] ^ 1]))),
-    ):
+    base = "unframe_1"
+    whole = bytes.fromhex(accepted[base].inputs["frame"])
+    for damage in lies.frames(whole, whole):
+        field, value = "frame", damage.content.hex()
+        if damage.name == "frame_context":
+            field, value = "context", fixed("another context").hex()
         yield mutate(
-            accepted, "unframe_1", f"frame_{name}", rule, "malformed", message, "frame", changed
+            accepted, base, damage.name, damage.rule, damage.code, damage.message, field, value
         )
-    rule = "and stands in every message"
-    other = fixed("another context").hex()
-    yield mutate(
-        accepted, "unframe_1", "frame_context", rule, "refused", "another round", "context", other
-    )
 
 
 def _bodies(accepted: Accepted) -> Iterator[Vector]:

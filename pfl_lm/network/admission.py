@@ -76,7 +76,7 @@ class Admission:
         self._credentials, self._limits, self._clock = credentials, limits, clock
         self._exclusions = exclusions
         self._secret = os.urandom(32)
-        self._used: dict[bytes, float] = {}  # nonces that opened a session, until they are stale
+        self._used: dict[bytes, float] = {}  # nonces that opened a session, by age
         self._devices: dict[bytes, int] = {}  # by token
         self._tokens: dict[int, bytes] = {}  # by device: one session each
         self._strikes: dict[int, int] = {}
@@ -124,13 +124,20 @@ class Admission:
             raise NotAdmitted(f"device {device}: {error}") from None
         self._check_welcome(device)
         self._spend(device, 1)
-        now = self._clock()
-        self._used = {used: until for used, until in self._used.items() if now < until}
+        self._forget_stale(now := self._clock())
         self._used[nonce] = now + _NONCE_SECONDS
         self._devices.pop(self._tokens.pop(device, b""), None)
         token = os.urandom(TOKEN_BYTES)
         self._tokens[device], self._devices[token] = token, device
         return device, token
+
+    def _forget_stale(self, now: float) -> None:
+        """Forget used nonces that no longer open a session anyway, the oldest first."""
+        while self._used:
+            oldest, until = next(iter(self._used.items()))
+            if now < until:
+                return
+            del self._used[oldest]
 
     @contextmanager
     def call(self, token: bytes, cost: int = 1) -> Iterator[int]:

@@ -18,7 +18,7 @@ from pfl_lm.dp.policy import Policy
 from pfl_lm.models.models import Parameters
 from pfl_lm.network import requirements
 from pfl_lm.network.identity import DeviceKey
-from pfl_lm.network.model_delta import apply, model_digest
+from pfl_lm.network.model_delta import apply, model_bytes, model_digest
 from pfl_lm.network.participation_record import ParticipationRecord
 from pfl_lm.network.participation_rules import InvitationRefused, Task
 from pfl_lm.network.rpc_client import DroppedFromRound, RpcClient
@@ -170,7 +170,7 @@ class Device:
     def _receive(self, round: int, stated: bytes, clip: Clip | None) -> Broadcast:
         """Bring the model up to date; it must be the one that the invitation is about."""
         for have in (self._have, -1):
-            values = self._client.model(have, round)
+            values = self._client.model(have, round, model_bytes(self._context))
             try:
                 model = apply(self._context, self._parameters, values, have, round)
             except ValueError as error:

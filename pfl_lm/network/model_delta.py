@@ -20,11 +20,11 @@ import torch
 
 from pfl_lm.models.models import Parameters
 from pfl_lm.network.task_config import TaskConfig
-from pfl_lm.network.transport import CHUNK_BYTES
 from pfl_lm.payload.layout import Payload, gather
 from pfl_lm.run.setup import RunContext, choose_payload
 
 _VERSIONS = 16  # of which the changes are kept, of a round
+_PIECE_BYTES = 1 << 17  # of a download: thousands of slow readers hold one each
 _MOST_ROUNDS = 256  # a device that missed more of them gets the whole model
 
 
@@ -85,8 +85,17 @@ def apply(
     return updated
 
 
+def model_bytes(context: RunContext) -> int:
+    """Return the bytes of the whole model: more is no answer to any request."""
+    return 4 * sum(_sizes(context).values())
+
+
+def _sizes(context: RunContext) -> dict[str, int]:
+    return {name: int(np.prod(role.shape)) for name, role in context.roles.items()}
+
+
 def _whole(context: RunContext, received: np.ndarray) -> Parameters:
-    sizes = {name: int(np.prod(role.shape)) for name, role in context.roles.items()}
+    sizes = _sizes(context)
     if received.size != sum(sizes.values()):
         raise ValueError(f"{received.size} values came, the model has {sum(sizes.values())}")
     parts = np.split(received, np.cumsum(list(sizes.values()))[:-1])
@@ -129,7 +138,19 @@ class ModelCache:
 def _pieces(
     context: RunContext, parameters: Parameters, lacking: Payload | None
 ) -> Iterator[bytes]:
-    """Yield the bytes of ``values_for``, at most 1 MiB at a time."""
+    """Yield the bytes of ``values_for``, at most 128 KiB at a time, or a row that is longer."""
+    waiting: list[bytes] = []
+    for part in _parts(context, parameters, lacking):
+        if waiting and sum(map(len, waiting)) + len(part) > _PIECE_BYTES:
+            yield b"".join(waiting)
+            waiting = []
+        waiting.append(part)
+    if waiting:
+        yield b"".join(waiting)
+
+
+def _parts(context: RunContext, parameters: Parameters, lacking: Payload | None) -> Iterator[bytes]:
+    """Yield parts of tables, which may be short."""
     if lacking is None:
         parts: list[tuple[str, np.ndarray | None]] = [(name, None) for name in context.roles]
     else:
@@ -137,7 +158,7 @@ def _pieces(
     for name, rows in parts:
         table = parameters[name].contiguous().numpy()
         flat = table.reshape(-1) if rows is None else table.reshape(len(table), -1)
-        step = max(1, CHUNK_BYTES // (4 * math.prod(flat.shape[1:])))
+        step = max(1, _PIECE_BYTES // (4 * math.prod(flat.shape[1:])))
         for start in range(0, len(flat) if rows is None else len(rows), step):
             chosen = slice(start, start + step) if rows is None else rows[start : start + step]
             yield flat[chosen].astype("<f4").tobytes()

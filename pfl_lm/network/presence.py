@@ -14,6 +14,8 @@ from pfl_lm.network.transport import Limits
 
 log = logging.getLogger("pfl_lm.network")
 
+_MOMENT_SECONDS = 10e-6  # for each device: looking at it takes a fraction of that
+
 
 @dataclass
 class Bell:
@@ -108,13 +110,18 @@ class Presence:
             await self.wait(min(5.0, max(0.1, until - time.monotonic())))
 
     async def wait(self, seconds: float) -> None:
-        """Wait for news of any device."""
+        """Wait for news of any device, and a moment for that of others.
+
+        Who waits looks at every device afterwards: at each message of thousands that would cost
+        the square of their number.
+        """
         self.news.clear()
         try:
             async with asyncio.timeout(seconds):
                 await self.news.wait()
         except TimeoutError:
             return
+        await asyncio.sleep(min(seconds, _MOMENT_SECONDS * len(self._seen)))
 
     def count(self) -> int:
         """Return how many devices are here."""

@@ -26,6 +26,7 @@ _AGAIN = {
 
 
 _OTHER_SERVER = ("CERTIFICATE_VERIFY_FAILED", "Hostname Verification Check failed")
+_TOO_LARGE = "Received message larger than max"  # gRPC's words; the code is that of a busy server
 _LINE_SECONDS = 60.0  # between two lines about one wait
 
 
@@ -92,12 +93,25 @@ class RpcClient:
         """Hand in a message of the protocol."""
         self._retried(lambda: self._called(self._stub.Send, _parts(round, frame)))
 
-    def model(self, have: int, want: int) -> bytes:
-        """Download what has changed since the model of round ``have`` (−1: all of it)."""
+    def model(self, have: int, want: int, most_bytes: int) -> bytes:
+        """Download what has changed since the model of round ``have`` (−1: all of it).
+
+        Args:
+            most_bytes: of the whole model; the device reads no more.
+        """
         version = messages.Version(have=have, want=want)
 
         def download() -> bytes:
-            return b"".join(chunk.values for chunk in self._called(self._stub.Model, version))
+            values = bytearray()
+            call = self._called(self._stub.Model, version)
+            for chunk in call:
+                values += chunk.values
+                if len(values) > most_bytes:
+                    call.cancel()
+                    raise DroppedFromRound(
+                        f"the server sends more than the {most_bytes:,} bytes of the model"
+                    )
+            return bytes(values)
 
         return self._retried(download)
 
@@ -136,7 +150,7 @@ class RpcClient:
                     self._token = b""
                 elif code is grpc.StatusCode.FAILED_PRECONDITION:
                     raise DroppedFromRound(details) from None
-                elif code not in _AGAIN:
+                elif code not in _AGAIN or _TOO_LARGE in (details or ""):
                     raise ValueError(f"the server refuses: {details}") from None
                 elif any(sign in (details or "") for sign in _OTHER_SERVER):
                     raise ValueError(

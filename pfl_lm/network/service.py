@@ -19,9 +19,11 @@ from pfl_lm.network.mailbox import Mailbox, NotNow
 from pfl_lm.network.model_delta import ModelCache
 from pfl_lm.network.task_config import TaskConfig
 from pfl_lm.network.transport import SESSION, Limits, Message, messages
+from pfl_lm.network.upload_pool import UploadPool
 
 log = logging.getLogger("pfl_lm.network")
 
+_LEAST_UPLOADS = 8  # that are read at once, however long messages may be
 _MODEL_COST = 10  # calls that a download counts for
 
 Requests = AsyncIterator[Any]  # messages of one call, read from the network one by one
@@ -48,6 +50,8 @@ class Service:
         self._task_config = task_config.text()
         self._strangers = StrangerPool(limits.strangers, limits.stranger_seconds)
         self._uploading: set[int] = set()
+        places = max(_LEAST_UPLOADS, int(limits.upload_bytes) // frame_bytes)
+        self._uploads = UploadPool(places, limits.upload_seconds)
 
     async def Challenge(self, requests: Requests, context: Any) -> Message:
         async with _refusals(context), self._strangers.call():
@@ -115,7 +119,7 @@ class Service:
             NotNow: the round goes on without the device.
             NotAdmitted: the frame is longer than it says, or than any may be.
         """
-        async with asyncio.timeout(self._limits.phase_seconds):
+        async with self._uploads.place(), asyncio.timeout(self._limits.phase_seconds):
             first = await _only(requests)
             self._mailbox.check_turn(device, first.round)
             if first.size > self._frame_bytes:

@@ -47,6 +47,8 @@ class Limits:
         calls_at_once: open calls of one device.
         strangers: open calls of callers who have not authenticated, all together; the oldest
             ends when another comes. Each ends after ``stranger_seconds``.
+        upload_bytes: of messages that are read at once, of all devices together; the others wait.
+        upload_seconds: after which an upload that is not whole is ended, if others wait.
         strikes: mistakes after which a device is suspended for ``suspension_seconds``.
     """
 
@@ -61,6 +63,8 @@ class Limits:
     calls_at_once: int = 8
     strangers: int = 64
     stranger_seconds: float = 5.0
+    upload_bytes: int = 256 << 20
+    upload_seconds: float = 10.0
     strikes: int = 3
     suspension_seconds: float = 600.0
 

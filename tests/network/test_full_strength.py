@@ -168,7 +168,7 @@ def test_no_value_of_any_field_makes_a_device_report(strong, setup_of, data):
     place[last] = data.draw(st.sampled_from(WEIRD))
     client = Scripted(task_config, 50)
     client._text = json.dumps(content)
-    client.model = lambda have, want: b""
+    client.model = lambda have, want, most_bytes: b""
     reported = 0
     with suppress(ValueError):
         reported = Device(client, Key(0), setup_of(policy)).run()
@@ -270,10 +270,11 @@ class Scripted:
     def fetch(self, round: int, step: int):
         return self._items.pop(0)
 
-    def model(self, have: int, want: int) -> bytes:
+    def model(self, have: int, want: int, most_bytes: int) -> bytes:
         raise AssertionError("a refused invitation must not be answered")
 
-    send = model
+    def send(self, round: int, frame: bytes) -> None:
+        raise AssertionError("a refused invitation must not be answered")
 
 
 def task_of(task_config: TaskConfig, policy) -> Task:

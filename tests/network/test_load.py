@@ -1,0 +1,156 @@
+"""What keeps the server's work and memory in bounds where thousands of devices call."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("grpc_tools", reason="needs gRPC: pip install pfl-lm[network]")
+
+from pfl_lm.network.exclusions import Exclusions
+from pfl_lm.network.mailbox import NotNow
+from pfl_lm.network.model_delta import _pieces
+from pfl_lm.network.presence import Presence
+from pfl_lm.network.service import Service
+from pfl_lm.network.transport import SESSION, Limits, messages
+from pfl_lm.network.upload_pool import UploadPool
+
+
+def test_news_of_thousands_is_looked_at_together():
+    """Who waits for news looks at every device: not once for each of them."""
+    presence = Presence(range(100_000), Limits(), Exclusions({}))
+
+    async def run() -> bool:
+        waiting = asyncio.create_task(presence.wait(60.0))
+        await asyncio.sleep(0)
+        for _ in range(10):
+            presence.news.set()
+            await asyncio.sleep(0)
+        looked_at_once = waiting.done()
+        await waiting  # but it ends, without more news
+        return looked_at_once
+
+    assert not asyncio.run(run())
+
+
+def test_a_download_holds_a_small_piece_of_the_model():
+    """A device that reads slowly keeps one piece in the server's memory, whatever the model."""
+    table = torch.arange(1_000_003, dtype=torch.float32)
+    tables = {"table": table, **{str(number): table[:3] + number for number in range(50)}}
+    context = SimpleNamespace(roles=tables)
+    pieces = list(_pieces(context, tables, None))
+    assert max(map(len, pieces)) <= 1 << 17
+    assert len(pieces) < 40  # fifty short tables travel together
+    expected = torch.cat([*tables.values()]).numpy()
+    assert np.array_equal(np.frombuffer(b"".join(pieces), "<f4"), expected)
+
+
+class Aborted(Exception):
+    """A call that the service ended with a status."""
+
+
+class Call:
+    """What gRPC tells a method of a call."""
+
+    def invocation_metadata(self):
+        return ((SESSION, b"token"),)
+
+    async def abort(self, code, details):
+        raise Aborted(code, details)
+
+
+class Turns:
+    """A mailbox in which it is every device's turn."""
+
+    def __init__(self) -> None:
+        self.frames: list[bytes] = []
+
+    def check_turn(self, device: int, round: int) -> None:
+        pass
+
+    def send(self, device: int, round: int, frame: bytes) -> None:
+        self.frames.append(frame)
+
+    def misbehaves(self, device: int, text: str) -> ValueError:
+        return NotNow(text)
+
+
+@pytest.fixture
+def service():
+    admission = SimpleNamespace(call=lambda token, cost: nullcontext(7))
+    task = SimpleNamespace(text=lambda: "")
+    limits = Limits(phase_seconds=0.05)
+    return Service(admission, Turns(), None, task, limits, frame_bytes=1000)
+
+
+async def upload(size: int, *parts: bytes, stalls: bool = False):
+    """The messages of an upload."""
+    yield messages.Upload(round=0, size=size, part=parts[0])
+    for part in parts[1:]:
+        yield messages.Upload(part=part)
+    if stalls:
+        await asyncio.sleep(60.0)
+
+
+UPLOADS = {
+    "stalls": (
+        lambda: upload(900, bytes(300), stalls=True),
+        "UNAVAILABLE",
+        "the call took too long",
+    ),
+    "ends early": (lambda: upload(900, bytes(300)), "FAILED_PRECONDITION", "missing or incomplete"),
+    "too long": (lambda: upload(1001, b""), "FAILED_PRECONDITION", "1,001 bytes"),
+    "longer than stated": (
+        lambda: upload(9, bytes(10)),
+        "FAILED_PRECONDITION",
+        "longer than it states",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", UPLOADS)
+def test_an_upload_that_does_not_end_well_is_ended(service, case):
+    requests, code, details = UPLOADS[case]
+    with pytest.raises(Aborted) as ended:
+        asyncio.run(service.Send(requests(), Call()))
+    assert ended.value.args[0].name == code
+    assert details in ended.value.args[1]
+    assert service._mailbox.frames == []
+    asyncio.run(service.Send(upload(600, bytes(300), bytes(300)), Call()))  # the device goes on
+    assert service._mailbox.frames == [bytes(600)]
+
+
+def test_uploads_wait_for_a_place_and_give_it_up_if_they_take_long():
+    """Two places. Who stalls is ended, but only once others wait and it has had its time.
+
+    Also who takes a place while others wait already: four stall before five that do not.
+    """
+    ended: list[str] = []
+
+    async def read(pool: UploadPool, name: str, until: asyncio.Event) -> None:
+        try:
+            async with pool.place():
+                await until.wait()
+                ended.append(name)
+        except TimeoutError:
+            ended.append(f"{name} gave up")
+
+    async def run() -> None:
+        pool, whole, never = UploadPool(2, 0.05), asyncio.Event(), asyncio.Event()
+        first = [asyncio.create_task(read(pool, f"stalled {n}", never)) for n in range(2)]
+        await asyncio.sleep(0.1)
+        assert ended == []  # nobody waits for their places
+        first += [asyncio.create_task(read(pool, f"stalled {n}", never)) for n in (2, 3)]
+        await asyncio.sleep(0)
+        whole.set()
+        await asyncio.gather(*(read(pool, f"whole {n}", whole) for n in range(5)))
+        await asyncio.gather(*first)
+
+    asyncio.run(asyncio.wait_for(run(), 60))
+    assert sorted(ended[:4]) == [f"stalled {number} gave up" for number in range(4)]
+    assert ended[4:] == [f"whole {number}" for number in range(5)]
