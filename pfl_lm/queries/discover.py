@@ -18,7 +18,6 @@ from pfl_lm.queries.folder import QuestionFolder
 from pfl_lm.queries.found import WORDS_FILE, FoundWord, write_words
 from pfl_lm.queries.manifest import describe, ticks
 from pfl_lm.queries.people import AskedPeople, account_of
-from pfl_lm.queries.query import Query
 from pfl_lm.queries.word_list import OwnWords
 from pfl_lm.run.folder import digest_of
 from pfl_lm.run.progress import ProgressListener
@@ -67,36 +66,37 @@ class WordsQuestion:
 
 
 Ask = Callable[..., Doubles]  # as ``queries.ask.ask``
-Start = Query | prefix_tree.Tree  # of the closed domain, of the open one
+Words = word_list.WordList | prefix_tree.Tree  # what is known, in the closed and the open domain
 
 
-def first_question(question: WordsQuestion, session: QuerySession, tokenizer: Tokenizer) -> Start:
+def first_question(question: WordsQuestion, session: QuerySession, tokenizer: Tokenizer) -> Words:
     """Return what is asked first; everything that can be wrong with a question shows here.
 
     Raises:
         ValueError: a list that cannot be read or has no word to ask for, or too few cells.
     """
-    least = session.policy.noise.min_dim
+    words = _nothing_known(question, session.policy.rounds, tokenizer)
+    session.check(words.query(session.policy.noise.min_dim))
+    return words
+
+
+def _nothing_known(question: WordsQuestion, rounds: int, tokenizer: Tokenizer) -> Words:
+    entries, false_positives = question.entries, question.false_positives
     if question.domain == "closed":
-        words = word_list.candidates(
+        listed = word_list.candidates(
             tokenizer, question.candidates, question.candidates_from, question.denied
         )
-        query = word_list.word_query(words, question.entries, least)
-        session.check(query)
-        return query
+        return word_list.WordList(tuple(listed), min(entries, len(listed)), false_positives)
     letters = prefix_tree.alphabet(tokenizer)
-    rounds, false_positives = session.policy.rounds, question.false_positives
-    tree = prefix_tree.Tree(
-        prefix_tree.TreePlan(rounds, question.entries, question.cells, false_positives, letters)
+    return prefix_tree.Tree(
+        prefix_tree.TreePlan(rounds, entries, question.cells, false_positives, letters)
     )
-    session.check(tree.query(least))
-    return tree
 
 
 def find_words(
     question: WordsQuestion,
     session: QuerySession,
-    start: Start,
+    start: Words,
     own: Sequence[OwnWords],
     ledger: Ledger,
     listener: ProgressListener | None = None,
@@ -114,43 +114,31 @@ def find_words(
         ValueError: the policy does not pay for the rounds, or asks users too often.
     """
     listener = listener or ProgressListener()
-    if isinstance(start, prefix_tree.Tree):
-        tree = start
-        while not tree.over:
-            tree = _next_round(question, session, tree, own, ledger, listener, ask)
-        return list(tree.found.values())
-    query, cell_of = start, {word: cell for cell, word in enumerate(start.labels)}
-    listener.say(f"asking {session.cohort:,} users for {len(cell_of):,} words of a public list")
-    sums = ask(
-        session, query, 0, session.users(0),
-        lambda user: word_list.answer(own[user], cell_of, query.entries),
-        ledger, ticks(listener),
-    )  # fmt: skip
-    return word_list.believed(query, sums, session.deviation(query), question.false_positives)
+    words = start
+    while not words.over:
+        words = _next_round(question, session, words, own, ledger, listener, ask)
+    return list(words.found.values())
 
 
 def _next_round(
     question: WordsQuestion,
     session: QuerySession,
-    tree: prefix_tree.Tree,
+    words: Words,
     own: Sequence[OwnWords],
     ledger: Ledger,
     listener: ProgressListener,
     ask: Ask,
-) -> prefix_tree.Tree:
-    """Ask one round of the open domain, and go down the tree by its sum."""
-    query = tree.query(session.policy.noise.min_dim)
+) -> Words:
+    """Ask one round, and learn from its sum."""
+    query = words.query(session.policy.noise.min_dim)
     cell_of = {label: cell for cell, label in enumerate(query.labels)}
-    listener.say(
-        f"round {tree.round + 1} of {tree.plan.rounds}: asking {session.cohort:,} users for "
-        f"{query.name}, {len(tree.prefixes):,} beginnings, {len(query.labels):,} cells"
-    )
+    listener.say(f"asking {session.cohort:,} users for {words.say(query)}")
     sums = ask(
-        session, query, tree.round, session.users(tree.round),
-        lambda user: tree.answer(own[user], cell_of, question.denied),
+        session, query, words.round, session.users(words.round),
+        lambda user: words.answer(own[user], cell_of, question.denied),
         ledger, ticks(listener),
     )  # fmt: skip
-    after = tree.descend(query, sums, session.deviation(query))
+    after = words.descend(query, sums, session.deviation(query))
     listener.say(f"{len(after.found):,} words so far")
     return after
 

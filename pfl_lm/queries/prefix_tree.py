@@ -111,6 +111,13 @@ class Tree:
         name = f"letters up to {self.plan.length(self.round)} of words in no list"
         return Query(name, cells, self.plan.entries, least_dim=least_dim)
 
+    def say(self, query: Query) -> str:
+        """Say what the next round asks for."""
+        return (
+            f"{query.name}, {len(self.prefixes):,} beginnings, {len(query.labels):,} cells "
+            f"(round {self.round + 1} of {self.plan.rounds})"
+        )
+
     def answer(self, own: OwnWords, cell_of: Mapping[str, int], denied: Collection[str]) -> Answer:
         """Return a device's vote: the next letters of its most used words that are alive.
 
