@@ -21,7 +21,7 @@ from pfl_lm.dp.cohort import cohort as cohort_of
 from pfl_lm.dp.guarantee import Guarantee, guarantee
 from pfl_lm.dp.ledger import Ledger
 from pfl_lm.dp.policy import Policy
-from pfl_lm.dp.sampler.arrays import Doubles
+from pfl_lm.dp.sampler.arrays import Doubles, Updates
 from pfl_lm.payload.layout import Payload
 from pfl_lm.queries.query import Answer, Query
 from pfl_lm.run.aggregation import Aggregation
@@ -56,6 +56,8 @@ class QuerySession:
             how much of it a round survives.
         separate_noise: every device draws its own share also where the shares could be drawn as
             one sum; the protocol always does.
+        reproducible: rounding and noise follow from the seed; else each device draws them for
+            itself, and the seed, which is public then, says who is asked.
     """
 
     policy: Policy
@@ -65,6 +67,7 @@ class QuerySession:
     aggregation: Kind = "ideal"
     dropout: float = 0.0
     separate_noise: bool = False
+    reproducible: bool = True
 
     def __post_init__(self) -> None:
         if self.policy.noise.at == "none":
@@ -164,7 +167,7 @@ class QuerySession:
             query.norm,
             self.rule,
             self.seed,
-            reproducible=True,
+            self.reproducible,
             separate_noise=separate,
         )
 
@@ -218,7 +221,7 @@ def ask(
         ValueError: the policy pays for no such round, or does not cover so few coordinates.
         SecaggError: the sum was not opened.
     """
-    _check(session, query, number, ledger)
+    check_round(session, query, number, ledger)
     check(session, query, number)
     privacy, aggregation = session.privacy(query), session.summed_by(query)
     broadcast = broadcast_of(query, number)
@@ -236,12 +239,17 @@ def ask(
     except SecaggError as failure:
         record_failure(privacy, failure, broadcast, len(users), ledger)
         raise
-    summed: Doubles = released.mean[: len(query.labels)].astype(np.float64) * privacy.cohort
+    return sums_of(session, query, released.mean)
+
+
+def sums_of(session: QuerySession, query: Query, mean: Updates) -> Doubles:
+    """Return the sum in each cell of a released mean, float32[d]: float64[K]."""
+    summed: Doubles = mean[: len(query.labels)].astype(np.float64) * session.cohort
     return summed
 
 
-def _check(session: QuerySession, query: Query, number: int, ledger: Ledger) -> None:
-    """Refuse a round that the policy does not pay for."""
+def check_round(session: QuerySession, query: Query, number: int, ledger: Ledger) -> None:
+    """Refuse a round that the policy does not pay for; raises ValueError."""
     policy = session.policy
     if not 0 <= number < policy.rounds:
         raise ValueError(f"round {number} of a question for which the policy pays {policy.rounds}")

@@ -1,0 +1,112 @@
+"""What devices are told of a question for words: a plan for all rounds, and each round's cells.
+
+    plan      once    kind, entries, and how the tree is walked; a device holds it against its rules
+    content   a round the words of the list, or the beginnings that are asked further; it is JSON
+
+A device makes the round's query of both by itself, so a digest of the query binds everything that
+it answers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from pfl_lm.queries.discover import Words
+from pfl_lm.queries.prefix_tree import Tree, TreePlan
+from pfl_lm.queries.word_list import WordList
+from pfl_lm.recipes import from_plain
+from pfl_lm.validate import within
+
+LISTED, OPEN = "words of a list", "words in no list"
+# What a device answers at most; `pfl-lm words` asks for no more.
+MOST_ENTRIES, MOST_CELLS, MOST_LETTERS = 1000, 1 << 22, 160
+_SOURCE = "the server's question"
+
+
+def plan_of(words: Words) -> dict[str, Any]:
+    """Return what devices are told before the first round, as plain values."""
+    if isinstance(words, Tree):
+        return {"kind": OPEN, **asdict(words.plan), "letters": list(words.plan.letters)}
+    return {
+        "kind": LISTED,
+        "entries": words.entries,
+        "false_positives": words.false_positives,
+    }
+
+
+def content_of(words: Words, denied: Collection[str]) -> bytes:
+    """Return what devices are told of the next round: JSON in UTF-8."""
+    content: dict[str, Any]
+    if isinstance(words, Tree):
+        passed_over = sorted({*words.found, *denied})
+        content = {
+            "level": words.round,
+            "prefixes": list(words.prefixes),
+            "passed_over": passed_over,
+        }
+    else:
+        content = {"words": list(words.words)}
+    return json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
+
+
+def check_plan(plan: Mapping[str, Any]) -> None:
+    """Refuse a plan that no honest server states, before any round.
+
+    Raises:
+        ValueError: naming the field.
+    """
+    plan_with(plan, ("",))
+
+
+def plan_with(plan: Mapping[str, Any], words: tuple[str, ...]) -> Words:
+    """Build what a plan says of the words of a list, or of the tree at its root."""
+    numbers = {name: value for name, value in plan.items() if name != "kind"}
+    if plan.get("kind") == LISTED and numbers.keys() == {"entries", "false_positives"}:
+        listed = from_plain(WordList, {**numbers, "words": words}, _SOURCE)
+        within(1, MOST_ENTRIES, entries=listed.entries)
+        return listed
+    letters = numbers.get("letters")
+    if plan.get("kind") != OPEN or not isinstance(letters, list) or len(letters) > MOST_LETTERS:
+        raise ValueError(f"kind = {plan.get('kind')!r}: {_SOURCE} is none that is known here")
+    of_tree = from_plain(TreePlan, numbers, _SOURCE)
+    within(1, MOST_ENTRIES, entries=of_tree.entries)
+    within(1, MOST_CELLS, cells=of_tree.cells)
+    return Tree(of_tree)
+
+
+def words_of(plan: Mapping[str, Any], content: bytes) -> tuple[Words, frozenset[str]]:
+    """Read what a round asks for, and which words are passed over.
+
+    Raises:
+        ValueError: the content is none of this plan, or asks for more cells than a device answers.
+    """
+    try:
+        told = json.loads(content)
+        if plan.get("kind") == LISTED:
+            words = plan_with(plan, tuple(map(str, told["words"])))
+            within(1, MOST_CELLS, cells=len(told["words"]))
+            return words, frozenset()
+        tree = plan_with(plan, ())
+        assert isinstance(tree, Tree)
+        level, prefixes = int(told["level"]), tuple(map(str, told["prefixes"]))
+        passed_over = frozenset(map(str, told["passed_over"]))
+    except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{_SOURCE} cannot be read: {error}") from None
+    _check_prefixes(tree.plan, level, prefixes)
+    return Tree(tree.plan, level, prefixes), passed_over
+
+
+def _check_prefixes(plan: TreePlan, level: int, prefixes: tuple[str, ...]) -> None:
+    """Refuse beginnings that no honest walk down the tree leads to."""
+    within(0, plan.rounds - 1, level=level)
+    within(1, plan.most_prefixes(level), prefixes=len(prefixes))
+    length = plan.length(level - 1) if level else 0
+    letters = set(plan.letters)
+    for prefix in prefixes:
+        if len(prefix) != length or not letters.issuperset(prefix):
+            raise ValueError(
+                f"prefixes: {prefix[:20]!r} is no beginning of {length} letters of the alphabet"
+            )
