@@ -181,7 +181,8 @@ def discover(
     )
     start = first_question(question, session, tokenizer)
     own = [most_used_first(words) for words in store.unknown_words("train")]
-    asked = _asked(question, session, store, tokenizer, policy)
+    described = describe("words", WORDS_FILE, plain_question(question), session, store, policy)
+    asked = described | about(tokenizer)
     account = account_of(store, "train", question.seed, ledgers)
     with AskedPeople(account, "words") as people:
         ledger, session = folder.open(asked, session, people, question.seed, resume, listener)
@@ -198,22 +199,17 @@ def most_used_first(counts: dict[str, int]) -> list[str]:
     return sorted(counts, key=lambda word: (-counts[word], word))
 
 
-def _asked(
-    question: WordsQuestion,
-    session: QuerySession,
-    store: PopulationStore,
-    tokenizer: Tokenizer,
-    stated: Policy,
-) -> dict[str, Any]:
-    """Describe the question for its manifest."""
+def plain_question(question: WordsQuestion) -> dict[str, Any]:
+    """Return the question as its manifest has it: files and lists by their digests."""
     listed = question.candidates_from
-    asked = {
+    return {
         **asdict(question),
         "candidates_from": None if listed is None else sha256_of(listed),
         "denied": digest_of(sorted(question.denied)),
         "norm": 1.0,
     }
-    about = {
-        "tokenizer": {"digest": tokenizer.digest, "vocabulary_size": tokenizer.vocabulary_size}
-    }
-    return describe("words", WORDS_FILE, asked, session, store, stated) | about
+
+
+def about(tokenizer: Tokenizer) -> dict[str, Any]:
+    """Return what a manifest says of the vocabulary that lacks the words."""
+    return {"tokenizer": {"digest": tokenizer.digest, "vocabulary_size": tokenizer.vocabulary_size}}

@@ -104,6 +104,11 @@ class Tree:
         """Whether nothing is left to ask."""
         return self.round == self.plan.rounds or not self.prefixes
 
+    @property
+    def most_cells(self) -> int:
+        """The most cells of a round."""
+        return self.plan.cells
+
     def query(self, least_dim: int) -> Query:
         """Return the next round's question."""
         extensions = self.plan.extensions(self.round)

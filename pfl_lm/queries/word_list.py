@@ -109,6 +109,11 @@ class WordList:
         """Whether nothing is left to ask."""
         return self.round > 0
 
+    @property
+    def most_cells(self) -> int:
+        """The most cells of a round."""
+        return len(self.words)
+
     def query(self, least_dim: int) -> Query:
         """Return the round's question."""
         return word_query(self.words, self.entries, least_dim)
