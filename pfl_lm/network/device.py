@@ -85,7 +85,7 @@ class Device(Participant):
                 return open_round(ServerState(round, model, clip=clip), payload)
         raise DroppedFromRound("the model that came is not the one that the round is about")
 
-    def _round_config(self, broadcast: Broadcast, invited: int) -> RoundConfig:
+    def _agree(self, broadcast: Broadcast, invited: int) -> RoundConfig:
         model = model_digest(self._task_config, self._parameters)
         return round_config(self._context, broadcast, invited, model)
 

@@ -159,7 +159,7 @@ class Participant(ABC):
         """
 
     @abstractmethod
-    def _round_config(self, broadcast: Broadcast, invited: int) -> RoundConfig:
+    def _agree(self, broadcast: Broadcast, invited: int) -> RoundConfig:
         """Compute what devices and server agree on in a round; raises ValueError."""
 
     @abstractmethod
@@ -182,7 +182,7 @@ class Participant(ABC):
                 f"device {number} is not invited by the cohort rule of the task configuration"
             )
         try:
-            config = self._round_config(broadcast, len(invited))
+            config = self._agree(broadcast, len(invited))
         except ValueError as error:
             raise Refused(f"the run's numbers make no round: {error}") from None
         for name, mine in stated(config).items():

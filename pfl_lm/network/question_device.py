@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from pfl_lm.network import requirements
 from pfl_lm.network.identity import DeviceKey
 from pfl_lm.network.participant import Participant, Sending
 from pfl_lm.network.participation_rules import Task
@@ -75,7 +74,7 @@ class QuestionDevice(Participant):
         self._words, self._passed_over = words, passed_over
         return broadcast_of(query, round)
 
-    def _round_config(self, broadcast: Broadcast, invited: int) -> RoundConfig:
+    def _agree(self, broadcast: Broadcast, invited: int) -> RoundConfig:
         model = self._question.digest(self._content)
         return round_config(self._session, self._query, broadcast, invited, model)
 

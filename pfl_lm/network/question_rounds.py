@@ -106,13 +106,13 @@ async def ask_round(server: QuestionServer, words: Words, number: int) -> Words:
     store.closed(number)
     server.reached("closed", number)
     mailbox.end(f"{opened.reports} answers were summed")
-    server.listener.say(f"{opened.reports:,} answers were summed; {len(after.found):,} words so far")
+    server.listener.say(
+        f"{opened.reports:,} answers were summed; {len(after.found):,} words so far"
+    )
     return after
 
 
-def recover(
-    session: QuerySession, words: Words, ledger: Ledger, store: Store
-) -> tuple[Words, int]:
+def recover(session: QuerySession, words: Words, ledger: Ledger, store: Store) -> tuple[Words, int]:
     """End the round in which a server was killed; return what is known, and the next round.
 
     Args:

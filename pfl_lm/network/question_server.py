@@ -88,7 +88,7 @@ def serve_words(
         task = replace(task, run=store.run)
         known, number = recover(task.session(policy), words, ledger, store)
         content = Content()
-        mailbox, door = doors(serving, store, content, task, words.most_cells)
+        _, mailbox, door = doors(serving, store, content, task, words.most_cells)
         server = QuestionServer(
             task.session(policy), task, question.denied, ledger, people, store, mailbox,
             serving.limits, serving.keys.authority(), content, listener, serving.reached,

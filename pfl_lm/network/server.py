@@ -151,7 +151,7 @@ def _end(
 
 def doors(
     serving: Serving, store: Store, downloads: Downloads, task: Task, dim: int
-) -> tuple[Mailbox, Listener]:
+) -> tuple[Service, Mailbox, Listener]:
     """Wire up what answers devices' calls; the listener is not started yet.
 
     Args:
@@ -167,7 +167,7 @@ def doors(
     mailbox = Mailbox(identities, limits, admission.strike, admission.grant_round, exclusions)
     frame_bytes = largest_frame(8 * dim, len(identities))  # no ring is wider than 64 bits
     service = Service(admission, mailbox, downloads, task, limits, frame_bytes)
-    return mailbox, Listener(service, serving.address, serving.keys.tls())
+    return service, mailbox, Listener(service, serving.address, serving.keys.tls())
 
 
 async def _run(
@@ -179,7 +179,7 @@ async def _run(
     authority, folder = serving.keys.authority(), recorder.folder
     models = ModelCache(context)
     dim = context.privacy.summed_dim(choose_payload(context, 0).dim)
-    mailbox, listener = doors(serving, store, models, task_config, dim)
+    _, mailbox, listener = doors(serving, store, models, task_config, dim)
     server = ServerContext(
         context, task_config, recorder, store, mailbox, limits, authority, serving.reached
     )

@@ -102,7 +102,7 @@ class QuestionFolder:
         resume: bool,
         listener: ProgressListener,
     ) -> Ledger:
-        """Begin a question to devices elsewhere, or go on: as ``open``, and no file holds a seed."""
+        """Begin a question to devices elsewhere, or go on: as ``open``, without a seed."""
         return self._open(asked, session, people, resume, listener, None)
 
     def _open(
