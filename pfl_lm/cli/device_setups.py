@@ -16,6 +16,8 @@ def own_setup(
     policy: Path | None,
     record: Path,
     first_install: bool,
+    total: float | None,
+    delta: float | None,
 ) -> DeviceSetup:
     """Read what a phone holds: its user's text, vocabulary and policy, and its record.
 
@@ -23,6 +25,7 @@ def own_setup(
         ValueError: an option is missing, or a file is damaged.
     """
     from pfl_lm.dp.policy import Policy
+    from pfl_lm.dp.population_spent import Total
     from pfl_lm.network.participation_record import ParticipationRecord
     from pfl_lm.network.task_config import DeviceSetup, own_tokens, own_unknown_words
     from pfl_lm.recipes import load
@@ -35,11 +38,13 @@ def own_setup(
     except UnicodeDecodeError as error:
         raise ValueError(f"{text} is no UTF-8 text ({error}); convert it") from error
     vocabulary = Tokenizer.open(tokenizer)
+    rules = load(Policy, policy)
+    stated = None if total is None or delta is None else Total(total, delta)
     return DeviceSetup(
         vocabulary,
-        load(Policy, policy),
+        rules,
         own_tokens(written, vocabulary),
-        ParticipationRecord(record, first_install),
+        ParticipationRecord(record, first_install, total=stated),
         unknown_words=own_unknown_words(written, vocabulary),
     )
 

@@ -137,6 +137,15 @@ def device(
             help="Vouch that this user never took part before: a new record then need not wait."
         ),
     ] = False,
+    total: Annotated[
+        float | None,
+        number(
+            1e-6, 1e6, "ε of all runs and questions together; stated once [one run or question]."
+        ),
+    ] = None,
+    delta: Annotated[
+        float | None, number(1e-30, 0.5, "The δ at which --total is compared.")
+    ] = None,
     trial: Annotated[
         Path | None,
         typer.Option(
@@ -156,6 +165,9 @@ def device(
     min_separation, beyond its ε, and of another run, seed or policy. A phone whose record is new
     waits for the policy's devices.trust_days: it may have taken part before a reinstall.
 
+    With --total the record is about several runs and questions: the device takes part in each as
+    its policy allows, and in all of them together as long as their ε stays within the total.
+
     A question (`pfl-lm words serve`) is answered in the same way, under the policy that --policy
     names: with the words of the text that the vocabulary lacks.
 
@@ -173,8 +185,10 @@ def device(
     keys = [DeviceKey.read(path) for path in key]
     for one in keys:
         one.check_dates()
-    if trial is not None and (record is not None or first_install):
-        raise ValueError("--trial keeps no record: leave out --record and --first-install")
+    if trial is not None and (record is not None or first_install or total is not None):
+        raise ValueError("--trial keeps no record: leave out --record, --first-install, --total")
+    if (delta is None) != (total is None):
+        raise ValueError("--total and --delta belong together: state both")
     if trial is None and len(keys) > 1:
         raise ValueError("one text is one device's: name one KEY, or play several with --trial")
     if trial is not None and trial.is_dir():
@@ -183,7 +197,7 @@ def device(
         setups = played_setups(trial, keys)
     else:
         kept = record or key[0].with_suffix(".record")
-        setups = [own_setup(text, tokenizer, policy, kept, first_install)]
+        setups = [own_setup(text, tokenizer, policy, kept, first_install, total, delta)]
     certificate = ServerCertificate.read(ca)
     certificate.check_dates()
     typer.echo(f"calling {server}", err=True)

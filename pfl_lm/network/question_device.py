@@ -50,7 +50,7 @@ class QuestionDevice(Participant):
         self._session = self._question.check(setup)
         self._rounds = self._question.rounds
         seed, policy = self._question.seed, policy_digest(setup.policy)
-        self._task = Task(self._question.run, policy, seed)
+        self._task = Task(self._question.run, policy, seed, "words")
         if self._insists:
             self._record.check_task(self._task)
 
