@@ -202,7 +202,7 @@ class TestVerb:
         assert "refuses rounds before 14" in text
         lines = [line.split() for line in text.splitlines() if line.startswith("2023-11-14 22:13")]
         assert [line[4] for line in lines] == ["2", "9"]
-        assert all(line[2] == "a" * 16 and line[4] == "b" * 16 for line in lines)
+        assert all(line[3] == "a" * 16 and line[5] == "b" * 16 for line in lines)
 
     def test_says_when_nothing_was_done_and_when_nothing_is_left(self, record):
         assert "took part in no round" in self.printed(str(record.path))
