@@ -101,6 +101,13 @@ def discover(
         ),
     ] = Summing.ideal,
     dropout: Annotated[float, number(0, 0.99, "Share of the users asked who fall silent.")] = 0.0,
+    fleet: Annotated[
+        Path | None,
+        typer.Option(
+            help="The users' phones, which decide who answers: a fleet file, or the name of a "
+            "shipped one such as fleets/mixed [all answer]."
+        ),
+    ] = None,
     seed: Annotated[
         int | None, typer.Option(help="Make the outcome repeatable, for tests [secret noise].")
     ] = None,
@@ -125,6 +132,7 @@ def discover(
     it costs nothing more.
     """
     from pfl_lm.dp.policy import Policy
+    from pfl_lm.phones.fleet import Fleet
     from pfl_lm.queries.discover import WordsQuestion
     from pfl_lm.queries.discover import discover as ask_for_words
     from pfl_lm.recipes import load
@@ -144,6 +152,7 @@ def discover(
         aggregation="protocol" if secure_aggregation is Summing.protocol else "ideal",
         dropout=dropout,
         seed=seed,
+        fleet=None if fleet is None else load(Fleet, fleet),
     )
     words = ask_for_words(
         question, PopulationStore.open(store), Tokenizer.open(tokenizer), stated, output,

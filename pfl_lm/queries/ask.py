@@ -10,6 +10,7 @@ Nothing here touches an answer between the clip and the record.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
@@ -23,12 +24,14 @@ from pfl_lm.dp.ledger import Ledger
 from pfl_lm.dp.policy import Policy
 from pfl_lm.dp.sampler.arrays import Doubles, Updates
 from pfl_lm.payload.layout import Payload
+from pfl_lm.phones.fleet import Fleet
 from pfl_lm.queries.query import Answer, Query
 from pfl_lm.run.aggregation import Aggregation
 from pfl_lm.run.deployment import Deployment
 from pfl_lm.run.privacy import RunPrivacy, simulated_rule
 from pfl_lm.run.recorder import Budget
 from pfl_lm.run.round import protect_updates, record_failure, release
+from pfl_lm.secagg.config import MessageKind
 from pfl_lm.secagg.errors import SecaggError
 from pfl_lm.secagg.parameters import Adversary
 from pfl_lm.secagg.rounds import Kind
@@ -58,6 +61,8 @@ class QuerySession:
             one sum; the protocol always does.
         reproducible: rounding and noise follow from the seed; else each device draws them for
             itself, and the seed, which is public then, says who is asked.
+        fleet: the phones of the users, which decide who answers; None: all who are asked do, but
+            for the dropout.
     """
 
     policy: Policy
@@ -68,6 +73,7 @@ class QuerySession:
     dropout: float = 0.0
     separate_noise: bool = False
     reproducible: bool = True
+    fleet: Fleet | None = None
 
     def __post_init__(self) -> None:
         if self.policy.noise.at == "none":
@@ -95,6 +101,8 @@ class QuerySession:
                 "clipping: no clip norm follows the answers to a question; choose a policy without "
                 "that table"
             )
+        if self.fleet is not None and self.dropout:
+            raise ValueError("fleet and dropout: a fleet brings its own losses; state one of them")
         if self.cohort > self.policy.report_goal:
             raise ValueError(
                 f"cohort = {self.cohort} exceeds the policy's report_goal = "
@@ -109,6 +117,7 @@ class QuerySession:
         cohort: int | None,
         aggregation: Kind = "ideal",
         dropout: float = 0.0,
+        fleet: Fleet | None = None,
     ) -> QuerySession:
         """Choose whom to ask, so that nobody is asked more often than the policy pays for.
 
@@ -119,7 +128,8 @@ class QuerySession:
 
         Args:
             users: who may be asked.
-            cohort: users asked in a round; None: as many as the policy allows.
+            cohort: answers that are summed in a round; None: as many as the policy allows.
+            fleet: its server asks more users than it needs.
 
         Raises:
             ValueError: more users than the policy covers, or a cohort that it does not allow.
@@ -132,16 +142,19 @@ class QuerySession:
         if not users:
             raise ValueError("there are no users to ask in this split of the population")
         turns = min(policy.participation.min_separation or 1, policy.rounds)
-        most = min(policy.report_goal, users // turns)
+        asked = 1.0 if fleet is None else fleet.check_in
+        most = min(policy.report_goal, math.floor(users / turns / asked))
         cohort = cohort or most
         if not 1 <= cohort <= most:
             raise ValueError(
                 f"cohort = {cohort}: the policy sums {policy.report_goal:,} reports and asks a "
                 f"user once in {turns} rounds, so of {users:,} users at most {most:,} are asked in "
-                "a round"
-            )
+                f"a round"
+                + ("" if fleet is None else f"; the fleet's check_in = {asked:g} takes as many of "
+                   "them for each answer")
+            )  # fmt: skip
         restated = replace(policy, report_goal=cohort, population=users)
-        return cls(restated, users, cohort, 0, aggregation, dropout)
+        return cls(restated, users, cohort, 0, aggregation, dropout, fleet=fleet)
 
     def users(self, round: int) -> list[int]:
         """Return the users who are asked in a round, as the policy's rotation has it."""
@@ -156,7 +169,8 @@ class QuerySession:
     @property
     def rule(self) -> CohortRule:
         """Who is asked in which round."""
-        return simulated_rule(self.policy, self.population, self.cohort)
+        asked = 1.0 if self.fleet is None else self.fleet.check_in
+        return simulated_rule(self.policy, self.population, self.cohort, asked)
 
     def privacy(self, query: Query) -> RunPrivacy:
         """Return clip, grid and noise of a query: its ``norm`` is the clip norm."""
@@ -174,12 +188,13 @@ class QuerySession:
     def summed_by(self, query: Query) -> Aggregation:
         """Return how the reports on a query are summed."""
         rules, noise = self.policy.devices, self.policy.noise
+        silent = self.dropout if self.fleet is None else self.fleet.planned_dropout
         return Aggregation(
             self.aggregation,
             Adversary(rules.adversary),
             max(rules.corrupt, 1 - noise.honest_fraction),
             dropout=self.dropout,
-            planned_dropout=max(self.dropout, noise.tolerated_dropout),
+            planned_dropout=max(silent, noise.tolerated_dropout),
             privacy=self.privacy(query),
         )
 
@@ -201,6 +216,7 @@ def ask(
     ledger: Ledger,
     tick: Tick = lambda done, asked: None,
     check: Check = lambda session, query, round: None,
+    silent: dict[int, MessageKind] | None = None,
 ) -> Doubles:
     """Ask these users a query and return the noisy sum of their answers, float64[K].
 
@@ -211,6 +227,8 @@ def ask(
         ledger: is debited before the sum is returned.
         tick: told how many devices have answered.
         check: refuses the round, before anybody answers, where the people asked cannot pay it.
+        silent: place among the users → the first message that a device does not send; None: the
+            session's dropout decides.
 
     Guarantees:
         The ledger holds the cost, on the disk, before the sum is returned. The same session, query
@@ -226,7 +244,7 @@ def ask(
     privacy, aggregation = session.privacy(query), session.summed_by(query)
     broadcast = broadcast_of(query, number)
     try:
-        total = aggregation.open(broadcast, len(users))
+        total = aggregation.open(broadcast, len(users), silent)
         present, done = total.waiting, 0
         for places in _groups(present, query.dim):
             chosen = [users[place] for place in places]

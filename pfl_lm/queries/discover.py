@@ -12,13 +12,17 @@ from pfl_lm.dp.ledger import Ledger
 from pfl_lm.dp.policy import Policy
 from pfl_lm.dp.sampler.arrays import Doubles
 from pfl_lm.files import sha256_of
+from pfl_lm.phones.fleet import Fleet
 from pfl_lm.queries import prefix_tree, word_list
 from pfl_lm.queries.ask import QuerySession, ask
+from pfl_lm.queries.fleet import invite, say_fleet
 from pfl_lm.queries.folder import QuestionFolder
 from pfl_lm.queries.found import WORDS_FILE, FoundWord, write_words
 from pfl_lm.queries.manifest import describe, ticks
 from pfl_lm.queries.people import AskedPeople, account_of
+from pfl_lm.queries.query import Query
 from pfl_lm.queries.word_list import OwnWords
+from pfl_lm.run.availability import Cohort
 from pfl_lm.run.folder import digest_of
 from pfl_lm.run.progress import ProgressListener
 from pfl_lm.secagg.rounds import Kind
@@ -43,6 +47,7 @@ class WordsQuestion:
             allow.
         aggregation: how the answers are summed.
         dropout: share of the users asked who fall silent, before any of their messages.
+        fleet: the users' phones; they decide who answers, in place of a dropout.
         seed: None: a secret one, erased at the end; a number makes the outcome repeatable.
     """
 
@@ -57,6 +62,7 @@ class WordsQuestion:
     aggregation: Kind = "ideal"
     dropout: float = 0.0
     seed: int | None = None
+    fleet: Fleet | None = None
 
     def __post_init__(self) -> None:
         at_least(1, entries=self.entries, cohort=self.cohort, candidates=self.candidates)
@@ -114,9 +120,14 @@ def find_words(
         ValueError: the policy does not pay for the rounds, or asks users too often.
     """
     listener = listener or ProgressListener()
-    words = start
+    words, clock = start, 0.0
     while not words.over:
-        words = _next_round(question, session, words, own, ledger, listener, ask)
+        query = words.query(session.policy.noise.min_dim)
+        listener.say(f"asking {session.cohort:,} users for {words.say(query)}")
+        cohort = invite(session, query, words.round, clock)
+        say_fleet(cohort, listener)
+        words = _next_round(question, session, words, query, cohort, own, ledger, listener, ask)
+        clock = cohort.closed
     return list(words.found.values())
 
 
@@ -124,17 +135,19 @@ def _next_round(
     question: WordsQuestion,
     session: QuerySession,
     words: Words,
+    query: Query,
+    cohort: Cohort,
     own: Sequence[OwnWords],
     ledger: Ledger,
     listener: ProgressListener,
     ask: Ask,
 ) -> Words:
     """Ask one round, and learn from its sum."""
-    query = words.query(session.policy.noise.min_dim)
     cell_of = {label: cell for cell, label in enumerate(query.labels)}
-    listener.say(f"asking {session.cohort:,} users for {words.say(query)}")
+    if cohort.silent is not None:
+        ask = partial(ask, silent=cohort.silent)
     sums = ask(
-        session, query, words.round, session.users(words.round),
+        session, query, words.round, cohort.invited.tolist(),
         lambda user: words.answer(own[user], cell_of, question.denied),
         ledger, ticks(listener),
     )  # fmt: skip
@@ -177,8 +190,9 @@ def discover(
         raise ValueError(f"{store.folder} was built with another tokenizer; build it again")
     folder = QuestionFolder(Path(path), WORDS_FILE)
     session = QuerySession.of(
-        policy, store.users("train"), question.cohort, question.aggregation, question.dropout
-    )
+        policy, store.users("train"), question.cohort, question.aggregation, question.dropout,
+        question.fleet,
+    )  # fmt: skip
     start = first_question(question, session, tokenizer)
     own = [most_used_first(words) for words in store.unknown_words("train")]
     described = describe("words", WORDS_FILE, plain_question(question), session, store, policy)
