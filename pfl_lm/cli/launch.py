@@ -10,7 +10,7 @@ import typer
 
 from pfl_lm.cli.bounds import number
 from pfl_lm.cli.outputs import Ledgers, destination
-from pfl_lm.cli.words import Lines, Summing
+from pfl_lm.cli.words import FleetPath, Lines, Summing
 
 if TYPE_CHECKING:
     from pfl_lm.queries.comparison import Estimate
@@ -60,6 +60,7 @@ def launch(
         Summing, typer.Option(help="Sum by the ideal functionality, or by the protocol (slow).")
     ] = Summing.ideal,
     dropout: Annotated[float, number(0, 0.99, "Share of the users asked who fall silent.")] = 0.0,
+    fleet: FleetPath = None,
     seed: Annotated[
         int | None, typer.Option(help="Make the outcome repeatable, for tests [secret noise].")
     ] = None,
@@ -81,6 +82,7 @@ def launch(
     """
     from pfl_lm.dp.policy import Policy
     from pfl_lm.models.file import load_model
+    from pfl_lm.phones.fleet import Fleet
     from pfl_lm.queries.launch import LaunchQuestion, compare
     from pfl_lm.recipes import load
     from pfl_lm.text.population import PopulationStore
@@ -89,7 +91,7 @@ def launch(
     question = LaunchQuestion(
         split.value, alpha, gain, power, spread, tokens_per_user, window, cohort,
         "protocol" if secure_aggregation is Summing.protocol else "ideal",
-        dropout, seed,
+        dropout, seed, None if fleet is None else load(Fleet, fleet),
     )  # fmt: skip
     decision, found = compare(
         question, load_model(against), load_model(candidate), PopulationStore.open(population),

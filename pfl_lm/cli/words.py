@@ -48,6 +48,13 @@ class Summing(StrEnum):
     protocol = "protocol"
 
 
+FleetPath = Annotated[
+    Path | None,
+    typer.Option(
+        help="The users' phones, which decide who answers: a fleet file, or the name of a shipped "
+        "one such as fleets/mixed [all answer]."
+    ),
+]
 Vocabulary = Annotated[Path, typer.Option(help="The vocabulary that lacks words.")]
 PolicyPath = Annotated[
     Path, typer.Option(help="A policy, or the name of a shipped one: words, words_open.")
@@ -101,13 +108,7 @@ def discover(
         ),
     ] = Summing.ideal,
     dropout: Annotated[float, number(0, 0.99, "Share of the users asked who fall silent.")] = 0.0,
-    fleet: Annotated[
-        Path | None,
-        typer.Option(
-            help="The users' phones, which decide who answers: a fleet file, or the name of a "
-            "shipped one such as fleets/mixed [all answer]."
-        ),
-    ] = None,
+    fleet: FleetPath = None,
     seed: Annotated[
         int | None, typer.Option(help="Make the outcome repeatable, for tests [secret noise].")
     ] = None,

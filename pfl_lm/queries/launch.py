@@ -14,6 +14,7 @@ from scipy import stats
 from pfl_lm.dp.policy import Policy
 from pfl_lm.evaluation.evaluate import ModelScorer, measure_users
 from pfl_lm.models.file import Model
+from pfl_lm.phones.fleet import Fleet
 from pfl_lm.queries.ask import QuerySession, ask
 from pfl_lm.queries.comparison import (
     PRIMARY,
@@ -25,6 +26,7 @@ from pfl_lm.queries.comparison import (
     estimates,
     users_needed,
 )
+from pfl_lm.queries.fleet import Work, invite, say_fleet
 from pfl_lm.queries.folder import QuestionFolder
 from pfl_lm.queries.manifest import describe, ticks
 from pfl_lm.queries.people import AskedPeople, account_of
@@ -53,7 +55,7 @@ class LaunchQuestion:
         spread: public guess of how much users differ in this gain, in nats; used before asking.
         tokens_per_user: a phone scores this much of its text at most.
         window: tokens that a model sees at once.
-        cohort, aggregation, dropout, seed: as for any question.
+        cohort, aggregation, dropout, seed, fleet: as for any question.
     """
 
     split: Literal["train", "validation", "test"] = "test"
@@ -67,6 +69,7 @@ class LaunchQuestion:
     aggregation: Kind = "ideal"
     dropout: float = 0.0
     seed: int | None = None
+    fleet: Fleet | None = None
 
     def __post_init__(self) -> None:
         within(1e-6, 0.5, alpha=self.alpha)
@@ -217,7 +220,7 @@ def compare(
     folder = QuestionFolder(Path(path), RESULT_FILE)
     users = store.users(question.split)
     session = QuerySession.of(
-        policy, users, question.cohort, question.aggregation, question.dropout
+        policy, users, question.cohort, question.aggregation, question.dropout, question.fleet
     )
     query = comparison_query(session.policy.noise.min_dim)
     session.check(query)
@@ -234,17 +237,30 @@ def compare(
     with AskedPeople(account, "comparison") as people:
         ledger, session = folder.open(described, session, people, question.seed, resume, listener)
         with ledger:
-            cohort = session.users(0)
-            gains = differences((current, candidate), store, tokenizer, question, cohort, listener)
+            work = scoring((current, candidate), question)
+            cohort = invite(session, query, 0, 0.0, work, question.split)
+            say_fleet(cohort, listener)
+            asks = cohort.invited.tolist()
+            gains = differences((current, candidate), store, tokenizer, question, asks, listener)
             sums = ask(
-                session, query, 0, cohort, lambda user: answer(gains[user]), ledger,
-                ticks(listener), people.check,
+                session, query, 0, asks, lambda user: answer(gains[user]), ledger,
+                ticks(listener), people.check, cohort.silent,
             )  # fmt: skip
             found = estimates(sums, deviation)
             decision = decide(question, found, deviation)
             write_json(folder.result_path, _result(decision, found))
             folder.finish(ledger, people)
     return decision, found
+
+
+def scoring(models: Sequence[Model], question: LaunchQuestion) -> Work:
+    """Return what it takes of a phone to score these models, at most.
+
+    A parameter is in one multiplication and one addition for each token, and four bytes long.
+    """
+    parameters = sum(value.numel() for m in models for value in m.parameters.values())
+    flops = 2.0 * parameters * question.tokens_per_user
+    return Work(4 * parameters, flops, 4 * parameters)
 
 
 def _check(current: Model, candidate: Model, store: PopulationStore, tokenizer: Tokenizer) -> None:

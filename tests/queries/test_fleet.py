@@ -45,7 +45,7 @@ def test_phones_of_a_fleet_answer(
     """Of 300 users 60 answers are summed; the noise stays the policy's although some vanish."""
     policy = policy_of(epsilon=20, tolerated_dropout=0.3, excess="removed")
     heard = Heard()
-    discover(asking, store, tokenizer, policy, tmp_path / "w", heard)
+    discover(replace(asking, seed=5), store, tokenizer, policy, tmp_path / "w", heard)
     (entry,) = [e for e in verify(tmp_path / "w" / "ledger.jsonl") if e["kind"] == "round"]
     assert (entry["divisor"], entry["reports"]) == (60, 60)
     assert entry["noise"]["achieved"] == pytest.approx(entry["noise"]["planned"])
