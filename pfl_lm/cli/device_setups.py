@@ -72,7 +72,7 @@ def played_setups(scenario: Path, keys: list[DeviceKey]) -> list[DeviceSetup]:
 def setups_of_store(
     folder: Path, tokenizer: Path | None, policy: Path | None, keys: list[DeviceKey]
 ) -> list[DeviceSetup]:
-    """Play train users of a population, with the words that its vocabulary lacks."""
+    """Play train users of a population, with the words that its vocabulary lacks, if kept."""
     from pfl_lm.dp.policy import Policy
     from pfl_lm.network.task_config import DeviceSetup
     from pfl_lm.queries.discover import most_used_first
@@ -90,7 +90,8 @@ def setups_of_store(
     if store.tokenizer_digest != vocabulary.digest:
         raise ValueError(f"{folder} was built with another tokenizer; build it again")
     _check_users(keys, store.users("train"))
-    words = list(store.unknown_words("train"))
+    kept = (folder / "train.unknown").is_file()
+    words = list(store.unknown_words("train")) if kept else [{}] * store.users("train")
     return [
         DeviceSetup(
             vocabulary,

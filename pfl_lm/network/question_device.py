@@ -1,4 +1,4 @@
-"""A device that answers a question for words from its own text, round by round."""
+"""A device that answers a question from its own text, round by round."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pfl_lm.network.participant import Participant, Sending
 from pfl_lm.network.participation_rules import Task
 from pfl_lm.network.question_task import QuestionTask, round_config
 from pfl_lm.network.rpc_client import DroppedFromRound, RpcClient
-from pfl_lm.network.task_config import DeviceSetup, policy_digest
+from pfl_lm.network.task_config import DeviceSetup, DeviceText, policy_digest
 from pfl_lm.network.transport import Message
 from pfl_lm.queries.ask import broadcast_of
-from pfl_lm.queries.discover import Words
-from pfl_lm.queries.query import Query
-from pfl_lm.queries.stated import words_of
+from pfl_lm.queries.query import Answer, Query
+from pfl_lm.queries.stated import Asked, asked_of, purpose_of
+from pfl_lm.queries.two_models import TwoModels
 from pfl_lm.run.privacy import RunPrivacy
 from pfl_lm.secagg.config import RoundConfig
 from pfl_lm.secagg.errors import Refused
@@ -34,7 +34,7 @@ class QuestionDevice(Participant):
     """
 
     _content: bytes  # of the round under way
-    _words: Words
+    _asked: Asked
     _passed_over: frozenset[str]
     _query: Query
 
@@ -50,7 +50,8 @@ class QuestionDevice(Participant):
         self._session = self._question.check(setup)
         self._rounds = self._question.rounds
         seed, policy = self._question.seed, policy_digest(setup.policy)
-        self._task = Task(self._question.run, policy, seed, "words")
+        purpose = purpose_of(self._question.question)
+        self._task = Task(self._question.run, policy, seed, purpose)
         if self._insists:
             self._record.check_task(self._task)
 
@@ -66,12 +67,13 @@ class QuestionDevice(Participant):
         if self._question.digest(content) != invitation.model:
             raise DroppedFromRound("the question that came is not the one that the round is about")
         try:
-            words, passed_over = words_of(self._question.question, content)
-            query = words.query(self._session.policy.noise.min_dim)
+            size = self._setup.tokenizer.vocabulary_size
+            asked, passed_over = asked_of(self._question.question, content, size)
+            query = asked.query(self._session.policy.noise.min_dim)
         except ValueError as error:
             raise Refused(str(error)) from None
         self._content, self._query = content, query
-        self._words, self._passed_over = words, passed_over
+        self._asked, self._passed_over = asked, passed_over
         return broadcast_of(query, round)
 
     def _agree(self, broadcast: Broadcast, invited: int) -> RoundConfig:
@@ -79,7 +81,12 @@ class QuestionDevice(Participant):
         return round_config(self._session, self._query, broadcast, invited, model)
 
     def _update(self, broadcast: Broadcast) -> np.ndarray:
-        """Answer from the words of the device's own text: float32[1, d]."""
+        """Answer from the device's own text: float32[1, d]."""
+        return self._query.vectors([self._answer()])
+
+    def _answer(self) -> Answer:
+        setup = self._setup
+        if isinstance(self._asked, TwoModels):
+            return self._asked.answer(DeviceText(setup.tokens, setup.tokenizer), setup.tokenizer)
         cell_of = {label: cell for cell, label in enumerate(self._query.labels)}
-        own = self._setup.unknown_words
-        return self._query.vectors([self._words.answer(own, cell_of, self._passed_over)])
+        return self._asked.answer(setup.unknown_words, cell_of, self._passed_over)

@@ -1,8 +1,8 @@
 """One round of a question over the network, as a straight line, and what a killed server finds.
 
 The counterpart of ``rounds`` for a question: the same mailbox, store and order of durable writes.
-What devices download in place of a model is the round's content; in place of a model, the words
-that are known move on.
+What devices download in place of a model is the round's content; in place of a model, what is known
+of the question moves on.
 """
 
 from __future__ import annotations
@@ -18,9 +18,8 @@ from pfl_lm.network.rounds import end_unopened, open_sum
 from pfl_lm.network.store import OVER, Store
 from pfl_lm.network.transport import CHUNK_BYTES, Limits
 from pfl_lm.queries.ask import QuerySession, broadcast_of, check_round, sums_of
-from pfl_lm.queries.discover import Words
 from pfl_lm.queries.people import AskedPeople
-from pfl_lm.queries.stated import content_of
+from pfl_lm.queries.stated import Asked, content_of
 from pfl_lm.run.progress import ProgressListener
 from pfl_lm.run.round import Release, release
 from pfl_lm.secagg.errors import SecaggError
@@ -67,11 +66,11 @@ class QuestionServer:
     reached: Callable[[str, int], None]
 
 
-async def ask_round(server: QuestionServer, words: Words, number: int) -> Words:
+async def ask_round(server: QuestionServer, asked: Asked, number: int) -> Asked:
     """Ask the devices that come one round; return what is known after it.
 
     Guarantees:
-        Those of ``rounds.run_round``, with the words in the place of the model. Nobody is asked
+        Those of ``rounds.run_round``, with what is known in the place of the model. Nobody is asked
         where the policy, or the devices' one total, does not pay for the round.
 
     Raises:
@@ -79,13 +78,13 @@ async def ask_round(server: QuestionServer, words: Words, number: int) -> Words:
         ValueError: the policy does not pay for it, or does not cover so few coordinates.
     """
     session, store, mailbox = server.session, server.store, server.mailbox
-    query, content = words.query(session.policy.noise.min_dim), content_of(words, server.denied)
+    query, content = asked.query(session.policy.noise.min_dim), content_of(asked, server.denied)
     broadcast, privacy = broadcast_of(query, number), session.privacy(query)
     check_round(session, query, number, server.ledger)
     server.people.check(session, query, number)
     server.content.put(content)
     invited = session.users(number)
-    server.listener.say(f"round {number}: asking {len(invited):,} devices for {words.say(query)}")
+    server.listener.say(f"round {number}: asking {len(invited):,} devices for {asked.say(query)}")
     try:
         config = round_config(session, query, broadcast, len(invited), server.task.digest(content))
         store.invited(number, config.context)
@@ -100,27 +99,25 @@ async def ask_round(server: QuestionServer, words: Words, number: int) -> Words:
         released = release(privacy, opened, config, server.ledger, broadcast, keep=keep)
     except SecaggError as failure:
         end_unopened(server, privacy, broadcast, len(invited), failure)
-        return words
+        return asked
     server.reached("debited", number)
-    after = words.descend(query, sums_of(session, query, released.mean), session.deviation(query))
+    after = asked.descend(query, sums_of(session, query, released.mean), session.deviation(query))
     store.closed(number)
     server.reached("closed", number)
     mailbox.end(f"{opened.reports} answers were summed")
-    server.listener.say(
-        f"{opened.reports:,} answers were summed; {len(after.found):,} words so far"
-    )
+    server.listener.say(f"{opened.reports:,} answers were summed; {after.so_far()}")
     return after
 
 
-def recover(session: QuerySession, words: Words, ledger: Ledger, store: Store) -> tuple[Words, int]:
+def recover(session: QuerySession, asked: Asked, ledger: Ledger, store: Store) -> tuple[Asked, int]:
     """End the round in which a server was killed; return what is known, and the next round.
 
     Args:
-        words: what is known before the first round.
+        asked: what is known before the first round.
     """
     number = 0
     for row in store.rounds():
-        query = words.query(session.policy.noise.min_dim)
+        query = asked.query(session.policy.noise.min_dim)
         released = None if row.mean is None else Release(row.mean)
         if row.state not in OVER:
             broadcast, invited = broadcast_of(query, row.round), len(session.users(row.round))
@@ -128,6 +125,6 @@ def recover(session: QuerySession, words: Words, ledger: Ledger, store: Store) -
             end_round(privacy, broadcast, invited, ledger, store, row, released)
         if released is not None:
             sums = sums_of(session, query, released.mean)
-            words = words.descend(query, sums, session.deviation(query))
+            asked = asked.descend(query, sums, session.deviation(query))
         number = row.round + 1
-    return words, number
+    return asked, number

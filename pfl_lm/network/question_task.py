@@ -117,7 +117,7 @@ class QuestionTask:
             raise ValueError("policy: a question is answered under a policy; state one")
         if self.policy != policy_digest(setup.policy):
             raise ValueError("the server's privacy policy is not this device's; update the app")
-        check_plan(self.question)
+        check_plan(self.question, setup.tokenizer.vocabulary_size)
         if not setup.trial:
             self._check_strength(setup, setup.policy)
         return self.session(setup.policy)

@@ -152,7 +152,7 @@ def _next_round(
         ledger, ticks(listener),
     )  # fmt: skip
     after = words.descend(query, sums, session.deviation(query))
-    listener.say(f"{len(after.found):,} words so far")
+    listener.say(after.so_far())
     return after
 
 

@@ -13,6 +13,7 @@ from scipy import stats
 
 from pfl_lm.dp.policy import Policy
 from pfl_lm.evaluation.evaluate import ModelScorer, measure_users
+from pfl_lm.evaluation.interfaces import HeldOut
 from pfl_lm.models.file import Model
 from pfl_lm.phones.fleet import Fleet
 from pfl_lm.queries.ask import QuerySession, ask
@@ -152,7 +153,7 @@ def _deviations(question: LaunchQuestion) -> float:
 
 def differences(
     models: Sequence[Model],
-    store: PopulationStore,
+    store: HeldOut,
     tokenizer: Tokenizer,
     question: LaunchQuestion,
     users: Sequence[int],
@@ -216,7 +217,9 @@ def compare(
             free.
     """
     listener = listener or ProgressListener()
-    _check(current, candidate, store, tokenizer)
+    if store.tokenizer_digest != tokenizer.digest:
+        raise ValueError(f"{store.folder} was built with another tokenizer; build it again")
+    check_models(current, candidate, tokenizer)
     folder = QuestionFolder(Path(path), RESULT_FILE)
     users = store.users(question.split)
     session = QuerySession.of(
@@ -227,7 +230,7 @@ def compare(
     deviation = session.deviation(query)
     rule = plan(question, session.cohort, deviation)
     listener.say(rule)
-    digests = [digest_of(_fingerprint(model)) for model in (current, candidate)]
+    digests = [digest_of(fingerprint(model)) for model in (current, candidate)]
     asked = {
         **asdict(question), "rule": rule, "entries": query.entries, "norm": query.norm,
         "current": digests[0], "candidate": digests[1],
@@ -248,7 +251,7 @@ def compare(
             )  # fmt: skip
             found = estimates(sums, deviation)
             decision = decide(question, found, deviation)
-            write_json(folder.result_path, _result(decision, found))
+            write_json(folder.result_path, result_of(decision, found))
             folder.finish(ledger, people)
     return decision, found
 
@@ -263,10 +266,8 @@ def scoring(models: Sequence[Model], question: LaunchQuestion) -> Work:
     return Work(4 * parameters, flops, 4 * parameters)
 
 
-def _check(current: Model, candidate: Model, store: PopulationStore, tokenizer: Tokenizer) -> None:
-    """Refuse parts that do not fit together."""
-    if store.tokenizer_digest != tokenizer.digest:
-        raise ValueError(f"{store.folder} was built with another tokenizer; build it again")
+def check_models(current: Model, candidate: Model, tokenizer: Tokenizer) -> None:
+    """Refuse models of another vocabulary; raises ValueError."""
     for name, model in (("the current model", current), ("the candidate", candidate)):
         if model.origin.get("tokenizer_digest") != tokenizer.digest:
             raise ValueError(
@@ -274,7 +275,7 @@ def _check(current: Model, candidate: Model, store: PopulationStore, tokenizer: 
             )
 
 
-def _fingerprint(model: Model) -> dict[str, str]:
+def fingerprint(model: Model) -> dict[str, str]:
     """Return a digest of each parameter, so that a resumed comparison has the same models."""
     return {
         name: hashlib.sha256(value.contiguous().numpy().tobytes()).hexdigest()
@@ -282,7 +283,8 @@ def _fingerprint(model: Model) -> dict[str, str]:
     }
 
 
-def _result(decision: Decision, found: Mapping[str, Estimate] | None) -> dict[str, Any]:
+def result_of(decision: Decision, found: Mapping[str, Estimate] | None) -> dict[str, Any]:
+    """Return verdict and estimates, for the file of the result."""
     measures = {
         name: {**asdict(estimate), "interval_95": list(estimate.interval(0.95))}
         for name, estimate in (found or {}).items()

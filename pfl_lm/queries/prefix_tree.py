@@ -123,6 +123,10 @@ class Tree:
             f"(round {self.round + 1} of {self.plan.rounds})"
         )
 
+    def so_far(self) -> str:
+        """Say what is known."""
+        return f"{len(self.found):,} words so far"
+
     def answer(self, own: OwnWords, cell_of: Mapping[str, int], denied: Collection[str]) -> Answer:
         """Return a device's vote: the next letters of its most used words that are alive.
 

@@ -1,7 +1,9 @@
-"""What devices are told of a question for words: a plan for all rounds, and each round's cells.
+"""What devices are told of a question: a plan for all rounds, and each round's content.
 
-    plan      once    kind, entries, and how the tree is walked; a device holds it against its rules
-    content   a round the words of the list, or the beginnings that are asked further; it is JSON
+    plan      once    kind, entries, how the tree is walked, or the models' specs; a device holds it
+                      against its rules
+    content   a round the words of the list, or the beginnings that are asked further, as JSON; or
+                      the models' parameters
 
 A device makes the round's query of both by itself, so a digest of the query binds everything that
 it answers.
@@ -16,6 +18,7 @@ from typing import Any
 
 from pfl_lm.queries.discover import Words
 from pfl_lm.queries.prefix_tree import Tree, TreePlan
+from pfl_lm.queries.two_models import COMPARED, TwoModels, two_models, with_parameters
 from pfl_lm.queries.word_list import WordList
 from pfl_lm.recipes import from_plain
 from pfl_lm.validate import within
@@ -26,8 +29,13 @@ MOST_ENTRIES, MOST_CELLS, MOST_LETTERS = 1000, 1 << 22, 160
 _SOURCE = "the server's question"
 
 
-def plan_of(words: Words) -> dict[str, Any]:
+Asked = Words | TwoModels  # what is known of a question, before a round
+
+
+def plan_of(words: Asked) -> dict[str, Any]:
     """Return what devices are told before the first round, as plain values."""
+    if isinstance(words, TwoModels):
+        return words.plan()
     if isinstance(words, Tree):
         return {"kind": OPEN, **asdict(words.plan), "letters": list(words.plan.letters)}
     return {
@@ -37,8 +45,10 @@ def plan_of(words: Words) -> dict[str, Any]:
     }
 
 
-def content_of(words: Words, denied: Collection[str]) -> bytes:
-    """Return what devices are told of the next round: JSON in UTF-8."""
+def content_of(words: Asked, denied: Collection[str]) -> bytes:
+    """Return what devices are told of the next round: JSON in UTF-8, or parameters."""
+    if isinstance(words, TwoModels):
+        return words.content()
     content: dict[str, Any]
     if isinstance(words, Tree):
         passed_over = sorted({*words.found, *denied})
@@ -52,13 +62,37 @@ def content_of(words: Words, denied: Collection[str]) -> bytes:
     return json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
 
 
-def check_plan(plan: Mapping[str, Any]) -> None:
+def check_plan(plan: Mapping[str, Any], vocabulary: int) -> None:
     """Refuse a plan that no honest server states, before any round.
+
+    Args:
+        vocabulary: words of the device's own vocabulary.
 
     Raises:
         ValueError: naming the field.
     """
-    plan_with(plan, ("",))
+    if plan.get("kind") == COMPARED:
+        two_models(plan, vocabulary)
+    else:
+        plan_with(plan, ("",))
+
+
+def purpose_of(plan: Mapping[str, Any]) -> str:
+    """Return what a ledger and a participation record call such a question."""
+    return "comparison" if plan.get("kind") == COMPARED else "words"
+
+
+def asked_of(
+    plan: Mapping[str, Any], content: bytes, vocabulary: int
+) -> tuple[Asked, frozenset[str]]:
+    """Read what a round asks for, and which words are passed over.
+
+    Raises:
+        ValueError: the content is none of this plan, or asks for more than a device answers.
+    """
+    if plan.get("kind") == COMPARED:
+        return with_parameters(two_models(plan, vocabulary), content), frozenset()
+    return words_of(plan, content)
 
 
 def plan_with(plan: Mapping[str, Any], words: tuple[str, ...]) -> Words:

@@ -122,6 +122,10 @@ class WordList:
         """Say what the round asks for."""
         return f"{len(query.labels):,} words of a public list"
 
+    def so_far(self) -> str:
+        """Say what is known."""
+        return f"{len(self.found):,} words so far"
+
     def answer(self, own: OwnWords, cell_of: Mapping[str, int], denied: Collection[str]) -> Answer:
         """Return what a device says; no denied word is in the list."""
         return answer(own, cell_of, self.entries)

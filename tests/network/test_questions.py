@@ -9,6 +9,7 @@ import signal
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("grpc_tools", reason="needs gRPC: pip install pfl-lm[network]")
@@ -19,9 +20,11 @@ from pfl_lm.audit.question.ledger import audit_question_ledger
 from pfl_lm.dp.ledger import verify
 from pfl_lm.dp.policy import Noise
 from pfl_lm.dp.population_ledger import BudgetSpent, PopulationLedger
+from pfl_lm.models.file import Model
+from pfl_lm.models.models import ModelSpec, initialise
 from pfl_lm.network.device import participant
 from pfl_lm.network.participation_record import ParticipationRecord
-from pfl_lm.network.question_server import serve_words
+from pfl_lm.network.question_server import serve_comparison, serve_words
 from pfl_lm.network.question_task import QuestionTask, round_config
 from pfl_lm.network.store import Store
 from pfl_lm.network.task_config import DeviceSetup, policy_digest, stated
@@ -29,9 +32,11 @@ from pfl_lm.network.transport import Limits, messages
 from pfl_lm.queries.ask import QuerySession, broadcast_of
 from pfl_lm.queries.discover import WordsQuestion, find_words, first_question
 from pfl_lm.queries.found import open_discovered
+from pfl_lm.queries.launch import LaunchQuestion, differences
 from pfl_lm.queries.stated import content_of, plan_of, words_of
+from pfl_lm.queries.two_models import TwoModels
 from pfl_lm.run.progress import ProgressListener
-from pfl_lm.text.synthetic.population import synthetic_tokenizer
+from pfl_lm.text.synthetic.population import SyntheticPopulation, synthetic_tokenizer
 from tests.network.conftest import PATIENT, Trial, free_port
 from tests.network.test_recovery import PRELOADED, Killing
 from tests.network.test_rounds import Died
@@ -329,3 +334,75 @@ def test_one_device_is_asked_for_other_words(honest, caplog):
     told._content = other
     assert participant(told, run.key(0), run.setup(0)).run() == 0
     assert "the question that came is not the one that the round is about" in caplog.text
+
+
+@pytest.fixture
+def comparing(keys_of, tmp_path, listed):
+    """Two models, six devices with text, and the question which is better."""
+    tokenizer = synthetic_tokenizer(300)
+    spec = ModelSpec("cifg_lstm", 300, 8, hidden_dim=8)
+    origin = {"kind": "public", "text": "none", "tokenizer_digest": tokenizer.digest}
+    guesses, unigram = (
+        Model(spec, initialise(spec, 1, known), origin) for known in (None, tokenizer.unigram)
+    )
+    question = LaunchQuestion(tokens_per_user=40, window=8)
+    policy = policy_of(epsilon=600.0, delta=0.1, users=DEVICES)
+    run = Comparing(tmp_path / "asked", keys_of(DEVICES), question, policy, is_trial=False)
+    run.models = guesses, unigram
+    return run
+
+
+class Comparing(Asking):
+    """Devices score two models on invented users' text."""
+
+    def setup(self, number: int) -> DeviceSetup:
+        people = SyntheticPopulation({"train": DEVICES}, 300, 60, 1)
+        return replace(super().setup(number), tokens=people.tokens("train", number))
+
+    def serve(self, resume: bool = False, **changes):
+        parts = self.question, *self.models, self.tokenizer, self.policy, self.folder
+        return serve_comparison(*parts, self.serving(**changes), ProgressListener(), resume)
+
+
+def test_devices_compare_two_models(comparing):
+    """Each scores both on its own text: the sums are those of the simulation, but for rounding."""
+    run = comparing
+    run.question = replace(run.question, split="train")
+    run.start_devices()
+    decision, found = run.serve()
+    run.join()
+    people = SyntheticPopulation({"train": DEVICES}, 300, 60, 1)
+    gains = differences(run.models, people, run.tokenizer, run.question, range(DEVICES))
+    mean = np.mean([np.clip(gain["log-loss"], -0.5, 0.5) for gain in gains.values()])
+    assert found["log-loss"].value == pytest.approx(mean, abs=5 * found["log-loss"].error)
+    assert json.loads((run.folder / "comparison.json").read_text())["verdict"] == decision.verdict
+    (spent,) = run.setup(0).record.participations()
+    assert spent.purpose == "comparison"
+    part = audit_question_ledger(QuestionArtifacts.open(run.folder), run.ledgers)
+    assert not [f for f in part.findings if isinstance(f, Finding) and f.holds is False]
+
+
+MODELS = {
+    "one model": (lambda plan: plan["models"].pop(), "models"),
+    "an absurd model": (lambda plan: plan["models"][0].update(layers=5000), "layers = 5000"),
+    "another vocabulary": (
+        lambda plan: plan["models"][1].update(vocabulary_size=24),
+        "vocabulary_size = 24",
+    ),
+    "text without end": (lambda plan: plan.update(tokens_per_user=10**9), "tokens_per_user"),
+    "no window": (lambda plan: plan.update(window="all"), "window"),
+}
+
+
+@pytest.mark.parametrize(("lie", "message"), MODELS.values(), ids=MODELS)
+def test_what_a_comparison_must_not_state(comparing, honest, caplog, lie, message):
+    task, _, _ = honest
+    start = TwoModels(comparing.models, 40, 8)
+    digest = policy_digest(comparing.policy)
+    task, plan = replace(task, question=start.plan(), policy=digest), start.plan()
+    lie(plan)
+    with pytest.raises(ValueError, match=message):
+        participant(Told(replace(task, question=plan)), comparing.key(0), comparing.setup(0))
+    cut = Told(task, start.content()[:-4])
+    assert participant(cut, comparing.key(0), comparing.setup(0)).run() == 0
+    assert "bytes came, the models have" in caplog.text
