@@ -101,10 +101,11 @@ def listed(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def closed(listed) -> WordsQuestion:
-    return WordsQuestion(entries=2, candidates_from=listed)
+    return WordsQuestion(entries=2, candidates_from=listed, false_positives=RARELY)
 
 
-OPEN = WordsQuestion(domain="open", entries=2, cells=60_000)
+RARELY = 1e-7  # of a false word: a test must not fail by chance
+OPEN = WordsQuestion(domain="open", entries=2, cells=60_000, false_positives=RARELY)
 
 
 @pytest.fixture
