@@ -128,17 +128,24 @@ class QuestionTask:
             raise ValueError("the server runs a trial, which protects nobody")
         if setup.record is None:
             raise ValueError("record: outside a trial a device keeps a participation record")
-        requirements.check_run(policy, self._terms(policy), self.enrolled)
+        self.check_run(policy)
         requirements.check_rule(policy, self.session(policy).rule)
 
-    def _terms(self, policy: Policy) -> Terms:
-        corrupt = requirements.least_corrupt(policy)
-        adversary = policy.devices.adversary
-        return Terms(self.cohort, self.rounds, self.reproducible, adversary, corrupt)
-
     def check_run(self, policy: Policy) -> None:
-        """Refuse, on the server's side, a question that devices of full strength would refuse."""
-        requirements.check_run(policy, self._terms(policy), self.enrolled)
+        """Refuse a question that promises less than a policy; server and devices do."""
+        stated = replace(
+            terms(policy),
+            cohort=self.cohort,
+            rounds=self.rounds,
+            reproducible=self.reproducible,
+        )
+        requirements.check_run(policy, stated, self.enrolled)
+
+
+def terms(policy: Policy) -> Terms:
+    """Return what a policy says of a question; whom a round withstands is stated nowhere else."""
+    corrupt, adversary = requirements.least_corrupt(policy), policy.devices.adversary
+    return Terms(policy.report_goal, policy.rounds, False, adversary, corrupt)
 
 
 def session_for(policy: Policy, enrolled: int, cohort: int | None, trial: bool) -> QuerySession:
@@ -153,6 +160,7 @@ def session_for(policy: Policy, enrolled: int, cohort: int | None, trial: bool) 
     """
     if trial:
         return QuerySession.of(policy, enrolled, cohort, "protocol")
+    requirements.check_run(policy, terms(policy), enrolled)
     return QuerySession(policy, enrolled, policy.report_goal, 0, "protocol")
 
 
