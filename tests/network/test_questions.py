@@ -6,11 +6,14 @@ import json
 import math
 import multiprocessing
 import signal
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 pytest.importorskip("grpc_tools", reason="needs gRPC: pip install pfl-lm[network]")
 
@@ -38,6 +41,7 @@ from pfl_lm.queries.two_models import TwoModels
 from pfl_lm.run.progress import ProgressListener
 from pfl_lm.text.synthetic.population import SyntheticPopulation, synthetic_tokenizer
 from tests.network.conftest import PATIENT, Trial, free_port
+from tests.network.test_full_strength import WEIRD, paths
 from tests.network.test_recovery import PRELOADED, Killing
 from tests.network.test_rounds import Died
 from tests.queries.conftest import NoLedger, policy_of
@@ -283,6 +287,23 @@ def test_what_a_plan_must_not_say(honest, lie, message):
     doctored = replace(task, question={**task.question, **lie})
     with pytest.raises(ValueError, match=message):
         participant(Told(doctored), run.key(0), run.setup(0))
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_no_value_of_any_field_makes_a_device_answer(honest, data):
+    """It is refused in one line, or the round that it names is."""
+    task, run, content = honest
+    stated = json.loads(task.text())
+    *above, last = data.draw(st.sampled_from(paths(stated)))
+    place = stated
+    for name in above:
+        place = place[name]
+    place[last] = data.draw(st.sampled_from(WEIRD))
+    told = Told(task, content)
+    told.task_config = lambda: json.dumps(stated)
+    with suppress(ValueError):
+        assert participant(told, run.key(0), run.setup(0)).run() == 0
 
 
 def test_a_policy_without_noise_answers_nothing(honest):
