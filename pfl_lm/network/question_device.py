@@ -13,7 +13,7 @@ from pfl_lm.network.task_config import DeviceSetup, DeviceText, policy_digest
 from pfl_lm.network.transport import Message
 from pfl_lm.queries.ask import broadcast_of
 from pfl_lm.queries.query import Answer, Query
-from pfl_lm.queries.stated import Asked, asked_of, purpose_of
+from pfl_lm.queries.stated import Asked, asked_of, most_bytes, purpose_of
 from pfl_lm.queries.two_models import TwoModels
 from pfl_lm.run.privacy import RunPrivacy
 from pfl_lm.secagg.config import RoundConfig
@@ -60,14 +60,16 @@ class QuestionDevice(Participant):
         return self._session.privacy(self._query)
 
     def _receive(self, round: int, invitation: Message) -> Broadcast:
-        """Download what the round asks for, and answer it."""
+        """Download what the round asks for; it must be what the invitation is about."""
         if invitation.clip_norm:
             raise Refused(f"the server states clip_norm = {invitation.clip_norm:g}; it is 1")
         content = self._client.model(-1, round)
+        size = self._setup.tokenizer.vocabulary_size
+        if len(content) > (most := most_bytes(self._question.question, size)):
+            raise Refused(f"{len(content):,} bytes came, a round of this question has {most:,}")
         if self._question.digest(content) != invitation.model:
             raise DroppedFromRound("the question that came is not the one that the round is about")
         try:
-            size = self._setup.tokenizer.vocabulary_size
             asked, passed_over = asked_of(self._question.question, content, size)
             query = asked.query(self._session.policy.noise.min_dim)
         except ValueError as error:

@@ -18,7 +18,13 @@ from typing import Any
 
 from pfl_lm.queries.discover import Words
 from pfl_lm.queries.prefix_tree import Tree, TreePlan
-from pfl_lm.queries.two_models import COMPARED, TwoModels, two_models, with_parameters
+from pfl_lm.queries.two_models import (
+    COMPARED,
+    TwoModels,
+    content_bytes,
+    two_models,
+    with_parameters,
+)
 from pfl_lm.queries.word_list import WordList
 from pfl_lm.recipes import from_plain
 from pfl_lm.validate import within
@@ -26,6 +32,7 @@ from pfl_lm.validate import within
 LISTED, OPEN = "words of a list", "words in no list"
 # What a device answers at most; `pfl-lm words` asks for no more.
 MOST_ENTRIES, MOST_CELLS, MOST_LETTERS = 1000, 1 << 22, 160
+_MOST_CONTENT = 64 * MOST_CELLS  # bytes
 _SOURCE = "the server's question"
 
 
@@ -80,6 +87,13 @@ def check_plan(plan: Mapping[str, Any], vocabulary: int) -> None:
 def purpose_of(plan: Mapping[str, Any]) -> str:
     """Return what a ledger and a participation record call such a question."""
     return "comparison" if plan.get("kind") == COMPARED else "words"
+
+
+def most_bytes(plan: Mapping[str, Any], vocabulary: int) -> int:
+    """Return the bytes of a round's content, at most: a device reads no more."""
+    if plan.get("kind") == COMPARED:
+        return content_bytes(two_models(plan, vocabulary))
+    return _MOST_CONTENT
 
 
 def asked_of(

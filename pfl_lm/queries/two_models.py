@@ -128,17 +128,21 @@ def _without_parameters(plain: Any, vocabulary: int) -> Model:
     return Model(spec, {}, {"kind": "received"})
 
 
+def content_bytes(plan: TwoModels) -> int:
+    """Return the bytes of both models' parameters."""
+    return 4 * sum(sum(_sizes(model.spec)) for model in plan.models)
+
+
 def with_parameters(plan: TwoModels, content: bytes) -> TwoModels:
     """Fill in the parameters that a device downloaded.
 
     Raises:
         ValueError: not as many values as the models have.
     """
-    sizes = [sum(_sizes(model.spec)) for model in plan.models]
-    if len(content) != 4 * sum(sizes):
-        raise ValueError(f"{len(content):,} bytes came, the models have {4 * sum(sizes):,}")
+    if len(content) != (expected := content_bytes(plan)):
+        raise ValueError(f"{len(content):,} bytes came, the models have {expected:,}")
     values = np.frombuffer(content, dtype="<f4").astype(np.float32)
-    parts = np.split(values, [sizes[0]])
+    parts = np.split(values, [sum(_sizes(plan.models[0].spec))])
     current, candidate = (
         replace(model, parameters=_cut(model.spec, part))
         for model, part in zip(plan.models, parts, strict=True)
