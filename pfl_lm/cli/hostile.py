@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pfl_lm.cli.serving import quieten
+
 if TYPE_CHECKING:
-    from pfl_lm.network.hostile.watch import Outcome, Patience
-    from pfl_lm.network.identity import ServerKeys
+    from pfl_lm.network.hostile.watch import Outcome
     from pfl_lm.run.scenario import Scenario
 
 OUTCOMES = "hostile.json"
@@ -56,23 +57,31 @@ def attack(
     cases: str,
     command: str | None,
     scenario: Scenario,
-    keys: ServerKeys,
+    keys: Path,
     address: str,
-    patience: Patience,
+    seconds: tuple[float, float, float],
     trial: bool,
     output: Path,
 ) -> None:
-    """Play cases, print how each ended, and end with status 1 if the device was cheated."""
+    """Play cases, print how each ended, and end with status 1 if the device was cheated.
+
+    Args:
+        seconds: to train, for a phase, and a third that no case needs; see ``serving_of``.
+    """
+    quieten()
     from rich.console import Console
 
     from pfl_lm.network.hostile.cases import chosen
     from pfl_lm.network.hostile.run import Command, play_all, prepare, write_outcomes
+    from pfl_lm.network.hostile.watch import Patience
+    from pfl_lm.network.identity import ServerKeys
 
     wanted = chosen(cases)
     if (output / OUTCOMES).exists():
         raise ValueError(f"{output / OUTCOMES} exists already; choose another folder")
     start = Command(command, output) if command else None
-    prepared = prepare(scenario, keys, address, patience, trial, start)
+    patience = Patience(*seconds[:2])
+    prepared = prepare(scenario, ServerKeys(keys), address, patience, trial, start)
     output.mkdir(parents=True, exist_ok=True)
     screen = Console(stderr=True)
     outcomes: list[Outcome] = []

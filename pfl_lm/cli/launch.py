@@ -10,7 +10,16 @@ import typer
 
 from pfl_lm.cli.bounds import number
 from pfl_lm.cli.outputs import Ledgers, destination
-from pfl_lm.cli.words import Lines, Summing
+from pfl_lm.cli.serving import (
+    GraceSeconds,
+    Listen,
+    PhaseSeconds,
+    Present,
+    Revoked,
+    TrainingSeconds,
+    serving_of,
+)
+from pfl_lm.cli.words import FleetPath, Lines, Summing
 
 if TYPE_CHECKING:
     from pfl_lm.queries.comparison import Estimate
@@ -30,10 +39,19 @@ class Split(StrEnum):
 def launch(
     candidate: Annotated[Path, typer.Argument(help="The new model's file.")],
     against: Annotated[Path, typer.Option(help="The current model's file, or the public start.")],
-    population: Annotated[Path, typer.Option(help="Whose phones compare them.")],
     tokenizer: Annotated[Path, typer.Option(help="The vocabulary of both models.")],
     policy: Annotated[Path, typer.Option(help="A policy, or the name of a shipped one: launch.")],
     output: Annotated[Path, destination("Folder to write.")],
+    population: Annotated[
+        Path | None, typer.Option(help="Whose phones compare them, in a simulation.")
+    ] = None,
+    keys: Annotated[
+        Path | None,
+        typer.Option(
+            help="Ask devices that call over the network, in place of a population: the folder "
+            "that `pfl-lm enrol` wrote."
+        ),
+    ] = None,
     split: Annotated[
         Split, typer.Option(help="Users of this split are asked; they should not have trained.")
     ] = Split.test,
@@ -60,6 +78,7 @@ def launch(
         Summing, typer.Option(help="Sum by the ideal functionality, or by the protocol (slow).")
     ] = Summing.ideal,
     dropout: Annotated[float, number(0, 0.99, "Share of the users asked who fall silent.")] = 0.0,
+    fleet: FleetPath = None,
     seed: Annotated[
         int | None, typer.Option(help="Make the outcome repeatable, for tests [secret noise].")
     ] = None,
@@ -67,6 +86,19 @@ def launch(
         bool, typer.Option(help="Go on with a comparison that was interrupted.")
     ] = False,
     ledgers: Ledgers = None,
+    listen: Listen = "127.0.0.1:8443",
+    present: Present = None,
+    training_seconds: TrainingSeconds = 120.0,
+    phase_seconds: PhaseSeconds = 30.0,
+    grace_seconds: GraceSeconds = 10.0,
+    revoked: Revoked = None,
+    trial: Annotated[
+        bool,
+        typer.Option(
+            help="With --keys: ask fewer devices than the policy's. Only trial devices answer, and "
+            "nobody's budget is spent."
+        ),
+    ] = False,
 ) -> None:
     """Let phones compare a new model with the current one, and say whether to launch it.
 
@@ -78,24 +110,43 @@ def launch(
     Questions and training share one budget: the comparison is debited to the ledger of the split's
     users too, and is not asked where it would exceed what is left of their total (`pfl-lm privacy
     population`). With --seed it protects nobody and stands alone.
+
+    With --keys in place of --population the devices are those of `pfl-lm device run`, which compare
+    the question with their own policy and answer from their own text (`--listen` and what follows).
     """
     from pfl_lm.dp.policy import Policy
     from pfl_lm.models.file import load_model
+    from pfl_lm.phones.fleet import Fleet
     from pfl_lm.queries.launch import LaunchQuestion, compare
     from pfl_lm.recipes import load
     from pfl_lm.text.population import PopulationStore
     from pfl_lm.text.tokenizer import Tokenizer
 
+    if (population is None) == (keys is None):
+        raise ValueError("state --population, or --keys to ask devices that call: one of them")
+    if keys is not None and (fleet is not None or dropout or (seed is not None and not trial)):
+        raise ValueError("--keys: leave out --fleet and --dropout, and --seed without --trial")
     question = LaunchQuestion(
         split.value, alpha, gain, power, spread, tokens_per_user, window, cohort,
         "protocol" if secure_aggregation is Summing.protocol else "ideal",
-        dropout, seed,
+        dropout, seed, None if fleet is None else load(Fleet, fleet),
     )  # fmt: skip
-    decision, found = compare(
-        question, load_model(against), load_model(candidate), PopulationStore.open(population),
-        Tokenizer.open(tokenizer), load(Policy, policy), output, Lines(), resume,
-        ledgers,
-    )  # fmt: skip
+    models = load_model(against), load_model(candidate)
+    vocabulary, rules = Tokenizer.open(tokenizer), load(Policy, policy)
+    if keys is not None:
+        from pfl_lm.network.question_server import serve_comparison
+
+        seconds = training_seconds, phase_seconds, grace_seconds
+        serving = serving_of(keys, listen, present, seconds, revoked, trial, ledgers)
+        decision, found = serve_comparison(
+            question, *models, vocabulary, rules, output, serving, Lines(), resume
+        )
+    else:
+        assert population is not None
+        store = PopulationStore.open(population)
+        decision, found = compare(
+            question, *models, store, vocabulary, rules, output, Lines(), resume, ledgers
+        )
     _show(decision, found, output)
     raise typer.Exit(STATUS[decision.verdict])
 

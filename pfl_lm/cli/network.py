@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import threading
@@ -12,15 +11,26 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pfl_lm.cli.bounds import number
+from pfl_lm.cli.device_setups import own_setup, played_setups, setups_of_store
 from pfl_lm.cli.hostile import Device, Hostile, attack
 from pfl_lm.cli.recipes import ScenarioPath, Settings, read
+from pfl_lm.cli.serving import (
+    GraceSeconds,
+    Keys,
+    Listen,
+    PhaseSeconds,
+    Present,
+    Revoked,
+    ServedLedgers,
+    TrainingSeconds,
+    log_to_terminal,
+    serving_of,
+)
 
 if TYPE_CHECKING:
     from pfl_lm.network.certificates import ServerCertificate
     from pfl_lm.network.identity import DeviceKey
     from pfl_lm.network.task_config import DeviceSetup
-
-DAY = 86_400.0  # seconds: what waits longer is no round
 
 
 def enrol(
@@ -52,26 +62,13 @@ def enrol(
 def serve(
     recipe: ScenarioPath,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the run.")],
-    keys: Annotated[Path, typer.Option(help="Folder that `pfl-lm enrol` wrote.")],
-    listen: Annotated[str, typer.Option(help="host:port to listen on.")] = "127.0.0.1:8443",
-    present: Annotated[
-        int | None,
-        number(1, 10**7, "Devices that must be there before a round is opened (a cohort)."),
-    ] = None,
-    training_seconds: Annotated[
-        float,
-        number(0.1, DAY, "Time to train, from the invitation to a device's first message."),
-    ] = 120.0,
-    phase_seconds: Annotated[float, number(0.1, DAY, "Time for each later message.")] = 30.0,
-    grace_seconds: Annotated[float, number(0.1, DAY, "Time for the last tenth of them.")] = 10.0,
-    revoked: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Revoked identity keys, one a line as in server/enrolled.txt; their devices are "
-            "left out. State it again with --resume.",
-        ),
-    ] = None,
+    keys: Keys,
+    listen: Listen = "127.0.0.1:8443",
+    present: Present = None,
+    training_seconds: TrainingSeconds = 120.0,
+    phase_seconds: PhaseSeconds = 30.0,
+    grace_seconds: GraceSeconds = 10.0,
+    revoked: Revoked = None,
     trial: Annotated[
         bool,
         typer.Option(
@@ -79,10 +76,7 @@ def serve(
             "weaker secure aggregation, seeded noise, or no policy. Only trial devices take part."
         ),
     ] = False,
-    ledgers: Annotated[
-        Path | None,
-        typer.Option(help="Folder of the populations' ledgers [KEYS/server/ledgers]."),
-    ] = None,
+    ledgers: ServedLedgers = None,
     resume: Annotated[bool, typer.Option(help="Go on after a stop or a crash.")] = False,
     overwrite: Annotated[
         bool, typer.Option(help="Delete an earlier run in that folder first.")
@@ -115,39 +109,23 @@ def serve(
     each round, which the server plays itself. --phase-seconds is how long it waits for a device
     that says nothing.
     """
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # a line for each bad byte of a stranger
-    from pfl_lm.cli.progress import RunLines, summarise
-    from pfl_lm.native.tuning import tune
-    from pfl_lm.network.exclusions import read_revoked
-    from pfl_lm.network.identity import ServerKeys
-    from pfl_lm.network.server import Serving
-    from pfl_lm.network.server import serve as run
-    from pfl_lm.network.transport import Limits
-    from pfl_lm.report.page import write_report
     from pfl_lm.run.scenario import Scenario
 
     if resume and overwrite:
         raise ValueError("--resume goes on with a run and --overwrite deletes it: choose one")
-    limits = Limits(
-        phase_seconds=phase_seconds,
-        training_seconds=training_seconds,
-        grace_seconds=grace_seconds,
-    )
-    tune(1)
-    logging.getLogger("grpc").setLevel(logging.CRITICAL)
     if device is not None and hostile is None:
         raise ValueError("--device belongs to --hostile: an honest server starts no device")
+    scenario = read(Scenario, recipe, settings)
+    seconds = training_seconds, phase_seconds, grace_seconds
     if hostile is not None:
-        from pfl_lm.network.hostile.watch import Patience
-
-        patience = Patience(training_seconds, phase_seconds)
-        scenario = read(Scenario, recipe, settings)
-        attack(hostile, device, scenario, ServerKeys(keys), listen, patience, trial, output)
+        attack(hostile, device, scenario, keys, listen, seconds, trial, output)
         return
-    _log_to_terminal()
-    out = read_revoked(revoked) if revoked else frozenset()
-    serving = Serving(ServerKeys(keys), listen, limits, present, trial, ledgers, revoked=out)
-    folder = run(read(Scenario, recipe, settings), output, serving, RunLines(), resume, overwrite)
+    serving = serving_of(keys, listen, present, seconds, revoked, trial, ledgers)
+    from pfl_lm.cli.progress import RunLines, summarise
+    from pfl_lm.network.server import serve as run
+    from pfl_lm.report.page import write_report
+
+    folder = run(scenario, output, serving, RunLines(), resume, overwrite)
     summarise(folder, write_report(folder.path))
 
 
@@ -175,16 +153,26 @@ def device(
             help="Vouch that this user never took part before: a new record then need not wait."
         ),
     ] = False,
+    total: Annotated[
+        float | None,
+        number(
+            1e-6, 1e6, "ε of all runs and questions together; stated once [one run or question]."
+        ),
+    ] = None,
+    delta: Annotated[
+        float | None, number(1e-30, 0.5, "The δ at which --total is compared.")
+    ] = None,
     trial: Annotated[
         Path | None,
         typer.Option(
             metavar="SCENARIO",
             help="Play the user of the key's number in this scenario's population, and accept "
-            "rounds that protect nobody.",
+            "rounds that protect nobody. For a question name a population's folder, with "
+            "--tokenizer and --policy.",
         ),
     ] = None,
 ) -> None:
-    """Take part in training as a device, until the run is over.
+    """Take part in training, or answer a question, as a device, until the run is over.
 
     With --text, --tokenizer and --policy it trains on that text at full strength: it compares the
     policy's every number with what the server states (population, min_separation, rounds, report
@@ -192,6 +180,12 @@ def device(
     It writes each round into its record before it reports, and refuses rounds inside the policy's
     min_separation, beyond its ε, and of another run, seed or policy. A phone whose record is new
     waits for the policy's devices.trust_days: it may have taken part before a reinstall.
+
+    With --total the record is about several runs and questions: the device takes part in each as
+    its policy allows, and in all of them together as long as their ε stays within the total.
+
+    A question (`pfl-lm words serve`) is answered in the same way, under the policy that --policy
+    names: with the words of the text that the vocabulary lacks.
 
     With --trial it plays an invented user, for experiments: nobody is protected.
     """
@@ -203,19 +197,23 @@ def device(
     if not re.fullmatch(r"[^/\s]+:[0-9]{1,5}", server):
         raise ValueError(f"--server {server}: expected host:port, such as fl.example.org:8443")
     tune(1)
-    _log_to_terminal()
+    log_to_terminal()
     keys = [DeviceKey.read(path) for path in key]
     for one in keys:
         one.check_dates()
-    if trial is not None and (record is not None or first_install):
-        raise ValueError("--trial keeps no record: leave out --record and --first-install")
+    if trial is not None and (record is not None or first_install or total is not None):
+        raise ValueError("--trial keeps no record: leave out --record, --first-install, --total")
+    if (delta is None) != (total is None):
+        raise ValueError("--total and --delta belong together: state both")
     if trial is None and len(keys) > 1:
         raise ValueError("one text is one device's: name one KEY, or play several with --trial")
-    if trial is not None:
-        setups = _played_setups(trial, keys)
+    if trial is not None and trial.is_dir():
+        setups = setups_of_store(trial, tokenizer, policy, keys)
+    elif trial is not None:
+        setups = played_setups(trial, keys)
     else:
         kept = record or key[0].with_suffix(".record")
-        setups = [_own_setup(text, tokenizer, policy, kept, first_install)]
+        setups = [own_setup(text, tokenizer, policy, kept, first_install, total, delta)]
     certificate = ServerCertificate.read(ca)
     certificate.check_dates()
     typer.echo(f"calling {server}", err=True)
@@ -241,77 +239,14 @@ def _run_device(
     setup: DeviceSetup,
     failed: list[Exception],
 ) -> None:
-    from pfl_lm.network.device import Device
+    from pfl_lm.network.device import participant
     from pfl_lm.network.rpc_client import RpcClient
     from pfl_lm.network.transport import channel_to
 
     try:
         with channel_to(server, certificate.path) as channel:
-            rounds = Device(RpcClient(channel, key, certificate.digest), key, setup).run()
+            client = RpcClient(channel, key, certificate.digest)
+            rounds = participant(client, key, setup).run()
         typer.echo(f"device {key.number} took part in {rounds} rounds")
     except (ValueError, OSError) as error:
         failed.append(error)
-
-
-def _own_setup(
-    text: Path | None,
-    tokenizer: Path | None,
-    policy: Path | None,
-    record: Path,
-    first_install: bool,
-) -> DeviceSetup:
-    from pfl_lm.dp.policy import Policy
-    from pfl_lm.network.participation_record import ParticipationRecord
-    from pfl_lm.network.task_config import DeviceSetup, own_tokens
-    from pfl_lm.recipes import load
-    from pfl_lm.text.tokenizer import Tokenizer
-
-    if text is None or tokenizer is None or policy is None:
-        raise ValueError("state --text, --tokenizer and --policy, or --trial SCENARIO")
-    try:
-        written = text.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{text} is no UTF-8 text ({error}); convert it") from error
-    vocabulary = Tokenizer.open(tokenizer)
-    tokens = own_tokens(written, vocabulary)
-    rules = load(Policy, policy)
-    return DeviceSetup(vocabulary, rules, tokens, ParticipationRecord(record, first_install))
-
-
-def _played_setups(scenario: Path, keys: list[DeviceKey]) -> list[DeviceSetup]:
-    from pfl_lm.network.task_config import DeviceSetup
-    from pfl_lm.recipes import load
-    from pfl_lm.run.scenario import Scenario
-    from pfl_lm.run.setup import open_run
-
-    context = open_run(load(Scenario, scenario))
-    users = context.population.users("train")
-    if beyond := [key.number for key in keys if key.number >= users]:
-        raise ValueError(f"device {beyond[0]} has no user: the population has {users}")
-    return [
-        DeviceSetup(
-            context.tokenizer,
-            context.privacy.policy,
-            context.population.tokens("train", key.number),
-            trial=True,
-        )
-        for key in keys
-    ]
-
-
-def _log_to_terminal() -> None:
-    """Send the lines of the network to standard error, as they happen."""
-    from rich.console import Console
-    from rich.logging import RichHandler
-
-    logger = logging.getLogger("pfl_lm.network")
-    logger.setLevel(logging.INFO)
-    if not logger.handlers:
-        logger.addHandler(
-            RichHandler(
-                console=Console(stderr=True),
-                show_path=False,
-                markup=False,
-                log_time_format="[%Y-%m-%d %X]",
-            )
-        )

@@ -11,6 +11,17 @@ import typer
 
 from pfl_lm.cli.bounds import number
 from pfl_lm.cli.outputs import Ledgers, destination
+from pfl_lm.cli.serving import (
+    GraceSeconds,
+    Keys,
+    Listen,
+    PhaseSeconds,
+    Present,
+    Revoked,
+    ServedLedgers,
+    TrainingSeconds,
+    serving_of,
+)
 from pfl_lm.run.progress import ProgressListener
 
 if TYPE_CHECKING:
@@ -20,6 +31,7 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Ask phones for the words that a vocabulary lacks.")
 
 _SHOWN = 15
+MOST_ENTRIES, MOST_CELLS = 1000, 1 << 22  # as in ``queries.stated``, which loads too much here
 
 
 class Lines(ProgressListener):
@@ -36,40 +48,55 @@ class Summing(StrEnum):
     protocol = "protocol"
 
 
+FleetPath = Annotated[
+    Path | None,
+    typer.Option(
+        help="The users' phones, which decide who answers: a fleet file, or the name of a shipped "
+        "one such as fleets/mixed [all answer]."
+    ),
+]
+Vocabulary = Annotated[Path, typer.Option(help="The vocabulary that lacks words.")]
+PolicyPath = Annotated[
+    Path, typer.Option(help="A policy, or the name of a shipped one: words, words_open.")
+]
+Output = Annotated[Path, destination("Folder to write.")]
+OpenDomain = Annotated[
+    bool,
+    typer.Option(
+        "--open", help="Ask for words in no list, letter by letter [for those of a list]."
+    ),
+]
+Entries = Annotated[int, number(1, MOST_ENTRIES, "Words that one phone names, at most.")]
+Candidates = Annotated[int, number(1, MOST_CELLS, "Words of the public list that are asked for.")]
+CandidatesFrom = Annotated[
+    Path | None,
+    typer.Option(help="Public list: a table with columns word and count [wordfreq's list]."),
+]
+Cells = Annotated[
+    int, number(1, MOST_CELLS, "With --open: cells of a round, at most; wider finds more words.")
+]
+Deny = Annotated[Path | None, typer.Option(help="Words that are never asked for, one in a line.")]
+FalseWords = Annotated[
+    float, number(1e-9, 1e3, "Listed words that nobody typed, expected at most.")
+]
+
+
 @app.command()
 def discover(
     store: Annotated[
         Path,
         typer.Argument(help="A population built with `population build --keep-unknown-words`."),
     ],
-    tokenizer: Annotated[Path, typer.Option(help="The vocabulary that lacks words.")],
-    policy: Annotated[
-        Path, typer.Option(help="A policy, or the name of a shipped one: words, words_open.")
-    ],
-    output: Annotated[Path, destination("Folder to write.")],
-    open_domain: Annotated[
-        bool,
-        typer.Option(
-            "--open", help="Ask for words in no list, letter by letter [for those of a list]."
-        ),
-    ] = False,
-    entries: Annotated[int, number(1, 1000, "Words that one phone names, at most.")] = 20,
-    candidates: Annotated[
-        int, number(1, 1 << 22, "Words of the public list that are asked for.")
-    ] = 100_000,
-    candidates_from: Annotated[
-        Path | None,
-        typer.Option(help="Public list: a table with columns word and count [wordfreq's list]."),
-    ] = None,
-    cells: Annotated[
-        int, number(1, 1 << 22, "With --open: cells of a round, at most; wider finds more words.")
-    ] = 1 << 18,
-    deny: Annotated[
-        Path | None, typer.Option(help="Words that are never asked for, one in a line.")
-    ] = None,
-    false_words: Annotated[
-        float, number(1e-9, 1e3, "Listed words that nobody typed, expected at most.")
-    ] = 0.02,
+    tokenizer: Vocabulary,
+    policy: PolicyPath,
+    output: Output,
+    open_domain: OpenDomain = False,
+    entries: Entries = 20,
+    candidates: Candidates = 100_000,
+    candidates_from: CandidatesFrom = None,
+    cells: Cells = 1 << 18,
+    deny: Deny = None,
+    false_words: FalseWords = 0.02,
     cohort: Annotated[
         int | None, number(3, 1 << 40, "Users asked in a round [all that the policy allows].")
     ] = None,
@@ -81,6 +108,7 @@ def discover(
         ),
     ] = Summing.ideal,
     dropout: Annotated[float, number(0, 0.99, "Share of the users asked who fall silent.")] = 0.0,
+    fleet: FleetPath = None,
     seed: Annotated[
         int | None, typer.Option(help="Make the outcome repeatable, for tests [secret noise].")
     ] = None,
@@ -105,6 +133,7 @@ def discover(
     it costs nothing more.
     """
     from pfl_lm.dp.policy import Policy
+    from pfl_lm.phones.fleet import Fleet
     from pfl_lm.queries.discover import WordsQuestion
     from pfl_lm.queries.discover import discover as ask_for_words
     from pfl_lm.recipes import load
@@ -124,11 +153,86 @@ def discover(
         aggregation="protocol" if secure_aggregation is Summing.protocol else "ideal",
         dropout=dropout,
         seed=seed,
+        fleet=None if fleet is None else load(Fleet, fleet),
     )
     words = ask_for_words(
         question, PopulationStore.open(store), Tokenizer.open(tokenizer), stated, output,
         Lines(), resume, ledgers,
     )  # fmt: skip
+    _show(words, stated, output)
+
+
+@app.command()
+def serve(
+    tokenizer: Vocabulary,
+    policy: PolicyPath,
+    output: Output,
+    keys: Keys,
+    open_domain: OpenDomain = False,
+    entries: Entries = 20,
+    candidates: Candidates = 100_000,
+    candidates_from: CandidatesFrom = None,
+    cells: Cells = 1 << 18,
+    deny: Deny = None,
+    false_words: FalseWords = 0.02,
+    listen: Listen = "127.0.0.1:8443",
+    present: Present = None,
+    training_seconds: TrainingSeconds = 120.0,
+    phase_seconds: PhaseSeconds = 30.0,
+    grace_seconds: GraceSeconds = 10.0,
+    revoked: Revoked = None,
+    trial: Annotated[
+        bool,
+        typer.Option(
+            help="Ask fewer devices than the policy's, each of which adds more noise. Only trial "
+            "devices answer, and nobody's budget is spent."
+        ),
+    ] = False,
+    seed: Annotated[
+        int | None,
+        typer.Option(help="With --trial: make the outcome repeatable [each device's own noise]."),
+    ] = None,
+    resume: Annotated[bool, typer.Option(help="Go on after a stop or a crash.")] = False,
+    ledgers: ServedLedgers = None,
+) -> None:
+    """Ask devices that call over the network for words that their keyboard does not know.
+
+    The question of `discover`, asked of the devices that `pfl-lm device run` plays (gRPC, TLS).
+    Each device holds the question against its own policy, as for training: the policy's report goal
+    is asked in a round, its population is enrolled, and no more rounds are asked than it pays for.
+    It answers from its own text, and adds its own noise.
+
+    Each round is debited to the ledger of everybody whom the keys' authority vouches for, which
+    training with `pfl-lm serve` debits too. A question that would exceed their total is not asked.
+
+    Killed at any point, the server goes on with --resume. A round that opened no sum is asked
+    again under the next number, as long as the policy pays for rounds.
+    """
+    from pfl_lm.dp.policy import Policy
+    from pfl_lm.network.question_server import serve_words
+    from pfl_lm.queries.discover import WordsQuestion
+    from pfl_lm.recipes import load
+    from pfl_lm.text.tokenizer import Tokenizer
+
+    if seed is not None and not trial:
+        raise ValueError("--seed makes noise that anybody can repeat: state --trial too")
+    stated = load(Policy, policy)
+    question = WordsQuestion(
+        domain="open" if open_domain else "closed",
+        entries=entries,
+        candidates=candidates,
+        candidates_from=candidates_from,
+        cells=cells,
+        false_positives=false_words,
+        denied=_denied(deny),
+        aggregation="protocol",
+        seed=seed,
+    )
+    seconds = training_seconds, phase_seconds, grace_seconds
+    serving = serving_of(keys, listen, present, seconds, revoked, trial, ledgers)
+    words = serve_words(
+        question, Tokenizer.open(tokenizer), stated, output, serving, Lines(), resume
+    )
     _show(words, stated, output)
 
 

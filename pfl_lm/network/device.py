@@ -1,59 +1,45 @@
-"""The reference client: one device, and a round of it as a straight line.
-
-The text, the untrained update, the noise and the masks' secrets stay here; a masked vector leaves,
-and shares of secrets in boxes for other devices.
-"""
+"""The reference client: one device that trains in rounds, or answers the questions of rounds."""
 
 from __future__ import annotations
-
-import logging
-from collections.abc import Callable
 
 import numpy as np
 
 from pfl_lm.devices.training import train
-from pfl_lm.dp.clipping import Clip
-from pfl_lm.dp.cohort import cohort
-from pfl_lm.dp.policy import Policy
 from pfl_lm.models.models import Parameters
 from pfl_lm.network import requirements
 from pfl_lm.network.identity import DeviceKey
 from pfl_lm.network.model_delta import apply, model_bytes, model_digest
-from pfl_lm.network.participation_record import ParticipationRecord
-from pfl_lm.network.participation_rules import InvitationRefused, Task
+from pfl_lm.network.participant import Participant, Sending
+from pfl_lm.network.participation_rules import Task
+from pfl_lm.network.question_device import QuestionDevice
+from pfl_lm.network.question_task import states_question
 from pfl_lm.network.rpc_client import DroppedFromRound, RpcClient
-from pfl_lm.network.task_config import (
-    DeviceSetup,
-    TaskConfig,
-    policy_digest,
-    round_config,
-    stated,
-)
+from pfl_lm.network.task_config import DeviceSetup, TaskConfig, policy_digest, round_config
 from pfl_lm.network.transport import Message
 from pfl_lm.payload.layout import Payload
-from pfl_lm.run.round import protect_updates
+from pfl_lm.run.privacy import RunPrivacy
 from pfl_lm.run.setup import choose_payload, text_of
-from pfl_lm.secagg.config import DevicePolicy, RoundConfig
-from pfl_lm.secagg.device import InputMasked, KeysAdvertised, SurvivorsConfirmed
-from pfl_lm.secagg.errors import Refused, SecaggError
+from pfl_lm.secagg.config import RoundConfig
 from pfl_lm.server.state import Broadcast, ServerState, open_round
 
-log = logging.getLogger("pfl_lm.network")
 
-_OVER = 255
-_KIND_AT = 5  # of a frame
+def participant(
+    client: RpcClient,
+    key: DeviceKey,
+    setup: DeviceSetup,
+    sending: Sending = lambda round, kind: None,
+) -> Participant:
+    """Return the device that does what the server's task configuration states.
 
-Sending = Callable[[int, int], None]  # (round, kind of the message that is about to be sent)
+    Raises:
+        ValueError: the device's setup does not allow it.
+    """
+    asks = states_question(client.task_config())
+    return (QuestionDevice if asks else Device)(client, key, setup, sending)
 
 
-class Device:
-    """A device that takes part in rounds until the run is over.
-
-    Args:
-        client: its connection to the server.
-        key: who it is.
-        setup: its vocabulary, policy and text.
-        sending: called before every message of the protocol; trials let processes die there.
+class Device(Participant):
+    """A device that trains in rounds until the run is over.
 
     Raises:
         ValueError: the server's task configuration is not the one that the device's setup states.
@@ -66,183 +52,46 @@ class Device:
         setup: DeviceSetup,
         sending: Sending = lambda round, kind: None,
     ) -> None:
-        self._client, self._key, self._sending = client, key, sending
+        super().__init__(client, key, setup, sending)
         self._task_config = TaskConfig.read(client.task_config())
         self._context = self._task_config.context(setup)
-        self._setup = setup
-        self._task = Task(
-            self._task_config.run, policy_digest(setup.policy), self._context.scenario.seed
-        )
+        scenario = self._context.scenario
+        self._rounds = scenario.rounds
+        self._task = Task(self._task_config.run, policy_digest(setup.policy), scenario.seed)
         first = choose_payload(self._context, 0)
-        self._context.privacy.grid(first.dim)  # refuses numbers that make no grid
+        self._privacy.grid(first.dim)  # refuses numbers that make no grid
         if self._insists:
             self._record.check_task(self._task)
             requirements.check_payload(self._policy, first)
         self._parameters: Parameters = {}
         self._have = -1  # the round whose model these are
-        self._last = -1  # the round last taken part in: in none twice
-
-    def run(self) -> int:
-        """Take part whenever invited, until the run is over; return in how many rounds."""
-        taken_part, cursor = 0, (-1, 0)
-        log.info("device %d is admitted and waits for an invitation", self._key.number)
-        while True:
-            item = self._client.fetch(*cursor)
-            content = item.WhichOneof("content")
-            if content is None:
-                log.info("device %d still waits for an invitation", self._key.number)
-                continue
-            cursor = (item.round, item.step)
-            if content == "finished":
-                log.info("device %d: %s", self._key.number, item.finished)
-                return taken_part
-            if content == "invitation" and item.round > self._last:
-                taken_part += self._try(item.round, item.invitation)
-                cursor = (item.round, _OVER)
 
     @property
-    def _insists(self) -> bool:
-        """Whether this device holds rounds against its own policy: always, but in a trial."""
-        return not self._setup.trial
+    def _privacy(self) -> RunPrivacy:
+        return self._context.privacy
 
-    @property
-    def _policy(self) -> Policy:
-        assert self._setup.policy is not None
-        return self._setup.policy
-
-    @property
-    def _record(self) -> ParticipationRecord:
-        assert self._setup.record is not None
-        return self._setup.record
-
-    def _try(self, round: int, invitation: Message) -> bool:
-        """Take part in a round, or say why not."""
-        self._last = round
-        try:
-            self._check_invitation(round)
-            self._take_part(round, invitation)
-        except (DroppedFromRound, InvitationRefused, SecaggError) as reason:
-            log.warning("device %d leaves round %d: %s", self._key.number, round, reason)
-            return False
-        log.info("device %d took part in round %d", self._key.number, round)
-        return True
-
-    def _check_invitation(self, round: int) -> None:
-        """Refuse a round that is none of the run, and one that the record forbids.
-
-        Raises:
-            InvitationRefused: naming the rule.
-        """
-        rounds = self._context.scenario.rounds
-        if not 0 <= round < rounds:
-            raise InvitationRefused(f"round {round} is none of the run's rounds 0 to {rounds - 1}")
-        if self._insists:
-            self._record.check(self._task, self._policy, round)
-
-    def _take_part(self, round: int, invitation: Message) -> None:
-        """Download, train, protect, and speak the protocol to its end.
-
-        Guarantees:
-            What leaves the device is clipped, carries the device's own share of the noise as its
-            own copy of the policy has it, and is masked. It trains and answers once in a round.
-            The participation is on this device's disk before the report leaves.
-        """
-        log.info("device %d is invited to round %d: downloads and trains", self._key.number, round)
-        clip = requirements.check_clip(self._context.privacy, round, invitation.clip_norm)
-        broadcast = self._receive(round, invitation.model, clip)
-        config, place = self._config(broadcast, invitation)
-        update = self._train(broadcast)  # first: a device that is switched off now costs no mask
-        keys = KeysAdvertised.join(config, place, self._rules(config), self._key.identity)
-        privacy, number = self._context.privacy, self._key.number
-        vectors, _ = protect_updates(privacy, update, broadcast, [number], config.cohort)
-        grid = privacy.grid(broadcast.payload.dim)
-        removable = privacy.removable_noise(grid, config.cohort)
-        shared = keys.share_keys(self._exchange(round, keys.message))
-        masked = shared.mask_input(self._exchange(round, shared.message), vectors[0], removable)
-        if self._insists:
-            self._record.enter(self._task, self._policy, round)
-        holder: InputMasked | SurvivorsConfirmed = masked
-        if config.signed:
-            holder = masked.confirm(self._exchange(round, masked.message))
-        answer = holder.unmask(self._exchange(round, holder.message))
-        self._send(round, answer.message)
-
-    def _receive(self, round: int, stated: bytes, clip: Clip | None) -> Broadcast:
+    def _receive(self, round: int, invitation: Message) -> Broadcast:
         """Bring the model up to date; it must be the one that the invitation is about."""
+        clip = requirements.check_clip(self._privacy, round, invitation.clip_norm)
         for have in (self._have, -1):
             values = self._client.model(have, round, model_bytes(self._context))
             try:
                 model = apply(self._context, self._parameters, values, have, round)
             except ValueError as error:
                 raise DroppedFromRound(str(error)) from None
-            if model_digest(self._task_config, model) == stated:
+            if model_digest(self._task_config, model) == invitation.model:
                 self._parameters, self._have = model, round
                 payload: Payload = choose_payload(self._context, round)
                 return open_round(ServerState(round, model, clip=clip), payload)
         raise DroppedFromRound("the model that came is not the one that the round is about")
 
-    def _config(self, broadcast: Broadcast, invitation: Message) -> tuple[RoundConfig, int]:
-        """Compute what the round must be like and refuse any other.
-
-        Raises:
-            Refused: naming what differs.
-        """
-        context, number = self._context, self._key.number
-        if self._insists:
-            requirements.check_payload(self._policy, broadcast.payload)
-        invited = cohort(context.privacy.rule, context.scenario.seed, broadcast.round)
-        place = invitation.place
-        if place >= len(invited) or invited[place] != number:
-            raise Refused(
-                f"device {number} is not invited by the cohort rule of the task configuration"
-            )
+    def _agree(self, broadcast: Broadcast, invited: int) -> RoundConfig:
         model = model_digest(self._task_config, self._parameters)
-        try:
-            config = round_config(context, broadcast, len(invited), model)
-        except ValueError as error:
-            raise Refused(f"the run's numbers make no round: {error}") from None
-        for name, mine in stated(config).items():
-            if (theirs := getattr(invitation, name)) != mine:
-                raise Refused(f"the server states {name} = {theirs!r}, it should be {mine!r}")
-        return config, place
+        return round_config(self._context, broadcast, invited, model)
 
-    def _rules(self, config: RoundConfig) -> DevicePolicy:
-        """What this device insists on: its policy's numbers; in a trial what it computed."""
-        if self._insists:
-            return requirements.device_policy(self._policy, self._key.authority)
-        least = config.min_reports
-        return DevicePolicy(
-            least,
-            max(3, least),
-            config.graph.neighbours,
-            config.adversary,
-            self._key.authority,
-        )
-
-    def _train(self, broadcast: Broadcast) -> np.ndarray:
+    def _update(self, broadcast: Broadcast) -> np.ndarray:
         """Train on the device's own text: float32[1, d], trained − received."""
         context, number = self._context, self._key.number
         task = context.task(broadcast, self._parameters)
         updates, _ = train(task, [text_of(context, number, broadcast.round)], [number])
         return updates
-
-    def _exchange(self, round: int, frame: bytes) -> bytes:
-        """Send a message and return the server's next.
-
-        Raises:
-            DroppedFromRound: the round ended, or goes on without this device.
-        """
-        self._send(round, frame)
-        while True:
-            item = self._client.fetch(round, frame[_KIND_AT])
-            content = item.WhichOneof("content")
-            if content == "frame" and item.round == round:
-                return bytes(item.frame)
-            if content is None:
-                log.info("device %d waits for others in round %d", self._key.number, round)
-            else:
-                raise DroppedFromRound(item.over or "the round ended in the meantime")
-
-    def _send(self, round: int, frame: bytes) -> None:
-        self._sending(round, frame[_KIND_AT])
-        self._client.send(round, frame)

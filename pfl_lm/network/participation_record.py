@@ -8,6 +8,7 @@ makes the device wait.
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 import time
@@ -17,18 +18,21 @@ from dataclasses import asdict, astuple, fields
 from pathlib import Path
 
 from pfl_lm.dp.policy import Policy
+from pfl_lm.dp.population_spent import Total
 from pfl_lm.network.participation_rules import (
     Installation,
     InvitationRefused,
     Participation,
     Task,
     cost,
+    event_of,
     other_task,
     refusal,
+    total_cost,
 )
 
-_VERSION = 1
-_SCHEMA = """
+_VERSION = 2
+_FIRST = """
 CREATE TABLE installation (began REAL NOT NULL, is_first INTEGER NOT NULL);
 CREATE TABLE participations (
     time REAL NOT NULL, run TEXT NOT NULL, policy TEXT NOT NULL, seed TEXT NOT NULL,
@@ -36,6 +40,11 @@ CREATE TABLE participations (
     min_separation INTEGER NOT NULL, most_rounds INTEGER NOT NULL, epsilon_limit REAL NOT NULL,
     UNIQUE (run, round)
 );
+"""
+_SECOND = """
+ALTER TABLE participations ADD COLUMN purpose TEXT NOT NULL DEFAULT 'training';
+ALTER TABLE participations ADD COLUMN event TEXT NOT NULL DEFAULT '';
+CREATE TABLE total (epsilon REAL NOT NULL, delta REAL NOT NULL)
 """
 
 
@@ -47,13 +56,20 @@ class ParticipationRecord:
         first_install: vouch that this phone's user never took part before, so that a new record
             need not wait. Ignored where the record exists.
         clock: seconds since 1970.
+        total: what all runs and questions together may cost. It is stated once; None: as it was
+            stated before, or one run under one policy alone.
 
     Raises:
-        ValueError: the file is no record, or one of another version.
+        ValueError: the file is no record, or one of a later version; it holds another total, or
+            rounds that promised less.
     """
 
     def __init__(
-        self, path: Path, first_install: bool = False, clock: Callable[[], float] = time.time
+        self,
+        path: Path,
+        first_install: bool = False,
+        clock: Callable[[], float] = time.time,
+        total: Total | None = None,
     ) -> None:
         self.path, self._clock = Path(path), clock
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -72,6 +88,8 @@ class ParticipationRecord:
                 f"{self.path} is no participation record ({error}); put the record back, or "
                 "remove the file: the phone then waits as after a reinstall"
             ) from error
+        if total is not None:
+            self._state_total(total)
 
     def _begin(self, first_install: bool) -> None:
         """Write the tables where there are none.
@@ -81,14 +99,35 @@ class ParticipationRecord:
         """
         with self._transaction():
             (version,) = self._database.execute("PRAGMA user_version").fetchone()
-            if version == 0:
-                for statement in filter(str.strip, _SCHEMA.split(";")):
+            if not 0 <= version <= _VERSION:
+                raise ValueError(f"{self.path} is a record of version {version}, not {_VERSION}")
+            for statements in (_FIRST, _SECOND)[version:]:
+                for statement in filter(str.strip, statements.split(";")):
                     self._database.execute(statement)
+            if version == 0:
                 row = (self._clock(), first_install)
                 self._database.execute("INSERT INTO installation VALUES (?, ?)", row)
-                self._database.execute(f"PRAGMA user_version = {_VERSION}")
-            elif version != _VERSION:
-                raise ValueError(f"{self.path} is a record of version {version}, not {_VERSION}")
+            self._database.execute(f"PRAGMA user_version = {_VERSION}")
+
+    def _state_total(self, total: Total) -> None:
+        """Write the total down, once, before anything that promised less.
+
+        Raises:
+            ValueError: another total is stated, or a round promised less.
+        """
+        with self._transaction():
+            if (now := self.total) is not None:
+                if now != total:
+                    raise ValueError(f"{self.path}: the total is {now}; it is stated once")
+                return
+            promised = [entry.epsilon_limit for entry in self.participations()]
+            if promised and total.epsilon > min(promised):
+                raise ValueError(
+                    f"{self.path}: the rounds in it promised epsilon = {min(promised):g} in all; a "
+                    f"total of {total.epsilon:g} would break that promise"
+                )
+            row = (total.epsilon, total.delta)
+            self._database.execute("INSERT INTO total VALUES (?, ?)", row)
 
     def _check_content(self) -> None:
         """Read everything once: a damaged record is refused here and not in the middle of a round.
@@ -113,6 +152,12 @@ class ParticipationRecord:
         began, is_first = self._database.execute("SELECT * FROM installation").fetchone()
         return Installation(began, bool(is_first))
 
+    @property
+    def total(self) -> Total | None:
+        """What all runs and questions together may cost; None: one run alone."""
+        row = self._database.execute("SELECT epsilon, delta FROM total").fetchone()
+        return None if row is None else Total(*row)
+
     def participations(self) -> list[Participation]:
         """Return every round that this phone took part in, the oldest first."""
         names = ", ".join(field.name for field in fields(Participation))
@@ -125,17 +170,17 @@ class ParticipationRecord:
         Raises:
             InvitationRefused: naming the rule.
         """
-        now = self._clock()
-        if reason := refusal(self.installation, self.participations(), task, policy, round, now):
+        past, now = self.participations(), self._clock()
+        if reason := refusal(self.installation, past, task, policy, round, now, self.total):
             raise InvitationRefused(reason)
 
     def check_task(self, task: Task) -> None:
-        """Raise where the record is about another run, policy or seed.
+        """Raise where the record is about another run, policy or seed and states no total.
 
         Raises:
             InvitationRefused: naming which.
         """
-        if reason := other_task(self.participations(), task):
+        if reason := other_task(self.participations(), task, self.total):
             raise InvitationRefused(reason)
 
     def enter(self, task: Task, policy: Policy, round: int) -> Participation:
@@ -149,17 +194,23 @@ class ParticipationRecord:
         """
         with self._transaction():
             self.check(task, policy, round)
-            count = len(self.participations()) + 1
+            past, total, event = self.participations(), self.total, event_of(policy)
+            if total is None:
+                epsilon, limit = cost(policy, len(past) + 1), policy.epsilon
+            else:
+                epsilon, limit = total_cost(past, total, (task.run, event)).epsilon, total.epsilon
             entry = Participation(
                 time=self._clock(),
                 run=task.run,
                 policy=task.policy,
                 seed=str(task.seed),
                 round=round,
-                epsilon=cost(policy, count),
+                epsilon=epsilon,
                 min_separation=policy.participation.min_separation or 1,
                 most_rounds=policy.participations,
-                epsilon_limit=policy.epsilon,
+                epsilon_limit=limit,
+                purpose=task.purpose,
+                event=json.dumps(asdict(event)),
             )
             names, marks = ", ".join(asdict(entry)), ", ".join("?" * len(fields(entry)))
             self._database.execute(

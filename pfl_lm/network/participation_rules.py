@@ -1,5 +1,9 @@
 """In which rounds a phone may take part, by what its own record says of earlier ones.
 
+A record without a total is about one run under one policy. Where its owner's app stated a total ε,
+the phone takes part in several runs and questions: in each as its own policy allows, and in all of
+them together within that total, at whatever order they come.
+
 Convention: ``min_separation`` bounds the DIFFERENCE of two round numbers, r₂ − r₁ ≥ b. Gboard's
 published figures count the rounds BETWEEN two participations, r₂ − r₁ − 1: a separation of 484
 there is b = 485 here (``from_published_separation``).
@@ -11,14 +15,19 @@ language models with differential privacy" (arXiv:2305.18465), for devices that 
 
 from __future__ import annotations
 
+import json
 import time
+from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from pfl_lm.dp.accounting.accountant import compose
+from pfl_lm.dp.accounting.accountant import PrivacyCost, compose, compose_all
+from pfl_lm.dp.events import RoundEvent
 from pfl_lm.dp.guarantee import guarantee
 from pfl_lm.dp.policy import Policy
+from pfl_lm.dp.population_spent import Total
+from pfl_lm.numbers import format_epsilon
 
 _DAY = 86_400.0  # seconds
 
@@ -35,11 +44,13 @@ class Task:
         run: the run's id as the server states it.
         policy: digest of the policy.
         seed: of the public cohorts.
+        purpose: ``training``, or the kind of a question.
     """
 
     run: str
     policy: str
     seed: int
+    purpose: str = "training"
 
 
 @dataclass(frozen=True)
@@ -51,7 +62,11 @@ class Participation:
         seed: in decimal; it may exceed 64 bits.
         epsilon: what all rounds up to this one have cost together, against everyone, the server
             included.
-        min_separation, most_rounds, epsilon_limit: what the policy allowed.
+        min_separation, most_rounds: what the policy allowed.
+        epsilon_limit: the policy's ε, or the phone's total where one is stated.
+        purpose: of the run.
+        event: what the round's noise was, JSON of a ``RoundEvent``; empty in a record of an
+            earlier version, which did not keep it.
     """
 
     time: float
@@ -63,6 +78,8 @@ class Participation:
     min_separation: int
     most_rounds: int
     epsilon_limit: float
+    purpose: str = "training"
+    event: str = ""
 
 
 @dataclass(frozen=True)
@@ -84,6 +101,7 @@ def refusal(
     policy: Policy,
     round: int,
     now: float,
+    total: Total | None = None,
 ) -> str | None:
     """Return the rule by which a phone must not take part in a round; None where it may.
 
@@ -92,6 +110,7 @@ def refusal(
         task, round: the invitation.
         policy: the phone's own copy; its digest is ``task.policy``.
         now: seconds since 1970.
+        total: what all runs and questions together may cost; None: one run alone.
     """
     if not installation.began <= now or now < installation.waits_until(policy):
         return (
@@ -99,13 +118,20 @@ def refusal(
             f"{day(installation.waits_until(policy))} on (devices.trust_days = "
             f"{policy.devices.trust_days:g}), because it may have taken part before a reinstall"
         )
-    if reason := other_task(past, task):
+    if reason := other_task(past, task, total):
         return reason
-    return _spacing(past, policy, round) or _budget(past, policy)
+    own = [entry for entry in past if entry.run == task.run]  # without a total: all of them
+    reason = _spacing(own, policy, round) or _budget(own, policy)
+    return reason or (None if total is None else _above_total(past, task, policy, total))
 
 
-def other_task(past: Sequence[Participation], task: Task) -> str | None:
-    """Return why earlier rounds were of another run, policy or seed; None where they were not."""
+def other_task(past: Sequence[Participation], task: Task, total: Total | None = None) -> str | None:
+    """Return why earlier rounds were of another run, policy or seed; None where they were not.
+
+    With a total, only a run's own rounds must have its policy and seed.
+    """
+    if total is not None:
+        past = [entry for entry in past if entry.run == task.run]
     for name, stated in (("policy", task.policy), ("seed", str(task.seed)), ("run", task.run)):
         for entry in past:
             if (earlier := getattr(entry, name)) != stated:
@@ -149,8 +175,50 @@ def cost(policy: Policy, rounds: int) -> float:
 
     The noise is the policy's, on the smallest payload that it covers.
     """
-    event = policy.event(guarantee(policy).noise_multiplier)
-    return compose({event: rounds}, policy.delta).epsilon_unamplified
+    return compose({event_of(policy): rounds}, policy.delta).epsilon_unamplified
+
+
+def _above_total(
+    past: Sequence[Participation], task: Task, policy: Policy, total: Total
+) -> str | None:
+    spent = total_cost(past, total)
+    if total.covers(total_cost(past, total, (task.run, event_of(policy)))):
+        return None
+    by = ", ".join(sorted({f"{entry.purpose} {entry.run[:16]}" for entry in past})) or "nothing yet"
+    return (
+        f"this phone's total of {total} would be exceeded: epsilon is "
+        f"{format_epsilon(spent.epsilon)} now, spent by {by}"
+    )
+
+
+def total_cost(
+    past: Sequence[Participation], total: Total, planned: tuple[str, RoundEvent] | None = None
+) -> PrivacyCost:
+    """Return what all rounds of all runs cost this phone's user together, against everyone.
+
+    Args:
+        planned: run and event of one round more.
+
+    A round whose noise an earlier version did not keep costs ∞.
+    """
+    rounds: dict[str, Counter[RoundEvent]] = defaultdict(Counter)
+    for entry in past:
+        rounds[entry.run][_event_in(entry)] += 1
+    if planned is not None:
+        rounds[planned[0]][planned[1]] += 1
+    cost = compose_all(list(rounds.values()), total.delta)
+    return replace(cost, epsilon=cost.epsilon_unamplified)
+
+
+def event_of(policy: Policy) -> RoundEvent:
+    """Return what a round costs one who is in it: the policy's noise, on its smallest payload."""
+    return policy.event(guarantee(policy).noise_multiplier)
+
+
+def _event_in(entry: Participation) -> RoundEvent:
+    if not entry.event:
+        return RoundEvent("not kept", "zero_out", "none", 0.0)
+    return RoundEvent(**json.loads(entry.event))
 
 
 def from_published_separation(rounds_between: int) -> int:

@@ -11,7 +11,7 @@ from pfl_lm.network.participation_rules import day
 from pfl_lm.numbers import format_epsilon
 
 _FOLDER = Path(__file__).parent
-HEADER = ("when (UTC)", "run", "round", "policy", "ε so far")
+HEADER = ("when (UTC)", "what for", "run", "round", "policy", "ε so far")
 
 
 def summary(record: ParticipationRecord) -> list[str]:
@@ -27,6 +27,14 @@ def summary(record: ParticipationRecord) -> list[str]:
         return [*lines, "This phone took part in no round."]
     last = past[-1]
     cost, limit = format_epsilon(last.epsilon), format_epsilon(last.epsilon_limit)
+    if record.total is not None:
+        runs = len({entry.run for entry in past})
+        lines.append(
+            f"This phone took part in {len(past)} rounds of {runs} runs and questions; ε of all "
+            f"of them together is {cost} of its total of {limit} (δ = {record.total.delta:g}), "
+            "against everyone, the server included."
+        )
+        return lines
     lines.append(
         f"This phone took part in {len(past)} of at most {last.most_rounds} rounds that its policy "
         f"allows; ε so far is {cost} of {limit}, against everyone, the server included."
@@ -46,6 +54,7 @@ def table(record: ParticipationRecord) -> list[tuple[str, ...]]:
     rows = [
         (
             time.strftime("%Y-%m-%d %H:%M", time.gmtime(entry.time)),
+            entry.purpose,
             entry.run[:16],
             str(entry.round),
             entry.policy[:16],

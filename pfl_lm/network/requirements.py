@@ -7,13 +7,13 @@ it holds itself. A server can state more protection than the policy, never less.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Protocol
 
 from pfl_lm.dp.clipping import Clip
 from pfl_lm.dp.cohort import CohortRule
 from pfl_lm.dp.policy import Policy
 from pfl_lm.payload.layout import Payload
 from pfl_lm.run.privacy import RunPrivacy
-from pfl_lm.run.scenario import Scenario
 from pfl_lm.secagg.config import DevicePolicy
 from pfl_lm.secagg.errors import Refused
 from pfl_lm.secagg.parameters import Adversary, at_best
@@ -24,7 +24,35 @@ _TRIAL = "only a trial runs so"
 ONE_SUM = "over the network a round has one sum; choose a policy with groups = 1"
 
 
-def check_run(policy: Policy | None, scenario: Scenario, enrolled: int) -> None:
+class RunTerms(Protocol):
+    """What a run of training, or a question, states of its rounds; a scenario has these fields."""
+
+    @property
+    def reproducible(self) -> bool: ...
+
+    @property
+    def cohort(self) -> int: ...
+
+    @property
+    def rounds(self) -> int: ...
+
+    @property
+    def clip_norm(self) -> float: ...
+
+    @property
+    def secure_aggregation(self) -> str: ...
+
+    @property
+    def adversary(self) -> str | None: ...
+
+    @property
+    def corrupt(self) -> float: ...
+
+    @property
+    def dropout(self) -> float: ...
+
+
+def check_run(policy: Policy | None, scenario: RunTerms, enrolled: int) -> None:
     """Refuse a run that promises less than the policy.
 
     | what the guarantee stands on      | accepted                                   |
@@ -64,7 +92,7 @@ def check_run(policy: Policy | None, scenario: Scenario, enrolled: int) -> None:
         raise ValueError(f"{'; '.join(differences)}; {_TRIAL}")
 
 
-def _differences(policy: Policy, scenario: Scenario, enrolled: int) -> Iterator[str]:
+def _differences(policy: Policy, scenario: RunTerms, enrolled: int) -> Iterator[str]:
     """Yield a line for every number that promises less than the policy."""
     rules, noise = policy.devices, policy.noise
     if policy.groups > 1:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from pfl_lm.network.store import RoundRow, Store
 from pfl_lm.network.task_config import TaskConfig, round_config
 from pfl_lm.network.transport import Limits
 from pfl_lm.run.figures import clip_figures
+from pfl_lm.run.privacy import RunPrivacy
 from pfl_lm.run.recorder import RunRecorder
 from pfl_lm.run.round import Release, record_failure, release, step
 from pfl_lm.run.setup import RunContext, choose_payload
@@ -62,6 +63,28 @@ class ServerContext:
         return self.recorder.ledger
 
 
+class SumServer(Protocol):
+    """What the sum of a round needs of a server, whether it trains or asks."""
+
+    @property
+    def store(self) -> Store: ...
+
+    @property
+    def mailbox(self) -> Mailbox: ...
+
+    @property
+    def limits(self) -> Limits: ...
+
+    @property
+    def authority(self) -> bytes: ...
+
+    @property
+    def ledger(self) -> Ledger: ...
+
+    @property
+    def reached(self) -> Callable[[str, int], None]: ...
+
+
 async def run_round(
     server: ServerContext, state: ServerState
 ) -> tuple[ServerState, dict[str, Any]]:
@@ -90,13 +113,13 @@ async def run_round(
         store.invited(number, config.context)
         server.reached("invited", number)
         mailbox.invite(config, invited.tolist(), broadcast.clip_norm)
-        opened = await _sum(server, config)
+        opened = await open_sum(server, context.privacy, config)
         keep, ledger = partial(_keep, server, number), server.ledger
         released = release(
             context.privacy, opened, config, ledger, broadcast, state.noise_state, keep
         )
     except SecaggError as failure:
-        _fail(server, broadcast, len(invited), failure)
+        end_unopened(server, context.privacy, broadcast, len(invited), failure)
         return abandon_round(state), entry.finish(time.monotonic() - started)
     server.reached("debited", number)
     state = step(context.privacy, context.scenario, state, broadcast, released)
@@ -108,10 +131,10 @@ async def run_round(
     return state, entry.finish(time.monotonic() - started)
 
 
-async def _sum(server: ServerContext, config: RoundConfig) -> OpenedRound:
+async def open_sum(server: SumServer, privacy: RunPrivacy, config: RoundConfig) -> OpenedRound:
     """Run the protocol's phases; ask for what removes the masks only once that is on the disk."""
     mailbox, limits = server.mailbox, server.limits
-    keys = CollectingKeys(config, server.context.privacy.most_reports, server.authority)
+    keys = CollectingKeys(config, privacy.most_reports, server.authority)
     shares, outgoing = await mailbox.collect(keys, {}, limits.training_seconds)
     inputs, outgoing = await mailbox.collect(shares, outgoing, limits.phase_seconds)
     phase, outgoing = await mailbox.collect(inputs, outgoing, limits.phase_seconds)
@@ -137,13 +160,19 @@ def _keep(server: ServerContext, number: int, released: Release) -> None:
     server.reached("opened", number)
 
 
-def _fail(server: ServerContext, broadcast: Broadcast, invited: int, failure: SecaggError) -> None:
+def end_unopened(
+    server: SumServer,
+    privacy: RunPrivacy,
+    broadcast: Broadcast,
+    invited: int,
+    failure: SecaggError,
+) -> None:
     """End a round without a release: paid for if devices were asked, else abandoned."""
     number, lost = broadcast.round, isinstance(failure, SumLost)
     log.warning("round %d %s: %s", number, "is lost" if lost else "is abandoned", failure)
     if isinstance(failure, SumLost) and failure.spoiler is not None:
         server.mailbox.spoiled(failure.spoiler, failure.reason)
-    record_failure(server.context.privacy, failure, broadcast, invited, server.ledger)
+    record_failure(privacy, failure, broadcast, invited, server.ledger)
     server.reached("lost" if lost else "abandoned", number)
     if server.mailbox.under_way != number:  # too few were invited for a round to begin
         return

@@ -109,7 +109,7 @@ class RpcClient:
                 if len(values) > most_bytes:
                     call.cancel()
                     raise DroppedFromRound(
-                        f"the server sends more than the {most_bytes:,} bytes of the model"
+                        f"the server sends more than the {most_bytes:,} bytes that may come"
                     )
             return bytes(values)
 

@@ -20,8 +20,9 @@ from pfl_lm.network.identity import Credentials, ServerKeys
 from pfl_lm.network.listener import Listener
 from pfl_lm.network.mailbox import Mailbox
 from pfl_lm.network.model_delta import ModelCache
+from pfl_lm.network.recovery import end_round, open_store
 from pfl_lm.network.rounds import ServerContext, remembered, run_round
-from pfl_lm.network.service import Service
+from pfl_lm.network.service import Downloads, Service, Task
 from pfl_lm.network.store import OVER, RoundRow, Store
 from pfl_lm.network.task_config import TaskConfig, served
 from pfl_lm.network.transport import Limits, largest_frame
@@ -32,7 +33,7 @@ from pfl_lm.run.folder import RunFolder
 from pfl_lm.run.noise_state import NoiseStates
 from pfl_lm.run.progress import ProgressListener
 from pfl_lm.run.recorder import RunRecorder
-from pfl_lm.run.round import Release, abandon, ledger_entry, step
+from pfl_lm.run.round import Release, step
 from pfl_lm.run.scenario import Scenario
 from pfl_lm.run.setup import RunContext, choose_payload, open_run
 from pfl_lm.server.state import Broadcast, ServerState, open_round
@@ -99,7 +100,8 @@ def serve(
         stores: list[Store] = []
 
         def recovered(ledger: Ledger) -> ServerState:
-            stores.append(opened.enter_context(closing(_open_store(folder, ledger, identities))))
+            path = folder.served_rounds_path
+            stores.append(opened.enter_context(closing(open_store(path, ledger, identities))))
             return recover(context, folder, ledger, stores[0])
 
         state = recorder.open(resume, overwrite, recovered)
@@ -139,31 +141,33 @@ def _end(
     payload, clip = choose_payload(context, row.round), clip_before(row.round, ledger.entries())
     broadcast = Broadcast(row.round, payload, np.empty(0, np.float32), clip)
     invited = len(cohort(context.privacy.rule, context.scenario.seed, row.round))
-    given_up = any(e["kind"] == "abandoned" and e["round"] == row.round for e in ledger.entries())
-    if row.state == "opened":
-        assert row.reports is not None
-        assert row.mean is not None
-        released = Release(row.mean)
-        if context.privacy.mechanism.stateful:
-            states = NoiseStates(folder)
-            before = states.before(row.round, ledger.entries())
-            released = Release(row.mean, states.read(row.round + 1), before)
-        entry = ledger_entry(context.privacy, broadcast, invited, row.reports, released)
-        ledger.record_round(row.round, entry)
-        store.closed(row.round)
-        log.warning("round %d was opened when the server stopped: its sum counts", row.round)
-    elif row.state == "asking":
-        assert row.reports is not None
-        if row.round not in [e["round"] for e in ledger.entries() if e["kind"] == "round"]:
-            entry = ledger_entry(context.privacy, broadcast, invited, row.reports, None)
-            ledger.record_round(row.round, entry)
-        store.lost(row.round)
-        log.warning("round %d may have been answered and is lost: it stays spent", row.round)
-    else:
-        if not given_up:
-            abandon(row.round, 0, ledger)
-        store.abandoned(row.round)
-        log.warning("round %d was under way when the server stopped: abandoned", row.round)
+    released = None if row.mean is None else Release(row.mean)
+    if released is not None and context.privacy.mechanism.stateful:
+        states = NoiseStates(folder)
+        before = states.before(row.round, ledger.entries())
+        released = Release(released.mean, states.read(row.round + 1), before)
+    end_round(context.privacy, broadcast, invited, ledger, store, row, released)
+
+
+def doors(
+    serving: Serving, store: Store, downloads: Downloads, task: Task, dim: int
+) -> tuple[Service, Mailbox, Listener]:
+    """Wire up what answers devices' calls; the listener is not started yet.
+
+    Args:
+        downloads: what devices download for a round.
+        task: what devices are told when they authenticate.
+        dim: coordinates of the largest vector that a device sends.
+    """
+    identities, limits = store.devices(), serving.limits
+    exclusions = Exclusions(identities, serving.revoked, store.expelled(), store.expel)
+    server = serving.keys.server_certificate().digest
+    credentials = Credentials(identities, serving.keys.authority(), server)
+    admission = Admission(credentials, limits, exclusions)
+    mailbox = Mailbox(identities, limits, admission.strike, admission.grant_round, exclusions)
+    frame_bytes = largest_frame(8 * dim, len(identities))  # no ring is wider than 64 bits
+    service = Service(admission, mailbox, downloads, task, limits, frame_bytes)
+    return service, mailbox, Listener(service, serving.address, serving.keys.tls())
 
 
 async def _run(
@@ -173,22 +177,14 @@ async def _run(
     identities, limits = store.devices(), serving.limits
     task_config = TaskConfig.of(context, store.run, serving.trial)
     authority, folder = serving.keys.authority(), recorder.folder
-    exclusions = Exclusions(identities, serving.revoked, store.expelled(), store.expel)
-    credentials = Credentials(identities, authority, serving.keys.server_certificate().digest)
-    admission = Admission(credentials, limits, exclusions)
-    mailbox = Mailbox(identities, limits, admission.strike, admission.grant_round, exclusions)
     models = ModelCache(context)
-    dim = choose_payload(context, 0).dim
-    frame_bytes = largest_frame(
-        8 * context.privacy.summed_dim(dim), len(identities)
-    )  # no ring is wider than 64 bits
-    service = Service(admission, mailbox, models, task_config, limits, frame_bytes)
+    dim = context.privacy.summed_dim(choose_payload(context, 0).dim)
+    _, mailbox, listener = doors(serving, store, models, task_config, dim)
     server = ServerContext(
         context, task_config, recorder, store, mailbox, limits, authority, serving.reached
     )
     present = min(len(identities), serving.present or context.scenario.cohort)
     least = min(present, max(3, context.privacy.least_reports))
-    listener = Listener(service, serving.address, serving.keys.tls())
     port = await listener.start()
     log.info("listening on port %d for %d devices", port, len(identities))
     _fill_in(context, store, recorder)
@@ -224,19 +220,3 @@ def _evaluate_where_due(context: RunContext, state: ServerState, recorder: RunRe
     """Measure the model on validation users, where the scenario asks for it."""
     if recorder.evaluation_is_due(state.round):
         recorder.evaluated(validate(context, state))
-
-
-def _open_store(folder: RunFolder, ledger: Ledger, identities: dict[int, bytes]) -> Store:
-    """Open the store of a run, or start it where the ledger holds nothing but its beginning."""
-    path = folder.served_rounds_path
-    begun = len(ledger.entries()) > 1
-    if not begun and not path.is_file():
-        return Store.create(path, identities)
-    store = Store.open(path)
-    if not begun and not store.rounds():
-        store.close()
-        return Store.create(path, identities)
-    if store.devices() != identities:
-        store.close()
-        raise ValueError("other devices are enrolled than when the run began; begin another run")
-    return store

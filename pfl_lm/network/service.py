@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import grpc
 
 from pfl_lm.network.admission import Admission, NotAdmitted, StrangerPool, Suspended, TooOften
 from pfl_lm.network.mailbox import Mailbox, NotNow
-from pfl_lm.network.model_delta import ModelCache
-from pfl_lm.network.task_config import TaskConfig
 from pfl_lm.network.transport import SESSION, Limits, Message, messages
 from pfl_lm.network.upload_pool import UploadPool
 
@@ -27,6 +25,18 @@ _LEAST_UPLOADS = 8  # that are read at once, however long messages may be
 _MODEL_COST = 10  # calls that a download counts for
 
 Requests = AsyncIterator[Any]  # messages of one call, read from the network one by one
+
+
+class Downloads(Protocol):
+    """What devices download for a round: what they lack of a model, or a question's content."""
+
+    def open(self, have: int) -> Iterator[bytes]: ...
+
+
+class Task(Protocol):
+    """What server and devices agree on before the first round."""
+
+    def text(self) -> str: ...
 
 
 class Service:
@@ -40,8 +50,8 @@ class Service:
         self,
         admission: Admission,
         mailbox: Mailbox,
-        models: ModelCache,
-        task_config: TaskConfig,
+        models: Downloads,
+        task_config: Task,
         limits: Limits,
         frame_bytes: int,
     ) -> None:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -21,6 +23,7 @@ from pfl_lm.models.file import Model
 from pfl_lm.models.models import roles
 from pfl_lm.network import requirements
 from pfl_lm.network.participation_record import ParticipationRecord
+from pfl_lm.queries.discover import most_used_first
 from pfl_lm.recipes import from_plain
 from pfl_lm.run.deployment import Deployment
 from pfl_lm.run.folder import digest_of
@@ -193,6 +196,8 @@ class DeviceSetup:
 
     Attributes:
         tokens: int32[n], ``<s> w w </s> <s> …`` as in a population.
+        unknown_words: the words of the text that the vocabulary lacks, most used first; questions
+            ask for them.
         record: which rounds this phone took part in; only a trial goes without.
         trial: take part where nobody is protected: noise scaled down to a small cohort, from a
             seeded stream, or none.
@@ -203,6 +208,7 @@ class DeviceSetup:
     tokens: np.ndarray
     record: ParticipationRecord | None = None
     trial: bool = False
+    unknown_words: Sequence[str] = ()
 
 
 class DeviceText:
@@ -228,6 +234,12 @@ def own_tokens(text: str, tokenizer: Tokenizer) -> np.ndarray:
         if ids := tokenizer.encode(line):
             stream += [tokenizer.bos_id, *ids, tokenizer.eos_id]
     return np.array(stream, dtype=np.int32)
+
+
+def own_unknown_words(text: str, tokenizer: Tokenizer) -> list[str]:
+    """Return the words of a user's text that the vocabulary lacks, most used first."""
+    lines = text.splitlines()
+    return most_used_first(Counter(w for line in lines for w in tokenizer.unknown_words(line)))
 
 
 def policy_digest(policy: Policy | None) -> str:

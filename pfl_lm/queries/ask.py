@@ -10,6 +10,7 @@ Nothing here touches an answer between the clip and the record.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
@@ -21,14 +22,16 @@ from pfl_lm.dp.cohort import cohort as cohort_of
 from pfl_lm.dp.guarantee import Guarantee, guarantee
 from pfl_lm.dp.ledger import Ledger
 from pfl_lm.dp.policy import Policy
-from pfl_lm.dp.sampler.arrays import Doubles
+from pfl_lm.dp.sampler.arrays import Doubles, Updates
 from pfl_lm.payload.layout import Payload
+from pfl_lm.phones.fleet import Fleet
 from pfl_lm.queries.query import Answer, Query
 from pfl_lm.run.aggregation import Aggregation
 from pfl_lm.run.deployment import Deployment
 from pfl_lm.run.privacy import RunPrivacy, simulated_rule
 from pfl_lm.run.recorder import Budget
 from pfl_lm.run.round import protect_updates, record_failure, release
+from pfl_lm.secagg.config import MessageKind
 from pfl_lm.secagg.errors import SecaggError
 from pfl_lm.secagg.parameters import Adversary
 from pfl_lm.secagg.rounds import Kind
@@ -56,6 +59,10 @@ class QuerySession:
             how much of it a round survives.
         separate_noise: every device draws its own share also where the shares could be drawn as
             one sum; the protocol always does.
+        reproducible: rounding and noise follow from the seed; else each device draws them for
+            itself, and the seed, which is public then, says who is asked.
+        fleet: the phones of the users, which decide who answers; None: all who are asked do, but
+            for the dropout.
     """
 
     policy: Policy
@@ -65,6 +72,8 @@ class QuerySession:
     aggregation: Kind = "ideal"
     dropout: float = 0.0
     separate_noise: bool = False
+    reproducible: bool = True
+    fleet: Fleet | None = None
 
     def __post_init__(self) -> None:
         if self.policy.noise.at == "none":
@@ -92,6 +101,8 @@ class QuerySession:
                 "clipping: no clip norm follows the answers to a question; choose a policy without "
                 "that table"
             )
+        if self.fleet is not None and self.dropout:
+            raise ValueError("fleet and dropout: a fleet brings its own losses; state one of them")
         if self.cohort > self.policy.report_goal:
             raise ValueError(
                 f"cohort = {self.cohort} exceeds the policy's report_goal = "
@@ -106,6 +117,7 @@ class QuerySession:
         cohort: int | None,
         aggregation: Kind = "ideal",
         dropout: float = 0.0,
+        fleet: Fleet | None = None,
     ) -> QuerySession:
         """Choose whom to ask, so that nobody is asked more often than the policy pays for.
 
@@ -116,7 +128,8 @@ class QuerySession:
 
         Args:
             users: who may be asked.
-            cohort: users asked in a round; None: as many as the policy allows.
+            cohort: answers that are summed in a round; None: as many as the policy allows.
+            fleet: its server asks more users than it needs.
 
         Raises:
             ValueError: more users than the policy covers, or a cohort that it does not allow.
@@ -129,16 +142,19 @@ class QuerySession:
         if not users:
             raise ValueError("there are no users to ask in this split of the population")
         turns = min(policy.participation.min_separation or 1, policy.rounds)
-        most = min(policy.report_goal, users // turns)
+        asked = 1.0 if fleet is None else fleet.check_in
+        most = min(policy.report_goal, math.floor(users / turns / asked))
         cohort = cohort or most
         if not 1 <= cohort <= most:
             raise ValueError(
                 f"cohort = {cohort}: the policy sums {policy.report_goal:,} reports and asks a "
                 f"user once in {turns} rounds, so of {users:,} users at most {most:,} are asked in "
-                "a round"
-            )
+                f"a round"
+                + ("" if fleet is None else f"; the fleet's check_in = {asked:g} takes as many of "
+                   "them for each answer")
+            )  # fmt: skip
         restated = replace(policy, report_goal=cohort, population=users)
-        return cls(restated, users, cohort, 0, aggregation, dropout)
+        return cls(restated, users, cohort, 0, aggregation, dropout, fleet=fleet)
 
     def users(self, round: int) -> list[int]:
         """Return the users who are asked in a round, as the policy's rotation has it."""
@@ -153,7 +169,8 @@ class QuerySession:
     @property
     def rule(self) -> CohortRule:
         """Who is asked in which round."""
-        return simulated_rule(self.policy, self.population, self.cohort)
+        asked = 1.0 if self.fleet is None else self.fleet.check_in
+        return simulated_rule(self.policy, self.population, self.cohort, asked)
 
     def privacy(self, query: Query) -> RunPrivacy:
         """Return clip, grid and noise of a query: its ``norm`` is the clip norm."""
@@ -164,19 +181,20 @@ class QuerySession:
             query.norm,
             self.rule,
             self.seed,
-            reproducible=True,
+            self.reproducible,
             separate_noise=separate,
         )
 
     def summed_by(self, query: Query) -> Aggregation:
         """Return how the reports on a query are summed."""
         rules, noise = self.policy.devices, self.policy.noise
+        silent = self.dropout if self.fleet is None else self.fleet.planned_dropout
         return Aggregation(
             self.aggregation,
             Adversary(rules.adversary),
             max(rules.corrupt, 1 - noise.honest_fraction),
             dropout=self.dropout,
-            planned_dropout=max(self.dropout, noise.tolerated_dropout),
+            planned_dropout=max(silent, noise.tolerated_dropout),
             privacy=self.privacy(query),
         )
 
@@ -198,6 +216,7 @@ def ask(
     ledger: Ledger,
     tick: Tick = lambda done, asked: None,
     check: Check = lambda session, query, round: None,
+    silent: dict[int, MessageKind] | None = None,
 ) -> Doubles:
     """Ask these users a query and return the noisy sum of their answers, float64[K].
 
@@ -208,6 +227,8 @@ def ask(
         ledger: is debited before the sum is returned.
         tick: told how many devices have answered.
         check: refuses the round, before anybody answers, where the people asked cannot pay it.
+        silent: place among the users → the first message that a device does not send; None: the
+            session's dropout decides.
 
     Guarantees:
         The ledger holds the cost, on the disk, before the sum is returned. The same session, query
@@ -218,12 +239,12 @@ def ask(
         ValueError: the policy pays for no such round, or does not cover so few coordinates.
         SecaggError: the sum was not opened.
     """
-    _check(session, query, number, ledger)
+    check_round(session, query, number, ledger)
     check(session, query, number)
     privacy, aggregation = session.privacy(query), session.summed_by(query)
     broadcast = broadcast_of(query, number)
     try:
-        total = aggregation.open(broadcast, len(users))
+        total = aggregation.open(broadcast, len(users), silent)
         present, done = total.waiting, 0
         for places in _groups(present, query.dim):
             chosen = [users[place] for place in places]
@@ -236,12 +257,17 @@ def ask(
     except SecaggError as failure:
         record_failure(privacy, failure, broadcast, len(users), ledger)
         raise
-    summed: Doubles = released.mean[: len(query.labels)].astype(np.float64) * privacy.cohort
+    return sums_of(session, query, released.mean)
+
+
+def sums_of(session: QuerySession, query: Query, mean: Updates) -> Doubles:
+    """Return the sum in each cell of a released mean, float32[d]: float64[K]."""
+    summed: Doubles = mean[: len(query.labels)].astype(np.float64) * session.cohort
     return summed
 
 
-def _check(session: QuerySession, query: Query, number: int, ledger: Ledger) -> None:
-    """Refuse a round that the policy does not pay for."""
+def check_round(session: QuerySession, query: Query, number: int, ledger: Ledger) -> None:
+    """Refuse a round that the policy does not pay for; raises ValueError."""
     policy = session.policy
     if not 0 <= number < policy.rounds:
         raise ValueError(f"round {number} of a question for which the policy pays {policy.rounds}")

@@ -12,14 +12,17 @@ from pfl_lm.dp.ledger import Ledger
 from pfl_lm.dp.policy import Policy
 from pfl_lm.dp.sampler.arrays import Doubles
 from pfl_lm.files import sha256_of
+from pfl_lm.phones.fleet import Fleet
 from pfl_lm.queries import prefix_tree, word_list
 from pfl_lm.queries.ask import QuerySession, ask
+from pfl_lm.queries.fleet import invite, say_fleet
 from pfl_lm.queries.folder import QuestionFolder
 from pfl_lm.queries.found import WORDS_FILE, FoundWord, write_words
 from pfl_lm.queries.manifest import describe, ticks
 from pfl_lm.queries.people import AskedPeople, account_of
 from pfl_lm.queries.query import Query
 from pfl_lm.queries.word_list import OwnWords
+from pfl_lm.run.availability import Cohort
 from pfl_lm.run.folder import digest_of
 from pfl_lm.run.progress import ProgressListener
 from pfl_lm.secagg.rounds import Kind
@@ -44,6 +47,7 @@ class WordsQuestion:
             allow.
         aggregation: how the answers are summed.
         dropout: share of the users asked who fall silent, before any of their messages.
+        fleet: the users' phones; they decide who answers, in place of a dropout.
         seed: None: a secret one, erased at the end; a number makes the outcome repeatable.
     """
 
@@ -58,6 +62,7 @@ class WordsQuestion:
     aggregation: Kind = "ideal"
     dropout: float = 0.0
     seed: int | None = None
+    fleet: Fleet | None = None
 
     def __post_init__(self) -> None:
         at_least(1, entries=self.entries, cohort=self.cohort, candidates=self.candidates)
@@ -67,36 +72,37 @@ class WordsQuestion:
 
 
 Ask = Callable[..., Doubles]  # as ``queries.ask.ask``
-Start = Query | prefix_tree.Tree  # of the closed domain, of the open one
+Words = word_list.WordList | prefix_tree.Tree  # what is known, in the closed and the open domain
 
 
-def first_question(question: WordsQuestion, session: QuerySession, tokenizer: Tokenizer) -> Start:
+def first_question(question: WordsQuestion, session: QuerySession, tokenizer: Tokenizer) -> Words:
     """Return what is asked first; everything that can be wrong with a question shows here.
 
     Raises:
         ValueError: a list that cannot be read or has no word to ask for, or too few cells.
     """
-    least = session.policy.noise.min_dim
+    words = _nothing_known(question, session.policy.rounds, tokenizer)
+    session.check(words.query(session.policy.noise.min_dim))
+    return words
+
+
+def _nothing_known(question: WordsQuestion, rounds: int, tokenizer: Tokenizer) -> Words:
+    entries, false_positives = question.entries, question.false_positives
     if question.domain == "closed":
-        words = word_list.candidates(
+        listed = word_list.candidates(
             tokenizer, question.candidates, question.candidates_from, question.denied
         )
-        query = word_list.word_query(words, question.entries, least)
-        session.check(query)
-        return query
+        return word_list.WordList(tuple(listed), min(entries, len(listed)), false_positives)
     letters = prefix_tree.alphabet(tokenizer)
-    rounds, false_positives = session.policy.rounds, question.false_positives
-    tree = prefix_tree.Tree(
-        prefix_tree.TreePlan(rounds, question.entries, question.cells, false_positives, letters)
+    return prefix_tree.Tree(
+        prefix_tree.TreePlan(rounds, entries, question.cells, false_positives, letters)
     )
-    session.check(tree.query(least))
-    return tree
 
 
 def find_words(
     question: WordsQuestion,
     session: QuerySession,
-    start: Start,
+    start: Words,
     own: Sequence[OwnWords],
     ledger: Ledger,
     listener: ProgressListener | None = None,
@@ -114,44 +120,39 @@ def find_words(
         ValueError: the policy does not pay for the rounds, or asks users too often.
     """
     listener = listener or ProgressListener()
-    if isinstance(start, prefix_tree.Tree):
-        tree = start
-        while not tree.over:
-            tree = _next_round(question, session, tree, own, ledger, listener, ask)
-        return list(tree.found.values())
-    query, cell_of = start, {word: cell for cell, word in enumerate(start.labels)}
-    listener.say(f"asking {session.cohort:,} users for {len(cell_of):,} words of a public list")
-    sums = ask(
-        session, query, 0, session.users(0),
-        lambda user: word_list.answer(own[user], cell_of, query.entries),
-        ledger, ticks(listener),
-    )  # fmt: skip
-    return word_list.believed(query, sums, session.deviation(query), question.false_positives)
+    words, clock = start, 0.0
+    while not words.over:
+        query = words.query(session.policy.noise.min_dim)
+        listener.say(f"asking {session.cohort:,} users for {words.say(query)}")
+        cohort = invite(session, query, words.round, clock)
+        say_fleet(cohort, listener)
+        words = _next_round(question, session, words, query, cohort, own, ledger, listener, ask)
+        clock = cohort.closed
+    return list(words.found.values())
 
 
 def _next_round(
     question: WordsQuestion,
     session: QuerySession,
-    tree: prefix_tree.Tree,
+    words: Words,
+    query: Query,
+    cohort: Cohort,
     own: Sequence[OwnWords],
     ledger: Ledger,
     listener: ProgressListener,
     ask: Ask,
-) -> prefix_tree.Tree:
-    """Ask one round of the open domain, and go down the tree by its sum."""
-    query = tree.query(session.policy.noise.min_dim)
+) -> Words:
+    """Ask one round, and learn from its sum."""
     cell_of = {label: cell for cell, label in enumerate(query.labels)}
-    listener.say(
-        f"round {tree.round + 1} of {tree.plan.rounds}: asking {session.cohort:,} users for "
-        f"{query.name}, {len(tree.prefixes):,} beginnings, {len(query.labels):,} cells"
-    )
+    if cohort.silent is not None:
+        ask = partial(ask, silent=cohort.silent)
     sums = ask(
-        session, query, tree.round, session.users(tree.round),
-        lambda user: tree.answer(own[user], cell_of, question.denied),
+        session, query, words.round, cohort.invited.tolist(),
+        lambda user: words.answer(own[user], cell_of, question.denied),
         ledger, ticks(listener),
     )  # fmt: skip
-    after = tree.descend(query, sums, session.deviation(query))
-    listener.say(f"{len(after.found):,} words so far")
+    after = words.descend(query, sums, session.deviation(query))
+    listener.say(after.so_far())
     return after
 
 
@@ -189,11 +190,13 @@ def discover(
         raise ValueError(f"{store.folder} was built with another tokenizer; build it again")
     folder = QuestionFolder(Path(path), WORDS_FILE)
     session = QuerySession.of(
-        policy, store.users("train"), question.cohort, question.aggregation, question.dropout
-    )
+        policy, store.users("train"), question.cohort, question.aggregation, question.dropout,
+        question.fleet,
+    )  # fmt: skip
     start = first_question(question, session, tokenizer)
     own = [most_used_first(words) for words in store.unknown_words("train")]
-    asked = _asked(question, session, store, tokenizer, policy)
+    described = describe("words", WORDS_FILE, plain_question(question), session, store, policy)
+    asked = described | about(tokenizer)
     account = account_of(store, "train", question.seed, ledgers)
     with AskedPeople(account, "words") as people:
         ledger, session = folder.open(asked, session, people, question.seed, resume, listener)
@@ -210,22 +213,17 @@ def most_used_first(counts: dict[str, int]) -> list[str]:
     return sorted(counts, key=lambda word: (-counts[word], word))
 
 
-def _asked(
-    question: WordsQuestion,
-    session: QuerySession,
-    store: PopulationStore,
-    tokenizer: Tokenizer,
-    stated: Policy,
-) -> dict[str, Any]:
-    """Describe the question for its manifest."""
+def plain_question(question: WordsQuestion) -> dict[str, Any]:
+    """Return the question as its manifest has it: files and lists by their digests."""
     listed = question.candidates_from
-    asked = {
+    return {
         **asdict(question),
         "candidates_from": None if listed is None else sha256_of(listed),
         "denied": digest_of(sorted(question.denied)),
         "norm": 1.0,
     }
-    about = {
-        "tokenizer": {"digest": tokenizer.digest, "vocabulary_size": tokenizer.vocabulary_size}
-    }
-    return describe("words", WORDS_FILE, asked, session, store, stated) | about
+
+
+def about(tokenizer: Tokenizer) -> dict[str, Any]:
+    """Return what a manifest says of the vocabulary that lacks the words."""
+    return {"tokenizer": {"digest": tokenizer.digest, "vocabulary_size": tokenizer.vocabulary_size}}

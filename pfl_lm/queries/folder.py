@@ -5,6 +5,7 @@ ledger.jsonl    what it cost, and at its end the digest of the result (see pfl_l
 words.tsv       the result, written last; of a comparison of models, comparison.json
 budget.json     what the people asked had spent of their one budget when the question ended
 noise.secret    while the question runs: the seed of all its randomness (mode 0600)
+rounds.sqlite   in place of the seed where devices call over the network (see pfl_lm.network.store)
 
     killed before            what --resume does
     the manifest             nothing: no device was asked; remove the folder
@@ -85,26 +86,53 @@ class QuestionFolder:
             ValueError: the folder is not free; to resume: it holds another question or none, is
                 finished, or has lost its seed; it, or the people's ledger, is an older copy.
         """
-        opened = self._resume(asked) if resume else self._begin(asked, session, people, seed)
-        ledger, known = opened
+        secret = secrets.randbits(_SECRET_BITS) if seed is None else seed
+        ledger = self._open(asked, session, people, resume, listener, secret)
+        try:
+            return ledger, replace(session, seed=self._seed())
+        except BaseException:
+            ledger.close()
+            raise
+
+    def open_served(
+        self,
+        asked: dict[str, Any],
+        session: QuerySession,
+        people: AskedPeople,
+        resume: bool,
+        listener: ProgressListener,
+    ) -> Ledger:
+        """Begin a question to devices elsewhere, or go on: as ``open``, without a seed."""
+        return self._open(asked, session, people, resume, listener, None)
+
+    def _open(
+        self,
+        asked: dict[str, Any],
+        session: QuerySession,
+        people: AskedPeople,
+        resume: bool,
+        listener: ProgressListener,
+        seed: int | None,
+    ) -> Ledger:
+        ledger = self._resume(asked) if resume else self._begin(asked, session, people, seed)
         try:
             listener.say(people.take_up(ledger, session))
         except BaseException:
             ledger.close()
             raise
-        return ledger, replace(session, seed=known)
+        return ledger
 
     def _begin(
         self, asked: dict[str, Any], session: QuerySession, people: AskedPeople, seed: int | None
-    ) -> tuple[Ledger, int]:
-        """Write seed, ledger and manifest, in this order."""
+    ) -> Ledger:
+        """Write the seed where there is one, ledger and manifest, in this order."""
         if self.path.exists() and any(self.path.iterdir()):
             raise ValueError(f"{self.path} is not empty; choose another folder, or --resume")
         whose = people.begin(session)  # it may refuse: before the folder is made
         self.path.mkdir(parents=True, exist_ok=True)
-        seed = secrets.randbits(_SECRET_BITS) if seed is None else seed
-        with write_atomically(self.secret_path, mode=0o600) as temporary:
-            temporary.write_text(f"{seed}\n", encoding="ascii")
+        if seed is not None:
+            with write_atomically(self.secret_path, mode=0o600) as temporary:
+                temporary.write_text(f"{seed}\n", encoding="ascii")
         genesis = {
             "run": self.path.name,
             "policy_digest": digest_of(asked["policy"]),
@@ -114,10 +142,10 @@ class QuestionFolder:
         }
         ledger = Ledger.create(self.ledger_path, genesis)
         write_json(self.manifest_path, asked)
-        return ledger, seed
+        return ledger
 
-    def _resume(self, asked: dict[str, Any]) -> tuple[Ledger, int]:
-        """Open an interrupted question again, under the seed that it began with."""
+    def _resume(self, asked: dict[str, Any]) -> Ledger:
+        """Open the ledger of an interrupted question again."""
         if not self.manifest_path.is_file():
             raise ValueError(
                 f"{self.path} holds no question that was begun; if one was killed as it began, "
@@ -137,7 +165,7 @@ class QuestionFolder:
                 raise ValueError(f"{self.path} is finished; what came out is in {self.result}")
             sweep(self.path, self.result)
             sweep(self.path, BUDGET_FILE)
-            return ledger, self._seed()
+            return ledger
         except BaseException:
             ledger.close()
             raise

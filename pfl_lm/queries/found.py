@@ -92,6 +92,8 @@ def _unpaid(entries: Sequence[Entry], manifest: dict[str, Any], words: str) -> s
         return "manifest.json is not the one that the ledger began with"
     if manifest["asked"]["seed"] != "secret":
         return "the noise came from --seed, which anybody can take off the list; ask without it"
+    if manifest.get("served", {}).get("trial"):
+        return "a trial asked for the words, which protects nobody; ask without --trial"
     if not any(entry["kind"] == "round" and entry.get("event") for entry in entries):
         return "the ledger has no entry of a round that devices answered"
     ends = [entry for entry in entries if entry["kind"] == "end"]

@@ -13,7 +13,9 @@ from scipy import stats
 
 from pfl_lm.dp.policy import Policy
 from pfl_lm.evaluation.evaluate import ModelScorer, measure_users
+from pfl_lm.evaluation.interfaces import HeldOut
 from pfl_lm.models.file import Model
+from pfl_lm.phones.fleet import Fleet
 from pfl_lm.queries.ask import QuerySession, ask
 from pfl_lm.queries.comparison import (
     PRIMARY,
@@ -25,6 +27,7 @@ from pfl_lm.queries.comparison import (
     estimates,
     users_needed,
 )
+from pfl_lm.queries.fleet import Work, invite, say_fleet
 from pfl_lm.queries.folder import QuestionFolder
 from pfl_lm.queries.manifest import describe, ticks
 from pfl_lm.queries.people import AskedPeople, account_of
@@ -53,7 +56,7 @@ class LaunchQuestion:
         spread: public guess of how much users differ in this gain, in nats; used before asking.
         tokens_per_user: a phone scores this much of its text at most.
         window: tokens that a model sees at once.
-        cohort, aggregation, dropout, seed: as for any question.
+        cohort, aggregation, dropout, seed, fleet: as for any question.
     """
 
     split: Literal["train", "validation", "test"] = "test"
@@ -67,6 +70,7 @@ class LaunchQuestion:
     aggregation: Kind = "ideal"
     dropout: float = 0.0
     seed: int | None = None
+    fleet: Fleet | None = None
 
     def __post_init__(self) -> None:
         within(1e-6, 0.5, alpha=self.alpha)
@@ -149,7 +153,7 @@ def _deviations(question: LaunchQuestion) -> float:
 
 def differences(
     models: Sequence[Model],
-    store: PopulationStore,
+    store: HeldOut,
     tokenizer: Tokenizer,
     question: LaunchQuestion,
     users: Sequence[int],
@@ -213,18 +217,20 @@ def compare(
             free.
     """
     listener = listener or ProgressListener()
-    _check(current, candidate, store, tokenizer)
+    if store.tokenizer_digest != tokenizer.digest:
+        raise ValueError(f"{store.folder} was built with another tokenizer; build it again")
+    check_models(current, candidate, tokenizer)
     folder = QuestionFolder(Path(path), RESULT_FILE)
     users = store.users(question.split)
     session = QuerySession.of(
-        policy, users, question.cohort, question.aggregation, question.dropout
+        policy, users, question.cohort, question.aggregation, question.dropout, question.fleet
     )
     query = comparison_query(session.policy.noise.min_dim)
     session.check(query)
     deviation = session.deviation(query)
     rule = plan(question, session.cohort, deviation)
     listener.say(rule)
-    digests = [digest_of(_fingerprint(model)) for model in (current, candidate)]
+    digests = [digest_of(fingerprint(model)) for model in (current, candidate)]
     asked = {
         **asdict(question), "rule": rule, "entries": query.entries, "norm": query.norm,
         "current": digests[0], "candidate": digests[1],
@@ -234,23 +240,34 @@ def compare(
     with AskedPeople(account, "comparison") as people:
         ledger, session = folder.open(described, session, people, question.seed, resume, listener)
         with ledger:
-            cohort = session.users(0)
-            gains = differences((current, candidate), store, tokenizer, question, cohort, listener)
+            work = scoring((current, candidate), question)
+            cohort = invite(session, query, 0, 0.0, work, question.split)
+            say_fleet(cohort, listener)
+            asks = cohort.invited.tolist()
+            gains = differences((current, candidate), store, tokenizer, question, asks, listener)
             sums = ask(
-                session, query, 0, cohort, lambda user: answer(gains[user]), ledger,
-                ticks(listener), people.check,
+                session, query, 0, asks, lambda user: answer(gains[user]), ledger,
+                ticks(listener), people.check, cohort.silent,
             )  # fmt: skip
             found = estimates(sums, deviation)
             decision = decide(question, found, deviation)
-            write_json(folder.result_path, _result(decision, found))
+            write_json(folder.result_path, result_of(decision, found))
             folder.finish(ledger, people)
     return decision, found
 
 
-def _check(current: Model, candidate: Model, store: PopulationStore, tokenizer: Tokenizer) -> None:
-    """Refuse parts that do not fit together."""
-    if store.tokenizer_digest != tokenizer.digest:
-        raise ValueError(f"{store.folder} was built with another tokenizer; build it again")
+def scoring(models: Sequence[Model], question: LaunchQuestion) -> Work:
+    """Return what it takes of a phone to score these models, at most.
+
+    A parameter is in one multiplication and one addition for each token, and four bytes long.
+    """
+    parameters = sum(value.numel() for m in models for value in m.parameters.values())
+    flops = 2.0 * parameters * question.tokens_per_user
+    return Work(4 * parameters, flops, 4 * parameters)
+
+
+def check_models(current: Model, candidate: Model, tokenizer: Tokenizer) -> None:
+    """Refuse models of another vocabulary; raises ValueError."""
     for name, model in (("the current model", current), ("the candidate", candidate)):
         if model.origin.get("tokenizer_digest") != tokenizer.digest:
             raise ValueError(
@@ -258,7 +275,7 @@ def _check(current: Model, candidate: Model, store: PopulationStore, tokenizer: 
             )
 
 
-def _fingerprint(model: Model) -> dict[str, str]:
+def fingerprint(model: Model) -> dict[str, str]:
     """Return a digest of each parameter, so that a resumed comparison has the same models."""
     return {
         name: hashlib.sha256(value.contiguous().numpy().tobytes()).hexdigest()
@@ -266,7 +283,8 @@ def _fingerprint(model: Model) -> dict[str, str]:
     }
 
 
-def _result(decision: Decision, found: Mapping[str, Estimate] | None) -> dict[str, Any]:
+def result_of(decision: Decision, found: Mapping[str, Estimate] | None) -> dict[str, Any]:
+    """Return verdict and estimates, for the file of the result."""
     measures = {
         name: {**asdict(estimate), "interval_95": list(estimate.interval(0.95))}
         for name, estimate in (found or {}).items()

@@ -34,9 +34,56 @@ def describe(
         asked: the question, as plain values; ``seed`` None stands for a secret one.
         stated: the policy before it was restated for the users there are.
     """
-    guarantee = session.guarantee
+    known = "." if asked["seed"] is None else ", which the stated seed gives again."
+    guaranteed = (
+        "Nothing against the process that simulated all devices: it held their text and their "
+        f"noise. What came out carries the policy's whole noise{known}"
+    )
+    simulated = f"A deployment under the policy, of which this holds: {_statement(session)}"
+    people = {"name": store.name, "files": digest_of(store.describe()["files"])}
+    return _described(kind, result, asked, session, stated, people, (guaranteed, simulated))
+
+
+def describe_served(
+    kind: str,
+    result: str,
+    asked: Mapping[str, Any],
+    session: QuerySession,
+    enrolled: Mapping[int, bytes],
+    stated: Policy,
+    trial: bool,
+) -> dict[str, Any]:
+    """Describe a question that devices answer over the network.
+
+    Args:
+        enrolled: public key of every device that may be asked.
+        trial: the devices believe any statement of the server's.
+        kind, result, asked, session, stated: as for :func:`describe`.
+    """
+    keys = digest_of({str(number): key.hex() for number, key in enrolled.items()})
+    statements = _statement(session), "Nothing: devices answered over the network."
+    if trial:
+        simulated = f"A deployment under the policy, of which this holds: {statements[0]}"
+        statements = "Nothing: a trial, in which devices check nothing.", simulated
+    people = {"name": "enrolled devices", "files": keys}
+    described = _described(kind, result, asked, session, stated, people, statements)
+    return described | {"served": {"trial": trial}}
+
+
+def _statement(session: QuerySession) -> str:
+    return session.guarantee.statement.replace("ll models released", "ll answers released")
+
+
+def _described(
+    kind: str,
+    result: str,
+    asked: Mapping[str, Any],
+    session: QuerySession,
+    stated: Policy,
+    people: Mapping[str, Any],
+    statements: tuple[str, str],
+) -> dict[str, Any]:
     seed = "secret" if asked["seed"] is None else asked["seed"]
-    known = "." if seed == "secret" else ", which the stated seed gives again."
     return readable({
         "format": 1,
         "kind": kind,
@@ -44,18 +91,9 @@ def describe(
         "asked": {**asked, "seed": seed, "cohort": session.cohort},
         "policy": asdict(session.policy),
         "policy_as_stated": {"report_goal": stated.report_goal, "population": stated.population},
-        "guarantee": asdict(guarantee),
-        "statements": {
-            "guaranteed": "Nothing against the process that simulated all devices: it held their "
-            f"text and their noise. What came out carries the policy's whole noise{known}",
-            "simulated": "A deployment under the policy, of which this holds: "
-            + guarantee.statement.replace("ll models released", "ll answers released"),
-        },
-        "population": {
-            "name": store.name,
-            "users": session.population,
-            "files": digest_of(store.describe()["files"]),
-        },
+        "guarantee": asdict(session.guarantee),
+        "statements": {"guaranteed": statements[0], "simulated": statements[1]},
+        "population": {**people, "users": session.population},
         "versions": {"pfl_lm": __version__, "code": code_digest()},
     })  # fmt: skip
 

@@ -12,6 +12,8 @@ from pfl_lm.queries.query import Query
 from pfl_lm.run.deployment import Deployment
 from pfl_lm.text.population import PopulationStore
 
+SEEDED = "the stated seed gives the noise again"
+
 
 def account_of(
     store: PopulationStore, split: str, seed: int | None, ledgers: Path | None
@@ -38,14 +40,19 @@ class AskedPeople:
         is looked at. A round that a resumed question repeats to the byte is debited once.
     """
 
-    def __init__(self, account: PopulationAccount | None, purpose: str) -> None:
+    def __init__(
+        self, account: PopulationAccount | None, purpose: str, nobody: str = SEEDED
+    ) -> None:
         """Open the ledger, or begin it.
+
+        Args:
+            nobody: why no budget is spent where there is no account.
 
         Raises:
             LedgerError: a run or question on these people is going, or the file is damaged.
         """
         self._ledger = None if account is None else PopulationLedger.open(account)
-        self._purpose = purpose
+        self._purpose, self._nobody = purpose, nobody
 
     def begin(self, session: QuerySession) -> dict[str, str]:
         """Refuse a question that these people cannot pay; return what its first entry says of them.
@@ -78,7 +85,7 @@ class AskedPeople:
             ValueError: the question's folder, or the ledger of its people, is an older copy.
         """
         if self._ledger is None:
-            return "the stated seed gives the noise again: no budget is spent, and nobody protected"
+            return f"{self._nobody}: no budget is spent, and nobody protected"
         self._ledger.take_up(ledger, session.policy, self._purpose)
         return f"the budget of these people: {self._ledger.spent().sentence()}"
 

@@ -104,12 +104,28 @@ class Tree:
         """Whether nothing is left to ask."""
         return self.round == self.plan.rounds or not self.prefixes
 
+    @property
+    def most_cells(self) -> int:
+        """The most cells of a round."""
+        return self.plan.cells
+
     def query(self, least_dim: int) -> Query:
         """Return the next round's question."""
         extensions = self.plan.extensions(self.round)
         cells = [prefix + extension for prefix in self.prefixes for extension in extensions]
         name = f"letters up to {self.plan.length(self.round)} of words in no list"
         return Query(name, cells, self.plan.entries, least_dim=least_dim)
+
+    def say(self, query: Query) -> str:
+        """Say what the next round asks for."""
+        return (
+            f"{query.name}, {len(self.prefixes):,} beginnings, {len(query.labels):,} cells "
+            f"(round {self.round + 1} of {self.plan.rounds})"
+        )
+
+    def so_far(self) -> str:
+        """Say what is known."""
+        return f"{len(self.found):,} words so far"
 
     def answer(self, own: OwnWords, cell_of: Mapping[str, int], denied: Collection[str]) -> Answer:
         """Return a device's vote: the next letters of its most used words that are alive.

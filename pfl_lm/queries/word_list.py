@@ -11,6 +11,7 @@ privacy" (arXiv:1902.08534), with noise that devices add in place of sampling.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
@@ -85,3 +86,52 @@ def believed(
         FoundWord(query.labels[cell], float(sums[cell]), float(sums[cell] / deviation))
         for cell in np.flatnonzero(sums > limits).tolist()
     ]
+
+
+@dataclass(frozen=True)
+class WordList:
+    """What is known of a public list's words, before the one round or after it; all of it public.
+
+    Attributes:
+        words: of the list, the most frequent first; the cells.
+        entries: the most words that one device names.
+        false_positives: expected number of found words that nobody named, at most.
+        round: 0 before the round, 1 after it.
+    """
+
+    words: tuple[str, ...]
+    entries: int
+    false_positives: float
+    round: int = 0
+    found: Mapping[str, FoundWord] = field(default_factory=dict)
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing is left to ask."""
+        return self.round > 0
+
+    @property
+    def most_cells(self) -> int:
+        """The most cells of a round."""
+        return len(self.words)
+
+    def query(self, least_dim: int) -> Query:
+        """Return the round's question."""
+        return word_query(self.words, self.entries, least_dim)
+
+    def say(self, query: Query) -> str:
+        """Say what the round asks for."""
+        return f"{len(query.labels):,} words of a public list"
+
+    def so_far(self) -> str:
+        """Say what is known."""
+        return f"{len(self.found):,} words so far"
+
+    def answer(self, own: OwnWords, cell_of: Mapping[str, int], denied: Collection[str]) -> Answer:
+        """Return what a device says; no denied word is in the list."""
+        return answer(own, cell_of, self.entries)
+
+    def descend(self, query: Query, sums: Doubles, deviation: float) -> WordList:
+        """Return the words that noise alone hardly reaches."""
+        words = believed(query, sums, deviation, self.false_positives)
+        return replace(self, round=1, found={word.word: word for word in words})

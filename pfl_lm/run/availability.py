@@ -57,9 +57,24 @@ def invite(context: RunContext, broadcast: Broadcast, clock: float) -> Cohort:
         return Cohort(users, closed=clock)
     own = phones_of(context, fleet, "train", users)
     needed = demand(context, payload, context.privacy.grid(payload.dim))
-    timing = Selection(
+    selection = Selection(
         fleet, users, own, needed, scenario.cohort, scenario.seed, broadcast.round
-    ).simulate_round(clock)
+    )
+    return select(selection, clock)
+
+
+def select(selection: Selection, clock: float) -> Cohort:
+    """Let a fleet's phones take part in a round, as far as they are able.
+
+    Args:
+        selection: whom the server asks, and what the round asks of a phone.
+        clock: simulated seconds since the run began.
+
+    Raises:
+        ValueError: the fleet can never fill a round.
+    """
+    fleet, users = selection.fleet, selection.users
+    own, needed, timing = selection.own, selection.demand, selection.simulate_round(clock)
     figures = _figures(fleet, own, timing, needed)
     closed = timing.closed + 60 * fleet.pause_minutes
     return Cohort(users[timing.invited], timing.silent, closed, {"fleet": figures})

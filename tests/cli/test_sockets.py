@@ -357,7 +357,8 @@ LINES: dict[tuple[str, ...], str | None] = {
     ("population", "import"): "{at}/leaf --tokenizer {at}/tokenizer --from leaf -o {at}/again",
     ("words", "discover"): "{at}/people --tokenizer {at}/tokenizer --policy {at}/ask.toml "
     "-o {at}/found --candidates-from {at}/list.tsv",
-    ("launch",): None,  # in tests/cli/test_launch.py
+    ("words", "serve"): None,
+    ("launch",): None,  # in tests/queries/test_launch.py
     ("grow",): None,  # in tests/cli/test_words.py
     ("pretrain",): "pretrain.toml -o {at}/start.pt",
     ("simulate",): "scenario.toml -o {at}/run --workers 2",
@@ -433,17 +434,27 @@ def test_the_keyboard_listens_on_the_loopback_address_alone(at):
     assert on_this_machine(watch) == {(os.getpid(), "127.0.0.1")}
 
 
-def test_the_server_listens_where_it_is_told_and_a_device_nowhere(at):
+ASKED = "--tokenizer {at}/tokenizer --policy {at}/ask.toml"
+SERVED = {
+    "training": ("serve served.toml -o {at}/served", "--trial {at}/served.toml"),
+    "a question": (
+        f"words serve -o {{at}}/asked {ASKED} --candidates-from {{at}}/list.tsv",
+        f"--trial {{at}}/people {ASKED}",
+    ),
+}
+
+
+@pytest.mark.parametrize(("server", "plays"), SERVED.values(), ids=SERVED)
+def test_the_server_listens_where_it_is_told_and_a_device_nowhere(at, server, plays):
     pytest.importorskip("grpc_tools", reason="needs gRPC: pip install pfl-lm[network]")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         place = f"127.0.0.1:{probe.getsockname()[1]}"
     keys = [str(at / f"keys/devices/{number:05d}.json") for number in range(8)]
     device = [sys.executable, "-m", "pfl_lm", "device", "run", *keys, "--server", place]
-    device += ["--ca", str(at / "keys/server/tls.pem"), "--trial", str(at / "served.toml")]
+    device += ["--ca", str(at / "keys/server/tls.pem"), *plays.format(at=at).split()]
     with Watch() as watch, subprocess.Popen(device, cwd=Path(pfl_lm.__file__).parents[1]) as run:
-        command = f"serve served.toml -o {{at}}/served --keys {{at}}/keys --listen {place} --trial"
-        verb(at, command)
+        verb(at, f"{server} --keys {{at}}/keys --listen {place} --trial")
         assert run.wait(timeout=120) == 0
     assert on_this_machine(watch) == {(os.getpid(), "127.0.0.1")}
 

@@ -106,3 +106,30 @@ def test_a_model_of_another_vocabulary_is_not_grown(folder: Path) -> None:
 def test_help_says_what_the_verb_does_and_what_it_costs(folder: Path) -> None:
     assert "ledger" in run("words discover --help")
     assert "old word" in " ".join(run("grow --help").split())
+
+
+SERVE = "words serve --tokenizer words --policy policy.toml -o asked --keys keys"
+LAUNCH = "launch old.pt --against old.pt --tokenizer words --policy policy.toml -o asked"
+RUN = "device run keys/devices/00000.json --server localhost:8443 --ca keys/server/tls.pem"
+REFUSED = {
+    "noise from a seed": (f"{SERVE} --seed 3", "--seed makes noise that anybody can repeat"),
+    "neither people nor devices": (LAUNCH, "state --population, or --keys"),
+    "people and devices": (f"{LAUNCH} --population store --keys keys", "one of them"),
+    "devices and a fleet": (f"{LAUNCH} --keys keys --fleet fleets/mixed", "leave out --fleet"),
+    "a total without its delta": (f"{RUN} --total 4", "--total and --delta belong together"),
+    "a trial with a total": (f"{RUN} --trial store --total 4 --delta 1e-6", "keeps no record"),
+    "a trial of a population alone": (f"{RUN} --trial store", "state --tokenizer and --policy"),
+    "too few devices": (SERVE, "population: 3 devices are enrolled, the policy needs 60"),
+}
+
+
+@pytest.mark.parametrize(("line", "message"), REFUSED.values(), ids=REFUSED)
+def test_what_a_served_question_must_not_be(folder: Path, line: str, message: str) -> None:
+    pytest.importorskip("grpc_tools", reason="needs gRPC: pip install pfl-lm[network]")
+    run("enrol -o keys --devices 3")
+    if "--trial" in line:
+        run(BUILD)
+    listed = " --candidates-from list.tsv" if line.startswith("words") else ""
+    done = CliRunner().invoke(app, (line + listed).split())
+    assert message in str(done.exception)
+    assert not (folder / "asked").exists()

@@ -14,7 +14,6 @@ from pfl_lm.models.file import load_model
 from pfl_lm.network.certificates import ServerCertificate
 from pfl_lm.network.device import Device
 from pfl_lm.network.identity import DeviceKey
-from pfl_lm.network.requirements import check_clip
 from pfl_lm.network.rpc_client import DroppedFromRound, RetryPolicy, RpcClient
 from pfl_lm.network.transport import SESSION, Limits, channel_to, messages
 from pfl_lm.run.round import protect_updates
@@ -85,14 +84,13 @@ class Bad(Device):
                 raise DroppedFromRound("it was too much")
 
     def _join(self, round: int, invitation) -> KeysAdvertised:
-        clip = check_clip(self._context.privacy, round, invitation.clip_norm)
-        broadcast = self._receive(round, invitation.model, clip)
+        broadcast = self._receive(round, invitation)
         config, place = self._config(broadcast, invitation)
         self._broadcast, self._round_config = broadcast, config
         return KeysAdvertised.join(config, place, self._rules(config), self._key.identity)
 
     def _answer(self, round: int, keys: KeysAdvertised, invitation) -> None:
-        update, number = self._train(self._broadcast), self._key.number
+        update, number = self._update(self._broadcast), self._key.number
         (vector,), _ = protect_updates(
             self._context.privacy, update, self._broadcast, [number], invitation.cohort
         )

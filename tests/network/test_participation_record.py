@@ -184,7 +184,7 @@ def test_what_is_no_record_is_refused_with_a_remedy(tmp_path):
     database = sqlite3.connect(path)
     database.execute("PRAGMA user_version = 9")
     database.close()
-    with pytest.raises(ValueError, match="version 9, not 1"):
+    with pytest.raises(ValueError, match="version 9, not 2"):
         ParticipationRecord(path)
 
 
@@ -201,8 +201,8 @@ class TestVerb:
         assert "took part in 2 of at most 4 rounds" in text
         assert "refuses rounds before 14" in text
         lines = [line.split() for line in text.splitlines() if line.startswith("2023-11-14 22:13")]
-        assert [line[3] for line in lines] == ["2", "9"]
-        assert all(line[2] == "a" * 16 and line[4] == "b" * 16 for line in lines)
+        assert [line[4] for line in lines] == ["2", "9"]
+        assert all(line[3] == "a" * 16 and line[5] == "b" * 16 for line in lines)
 
     def test_says_when_nothing_was_done_and_when_nothing_is_left(self, record):
         assert "took part in no round" in self.printed(str(record.path))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,6 +34,19 @@ def policy_of(
         "user", "zero_out", epsilon, delta, users, users // min_separation, rounds,
         Participation("rotation", min_separation), stated,
     )  # fmt: skip
+
+
+class NoLedger:
+    """Takes the place of a ledger, and remembers the rounds."""
+
+    def __init__(self) -> None:
+        self.rounds: list[dict[str, Any]] = []
+
+    def entries(self) -> list[dict[str, Any]]:
+        return [{"kind": "genesis"}]
+
+    def record_round(self, round: int, entry: dict[str, Any]) -> None:
+        self.rounds.append(entry)
 
 
 @pytest.fixture(scope="session")

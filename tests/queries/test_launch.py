@@ -113,6 +113,15 @@ def test_the_protocol_runs_the_verb(folder: Path) -> None:
     assert manifest["asked"]["aggregation"] == "protocol"
 
 
+def test_a_fleet_scores_both_models(folder: Path) -> None:
+    """Twelve times as many phones check in as answer: ten of 120 are summed."""
+    options = "--fleet", "fleets/mixed", "--seed", "5"
+    status, shown, _ = launch(folder, "unigram", "guess", *options, output="by-a-fleet")
+    assert status in (0, 3), shown
+    assert "120 phones checked in" in shown
+    assert "13 phones score the candidate" in shown
+
+
 def test_a_model_of_another_vocabulary_is_refused(folder: Path) -> None:
     other = synthetic_tokenizer(210)
     spec = ModelSpec("cifg_lstm", 210, 8, hidden_dim=8)

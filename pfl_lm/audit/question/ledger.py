@@ -69,6 +69,8 @@ def _alone(artifacts: QuestionArtifacts) -> str:
     """Say why a question may name no ledger of its people."""
     if artifacts.manifest["asked"]["seed"] != "secret":
         return "A question with a printed seed protects nobody and spends nobody's budget."
+    if artifacts.manifest.get("served", {}).get("trial"):
+        return "A trial protects nobody and spends nobody's budget."
     return "The question names no ledger of its people: what else they paid is counted nowhere."
 
 
@@ -136,6 +138,8 @@ def _secret(artifacts: QuestionArtifacts, chain: Chain) -> Finding:
     if ended and (artifacts.path / "noise.secret").exists():
         text = "noise.secret is still there; it gives the noise again: erase it."
         return Finding(name, False, text)
+    if "served" in artifacts.manifest:
+        return Finding(name, True, "Every device drew its own noise, which no file ever held.")
     return Finding(name, True, "The noise came from a secret seed that no file holds any more."
                    if ended else "The question goes on; its seed is a secret.")  # fmt: skip
 
