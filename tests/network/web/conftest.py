@@ -1,0 +1,64 @@
+"""Devices in Node beside devices in Python."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pfl_lm.network.web import Browsers, WebAddress
+from pfl_lm.web_device import FOLDER
+from tests.conformance.test_javascript import missing
+from tests.network.conftest import Trial, free_port
+
+DEVICE = Path(__file__).parent / "device.mjs"
+needs_node = pytest.mark.skipif(missing() is not None, reason=str(missing()))
+
+
+class WebTrial(Trial):
+    """A trial whose server answers browsers too."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.web = WebAddress(f"127.0.0.1:{free_port()}", self.keys)
+
+    @property
+    def page(self) -> str:
+        return f"http://127.0.0.1:{self.web.port}/{self.web.secret}/"
+
+    def serving(self, **changes):
+        return replace(super().serving(**changes), browsers=Browsers(self.web))
+
+    def plain_key(self, number: int) -> dict:
+        plain = json.loads((self.keys.folder / "devices" / f"{number:05d}.json").read_text())
+        return plain | {"server": self.keys.server_certificate().digest.hex()}
+
+    def node(self, number: int, updates, **changes) -> dict:
+        """Play a device in Node until the run is over; return what it says at its end."""
+        setup = {
+            "modules": FOLDER.as_uri(),
+            "address": self.page,
+            "key": self.plain_key(number),
+            "updates": [update.astype("<f4").tobytes().hex() for update in updates],
+        }
+        done = subprocess.run(
+            [shutil.which("node") or "node", DEVICE],
+            input=json.dumps(setup | changes), capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def web_trial(small, keys_of, tmp_path_factory, quick):
+    """A function that returns a trial; its arguments replace fields of the scenario."""
+
+    def build(devices: int = 6, **changes) -> WebTrial:
+        folder = tmp_path_factory.mktemp("served") / "run"
+        return WebTrial(small(devices, **changes), folder, keys_of(devices))
+
+    return build
