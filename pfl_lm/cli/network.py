@@ -6,12 +6,15 @@ import logging
 import os
 import re
 import threading
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pfl_lm.cli.bounds import number
+from pfl_lm.cli.browsers import keyboard_page
 from pfl_lm.cli.recipes import ScenarioPath, Settings, read
 
 if TYPE_CHECKING:
@@ -82,6 +85,19 @@ def serve(
         Path | None,
         typer.Option(help="Folder of the populations' ledgers [KEYS/server/ledgers]."),
     ] = None,
+    web: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="BUNDLE",
+            help="Also answer browsers: serve this bundle's keyboard page, which may take part.",
+        ),
+    ] = None,
+    web_listen: Annotated[
+        str,
+        typer.Option(
+            help="IP address and port for browsers: HTTP on the loopback address, else HTTPS."
+        ),
+    ] = "127.0.0.1:8444",
     resume: Annotated[bool, typer.Option(help="Go on after a stop or a crash.")] = False,
     overwrite: Annotated[
         bool, typer.Option(help="Delete an earlier run in that folder first.")
@@ -105,6 +121,9 @@ def serve(
     The run folder is that of `pfl-lm simulate`, for `report` and `audit` alike. Killed at any
     point, the server goes on with --resume: no spent budget is lost and no round opened twice.
     The scenario's population gives the held-out text only; the devices bring their own.
+
+    With --web browsers take part too, on the keyboard page; `pfl-lm device link` enrols one. The
+    bundle must be exported from a run of the same vocabulary, model, payload and training.
     """
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # a line for each bad byte of a stranger
     from pfl_lm.cli.progress import RunLines, summarise
@@ -129,7 +148,12 @@ def serve(
     logging.getLogger("grpc").setLevel(logging.CRITICAL)
     out = read_revoked(revoked) if revoked else frozenset()
     serving = Serving(ServerKeys(keys), listen, limits, present, trial, ledgers, revoked=out)
-    folder = run(read(Scenario, recipe, settings), output, serving, RunLines(), resume, overwrite)
+    with ExitStack() as opened:
+        if web is not None:
+            page = keyboard_page(web, web_listen, serving.keys, opened)
+            serving = replace(serving, browsers=page)
+        scenario = read(Scenario, recipe, settings)
+        folder = run(scenario, output, serving, RunLines(), resume, overwrite)
     summarise(folder, write_report(folder.path))
 
 
