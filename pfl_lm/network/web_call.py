@@ -10,6 +10,7 @@ import base64
 import binascii
 import logging
 import queue
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from typing import Any, NoReturn, Protocol
@@ -23,6 +24,8 @@ from pfl_lm.pages.local import LocalHandler
 log = logging.getLogger("pfl_lm.network")
 
 _MOST_MESSAGE = CHUNK_BYTES + SLACK_BYTES
+_MOST_DRAINED = 64 << 20  # bytes of a message that is refused
+_DRAIN_SECONDS = 10.0
 _HTTP = {
     grpc.StatusCode.INVALID_ARGUMENT: 400,
     grpc.StatusCode.FAILED_PRECONDITION: 400,
@@ -155,6 +158,13 @@ class WebCall:
         self._left -= size
         return content
 
+    def _drain(self) -> None:
+        """Read what a refused caller still sends, and keep none of it, so that it hears why."""
+        until = time.monotonic() + _DRAIN_SECONDS
+        with suppress(TimeoutError, EOFError):
+            while 0 < self._left <= _MOST_DRAINED and time.monotonic() < until:
+                self._take(min(self._left, SLACK_BYTES))
+
     def _write(self, content: bytes) -> None:
         """Write a message of an answer that is a stream, as one chunk of HTTP/1.1."""
         if not self._started:
@@ -165,6 +175,7 @@ class WebCall:
 
     def _end(self, code: grpc.StatusCode, content: bytes) -> None:
         handler = self._handler
+        self._drain()
         handler.close_connection |= self._left > 0
         if self._started and code is grpc.StatusCode.OK:
             handler.wfile.write(b"0\r\n\r\n")

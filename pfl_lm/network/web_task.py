@@ -133,7 +133,7 @@ def _device_rules(context: RunContext, config: RoundConfig, trial: bool) -> dict
 
 def _policy(policy: Policy) -> dict[str, Any]:
     """Return what the participation record is held against."""
-    most = min(policy.participations, _MOST_COSTS)
+    most = min(policy.participations, _MOST_COSTS) + 1  # the last is beyond the policy's
     private = policy.noise.at == "device"
     return {
         "digest": policy_digest(policy),

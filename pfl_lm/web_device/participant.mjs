@@ -59,7 +59,6 @@ function differences(text, task) {
 export class Participant {
   #parameters = new Map();
   #have = -1; // the round whose model these are
-  #last = -1; // the round last taken part in: in none twice
 
   /**
    * @param {object} setup
@@ -69,13 +68,14 @@ export class Participant {
    *   => Promise<Float32Array>} setup.train returns the update
    * @param {import("./record.mjs").ParticipationRecord | null} setup.record null in a trial alone
    * @param {(event: {kind: string, round?: number, text: string}) => void} [setup.says]
+   * @param {number} [setup.last] the round last taken part in, if it was joined before: in none twice
    */
-  constructor({ service, task, train, record, says = () => {} }) {
+  constructor({ service, task, train, record, says = () => {}, last = -1 }) {
     if (!task.trial && !(record && task.policy))
       throw new OtherTask("outside a trial a device has a policy and keeps a participation record");
     if (!task.trial && (task.reproducible || task.noise.share === null))
       throw new OtherTask("outside a trial a device adds noise of its own that nobody can repeat");
-    Object.assign(this, { service, task, train, record, says });
+    Object.assign(this, { service, task, train, record, says, last });
     this.key = service.key;
   }
 
@@ -93,7 +93,7 @@ export class Participant {
       }
       if (!item.invitation && item.over === undefined && !item.frame) continue;
       cursor = [item.round, item.step];
-      if (!item.invitation || item.round <= this.#last) continue;
+      if (!item.invitation || item.round <= this.last) continue;
       takenPart += Number(await this.#try(item.round, item.invitation));
       cursor = [item.round, OVER];
     }
@@ -113,7 +113,7 @@ export class Participant {
   }
 
   async #try(round, invitation) {
-    this.#last = round;
+    this.last = round;
     try {
       await this.#takePart(round, invitation);
     } catch (error) {

@@ -55,7 +55,8 @@ export function varint(value) {
 export function encode(name, content) {
   const parts = [];
   for (const [number, [field, type]] of Object.entries(MESSAGES[name])) {
-    const value = content[field];
+    const given = content[field];
+    const value = typeof given === "string" ? new TextEncoder().encode(given) : given;
     const wire = WIRE[type] ?? 2;
     const tag = varint((Number(number) << 3) | wire);
     if (wire === 0 && value) parts.push(tag, varint(value));

@@ -45,6 +45,8 @@ export class PartSheet {
     this.list("part-costs", costs(task, part.record, part.rounds));
     $("part-policy").textContent = task.trial
       ? "This is a trial: its noise is made for an experiment, and nobody is protected." : task.statement;
+    $("part-ends").textContent = "Leave deletes the key. Forget deletes the record too" + (task.trial ? "."
+      : `: then this phone waits ${task.policy.trust_days} days before it takes part again.`);
   }
 
   list(name, facts) {
@@ -61,21 +63,22 @@ function leaves(task, messages) {
   const { round, grid, upload_bytes: bytes, noise_multiplier: noise } = task;
   return {
     "Trained on": `${messages} message${messages === 1 ? "" : "s"} kept here`,
-    "Sent": `${round.dim.toLocaleString("en")} numbers, ${size(bytes)}, masked`,
+    "Sent": `${round.dim.toLocaleString("en")} numbers, ${size(bytes)}`,
     "Clipped": `to length ${figure(grid.clip_norm)}`,
-    "Noise": noise ? `your share; on the sum ${figure(noise)} × that length` : "none",
-    "Read as": `a sum of ${round.min_reports.toLocaleString("en")} phones or more`,
+    "Noise": noise ? `your share of ${figure(noise)} × that` : "none",
+    "Masked": `read in sums of ${round.min_reports.toLocaleString("en")} or more`,
   };
 }
 
 function costs(task, record, rounds) {
   const { policy } = task;
   if (!policy || task.trial) return { "Rounds": `${rounds.length} on this page` };
-  const past = record?.participations.length ?? 0, next = policy.costs[past];
+  const past = record?.participations.length ?? 0;
+  const next = past < policy.participations ? policy.costs[past] : undefined;
   return {
     "Rounds": `${past} of at most ${policy.participations}`,
     "ε so far": figure(record?.epsilon ?? 0),
-    "ε after one more": next === undefined ? "none is left" : figure(next),
+    "ε after next": next === undefined ? "none is left" : figure(next),
     "ε at most": `${figure(policy.epsilon)}, δ = ${policy.delta}`,
   };
 }

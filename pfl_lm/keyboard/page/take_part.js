@@ -87,11 +87,11 @@ export class TakePart {
   start() {
     if (this.on || !this.key) return;
     const service = new Service(new URL("./", location).href, readKey(this.key),
-      (text) => this.say("waiting", text));
+      (text) => this.service === service && this.say("waiting", text));
     this.service = service;
-    const work = (lock) => lock ? this.run(service)
-      : this.say("waiting", "Another page of this browser takes part.");
-    navigator.locks.request(LOCK, { ifAvailable: true }, work)
+    this.say("waiting", "for another page of this browser");
+    const work = () => this.service === service && this.run(service);
+    navigator.locks.request(LOCK, work)
       .catch((error) => { if (this.service === service) this.fail(error); });
   }
 
@@ -104,8 +104,10 @@ export class TakePart {
       this.say(kind, round === undefined ? text : `Round ${round}: ${text}`);
     };
     const { task } = this, record = this.record ?? null;
-    this.say("waiting", "Calls the server…");
-    await new Participant({ service, task, train, record, says }).run();
+    this.say("waiting", "for the server");
+    const last = this.participant?.last ?? -1;
+    this.participant = new Participant({ service, task, train, record, says, last });
+    await this.participant.run();
   }
 
   // This owner's messages, as the model reads them.

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from pfl_lm.network.identity import ServerKeys
 from pfl_lm.network.web import Browsers, WebAddress
 from pfl_lm.web_device import FOLDER
 from tests.conformance.test_javascript import missing
@@ -17,6 +17,22 @@ from tests.network.conftest import Trial, free_port
 
 DEVICE = Path(__file__).parent / "device.mjs"
 needs_node = pytest.mark.skipif(missing() is not None, reason=str(missing()))
+
+
+def plain_key(keys: ServerKeys, number: int) -> dict:
+    """Return a device's key as a link carries it."""
+    plain = json.loads((keys.folder / "devices" / f"{number:05d}.json").read_text())
+    return plain | {"server": keys.server_certificate().digest.hex()}
+
+
+def play(address: str, key: dict, **setup) -> dict:
+    """Play a device in Node until its run is over; return what it says at its end."""
+    about = {"modules": FOLDER.as_uri(), "address": address, "key": key, **setup}
+    done = subprocess.run(
+        ["node", DEVICE], input=json.dumps(about), capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 class WebTrial(Trial):
@@ -33,24 +49,10 @@ class WebTrial(Trial):
     def serving(self, **changes):
         return replace(super().serving(**changes), browsers=Browsers(self.web))
 
-    def plain_key(self, number: int) -> dict:
-        plain = json.loads((self.keys.folder / "devices" / f"{number:05d}.json").read_text())
-        return plain | {"server": self.keys.server_certificate().digest.hex()}
-
     def node(self, number: int, updates, **changes) -> dict:
         """Play a device in Node until the run is over; return what it says at its end."""
-        setup = {
-            "modules": FOLDER.as_uri(),
-            "address": self.page,
-            "key": self.plain_key(number),
-            "updates": [update.astype("<f4").tobytes().hex() for update in updates],
-        }
-        done = subprocess.run(
-            [shutil.which("node") or "node", DEVICE],
-            input=json.dumps(setup | changes), capture_output=True, text=True, timeout=120,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout.splitlines()[-1])
+        sent = [update.astype("<f4").tobytes().hex() for update in updates]
+        return play(self.page, plain_key(self.keys, number), updates=sent, **changes)
 
 
 @pytest.fixture(scope="module")

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
 import pfl_lm.run.simulate as simulation
 from pfl_lm.devices.training import train
+from pfl_lm.dp.policy import Policy
 from pfl_lm.models.file import load_model
+from pfl_lm.network.participation_record import ParticipationRecord
+from pfl_lm.network.task_config import DeviceSetup
+from pfl_lm.recipes import load
 from pfl_lm.run.setup import choose_payload, text_of
 from pfl_lm.server.state import ServerState, open_round
 from tests.network.web.conftest import needs_node
@@ -48,3 +54,48 @@ def test_the_model_is_the_simulations_to_the_byte(
     assert [entry["reports"] for entry in watcher.rounds] == [6, 6]
     found, expected = (load_model(f.model_path).parameters for f in (folder, simulated))
     assert same_model(found, expected)
+
+
+FULL = {
+    "epsilon": "8.0",
+    "delta": "1e-3",
+    "population": "6",
+    "report_goal": "6",
+    "rounds": "2",
+    "participation": '{ kind = "rotation", min_separation = 1 }',
+    "noise": '{ at = "device", kind = "skellam", tolerated_dropout = 0.4 }',
+}
+STRONG = {"reproducible": False, "secure_aggregation": "protocol", "adversary": "active"}
+
+
+def test_at_full_strength_each_round_stands_in_the_record(
+    web_trial, new_watcher, policy_file, tmp_path
+):
+    """The noise is the devices' own, and the record what Python's devices write."""
+    path = policy_file(**FULL)
+    run = web_trial(policy=path, **STRONG)
+    run.is_trial = False
+    policy, ended = load(Policy, path), {}
+
+    def setup(number: int) -> DeviceSetup:
+        record = ParticipationRecord(tmp_path / f"{number}.record", first_install=True)
+        tokens = run.context.population.tokens("train", number)
+        return DeviceSetup(run.context.tokenizer, policy, tokens, record)
+
+    run.setup = setup
+    zeros = [np.zeros(choose_payload(run.context, 0).dim, np.float32)] * 2
+    for user in IN_NODE:
+        kept = {"record": str(tmp_path / f"{user}.json"), "first_install": True}
+        run.start(lambda user=user, k=kept: ended.update({user: run.node(user, zeros, **k)}))
+    run.start_devices([0, 2, 3, 5])
+    watcher = new_watcher()
+    run.serve(watcher)
+    run.join()
+    assert ended == {user: {"rounds": 2} for user in IN_NODE}
+    assert [entry["reports"] for entry in watcher.rounds] == [6, 6]
+    record = json.loads((tmp_path / "1.json").read_text())
+    python = ParticipationRecord(tmp_path / "0.record").participations()
+    names = [name for name in record["participations"][0] if name != "time"]
+    assert [[entry[name] for name in names] for entry in record["participations"]] == [
+        [getattr(entry, name) for name in names] for entry in python
+    ]
