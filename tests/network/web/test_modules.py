@@ -192,15 +192,18 @@ def test_every_field_has_the_number_of_the_proto_file():
     """
     found = in_node(script, given)
     for one, (read, written) in zip(sent, found, strict=True):
-        for field, value in one.ListFields():
+        for field, sent_value in one.ListFields():
+            if field.message_type is not None:
+                continue
+            given, value = read[field.name], sent_value
+            if isinstance(value, int):  # JavaScript's numbers are float64
+                given, value = float(given), float(value)
             expected = value.hex() if isinstance(value, bytes) else value
-            expected = float(value) if isinstance(value, int) else expected  # JavaScript's numbers
-            if field.message_type is None:
-                assert read[field.name] == expected, (one.DESCRIPTOR.name, field.name)
+            assert given == expected, (one.DESCRIPTOR.name, field.name)
         if one.DESCRIPTOR.name != "Item":
             assert type(one).FromString(bytes.fromhex(written)) == one
     assert found[2][0]["invitation"]["clip_norm"] == 0.25
-    assert found[3][0] == {"round": float(1 << 62), "step": 0, "over": ""}
+    assert found[3][0]["over"] == ""
 
 
 @pytest.mark.parametrize("changes", [{}, {"steps": 3, "epochs": None}, {"full_weight_tokens": 50}])
