@@ -7,6 +7,7 @@ participations cost. So a page needs no accountant, and leaves a server that sta
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
@@ -50,15 +51,16 @@ def web_task(context: RunContext, trial: bool) -> dict[str, Any]:
     config = round_config(context, first, invited, bytes(32))
     grid = privacy.grid(payload.dim)
     share, plan = privacy.device_share(grid, invited), privacy.noise_plan(grid, invited)
-    sizes = {name: int(np.prod(role.shape)) for name, role in context.roles.items()}
     return {
         "version": VERSION,
         "task_config": TaskConfig.of(context, "", trial).text(),
         "trial": trial,
         "rounds": scenario.rounds,
         "seed": str(scenario.seed),
-        "parameters": [{"name": name, "size": size} for name, size in sizes.items()],
-        "travels": [segment.name for segment in payload.segments],
+        "parameters": [{"name": n, "shape": [*role.shape]} for n, role in context.roles.items()],
+        "travels": [{"name": s.name, "rows": s.rows is not None} for s in payload.segments],
+        "rows": _rows(context),
+        "outside": payload.outside,
         "round": _round(config),
         "grid": {"clip_norm": grid.clip_norm, "grid_steps": grid.grid_steps},
         "noise": {
@@ -81,8 +83,6 @@ def unsupported(context: RunContext) -> Iterator[str]:
     """Yield each thing that a run asks of devices and the one in JavaScript does not know."""
     scenario, privacy = context.scenario, context.privacy
     payload, training = scenario.payload, scenario.training
-    if not isinstance(payload.rows, str):
-        yield f'payload.rows = {payload.rows} are drawn by numpy; state "all" or "none"'
     if payload.layers is not None:
         yield f"payload.layers = {payload.layers} take turns in an order that numpy draws"
     if training.method != "backpropagation":
@@ -107,6 +107,20 @@ def _round(config: RoundConfig) -> dict[str, Any]:
     fields = {**stated(config), "adversary": config.adversary.value}
     del fields["model"]
     return {**fields, "payload": config.payload.hex()}
+
+
+def _rows(context: RunContext) -> dict[str, Any] | None:
+    """Return how the words whose rows travel are drawn; None where all rows travel, or none."""
+    plan, words = context.scenario.payload, context.tokenizer
+    if isinstance(plan.rows, str):
+        return None
+    weights = (words.unigram**plan.temper).astype("<f8") if plan.draw == "unigram" else None
+    return {
+        "count": plan.rows,
+        "always": sorted({*words.specials}),
+        "words": len(words.unigram),
+        "weights": None if weights is None else base64.b64encode(weights.tobytes()).decode(),
+    }
 
 
 def _cohort_rule(context: RunContext) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 /** The model on its way to a device, and what names it: network/model_delta.py. */
 import { ascii, concat, u32, u64 } from "./bytes.mjs";
+import { choosePayload } from "./payload.mjs";
 import { sha256 } from "./primitives.mjs";
 
 const MOST_ROUNDS = 256; // a device that missed more of them gets the whole model
@@ -12,6 +13,28 @@ const floats = (bytes) => new Float32Array(bytes.slice().buffer);
 /** @param {Float32Array} values @returns {Uint8Array} */
 const bytesOf = (values) => new Uint8Array(values.buffer, values.byteOffset, values.byteLength);
 
+const product = (shape) => shape.reduce((size, length) => size * length, 1);
+
+/** @returns {{name: string, size: number, rows: Int32Array | null, width: number}[]} */
+function segmentsOf(task, rows) {
+  const shapes = new Map(task.parameters.map(({ name, shape }) => [name, shape]));
+  return task.travels.map(({ name, rows: some }) => {
+    const [first, ...rest] = shapes.get(name);
+    const width = product(rest);
+    return { name, width, rows: some ? rows : null, size: width * (some ? rows.length : first) };
+  });
+}
+
+/** @returns what a device lacks, as segments; null where it lacks the whole model */
+function changed(task, have, want) {
+  if (!(have >= 0 && have <= want && want <= have + MOST_ROUNDS)) return null;
+  if (have === want) return [];
+  const moved = new Set();
+  for (let round = task.rows ? have : want; round < want; round++)
+    for (const word of choosePayload(task, round).rows) moved.add(word);
+  return segmentsOf(task, Int32Array.from(moved).sort());
+}
+
 /**
  * The model of round `want` from that of round `have` and what was received.
  * @param {object} task of web_task.py @param {Parameters} parameters @param {Uint8Array} received
@@ -19,22 +42,38 @@ const bytesOf = (values) => new Uint8Array(values.buffer, values.byteOffset, val
  * @returns {Parameters | null} null where another number of values came
  */
 export function apply(task, parameters, received, have, want) {
-  const changed = have >= 0 && have <= want && want <= have + MOST_ROUNDS;
-  const sizes = new Map(task.parameters.map(({ name, size }) => [name, size]));
-  const names = !changed ? [...sizes.keys()] : have === want ? [] : task.travels;
-  const total = names.reduce((sum, name) => sum + sizes.get(name), 0);
-  if (received.length !== 4 * total) return null;
-  const updated = new Map(changed ? parameters : []);
+  const lacking = changed(task, have, want);
+  const all = ({ name, shape }) => ({ name, size: product(shape), rows: null });
+  const segments = lacking ?? task.parameters.map(all);
+  if (received.length !== 4 * segments.reduce((sum, { size }) => sum + size, 0)) return null;
+  const updated = new Map(lacking ? parameters : []);
   let at = 0;
-  for (const name of names) {
-    updated.set(name, floats(received.subarray(at, (at += 4 * sizes.get(name)))));
+  for (const { name, size, rows, width } of segments) {
+    const part = floats(received.subarray(at, (at += 4 * size)));
+    if (rows === null) updated.set(name, part);
+    else {
+      const table = updated.get(name).slice();
+      rows.forEach((row, i) => table.set(part.subarray(i * width, (i + 1) * width), row * width));
+      updated.set(name, table);
+    }
   }
   return updated;
 }
 
-/** @param {object} task @param {Parameters} parameters @returns {Float32Array} what travels, flat */
-export const gather = (task, parameters) =>
-  floats(concat(...task.travels.map((name) => bytesOf(parameters.get(name)))));
+/**
+ * @param {object} task @param {Parameters} parameters
+ * @param {import("./payload.mjs").Payload} payload @returns {Float32Array} what travels, flat
+ */
+export function gather(task, parameters, payload) {
+  const parts = segmentsOf(task, payload.rows).map(({ name, size, rows, width }) => {
+    const table = parameters.get(name);
+    if (rows === null) return bytesOf(table);
+    const part = new Float32Array(size);
+    rows.forEach((row, i) => part.set(table.subarray(row * width, (row + 1) * width), i * width));
+    return bytesOf(part);
+  });
+  return floats(concat(...parts));
+}
 
 /** @param {string} taskConfig as it was received @param {Parameters} parameters */
 export async function modelDigest(taskConfig, parameters) {

@@ -3,7 +3,7 @@
  * The text, the untrained update, the noise and the masks' secrets stay here; a masked vector leaves,
  * and shares of secrets in boxes for other devices.
  */
-import { fromHex, equal, toHex } from "./bytes.mjs";
+import { equal, toHex } from "./bytes.mjs";
 import { cohort } from "./cohort.mjs";
 import { RoundConfig } from "./config.mjs";
 import { KeysAdvertised } from "./device.mjs";
@@ -11,6 +11,7 @@ import { Grid, encode } from "./encoding.mjs";
 import { Refused, SecaggError } from "./errors.mjs";
 import { apply, gather, modelDigest } from "./model.mjs";
 import { NoisePlan } from "./noise.mjs";
+import { choosePayload, payloadDigest } from "./payload.mjs";
 import { Keystream } from "./primitives.mjs";
 import { InvitationRefused } from "./record.mjs";
 import { Rotation } from "./rotation.mjs";
@@ -64,8 +65,9 @@ export class Participant {
    * @param {object} setup
    * @param {import("./service.mjs").Service} setup.service
    * @param {object} setup.task what network/web_task.py describes
-   * @param {(values: Float32Array, parameters: import("./model.mjs").Parameters, round: number)
-   *   => Promise<Float32Array>} setup.train returns the update
+   * @param {(values: Float32Array, parameters: import("./model.mjs").Parameters,
+   *   payload: import("./payload.mjs").Payload, round: number) => Promise<Float32Array>} setup.train
+   *   returns the update
    * @param {import("./record.mjs").ParticipationRecord | null} setup.record null in a trial alone
    * @param {(event: {kind: string, round?: number, text: string}) => void} [setup.says]
    * @param {number} [setup.last] the round last taken part in, if it was joined before: in none twice
@@ -135,8 +137,10 @@ export class Participant {
     if (invitation.clip_norm !== 0) throw new Refused("the server states a clip norm; it does not move");
     says({ kind: "training", round, text: "downloads and trains" });
     await this.#receive(round, invitation.model);
-    const config = await this.#config(round, invitation);
-    const update = await this.train(gather(task, this.#parameters), this.#parameters, round);
+    const payload = choosePayload(task, round);
+    const config = await this.#config(round, payload, invitation);
+    const values = gather(task, this.#parameters, payload);
+    const update = await this.train(values, this.#parameters, payload, round);
     const { place } = invitation;
     const clock = () => Date.now() / 1000;
     const rules = { ...task.device, authority: this.key.authority, clock };
@@ -167,13 +171,13 @@ export class Participant {
   }
 
   /** What the round must be like; any other is refused, naming what differs. */
-  async #config(round, invitation) {
+  async #config(round, chosen, invitation) {
     const { task, key } = this;
     const invited = await cohort(task.cohort, task.seed, round);
     if (invited[invitation.place] !== key.number)
       throw new Refused(`device ${key.number} is not invited by the task configuration's cohort rule`);
     const { model } = invitation; // it is that of the model that this device holds: see #receive
-    const payload = fromHex(task.round.payload);
+    const payload = await payloadDigest(task, chosen);
     const config = new RoundConfig({ ...task.round, round, model, payload });
     for (const name of STATED)
       if (invitation[name] !== config[name])

@@ -6,6 +6,9 @@
 import { ascii, concat, u64, viewOf } from "./bytes.mjs";
 
 const MASK = (1n << 64n) - 1n;
+const UNIT = 2 ** 53;
+const TAIL = 7.69711747013104972; // where the last strip of the ziggurat begins
+const AREA = 3.9496598225815572e-3; // of each of its 256 strips
 const BLOCK_BYTES = 128;
 const START = [
   ...[0x6a09e667f3bcc908n, 0xbb67ae8584caa73bn, 0x3c6ef372fe94f82bn, 0xa54ff53a5f1d36f1n],
@@ -69,7 +72,24 @@ export function streamKey(seed, ...labels) {
   return blake2b256(concat(...parts), "pfl_lm stream");
 }
 
-/** numpy's generator over Philox 4x64: whole numbers below a bound (Lemire 2019). */
+/** Strips under exp(-x): Marsaglia and Tsang 2000, "The ziggurat method". A rounding in the last place
+ * of an entry matters to one draw in 2^53. */
+function ziggurat() {
+  const edges = new Float64Array(256); // the right end of each strip
+  edges[255] = TAIL;
+  for (let i = 254; i >= 1; i--) edges[i] = -Math.log(AREA / edges[i + 1] + Math.exp(-edges[i + 1]));
+  const heights = edges.map((x) => Math.exp(-x));
+  const inside = edges.map((x, i) => (i < 2 ? 0 : Math.floor((edges[i - 1] / x) * UNIT)));
+  const base = AREA / Math.exp(-TAIL);
+  inside[0] = Math.floor((TAIL / base) * UNIT);
+  edges[0] = base;
+  heights[0] = 1;
+  return { edges, heights, inside };
+}
+
+let strips = null; // made when it is first asked for
+
+/** numpy's generator over Philox 4x64. */
 export class PublicStream {
   #key;
   #counter = 0n;
@@ -107,7 +127,23 @@ export class PublicStream {
     return word & 0xffffffffn;
   }
 
-  /** @param {bigint} bound from 1 to 2^64 @returns {bigint} uniform in 0 … bound - 1 */
+  /** @returns {number} exponential with mean 1 */
+  exponential() {
+    strips ??= ziggurat();
+    const { edges, heights, inside } = strips;
+    for (;;) {
+      const word = this.#word64() >> 3n;
+      const [strip, place] = [Number(word & 0xffn), Number(word >> 8n)];
+      const x = place * (edges[strip] / UNIT);
+      if (place < inside[strip]) return x;
+      const uniform = Number(this.#word64() >> 11n) / UNIT;
+      if (strip === 0) return TAIL - Math.log1p(-uniform);
+      const height = heights[strip] + (heights[strip - 1] - heights[strip]) * uniform;
+      if (height < Math.exp(-x)) return x;
+    }
+  }
+
+  /** Whole numbers by Lemire's method (2019). @param {bigint} bound from 1 to 2^64 @returns {bigint} uniform in 0 … bound - 1 */
   below(bound) {
     if (bound === 1n) return 0n;
     const width = bound <= 1n << 32n ? 32n : 64n;

@@ -59,13 +59,14 @@ export class Trainer {
 
   /**
    * @param {Float32Array} values what travels @param {import("./model.mjs").Parameters} parameters
+   * @param {import("./payload.mjs").Payload} payload of the round
    * @param {ArrayLike<number>} tokens the device's own text
    * @returns {Promise<Float32Array>} trained - received; 0 without a target
    */
-  async train(values, parameters, tokens) {
+  async train(values, parameters, payload, tokens) {
     const { learning_rate: rate, decay, gradient_clip: bound } = this.training;
     const windows = windowsOf(tokens, this.training);
-    const common = this.#frozen(parameters);
+    const common = { ...this.#frozen(parameters), ...this.#rows(payload) };
     const now = values.slice();
     for (const [number, batch] of batchesOf(windows, this.training).entries()) {
       const given = { ...common, ...this.#tensor("values", now), ...this.#batch(batch) };
@@ -87,6 +88,19 @@ export class Trainer {
     const words = new Int32Array(this.inputs.get("windows").dims.reduce((a, b) => a * b));
     batch.forEach((window, i) => words.set(window, i * window.length));
     return this.#tensor("windows", words);
+  }
+
+  /** Where each word's row stands in the payload, and the rows as candidates of the softmax. */
+  #rows({ rows, inclusion }) {
+    if (rows === null) return {};
+    const slots = new Int32Array(this.inputs.get("slots").dims[0]).fill(-1);
+    rows.forEach((word, i) => (slots[word] = i));
+    return {
+      ...this.#tensor("slots", slots),
+      ...this.#tensor("candidates", rows),
+      ...this.#tensor("log_weight", Float32Array.from(inclusion, (chance) => -Math.log(chance))),
+      ...this.#tensor("inclusion", Float32Array.from(inclusion)),
+    };
   }
 
   #frozen(parameters) {

@@ -97,7 +97,8 @@ export class TakePart {
 
   async run(service) {
     if (!this.task.trial) await this.openRecord();
-    const train = (values, parameters) => this.trainer.train(values, parameters, this.tokens());
+    const train = (values, parameters, payload) =>
+      this.trainer.train(values, parameters, payload, this.tokens());
     const says = ({ kind, round, text }) => {
       if (service !== this.service) return;
       if (kind === "done") this.rounds.push(round);

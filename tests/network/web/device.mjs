@@ -30,7 +30,7 @@ try {
   const task = { ...(await taskOf(setup.address)), ...setup.task };
   const record = file ? await ParticipationRecord.open(storage, setup.first_install) : null;
   const service = new Service(setup.address, readKey(setup.key), says);
-  const train = async (values, parameters, round) => floats(setup.updates[round]);
+  const train = async (values, parameters, payload, round) => floats(setup.updates[round]);
   const rounds = await new Participant({ service, task, train, record, says }).run();
   console.log(JSON.stringify({ rounds }));
 } catch (error) {

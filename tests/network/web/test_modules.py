@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 import subprocess
+from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 
 from pfl_lm.devices.batches import LocalTraining, token_weight
 from pfl_lm.dp.cohort import CohortRule, cohort
 from pfl_lm.dp.policy import Policy
-from pfl_lm.network.model_delta import apply, model_digest, values_for
+from pfl_lm.network.model_delta import model_digest, values_for
 from pfl_lm.network.participation_rules import Installation, Participation, Task, cost, refusal
 from pfl_lm.network.task_config import TaskConfig, served
 from pfl_lm.network.transport import messages, methods
 from pfl_lm.network.web_task import web_task
+from pfl_lm.payload.layout import PayloadPlan, gather, scatter_add
 from pfl_lm.recipes import load
 from pfl_lm.run.setup import choose_payload, open_run
 from pfl_lm.streams import key
@@ -31,6 +32,7 @@ DAY = 86_400.0
 def in_node(script: str, given) -> object:
     """Run statements over ``given`` with all modules at hand; return what they call ``found``."""
     names = ("streams", "cohort", "record", "training", "model", "protobuf", "enrolment", "bytes")
+    names += ("payload",)
     imports = "".join(f'import * as {n} from "{FOLDER.as_uri()}/{n}.mjs";\n' for n in names)
     read = "const chunks = []; for await (const c of process.stdin) chunks.push(c);\n"
     read += 'const given = JSON.parse(chunks.join(""));\n'
@@ -138,12 +140,36 @@ def test_a_round_is_entered_once():
     assert found == ["this phone took part in round 3 already", 1]
 
 
-def test_the_model_comes_whole_or_as_what_changed(small, quick):
-    context = served(open_run(small()), 6, True)
+@pytest.mark.parametrize("draw", ["uniform", "unigram"])
+def test_the_rows_of_a_round_are_those_that_python_draws(small, quick, draw):
+    context = served(open_run(small(payload=PayloadPlan(rows=120, draw=draw), seed=2**70)), 6, True)
+    script = """
+    const found = [];
+    for (let round = 0; round < given.rounds; round++) {
+      const chosen = payload.choosePayload(given.task, round);
+      const digest = bytes.toHex(await payload.payloadDigest(given.task, chosen));
+      found.push([Array.from(chosen.rows), Array.from(chosen.inclusion), digest]);
+    }
+    """
+    found = in_node(script, {"task": web_task(context, True), "rounds": 5})
+    for round, (rows, inclusion, digest) in enumerate(found):
+        expected = choose_payload(context, round)
+        assert rows == expected.rows.tolist()
+        np.testing.assert_allclose(inclusion, expected.inclusion, rtol=1e-9)
+        assert digest == expected.digest
+
+
+@pytest.mark.parametrize("rows", ["all", "none", 120])
+def test_the_model_comes_whole_or_as_what_changed(small, quick, rows):
+    context = served(open_run(small(payload=PayloadPlan(rows=rows))), 6, True)
     task = web_task(context, True)
     config = TaskConfig.of(context, "ab" * 16, True)
     before = context.start.parameters
-    after = {name: value + 1 for name, value in before.items()}
+    after = dict(before)
+    for number in range(2):
+        after = {name: value.clone() for name, value in after.items()}
+        moved = choose_payload(context, number)
+        scatter_add(after, moved, np.ones(moved.dim, np.float32))
     sent = [values_for(context, before, -1, 0), values_for(context, after, 0, 2), b""]
     given = {"task": task, "text": config.text(), "sent": [one.hex() for one in sent]}
     script = """
@@ -154,12 +180,15 @@ def test_the_model_comes_whole_or_as_what_changed(small, quick):
     const third = model.apply(task, second, none, 2, 2);
     const digest = async (parameters) => bytes.toHex(await model.modelDigest(text, parameters));
     const found = [await digest(first), await digest(second), await digest(third),
-      model.apply(task, first, none, 0, 2), model.apply(task, first, changed.subarray(4), 0, 2)];
+      model.apply(task, first, none, 0, 2), model.apply(task, first, changed.subarray(4), 0, 2),
+      Array.from(model.gather(task, second, payload.choosePayload(task, 2)))];
     """
     expected = [model_digest(config, parameters).hex() for parameters in (before, after, after)]
-    assert in_node(script, given) == [*expected, None, None]
-    moved = apply(context, before, sent[1], 0, 2)
-    assert all(torch.equal(moved[name], after[name]) for name in moved)
+    found = in_node(script, given)
+    assert found[:3] == expected
+    assert found[3:5] == [None, None]
+    held = gather(after, choose_payload(context, 2))
+    np.testing.assert_array_equal(np.float32(found[5]), held)
 
 
 def test_every_field_has_the_number_of_the_proto_file():
@@ -226,8 +255,9 @@ def test_local_training_takes_the_simulators_steps(changes):
       return { gradient: { data: values.data.map((value) => value + words) } };
     };
     const trainer = new training.Trainer(run, inputs, given.training);
-    const update = await trainer.train(Float32Array.from(given.values), new Map(), given.tokens);
-    const found = [Array.from(update), Array.from(await trainer.train(update, new Map(), []))];
+    const train = (values, tokens) => trainer.train(values, new Map(), { rows: null }, tokens);
+    const update = await train(Float32Array.from(given.values), given.tokens);
+    const found = [Array.from(update), Array.from(await train(update, []))];
     """
     given = {"training": vars(training), "values": values.tolist(), "tokens": tokens.tolist()}
     update, untrained = in_node(script, given)
@@ -260,14 +290,10 @@ def test_a_link_that_is_damaged_carries_no_key(keys_of):
 
 
 def test_what_a_page_does_not_know_is_refused_by_name(small, quick):
-    from dataclasses import replace
-
-    from pfl_lm.payload.layout import PayloadPlan
-
     whole = small()
     sampled = replace(whole.training, loss="sampled", negatives=20)
     for changes, name in (
-        ({"payload": PayloadPlan(rows=100)}, "payload.rows = 100"),
+        ({"payload": PayloadPlan(layers=1)}, "payload.layers = 1"),
         ({"training": sampled}, 'training.loss = "sampled"'),
         ({"training": replace(whole.training, weight_bits=8)}, "weight_bits"),
         ({"cohort": 5}, 'cohorts of kind "poisson"'),
@@ -276,6 +302,5 @@ def test_what_a_page_does_not_know_is_refused_by_name(small, quick):
         with pytest.raises(ValueError, match=name):
             web_task(context, True)
     context = served(open_run(whole), 6, True)
-    assert web_task(context, True)["travels"] == [
-        s.name for s in choose_payload(context, 0).segments
-    ]
+    travels = [one["name"] for one in web_task(context, True)["travels"]]
+    assert travels == [segment.name for segment in choose_payload(context, 0).segments]

@@ -12,6 +12,7 @@ from pfl_lm.dp.policy import Policy
 from pfl_lm.models.file import load_model
 from pfl_lm.network.participation_record import ParticipationRecord
 from pfl_lm.network.task_config import DeviceSetup
+from pfl_lm.payload.layout import PayloadPlan
 from pfl_lm.recipes import load
 from pfl_lm.run.setup import choose_payload, text_of
 from pfl_lm.server.state import ServerState, open_round
@@ -35,8 +36,11 @@ def updates_of(run, states, user: int) -> list[np.ndarray]:
 def test_the_model_is_the_simulations_to_the_byte(
     web_trial, new_watcher, tmp_path, monkeypatch, same_model
 ):
-    """Two of six devices run in Node over HTTP, with the updates that Python would have trained."""
-    run = web_trial(rounds=2, adversary="active")
+    """Two of six devices run in Node over HTTP, with the updates that Python would have trained.
+
+    Some rows travel, so that devices must draw them, and catch up on what moved meanwhile.
+    """
+    run = web_trial(rounds=2, adversary="active", payload=PayloadPlan(rows=100, draw="unigram"))
     monkeypatch.setattr(simulation, "devices_at_once", lambda *arguments: 1)
     simulated = simulation.simulate(run.scenario, tmp_path / "simulated", new_watcher())
     states = [run.context.start.parameters, run.reference([list(range(6))])]
