@@ -1,11 +1,10 @@
 """The service for browsers: HTTPS beside gRPC, and the page that calls it.
 
-    POST ADDRESS/METHOD    the bytes of a request of aggregation.proto, answered by the bytes of its
-                           answer. In a stream (the request of Send, the answer of Model) each
-                           message stands behind its length, a varint.
-    header session-bin     the token of a session, in base64
-    header grpc-status     of an answer that is an error: gRPC's number; the text is the reason
-    GET ADDRESS/FILE       a file of the page
+``POST ADDRESS/METHOD`` takes the bytes of a request of ``aggregation.proto`` and gives those of its
+answer. In a stream (the request of Send, the answer of Model) each message stands behind its
+length, a varint. The header ``session-bin`` holds the token of a session, in base64. Of an answer
+that is an error, the header ``grpc-status`` holds gRPC's number and the text the reason.
+``GET ADDRESS/FILE`` gives a file of the page.
 
 A thread waits at each connection. The service itself runs in its own event loop, as for gRPC:
 it decides whether a caller may speak before a byte of the message is read.

@@ -17,29 +17,26 @@ import torch
 pytest.importorskip("grpc_tools", reason="needs gRPC: pip install pfl-lm[network]")
 
 from pfl_lm.devices.training import train
-from pfl_lm.dp.encoding import decode, protect
 from pfl_lm.export import build, test_vectors
 from pfl_lm.export.bundle import opened, read_index, write_index
 from pfl_lm.export.formats import registry as formats
 from pfl_lm.export.source import open_source
 from pfl_lm.keyboard import runtime
-from pfl_lm.keyboard.take_part import KeyboardPage, enrolment_link
+from pfl_lm.keyboard.take_part import KeyboardPage
 from pfl_lm.models.file import load_model
 from pfl_lm.network.identity import ServerKeys, enrol
-from pfl_lm.network.task_config import own_tokens, served
+from pfl_lm.network.task_config import served
 from pfl_lm.network.web import WebAddress
 from pfl_lm.payload.layout import PayloadPlan
 from pfl_lm.run.scenario import EvaluationConfig, PopulationConfig
-from pfl_lm.run.setup import choose_payload, open_run, text_of
+from pfl_lm.run.setup import choose_payload, open_run
 from pfl_lm.run.simulate import simulate
-from pfl_lm.server.state import ServerState, close_round, open_round
-from pfl_lm.text.population import windows
 from tests.export.keyboard.conftest import Browser, chromium
-from tests.network.conftest import Trial, free_port
+from tests.export.keyboard.page_trial import IN_PAGES, PageTrial
+from tests.network.conftest import free_port
 
 ONNX = formats.FORMATS["onnx"]  # as it is before a fixture replaces it for the whole module
 READY = "window.app && app.part && !app.working"
-IN_PAGES = {1: ("ta ne", "na ti ta"), 4: ("ti ti",)}  # device: what its owner sends
 STUB = """
 export async function openGraphs() {
   const { graphs } = await (await fetch("bundle/bundle.json")).json();
@@ -64,42 +61,6 @@ def without_graphs() -> str | None:
 
 
 WITHOUT_GRAPHS = without_graphs()
-
-
-class PageTrial(Trial):
-    """A trial whose server gives browsers the keyboard page."""
-
-    page: KeyboardPage
-
-    def serving(self, **changes):
-        return replace(super().serving(**changes), browsers=self.page)
-
-    def link(self, number: int) -> str:
-        at = self.page.at
-        address = f"http://127.0.0.1:{at.port}/{at.secret}/"
-        return enrolment_link(address, self.key(number), self.keys.server_certificate())
-
-    def expected(self, update_of) -> dict[str, torch.Tensor]:
-        """The model after one round in which the pages' devices send these updates, float32[d]."""
-        context, scenario = self.context, self.scenario
-        state = ServerState(0, context.start.parameters)
-        broadcast = open_round(state, choose_payload(context, 0))
-        grid, task = context.privacy.grid(broadcast.payload.dim), context.task(broadcast, {})
-        task = replace(task, parameters=dict(state.parameters))
-        total = np.zeros(grid.dim, np.int64)
-        for user in range(6):
-            if user in IN_PAGES:
-                update = update_of(task, user)[None]
-            else:
-                update, _ = train(task, [text_of(context, user, 0)], [user])
-            bits = context.privacy.bits("device", 0, user)
-            total += protect(update, grid, None, [bits])[0][0]
-        mean = decode(total, grid, scenario.cohort)
-        return dict(close_round(state, broadcast, mean, scenario.server).parameters)
-
-    def windows_of(self, user: int) -> np.ndarray:
-        tokens = own_tokens("\n".join(IN_PAGES[user]), self.context.tokenizer)
-        return windows(tokens, self.scenario.training.window, 65)
 
 
 @pytest.fixture(scope="module")

@@ -35,6 +35,22 @@ def play(address: str, key: dict, **setup) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def in_node(script: str, given) -> object:
+    """Run statements over ``given`` with all modules at hand; return what they call ``found``."""
+    names = ("streams", "cohort", "record", "training", "model", "protobuf", "enrolment", "bytes")
+    names += ("payload",)
+    imports = "".join(f'import * as {n} from "{FOLDER.as_uri()}/{n}.mjs";\n' for n in names)
+    read = "const chunks = []; for await (const c of process.stdin) chunks.push(c);\n"
+    read += 'const given = JSON.parse(chunks.join(""));\n'
+    done = subprocess.run(
+        ["node", "--input-type=module", "-e",
+         f"{imports}{read}{script}\nconsole.log(JSON.stringify(found));"],
+        input=json.dumps(given), capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout)
+
+
 class WebTrial(Trial):
     """A trial whose server answers browsers too."""
 

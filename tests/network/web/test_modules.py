@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
 from dataclasses import replace
 
 import numpy as np
@@ -11,38 +9,17 @@ import pytest
 
 from pfl_lm.devices.batches import LocalTraining, token_weight
 from pfl_lm.dp.cohort import CohortRule, cohort
-from pfl_lm.dp.policy import Policy
 from pfl_lm.network.model_delta import model_digest, values_for
-from pfl_lm.network.participation_rules import Installation, Participation, Task, cost, refusal
 from pfl_lm.network.task_config import TaskConfig, served
 from pfl_lm.network.transport import messages, methods
 from pfl_lm.network.web_task import web_task
 from pfl_lm.payload.layout import PayloadPlan, gather, scatter_add
-from pfl_lm.recipes import load
 from pfl_lm.run.setup import choose_payload, open_run
 from pfl_lm.streams import key
 from pfl_lm.text.population import windows
-from pfl_lm.web_device import FOLDER
-from tests.network.web.conftest import needs_node
+from tests.network.web.conftest import in_node, needs_node
 
 pytestmark = needs_node
-DAY = 86_400.0
-
-
-def in_node(script: str, given) -> object:
-    """Run statements over ``given`` with all modules at hand; return what they call ``found``."""
-    names = ("streams", "cohort", "record", "training", "model", "protobuf", "enrolment", "bytes")
-    names += ("payload",)
-    imports = "".join(f'import * as {n} from "{FOLDER.as_uri()}/{n}.mjs";\n' for n in names)
-    read = "const chunks = []; for await (const c of process.stdin) chunks.push(c);\n"
-    read += 'const given = JSON.parse(chunks.join(""));\n'
-    done = subprocess.run(
-        ["node", "--input-type=module", "-e",
-         f"{imports}{read}{script}\nconsole.log(JSON.stringify(found));"],
-        input=json.dumps(given), capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(done.stdout)
 
 
 def test_streams_have_the_keys_of_python():
@@ -66,78 +43,6 @@ def test_a_round_invites_whom_the_rule_invites():
     assert found == [
         cohort(CohortRule("rotation", p, s, m), seed, n).tolist() for (p, s, m), seed, n in cases
     ]
-
-
-@pytest.fixture(scope="module")
-def policy(policy_file):
-    rotation = '{ kind = "rotation", min_separation = 2 }'
-    return load(Policy, policy_file(participation=rotation))
-
-
-def test_the_record_refuses_what_pythons_refuses(policy, small, policy_file, quick):
-    """Random records and invitations: the same sentence, or none."""
-    path = policy_file(participation='{ kind = "rotation", min_separation = 2 }')
-    context = served(open_run(small(policy=path)), 6, True)
-    task, rng = Task("ab" * 16, "cd" * 32, 3), np.random.default_rng(5)
-    cases, expected = [], []
-    for _ in range(300):
-        began, is_first = float(rng.choice([0, 100 * DAY, 129 * DAY])), bool(rng.integers(2))
-        rounds = sorted(rng.choice(7, rng.integers(0, 4), replace=False).tolist())
-        past = [
-            Participation(100 * DAY, *other(rng, task), number, 0.5, 2, 3, 2.0) for number in rounds
-        ]
-        now, number = float(rng.choice([99, 101, 131, 160]) * DAY), int(rng.integers(-1, 8))
-        expected.append(refusal(Installation(began, is_first), past, task, policy, number, now))
-        content = {"began": began, "is_first": is_first, "participations": [vars(p) for p in past]}
-        cases.append([content, {**vars(task), "seed": str(task.seed)}, number, now])
-    about = web_task(context, True)["policy"]
-    assert about["costs"] == [cost(policy, n + 1) for n in range(policy.participations + 1)]
-    found = in_node(
-        "const found = given.cases.map(([content, task, round, now]) =>"
-        "record.refusal(content, task, given.policy, round, now));",
-        {"cases": cases, "policy": about},
-    )
-    assert found == expected
-    assert expected.count(None) > 20
-
-
-def other(rng, task: Task) -> tuple[str, str, str]:
-    """Run, policy and seed of an earlier round, seldom of another task."""
-    if rng.random() < 0.9:
-        return task.run, task.policy, str(task.seed)
-    return [
-        ("ef" * 16, task.policy, str(task.seed)),
-        (task.run, "01" * 32, str(task.seed)),
-        (task.run, task.policy, "4"),
-    ][rng.integers(3)]
-
-
-DAMAGED = [{}, {"version": 2}, {"version": 1, "began": "now"}, [], 5]
-
-
-def test_a_damaged_record_is_no_new_one():
-    found = in_node(
-        "const found = []; for (const kept of given)"
-        "await record.ParticipationRecord.open({ read: async () => kept })"
-        ".catch((error) => found.push(error.constructor.name));",
-        DAMAGED,
-    )
-    assert found == ["DamagedRecord"] * len(DAMAGED)
-
-
-def test_a_round_is_entered_once():
-    script = """
-    let kept = null;
-    const storage = { read: async () => kept, write: async (content) => { kept = content; } };
-    const one = await record.ParticipationRecord.open(storage, true, () => 0);
-    const two = await record.ParticipationRecord.open(storage, true, () => 0);
-    const policy = { costs: [1, 2], rounds: 5, min_separation: 1, participations: 2, epsilon: 2 };
-    await one.enter(given, { ...policy, trust_days: 30 }, 3);
-    const found = await two.enter(given, { ...policy, trust_days: 30 }, 3)
-      .then(() => null, (error) => [error.message, kept.participations.length]);
-    """
-    found = in_node(script, {"run": "a", "policy": "b", "seed": "c"})
-    assert found == ["this phone took part in round 3 already", 1]
 
 
 @pytest.mark.parametrize("draw", ["uniform", "unigram"])
