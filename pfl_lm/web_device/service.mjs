@@ -148,7 +148,7 @@ export class Service {
           throw new RefusedByServer(`the server refuses: ${error.message}`);
         if (Date.now() > until)
           throw new RefusedByServer(`no server for a long time: ${error.message}`);
-        if (error.code !== UNAUTHENTICATED) this.says(`waiting for the server: ${error.message}`);
+        if (error.code !== UNAUTHENTICATED) this.says(error.message);
       }
       await wait(pause * (0.5 + Math.random() / 2));
       pause = Math.min(2 * pause, MOST_SECONDS);

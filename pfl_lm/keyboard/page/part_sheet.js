@@ -34,7 +34,7 @@ export class PartSheet {
     $("taking-part").checked = on;
     $("taking-part").disabled = !key;
     $("part-leave").disabled = !key;
-    $("part-forget").disabled = !part.record;
+    $("part-forget").disabled = !part.record && part.state !== "failed";
     $("part-note").textContent = key
       ? "While this is on and the page is open, your phone trains the shared model on the messages that "
         + "you sent here. The messages stay here."

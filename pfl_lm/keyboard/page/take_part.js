@@ -28,13 +28,14 @@ export class TakePart {
     try {
       const plain = plainKey(location.hash);
       if (plain !== null) await this.enrol(plain);
+      this.key = await this.store.read("key");
+      if (await this.store.read("record")) await this.openRecord();
+      if (this.key && (await this.store.read("on"))) this.start();
+      this.shown();
     } catch (error) {
+      this.key ??= await this.store.read("key");
       this.fail(error);
     }
-    this.key = await this.store.read("key");
-    if (await this.store.read("record")) await this.openRecord();
-    if (this.key && (await this.store.read("on"))) this.start();
-    this.shown();
   }
 
   async enrol(plain) {

@@ -216,6 +216,12 @@ def test_two_pages_take_part_and_the_model_is_the_simulations(
     assert first.run(kept)
     errors = [e for e in first.events if e["method"] == "Runtime.exceptionThrown"]
     assert errors == []
+    second = browsers[1]
+    second.run("app.part.store.write('record', { version: 2 }).then(() => app.part.open())")
+    assert "no participation record" in second.run("app.part.text")
+    second.tap("#part-forget")
+    second.until("app.part.state === 'off' && app.part.key === null")
+    assert second.run("app.part.store.read('record').then((one) => one === null)")
 
 
 @pytest.fixture(scope="module")
