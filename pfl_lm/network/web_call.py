@@ -26,6 +26,7 @@ log = logging.getLogger("pfl_lm.network")
 _MOST_MESSAGE = CHUNK_BYTES + SLACK_BYTES
 _MOST_DRAINED = 64 << 20  # bytes of a message that is refused
 _DRAIN_SECONDS = 10.0
+_READ_SECONDS = 30.0  # for a message; a caller who sends it byte by byte keeps no thread
 _HTTP = {
     grpc.StatusCode.INVALID_ARGUMENT: 400,
     grpc.StatusCode.FAILED_PRECONDITION: 400,
@@ -152,11 +153,24 @@ class WebCall:
         raise DecodeError("a length has at most 5 bytes")
 
     def _take(self, size: int) -> bytes:
-        content = self._handler.rfile.read(min(size, self._left)) if size <= self._left else b""
-        if len(content) < size:
+        """Read so many bytes of the body.
+
+        Raises:
+            EOFError: the body, or the connection, ends before.
+            TimeoutError: they come too slowly.
+        """
+        if size > self._left:
             raise EOFError
+        until, content = time.monotonic() + _READ_SECONDS, bytearray()
+        while len(content) < size:
+            part = self._handler.rfile.read1(size - len(content))
+            if not part:
+                raise EOFError
+            if time.monotonic() > until:
+                raise TimeoutError
+            content += part
         self._left -= size
-        return content
+        return bytes(content)
 
     def _drain(self) -> None:
         """Read what a refused caller still sends, and keep none of it, so that it hears why."""

@@ -11,6 +11,7 @@ from http.client import HTTPConnection, HTTPSConnection
 
 import pytest
 
+from pfl_lm.network import web_call
 from pfl_lm.network.admission import Admission
 from pfl_lm.network.exclusions import Exclusions
 from pfl_lm.network.identity import Credentials
@@ -196,6 +197,12 @@ def test_a_frame_of_another_round_is_refused(served, session):
 def test_a_frame_that_is_cut_off_is_refused(served, session, body):
     status, code, _ = served.call("Send", body, **session)
     assert (status, code) in {(400, "9"), (400, "3")}
+
+
+def test_a_message_that_comes_too_slowly_is_not_waited_for(served, monkeypatch):
+    monkeypatch.setattr(web_call, "_READ_SECONDS", -1.0)
+    status, code, text = served.call("Challenge", b"\x08\x01")
+    assert (status, code, text) == (400, "9", b"the message is missing or incomplete")
 
 
 def test_a_stranger_to_the_secret_is_answered_nothing(served):
