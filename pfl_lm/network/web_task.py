@@ -74,7 +74,7 @@ def web_task(context: RunContext, trial: bool) -> dict[str, Any]:
         "policy": None if privacy.policy is None else _policy(privacy.policy),
         "training": asdict(scenario.training),
         "upload_bytes": -(-config.dim * config.bits // 8),
-        "noise_multiplier": privacy.sum_multiplier,
+        "noise_multiplier": _noise_multiplier(context, trial),
         "statement": "" if privacy.guarantee is None else privacy.guarantee.statement,
     }
 
@@ -121,6 +121,12 @@ def _rows(context: RunContext) -> dict[str, Any] | None:
         "words": len(words.unigram),
         "weights": None if weights is None else base64.b64encode(weights.tobytes()).decode(),
     }
+
+
+def _noise_multiplier(context: RunContext, trial: bool) -> float:
+    """Return what a page shows: the noise that is accounted for; in a trial that of the sum."""
+    guarantee = context.privacy.guarantee
+    return context.privacy.sum_multiplier if trial or not guarantee else guarantee.noise_multiplier
 
 
 def _cohort_rule(context: RunContext) -> dict[str, Any]:

@@ -65,7 +65,7 @@ function leaves(task, messages) {
     "Trained on": `${messages} message${messages === 1 ? "" : "s"} kept here`,
     "Sent": `${round.dim.toLocaleString("en")} numbers, ${size(bytes)}`,
     "Clipped": `to length ${figure(grid.clip_norm)}`,
-    "Noise": noise ? `your share of ${figure(noise)} × that` : "none",
+    "Noise": noise ? `${figure(noise, Math.floor)} × that, on the sum` : "none",
     "Masked": `read in sums of ${round.min_reports.toLocaleString("en")} or more`,
   };
 }
@@ -83,10 +83,10 @@ function costs(task, record, rounds) {
   };
 }
 
-// ε is rounded up.
-const figure = (value) => {
+// Four digits; ε is rounded up, and noise down.
+const figure = (value, round = Math.ceil) => {
   const unit = 10 ** (Math.floor(Math.log10(value || 1)) - 3);
-  return Number((Math.ceil(value / unit) * unit).toPrecision(4)).toString();
+  return Number((round(value / unit) * unit).toPrecision(4)).toString();
 };
 
 function size(bytes) {

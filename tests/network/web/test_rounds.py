@@ -8,13 +8,15 @@ import numpy as np
 
 import pfl_lm.run.simulate as simulation
 from pfl_lm.devices.training import train
+from pfl_lm.dp.guarantee import guarantee
 from pfl_lm.dp.policy import Policy
 from pfl_lm.models.file import load_model
 from pfl_lm.network.participation_record import ParticipationRecord
-from pfl_lm.network.task_config import DeviceSetup
+from pfl_lm.network.task_config import DeviceSetup, served
+from pfl_lm.network.web_task import web_task
 from pfl_lm.payload.layout import PayloadPlan
 from pfl_lm.recipes import load
-from pfl_lm.run.setup import choose_payload, text_of
+from pfl_lm.run.setup import choose_payload, open_run, text_of
 from pfl_lm.server.state import ServerState, open_round
 from tests.network.web.conftest import needs_node
 
@@ -96,6 +98,8 @@ def test_at_full_strength_each_round_stands_in_the_record(
     assert ended == {user: {"rounds": 2} for user in IN_NODE}
     assert [entry["reports"] for entry in watcher.rounds] == [6, 6]
     record = json.loads((tmp_path / "1.json").read_text())
+    shown = web_task(served(open_run(run.scenario), 6), False)["noise_multiplier"]
+    assert shown == guarantee(policy).noise_multiplier  # with the tolerated dropout, not without
     python = ParticipationRecord(tmp_path / "0.record").participations()
     names = [name for name in record["participations"][0] if name != "time"]
     assert [[entry[name] for name in names] for entry in record["participations"]] == [
