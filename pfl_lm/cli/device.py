@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pfl_lm.cli.bounds import number
+from pfl_lm.cli.browsers import link
 from pfl_lm.cli.device_record import record
 from pfl_lm.cli.network import device
 from pfl_lm.cli.recipes import ScenarioPath, Settings, read
@@ -23,6 +24,7 @@ _WIDE = 110  # columns of a terminal that hold what memory is made of, too
 app = typer.Typer(help="Train as a phone does, and see which phones can.", no_args_is_help=True)
 app.command("run")(device)
 app.command("record")(record)
+app.command("link")(link)
 
 
 @app.command()

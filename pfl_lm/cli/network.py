@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import re
 import threading
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pfl_lm.cli.bounds import number
+from pfl_lm.cli.browsers import keyboard_page
 from pfl_lm.cli.device_setups import own_setup, played_setups, setups_of_store
 from pfl_lm.cli.hostile import Device, Hostile, attack
 from pfl_lm.cli.recipes import ScenarioPath, Settings, read
@@ -77,6 +80,19 @@ def serve(
         ),
     ] = False,
     ledgers: ServedLedgers = None,
+    web: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="BUNDLE",
+            help="Also answer browsers: serve this bundle's keyboard page, which may take part.",
+        ),
+    ] = None,
+    web_listen: Annotated[
+        str,
+        typer.Option(
+            help="IP address and port for browsers: HTTP on the loopback address, else HTTPS."
+        ),
+    ] = "127.0.0.1:8444",
     resume: Annotated[bool, typer.Option(help="Go on after a stop or a crash.")] = False,
     overwrite: Annotated[
         bool, typer.Option(help="Delete an earlier run in that folder first.")
@@ -103,6 +119,9 @@ def serve(
     point, the server goes on with --resume: no spent budget is lost and no round opened twice.
     The scenario's population gives the held-out text only; the devices bring their own.
 
+    With --web browsers take part too, on the keyboard page; `pfl-lm device link` enrols one. The
+    bundle must be exported from a run of the same vocabulary, model, payload and training.
+
     With --hostile the server trains nothing: it attacks the device that calls and writes into the
     folder whether the device let itself be cheated. The exit status is 1 if it did, or if it left
     before the lie. Use keys made for this test: KEYS/authority.key certifies the other devices of
@@ -115,6 +134,8 @@ def serve(
         raise ValueError("--resume goes on with a run and --overwrite deletes it: choose one")
     if device is not None and hostile is None:
         raise ValueError("--device belongs to --hostile: an honest server starts no device")
+    if web is not None and hostile is not None:
+        raise ValueError("--web: a hostile server answers by gRPC alone; leave it out")
     scenario = read(Scenario, recipe, settings)
     seconds = training_seconds, phase_seconds, grace_seconds
     if hostile is not None:
@@ -125,7 +146,11 @@ def serve(
     from pfl_lm.network.server import serve as run
     from pfl_lm.report.page import write_report
 
-    folder = run(scenario, output, serving, RunLines(), resume, overwrite)
+    with ExitStack() as opened:
+        if web is not None:
+            page = keyboard_page(web, web_listen, serving.keys, opened)
+            serving = replace(serving, browsers=page)
+        folder = run(scenario, output, serving, RunLines(), resume, overwrite)
     summarise(folder, write_report(folder.path))
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import base64
 import json
-import mimetypes
 import threading
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,6 @@ from pfl_lm.export.signature import Arrays
 from pfl_lm.keyboard.site import Site
 from pfl_lm.pages.local import LocalHandler, LocalServer
 
-_TYPES = {".mjs": "text/javascript", ".js": "text/javascript", ".wasm": "application/wasm"}
 _MOST = 64 << 20  # bytes of a request
 _NONSENSE = (  # what a request that is none makes json, numpy and a runtime raise
     *(ValueError, LookupError, TypeError, AttributeError, ArithmeticError),
@@ -29,8 +28,7 @@ class Server(LocalServer):
     """Holds the site; bound to the loopback address only."""
 
     def __init__(self, site: Site, port: int) -> None:
-        self.files = site.files()
-        self.about = site.about().encode()
+        self.files: dict[str, Path | bytes] = {**site.files(), "site.json": site.about().encode()}
         self.graphs: dict[str, Runner] = {} if site.in_page else site.graphs()
         self.turn = threading.Lock()  # a runtime's session answers one at a time
         super().__init__(port, _Handler)
@@ -55,15 +53,7 @@ class _Handler(LocalHandler):
     def do_GET(self) -> None:
         if self.refuses():
             return
-        name = self.name() or "index.html"
-        if name == "site.json":
-            self.answer(200, self.server.about, "application/json")
-        elif name in self.server.files:
-            path = self.server.files[name]
-            guessed = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
-            self.answer(200, path.read_bytes(), _TYPES.get(path.suffix, guessed))
-        else:
-            self.answer(404, b"not found", "text/plain")
+        self.answer_file(self.server.files)
 
     def do_POST(self) -> None:
         length = self.headers.get("Content-Length") or "0"

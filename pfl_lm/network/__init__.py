@@ -7,6 +7,7 @@ rounds             one round at the server, in order    service      the gRPC se
 mailbox            messages of a round, by device       admission    sessions, rate limits, strikes
 store              the durable state of rounds          model_delta  the model's way to devices
 identity           keys, enrolment, certificates        transport    generated classes, gRPC options
+web, web_call      the same service for browsers        web_task     what a browser holds of a run
 
 ``secagg/PROTOCOL.md``, section 7, specifies the phone's side.
 """

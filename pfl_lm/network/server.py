@@ -26,6 +26,7 @@ from pfl_lm.network.service import Downloads, Service, Task
 from pfl_lm.network.store import OVER, RoundRow, Store
 from pfl_lm.network.task_config import TaskConfig, served
 from pfl_lm.network.transport import Limits, largest_frame
+from pfl_lm.network.web import Browsers
 from pfl_lm.run.checkpoints import newest_checkpoint
 from pfl_lm.run.evaluable import require_held_out
 from pfl_lm.run.evaluation import final_evaluation, validate, write_results
@@ -53,6 +54,7 @@ class Serving:
         ledgers: folder of the population's ledger; by default beside the list of the enrolled.
         reached: called with (point, round) after every durable write; tests kill the server there.
         revoked: public keys whose devices are left out.
+        browsers: how browsers are answered, beside gRPC; None: they are not.
     """
 
     keys: ServerKeys
@@ -63,6 +65,7 @@ class Serving:
     ledgers: Path | None = None
     reached: Callable[[str, int], None] = lambda point, round: None
     revoked: frozenset[bytes] = frozenset()
+    browsers: Browsers | None = None
 
 
 def serve(
@@ -92,6 +95,8 @@ def serve(
     )
     require_held_out(scenario, context.population)
     context = served(context, len(identities), serving.trial)
+    if serving.browsers:
+        serving.browsers.check(context, serving.trial)
     folder = RunFolder(Path(path))
     account = None if serving.trial else serving.keys.account(serving.ledgers)
     recorder = RunRecorder(context, folder, listener, account)
@@ -179,7 +184,7 @@ async def _run(
     authority, folder = serving.keys.authority(), recorder.folder
     models = ModelCache(context)
     dim = context.privacy.summed_dim(choose_payload(context, 0).dim)
-    _, mailbox, listener = doors(serving, store, models, task_config, dim)
+    service, mailbox, listener = doors(serving, store, models, task_config, dim)
     server = ServerContext(
         context, task_config, recorder, store, mailbox, limits, authority, serving.reached
     )
@@ -188,7 +193,10 @@ async def _run(
     port = await listener.start()
     log.info("listening on port %d for %d devices", port, len(identities))
     _fill_in(context, store, recorder)
+    pages = ExitStack()
     try:
+        if serving.browsers:
+            pages.callback(serving.browsers.open(service, context, serving.trial).close)
         await asyncio.to_thread(_evaluate_where_due, context, state, recorder)
         while state.round < context.scenario.rounds:
             recorder.check_budget(state.round)
@@ -202,6 +210,7 @@ async def _run(
         await mailbox.finish(f"the run is over after {state.round} rounds")
     finally:
         recorder.save(state)
+        await asyncio.to_thread(pages.close)
         await listener.stop(grace=1.0)
     return state
 

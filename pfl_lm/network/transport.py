@@ -27,7 +27,7 @@ except ImportError as error:
 _PROTO = Path(__file__).parent / "aggregation.proto"
 SESSION = "session-bin"  # metadata key; the suffix says that its value is bytes
 CHUNK_BYTES = 1 << 20
-_SLACK_BYTES = 1 << 16  # around a vector: headers, and any message that has none
+SLACK_BYTES = 1 << 16  # around a vector: headers, and any message that has none
 
 Message = Any  # of the generated classes, which exist at run time only
 
@@ -144,15 +144,33 @@ def _class(type_name: str) -> Any:
     return getattr(messages, type_name.rpartition(".")[2])
 
 
+@dataclass(frozen=True)
+class Method:
+    """A method of the service: its name, the class of its requests, and which sides are streams."""
+
+    name: str
+    request: Any
+    takes_stream: bool
+    gives_stream: bool
+
+
+def methods() -> dict[str, Method]:
+    """Return the service's methods by name."""
+    return {
+        m.name: Method(m.name, _class(m.input_type), m.client_streaming, m.server_streaming)
+        for m in _service.method
+    }
+
+
 def largest_frame(vector_bytes: int, devices: int) -> int:
     """Bytes beyond which a frame is refused unread: a vector, or shares among all devices."""
-    return _SLACK_BYTES + max(vector_bytes, 1024 * devices)
+    return SLACK_BYTES + max(vector_bytes, 1024 * devices)
 
 
 def server_options() -> list[tuple[str, int]]:
     """gRPC's settings of the server: sizes, streams, and connections that say nothing."""
     return [
-        ("grpc.max_receive_message_length", CHUNK_BYTES + _SLACK_BYTES),
+        ("grpc.max_receive_message_length", CHUNK_BYTES + SLACK_BYTES),
         ("grpc.server_handshake_timeout_ms", 10_000),
         ("grpc.max_send_message_length", -1),
         ("grpc.max_metadata_size", 8192),

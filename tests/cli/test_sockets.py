@@ -381,6 +381,8 @@ LINES: dict[tuple[str, ...], str | None] = {
     ("export", "verify"): "{at}/bundle",
     ("keyboard",): None,
     ("enrol",): "-o {at}/keys --devices 8",
+    ("device", "link"): "{at}/keys/devices/00000.json --page http://127.0.0.1:1/x/ "
+    "--ca {at}/keys/server/tls.pem",
     ("serve",): None,
     ("device", "run"): None,
     ("device", "record"): "{at}/record.sqlite",

@@ -252,6 +252,19 @@ async function start() {
   app.keys.draw();
   app.text.focus(); // no keyboard of the phone's own appears: inputmode is none
   await app.busy(personal.restore());
+  if (site.take_part) await openTakePart(app, open);
+}
+
+// On a page that a server of rounds gave: its owner may take part.
+async function openTakePart(app, open) {
+  const [{ TakePart }, { PartSheet }] = await Promise.all([import("./take_part.js"), import("./part_sheet.js")]);
+  const task = await get("take_part.json");
+  const { inputs } = app.index.graphs.find((graph) => graph.path === task.train_step).signature;
+  const part = new TakePart(task, open(task.train_step), inputs, app.personal, () => sheet.show());
+  const sheet = new PartSheet(part);
+  app.part = part;
+  await part.open();
+  if (part.enrolled) sheet.open();
 }
 
 start().catch((error) => {

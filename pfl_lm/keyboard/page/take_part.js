@@ -1,0 +1,130 @@
+// Taking part in the training of the shared model: off until its owner switches it on.
+//
+// The messages that were sent on this page are what it trains on. What leaves is one vector, clipped,
+// with noise of this phone's own, and masked, so that the server reads only the sum of many.
+
+import { checkDates, plainKey, readKey } from "./web_device/enrolment.mjs";
+import { Participant } from "./web_device/participant.mjs";
+import { ParticipationRecord } from "./web_device/record.mjs";
+import { Service } from "./web_device/service.mjs";
+import { Trainer } from "./web_device/training.mjs";
+import { Store } from "./store.js";
+
+const LOCK = "pfl-lm take part"; // two pages of one browser are one device
+
+export class TakePart {
+  // task: take_part.json; graph: runs the bundle's train_step; inputs: of its signature.
+  constructor(task, graph, inputs, personal, shown) {
+    Object.assign(this, { task, personal, shown });
+    this.trainer = new Trainer((given) => graph.run(given), inputs, task.training);
+    this.state = "off";
+    this.text = "";
+    this.rounds = [];
+  }
+
+  // Read what this browser keeps; take a key from the link, once.
+  async open() {
+    this.store = await Store.open();
+    try {
+      const plain = plainKey(location.hash);
+      if (plain !== null) await this.enrol(plain);
+      this.key = await this.store.read("key");
+      if (await this.store.read("record")) await this.openRecord();
+      if (this.key && (await this.store.read("on"))) this.start();
+      this.shown();
+    } catch (error) {
+      this.key ??= await this.store.read("key");
+      this.fail(error);
+    }
+  }
+
+  async enrol(plain) {
+    await checkDates(readKey(plain));
+    await this.store.write("key", plain);
+    await this.store.write("on", null); // a new key takes part once it is switched on again
+    history.replaceState(null, "", location.pathname + location.search);
+    this.enrolled = true;
+  }
+
+  async openRecord() {
+    this.record = await ParticipationRecord.open(this.store.record(), this.key?.first_install ?? false);
+  }
+
+  get on() {
+    return this.service !== undefined;
+  }
+
+  async switch(on) {
+    await this.store.write("on", on || null);
+    if (on) this.start();
+    else this.pause();
+    this.shown();
+  }
+
+  pause() {
+    this.service?.stop();
+    this.service = undefined;
+    this.say("off", "");
+  }
+
+  // Delete the key: this browser takes part no more, unless it is enrolled again. Its record stays.
+  async leave() {
+    this.pause();
+    await this.store.write("on", null);
+    await this.store.write("key", null);
+    this.key = null;
+    this.shown();
+  }
+
+  // Delete the record too. A phone without one waits, because it may have taken part before.
+  async forget() {
+    await this.leave();
+    await this.store.write("record", null);
+    this.record = undefined;
+    this.rounds = [];
+    this.shown();
+  }
+
+  start() {
+    if (this.on || !this.key) return;
+    const service = new Service(new URL("./", location).href, readKey(this.key),
+      (text) => this.service === service && this.say("waiting", text));
+    this.service = service;
+    this.say("waiting", "for another page of this browser");
+    const work = () => this.service === service && this.run(service);
+    navigator.locks.request(LOCK, work)
+      .catch((error) => { if (this.service === service) this.fail(error); });
+  }
+
+  async run(service) {
+    if (!this.task.trial) await this.openRecord();
+    const train = (values, parameters, payload) =>
+      this.trainer.train(values, parameters, payload, this.tokens());
+    const says = ({ kind, round, text }) => {
+      if (service !== this.service) return;
+      if (kind === "done") this.rounds.push(round);
+      this.say(kind, round === undefined ? text : `Round ${round}: ${text}`);
+    };
+    const { task } = this, record = this.record ?? null;
+    this.say("waiting", "for the server");
+    const last = this.participant?.last ?? -1;
+    this.participant = new Participant({ service, task, train, record, says, last });
+    await this.participant.run();
+  }
+
+  // This owner's messages, as the model reads them.
+  tokens() {
+    return this.personal.messages.flatMap((text) => this.personal.ids(text));
+  }
+
+  fail(error) {
+    this.say("failed", error.message ?? String(error));
+    console.error(error);
+  }
+
+  say(state, text) {
+    Object.assign(this, { state, text });
+    document.documentElement.dataset.takingPart = state;
+    this.shown();
+  }
+}

@@ -1,0 +1,61 @@
+"""`device link` and `serve --web` from the command line."""
+
+from __future__ import annotations
+
+import base64
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+pytest.importorskip("grpc_tools", reason="needs gRPC: pip install pfl-lm[network]")
+
+from pfl_lm.cli import app
+
+PAGE = "https://192.168.1.20:8444/secret/"
+
+
+def run(*arguments: object):
+    return CliRunner().invoke(app, [str(one) for one in arguments])
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("keys") / "keys"
+    assert run("enrol", "-o", folder, "--devices", 3).exit_code == 0
+    return folder
+
+
+def link(keys, *more):
+    devices = [keys / "devices" / f"{number:05d}.json" for number in (0, 2)]
+    return run("device", "link", *devices, "--ca", keys / "server" / "tls.pem", *more)
+
+
+def test_a_link_for_each_device(keys):
+    lines = link(keys, "--page", PAGE, "--first-install").output.splitlines()
+    assert all(line.startswith(f"{PAGE}#enrol=") for line in lines)
+    coded = [line.partition("#enrol=")[2] for line in lines]
+    carried = [json.loads(base64.urlsafe_b64decode(one + "=" * (-len(one) % 4))) for one in coded]
+    assert [one["number"] for one in carried] == [0, 2]
+    assert all(one["first_install"] for one in carried)
+
+
+def test_an_address_that_is_no_page_is_refused(keys):
+    found = link(keys, "--page", "192.168.1.20:8444")
+    assert isinstance(found.exception, ValueError)
+    assert "--page 192.168.1.20:8444: expected the address" in str(found.exception)
+
+
+@pytest.mark.parametrize(
+    ("more", "refused"),
+    [
+        (("--web-listen", "localhost:1"), "--web-listen localhost:1: expected an IP address"),
+        ((), "no such bundle"),
+    ],
+)
+def test_serving_begins_with_the_bundle_and_the_address(keys, tmp_path, more, refused):
+    output, bundle = tmp_path / "run", tmp_path / "no bundle"
+    found = run("serve", "demo", "-o", output, "--keys", keys, "--trial", "--web", bundle, *more)
+    assert isinstance(found.exception, ValueError)
+    assert refused in str(found.exception)
+    assert not output.exists()
