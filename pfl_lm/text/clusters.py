@@ -36,7 +36,7 @@ FORMAT = 1
 INDEX_FILE, RATIOS_FILE = "clusters.json", "ratios.bin"
 STEPS = 16  # of a ratio in a nat
 MOST_CLUSTERS = 1024
-_SMOOTHING = 2000.0  # tokens of all public text that each cluster's counts are mixed with
+_SMOOTHING = 1 / 64  # tokens of all public text that are mixed in, to those of a mean cluster
 _ROUNDS = 15  # of the clustering, at most
 _SETTLED = 0.005  # share of passages that still move when it ends
 _FIRST = 8  # passages that a cluster begins with
@@ -246,7 +246,8 @@ def _sums(counts: sparse.csr_array, labels: np.ndarray, clusters: int) -> np.nda
 
 def _ratios(sums: np.ndarray, background: npt.NDArray[np.float64]) -> Ratios:
     """Return log p(word | cluster) ÷ p(word) in sixteenths of a nat, held to ±127: int8[K, V]."""
-    mixed = (sums + _SMOOTHING * background) / (sums.sum(axis=1, keepdims=True) + _SMOOTHING)
+    plain = _SMOOTHING * sums.sum() / len(sums)
+    mixed = (sums + plain * background) / (sums.sum(axis=1, keepdims=True) + plain)
     steps = np.rint(STEPS * np.log(mixed / background))
     ratios: Ratios = np.clip(steps, -127, 127).astype(np.int8)
     return ratios

@@ -30,10 +30,9 @@ def passages(stream: np.ndarray, least: int = PASSAGE_TOKENS) -> Bounds:
 
 def word_counts(stream: np.ndarray, bounds: Bounds, vocabulary_size: int) -> sparse.csr_array:
     """Count the tokens of each passage: int32 (n, V)."""
-    ones = np.ones(len(stream), dtype=np.int32)
-    table = sparse.csr_array(
-        (ones, stream.astype(np.int32), bounds), shape=(len(bounds) - 1, vocabulary_size)
-    )
+    ones, shape = np.ones(len(stream), dtype=np.int32), (len(bounds) - 1, vocabulary_size)
+    words, begins = stream.astype(np.int64), bounds.copy()  # the table is summed up in place
+    table = sparse.csr_array((ones, words, begins), shape=shape)
     table.sum_duplicates()
     return table
 
