@@ -165,6 +165,7 @@ class TestAsked:
         clusters = Clusters.open(folder / "clusters")
         store = PopulationStore.open(folder / "people")
         query, sums = mixture_query(clusters, 1, 64), []
+        genesis = {"run": "votes", "policy_digest": "00"}
         for kind in ("ideal", "protocol"):
             session = QuerySession(
                 policy_of(users=30),
@@ -174,7 +175,7 @@ class TestAsked:
                 kind,
                 separate_noise=True,  # type: ignore[arg-type]
             )
-            with Ledger.create(folder / f"{kind}.jsonl", {}) as ledger:
+            with Ledger.create(folder / f"{kind}.jsonl", genesis) as ledger:
                 sums.append(ask_phones(
                     session, query, 0, session.users(0),
                     lambda user: vote(clusters, store.tokens("train", user), 1), ledger,
@@ -234,12 +235,9 @@ noise = { at = "device", kind = "skellam", min_dim = 64 }
     ) -> None:
         monkeypatch.chdir(tmp_path)
         (tmp_path / "policy.toml").write_text(self.POLICY)
-        for line in (
-            f"mixture cluster {folder}/public --tokenizer {folder}/words -o both --clusters 8 "
-            f"--also {folder}/also",
-            f"mixture ask {folder}/people --clusters both --policy policy.toml -o asked "
-            "--ledgers ledgers",
-        ):
+        divide = f"mixture cluster {folder}/public --tokenizer {folder}/words --clusters 8 -o both"
+        vote_on = f"mixture ask {folder}/people --clusters both --policy policy.toml -o asked"
+        for line in (f"{divide} --also {folder}/also", f"{vote_on} --ledgers ledgers"):
             done = CliRunner().invoke(app, line.split())
             assert done.exit_code == 0, (done.output, done.exception)
         assert "The strongest of 9 clusters" in done.output
