@@ -207,7 +207,8 @@ def cluster(
 
 def _background(tables: Sequence[sparse.csr_array]) -> npt.NDArray[np.float64]:
     """Return the unigram of all stores together, every word with one count more: float64[V]."""
-    total = 1.0 + sum(np.asarray(counts.sum(axis=0), dtype=np.float64).ravel() for counts in tables)
+    of_stores = [np.asarray(counts.sum(axis=0), dtype=np.float64).ravel() for counts in tables]
+    total = 1.0 + np.sum(of_stores, axis=0)
     background: npt.NDArray[np.float64] = total / total.sum()
     return background
 

@@ -121,9 +121,7 @@ class TestPretrain:
         twice = pretrain(further, mixture=replace(mixture, votes=other))
         assert twice.origin["votes"] == [VOTES, other]
 
-    def test_private_text_is_not_for_a_mixture(
-        self, recipe: Pretraining, mixture: Mixture
-    ) -> None:
+    def test_private_text_is_not_for_a_mixture(self, recipe: Pretraining, mixture: Mixture) -> None:
         with pytest.raises(ValueError, match="--mixture chooses public text"):
             pretrain(replace(recipe, text_is="private"), mixture=mixture)
 
