@@ -14,14 +14,15 @@ from pfl_lm.cli.words import Lines, Summing
 
 if TYPE_CHECKING:
     from pfl_lm.dp.policy import Policy
-    from pfl_lm.queries.shares import ClusterShare
+    from pfl_lm.queries.shares import CellShare
     from pfl_lm.text.clusters import Clusters
 
 app = typer.Typer(
     no_args_is_help=True, help="Ask phones which public text is like what people type."
 )
 
-_SHOWN = 12
+_SHOWN = 12  # clusters
+_WORDS = 24
 
 
 @app.command()
@@ -83,10 +84,10 @@ def ask(
 ) -> None:
     """Ask phones which clusters of public text are nearest to their own text.
 
-    Every phone scores its text under the clusters' models and names the nearest. It clips and
-    noises its vote as it does an update, and the server sees the noisy sum alone. The verb writes
-    the shares, the weights that follow from them, and the ledger; `pfl-lm pretrain --mixture`
-    reads the public text that weighs most.
+    Every phone scores its text under the clusters' models and names the nearest, and its words
+    among the commonest of the public text. It clips and noises its vote as it does an update, and
+    the server sees the noisy sum alone. The verb writes the sums, the weights that follow from
+    them, and the ledger; `pfl-lm pretrain --mixture` reads the public text that weighs most.
 
     Questions and training share one budget: the vote is debited to the ledger of these users too,
     and is not asked where it would exceed what is left of their total (`pfl-lm privacy
@@ -114,32 +115,38 @@ def _refuse_existing(output: Path) -> None:
         raise ValueError(f"--output {output} exists already; remove it or choose another name")
 
 
-def _show(shares: list[ClusterShare], clusters: Clusters, policy: Policy, output: Path) -> None:
-    """Print the clusters with most votes, each store's share, and what the votes cost."""
+def _show(shares: list[CellShare], clusters: Clusters, policy: Policy, output: Path) -> None:
+    """Print the strongest clusters and words, each store's share, and what the votes cost."""
     from rich.console import Console
     from rich.table import Table
 
     from pfl_lm.numbers import format_epsilon
 
-    console = Console()
-    table = Table(title=f"The strongest of {len(shares)} clusters", title_justify="left")
+    console, number_of = Console(), len(clusters.clusters)
+    table = Table(title=f"The strongest of {number_of} clusters", title_justify="left")
     for column in ("cluster", "public text", "votes", "weight"):
         table.add_column(column, justify="left" if column == "cluster" else "right")
-    for share in sorted(shares, key=lambda share: -share.sum)[:_SHOWN]:
-        figures = f"{share.public_share:.1%}", f"{share.share:.1%}", f"{share.weight:.2f}"
-        table.add_row(share.label, *figures)
+    named, public = shares[:number_of], clusters.public_shares()
+    total = max(1.0, sum(share.sum for share in named))
+    for share, of_store in sorted(zip(named, public, strict=True), key=lambda row: -row[0].sum)[
+        :_SHOWN
+    ]:
+        table.add_row(
+            share.label, f"{of_store:.1%}", f"{share.sum / total:.1%}", f"{share.weight:.2f}"
+        )
     console.print(table)
-    if len(clusters.stores) > 1:
-        for place, store in enumerate(clusters.stores):
-            console.print(f"{store['name']}: {_of_store(shares, place)} of the votes")
+    telling = sorted(shares[number_of:], key=lambda s: -s.sum * max(0.0, math.log(s.weight)))
+    words = " ".join(share.label.split(": ", 1)[1] for share in telling[:_WORDS])
+    console.print(f"Words that phones name oftener: {words}", soft_wrap=True, markup=False)
+    for place, store in enumerate(clusters.stores if len(clusters.stores) > 1 else ()):
+        own = [s for s, c in zip(named, clusters.clusters, strict=True) if c.store == place]
+        console.print(f"{store['name']}: {_share_of(own, total)} of the votes")
     spent = f"ε = {format_epsilon(policy.epsilon)}, δ = {policy.delta:g} per {policy.unit}"
     console.print(f"The votes cost {spent}; shares and ledger are in {output}", soft_wrap=True)
 
 
-def _of_store(shares: list[ClusterShare], store: int) -> str:
-    """Return a store's share of the votes, ± two deviations of the noise."""
-    own = [share for share in shares if share.store == store]
-    total = max(1.0, sum(share.sum for share in shares))
-    cell = next((s.sum / s.deviations for s in shares if s.deviations), 0.0)  # σ
-    error = 2 * cell * math.sqrt(len(own)) / total
-    return f"{sum(share.sum for share in own) / total:.1%} ± {error:.1%}"
+def _share_of(shares: list[CellShare], total: float) -> str:
+    """Return a store's share of the votes for clusters, ± two deviations of the noise."""
+    deviation = next((s.sum / s.deviations for s in shares if s.deviations), 0.0)
+    error = 2 * deviation * math.sqrt(len(shares)) / total
+    return f"{sum(share.sum for share in shares) / total:.1%} ± {error:.1%}"

@@ -2,6 +2,8 @@
 
 clusters.json   which stores, which vocabulary, what each cluster is like, digest of the models
 ratios.bin      int8[K, V]: log p(word | cluster) ÷ p(word), in sixteenths of a nat
+listed.bin      int64[W]: the commonest words of the first store, by id
+means.bin       float64[W]: what a passage of it says of each (see ``text.listed_words``)
 
 A text's score under a cluster is the sum of its tokens' ratios: an integer, the same on every
 processor. It says how much likelier the text is under the cluster's smoothed unigram than under
@@ -27,6 +29,7 @@ from scipy import sparse
 
 from pfl_lm.files import folder_atomically, sha256_of
 from pfl_lm.streams import stream as random_stream
+from pfl_lm.text.listed_words import ListedWords, listed_words
 from pfl_lm.text.passages import PASSAGE_TOKENS, passages, public_stream, word_counts
 from pfl_lm.text.population import PROFILE_FILE, PopulationStore
 from pfl_lm.text.tokenizer import Tokenizer
@@ -34,6 +37,7 @@ from pfl_lm.validate import within
 
 FORMAT = 1
 INDEX_FILE, RATIOS_FILE = "clusters.json", "ratios.bin"
+LISTED_FILE, MEANS_FILE = "listed.bin", "means.bin"
 STEPS = 16  # of a ratio in a nat
 MOST_CLUSTERS = 1024
 _SMOOTHING = 1 / 64  # tokens of all public text that are mixed in, to those of a mean cluster
@@ -71,6 +75,7 @@ class Clusters:
         ratios: int8[K, V], in sixteenths of a nat.
         stores: of each store its name and the digest of its profile; the first is the one whose
             text pretraining draws.
+        words: the commonest of the first store.
         tokenizer_digest: of the vocabulary.
         seed, passage_tokens: what the division was made with.
         digest: of ``clusters.json``, which states the digest of the models; "" before it is
@@ -80,6 +85,7 @@ class Clusters:
     clusters: tuple[Cluster, ...]
     ratios: Ratios
     stores: tuple[dict[str, str], ...]
+    words: ListedWords
     tokenizer_digest: str
     seed: int
     passage_tokens: int = PASSAGE_TOKENS
@@ -106,6 +112,9 @@ class Clusters:
         """Write the folder, whole or not at all; raises ValueError if it exists."""
         with folder_atomically(Path(path)) as folder:
             (folder / RATIOS_FILE).write_bytes(self.ratios.tobytes())
+            (folder / LISTED_FILE).write_bytes(self.words.ids.astype("<i8").tobytes())
+            (folder / MEANS_FILE).write_bytes(self.words.means.astype("<f8").tobytes())
+            files = {path.name: sha256_of(path) for path in sorted(folder.iterdir())}
             index = {
                 "format": FORMAT,
                 "tokenizer_digest": self.tokenizer_digest,
@@ -113,8 +122,9 @@ class Clusters:
                 "seed": self.seed,
                 "passage_tokens": self.passage_tokens,
                 "stores": list(self.stores),
+                "words": list(self.words.labels),
                 "clusters": [asdict(cluster) for cluster in self.clusters],
-                "files": {RATIOS_FILE: sha256_of(folder / RATIOS_FILE)},
+                "files": files,
             }
             text = json.dumps(index, indent=1, ensure_ascii=False)
             (folder / INDEX_FILE).write_text(text + "\n", encoding="utf-8")
@@ -127,25 +137,34 @@ class Clusters:
             ValueError: no clusters are there, or a file is not the one that was written.
         """
         path = Path(path)
-        index, ratios = path / INDEX_FILE, path / RATIOS_FILE
+        index = path / INDEX_FILE
         remedy = "`pfl-lm mixture cluster` writes it"
-        if not index.is_file() or not ratios.is_file():
+        if not index.is_file():
             raise ValueError(f"{path} holds no clusters of public text; {remedy}")
         try:
-            return cls._read(index, ratios)
-        except (KeyError, TypeError, AttributeError, RecursionError, ValueError) as error:
+            return cls._read(index)
+        except (
+            *(OSError, KeyError, TypeError, AttributeError, RecursionError, ValueError),
+        ) as error:
             raise ValueError(f"{path} is damaged, or of another version; {remedy}") from error
 
     @classmethod
-    def _read(cls, index: Path, ratios: Path) -> Clusters:
+    def _read(cls, index: Path) -> Clusters:
         stated = json.loads(index.read_text(encoding="utf-8"))
-        if stated["format"] != FORMAT or stated["files"][RATIOS_FILE] != sha256_of(ratios):
+        paths = [index.with_name(name) for name in (RATIOS_FILE, LISTED_FILE, MEANS_FILE)]
+        found = {path.name: sha256_of(path) for path in paths}
+        if stated["format"] != FORMAT or stated["files"] != found:
             raise ValueError("another format, or other models than were written")
-        table = np.frombuffer(ratios.read_bytes(), dtype=np.int8)
+        dtypes: tuple[str, ...] = ("<i1", "<i8", "<f8")
+        table, listed, means = (
+            np.frombuffer(path.read_bytes(), dtype=dtype)
+            for path, dtype in zip(paths, dtypes, strict=True)
+        )
         return cls(
             tuple(Cluster(**row) for row in stated["clusters"]),
             table.reshape(len(stated["clusters"]), stated["vocabulary_size"]),
             tuple(stated["stores"]),
+            ListedWords(listed, means, tuple(stated["words"])),
             stated["tokenizer_digest"],
             stated["seed"],
             stated["passage_tokens"],
@@ -201,7 +220,7 @@ def cluster(
         found += _described(counts, labels, of_store, number, len(found), tokenizer)
     return Clusters(
         tuple(found), np.concatenate(ratios), tuple(identity(store) for store in stores),
-        tokenizer.digest, seed,
+        listed_words(tables[0], tokenizer.words), tokenizer.digest, seed,
     )  # fmt: skip
 
 
