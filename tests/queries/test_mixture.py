@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from pathlib import Path
 
@@ -17,12 +18,14 @@ from pfl_lm.queries.ask import ask as ask_phones
 from pfl_lm.queries.mixture import (
     MixtureQuestion,
     ask_for_mixture,
+    expected_votes,
     mixture_query,
     open_mixture,
     vote,
 )
 from pfl_lm.queries.shares import RESULT_FILE, read_shares, weights_of, write_shares
 from pfl_lm.text.clusters import Clusters, cluster
+from pfl_lm.text.passages import passages
 from pfl_lm.text.population import PopulationStore
 from tests.queries.conftest import policy_of
 from tests.text import topics
@@ -62,7 +65,9 @@ def asked(folder: Path, tmp_path: Path) -> Path:
 
 
 class TestVote:
-    def test_it_names_the_likeliest_clusters_within_the_bounds(self, folder: Path) -> None:
+    def test_it_names_the_likeliest_clusters_and_its_words_within_the_bounds(
+        self, folder: Path
+    ) -> None:
         clusters = Clusters.open(folder / "clusters")
         query = mixture_query(clusters, 3, 64)
         tokens = PopulationStore.open(folder / "people").tokens("train", 5)
@@ -70,48 +75,61 @@ class TestVote:
         assert query.refusal(said) is None
         assert said.cells[0] == clusters.scores_of(tokens).argmax()
         assert np.linalg.norm(said.values) == pytest.approx(1, abs=1e-6)
-        assert len(vote(clusters, tokens, 1).cells) == 1
+        assert (vote(clusters, tokens, 1).cells < 16).sum() == 1
+        words = said.cells[said.cells >= 16] - 16
+        assert set(clusters.words.ids[words]) == set(tokens) & set(clusters.words.ids)
 
-    def test_a_phone_without_text_or_likeness_names_none(self, folder: Path) -> None:
+    def test_a_phone_without_text_names_nothing(self, folder: Path) -> None:
         clusters = Clusters.open(folder / "clusters")
-        nothing = np.zeros(0, dtype=np.int32)
-        assert len(vote(clusters, nothing, 3).cells) == 0
-        unlike = int(clusters.ratios.max(axis=0).argmin())  # a word that tells no cluster
-        if clusters.ratios[:, unlike].max() <= 0:
-            assert len(vote(clusters, np.array([unlike]), 3).cells) == 0
+        assert len(vote(clusters, np.zeros(0, dtype=np.int32), 3).cells) == 0
 
-    def test_two_clusters_with_the_same_words_have_cells_of_their_own(self, folder: Path) -> None:
-        query = mixture_query(Clusters.open(folder / "both"), 100, 1)
-        assert len(set(query.labels)) == len(query.labels) == query.entries == 18
+    def test_no_answer_of_any_text_is_longer_than_1(self, folder: Path) -> None:
+        clusters = Clusters.open(folder / "clusters")
+        query, random = mixture_query(clusters, 5, 1), np.random.default_rng(0)
+        for length in (1, 3, 50, 5_000):
+            said = vote(clusters, random.integers(topics.WORDS, size=length), 5)
+            assert query.refusal(said) is None
+            assert np.linalg.norm(said.values) <= 1 + 1e-6
+
+    def test_each_cluster_and_word_has_a_cell_of_its_own(self, folder: Path) -> None:
+        clusters = Clusters.open(folder / "both")
+        query = mixture_query(clusters, 100, 1)
+        assert len(set(query.labels)) == len(query.labels) == query.entries
+        assert len(query.labels) == len(clusters.clusters) + len(clusters.words.ids)
+
+    def test_passages_of_the_public_text_say_what_is_expected(self, folder: Path) -> None:
+        clusters = Clusters.open(folder / "clusters")
+        text = PopulationStore.open(folder / "public").stream("train")
+        bounds = passages(text)
+        total = np.zeros(16 + len(clusters.words.ids))
+        for begin, end in itertools.pairwise(bounds):
+            said = vote(clusters, text[begin:end], 1)
+            total[said.cells] += said.values
+        expected = expected_votes(clusters, len(bounds) - 1, 1)
+        assert total[16:] == pytest.approx(expected[16:], rel=1e-5, abs=1e-5)
+        assert expected[:16].sum() == pytest.approx(0.1**0.5 * (len(bounds) - 1))
 
 
 class TestWeights:
-    PUBLIC = np.array([0.5, 0.3, 0.2, 0.0])
+    EXPECTED = np.array([50.0, 30.0, 20.0, 0.0])
 
-    def test_without_noise_they_are_the_ratio_of_shares(self) -> None:
-        found = weights_of(np.array([10.0, 60.0, 30.0, 0.0]), self.PUBLIC, 0.0)
-        assert found.tolist() == pytest.approx([0.2, 2.0, 1.5, 0.0])
+    def test_they_are_ratios_that_the_noise_draws_to_1(self) -> None:
+        found = weights_of(np.array([10.0, 60.0, 30.0, 0.0]), self.EXPECTED, 1e-9)
+        assert found.tolist() == pytest.approx([0.2, 2.0, 1.5, 1.0])
+        near = weights_of(np.array([10.0, 60.0, 30.0, 0.0]), self.EXPECTED, 1e9)
+        assert np.allclose(near, 1, atol=1e-6)
 
     def test_negative_sums_count_as_0(self) -> None:
-        found = weights_of(np.array([-5.0, 60.0, 40.0, 0.0]), self.PUBLIC, 0.0)
-        assert found.tolist() == pytest.approx([0.0, 2.0, 2.0, 0.0])
-
-    def test_noise_draws_them_to_1(self) -> None:
-        votes = np.array([0.0, 100.0, 0.0, 0.0])
-        far, near, off = (weights_of(votes, self.PUBLIC, s)[:3] for s in (0.1, 10.0, 1e9))
-        assert (np.abs(near - 1) < np.abs(far - 1)).all()
-        assert np.allclose(off, 1, atol=1e-6)
-        assert far @ self.PUBLIC[:3] == pytest.approx(1)
-
-    def test_no_votes_are_no_opinion(self) -> None:
-        assert weights_of(np.zeros(4), self.PUBLIC, 1.0)[:3].tolist() == pytest.approx([1, 1, 1])
+        below, none = (weights_of(np.full(4, s), self.EXPECTED, 5.0) for s in (-50.0, 0.0))
+        assert below.tolist() == none.tolist()
+        assert (below > 0).all()
 
 
 class TestAsked:
     def test_the_topic_of_the_users_has_the_votes(self, folder: Path) -> None:
         shares = read_shares(folder / "asked" / RESULT_FILE)
-        assert len(shares) == 16
-        assert sum(share.share for share in shares) == pytest.approx(1, abs=1e-4)
+        clusters = Clusters.open(folder / "clusters")
+        assert len(shares) == 16 + len(clusters.words.ids)
         mixture = open_mixture(folder / "asked", 0.2)
         store = PopulationStore.open(folder / "public")
         chosen = topics.topic_shares(mixture.choose(store))

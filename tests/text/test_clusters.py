@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -111,6 +112,29 @@ class TestCluster:
         assert both.public_shares()[16:].sum() == pytest.approx(1)
 
 
+class TestListedWords:
+    def test_they_are_the_commonest_and_what_passages_say_of_them(
+        self, store: PopulationStore, found: Clusters
+    ) -> None:
+        text, words = store.stream("train"), found.words
+        counts = np.bincount(text, minlength=topics.WORDS)
+        assert (np.diff(counts[words.ids]) <= 0).all()
+        assert (counts[words.ids] > 0).all()
+        assert len(words.ids) == (counts > 0).sum()
+        bounds, by_hand = passages(text), np.zeros(topics.WORDS)
+        for begin, end in itertools.pairwise(bounds):
+            distinct = np.unique(text[begin:end])
+            by_hand[distinct] += 1 / np.sqrt(len(distinct)) / (len(bounds) - 1)
+        assert words.means == pytest.approx(by_hand[words.ids])
+
+    def test_a_text_names_each_listed_word_once_the_most_used_first(self, found: Clusters) -> None:
+        first, second = found.words.ids[[0, 3]].tolist()
+        places = found.words.named(np.array([second, first, second, topics.WORDS - 1]))
+        assert places[:2] == [3, 0]
+        assert len(places) == len(set(places)) <= 3
+        assert found.words.named(np.zeros(0, dtype=np.int32)) == []
+
+
 class TestRefusals:
     def test_users_text_is_not_public(self, tokenizer: Tokenizer, tmp_path: Path) -> None:
         private = topics.open_store(topics.people(tokenizer, tmp_path / "people", 30))
@@ -135,11 +159,14 @@ class TestFolder:
         assert back.clusters == found.clusters
         assert (back.ratios == found.ratios).all()
         assert (back.stores, back.seed) == (found.stores, found.seed)
+        assert (back.words.ids == found.words.ids).all()
+        assert (back.words.means == found.words.means).all()
+        assert back.words.labels == found.words.labels
         assert len(back.digest) == 64
         with pytest.raises(ValueError, match="exists"):
             found.save(tmp_path / "clusters")
 
-    @pytest.mark.parametrize("damage", ["ratios", "index", "field", "format"])
+    @pytest.mark.parametrize("damage", ["ratios", "absent", "index", "field", "format"])
     def test_what_is_damaged_is_refused(self, found: Clusters, tmp_path: Path, damage: str) -> None:
         found.save(tmp_path / "clusters")
         index = tmp_path / "clusters" / "clusters.json"
@@ -147,6 +174,8 @@ class TestFolder:
         if damage == "ratios":
             ratios = index.with_name("ratios.bin")
             ratios.write_bytes(b"\x07" + ratios.read_bytes()[1:])
+        elif damage == "absent":
+            index.with_name("listed.bin").unlink()
         elif damage == "index":
             index.write_text("{")
         elif damage == "field":
