@@ -27,7 +27,7 @@ def pretrain(
     mixture: Annotated[
         Path | None,
         typer.Option(
-            help="A folder that `mixture ask` wrote: read the public text that it weighs most "
+            help="A folder that `mixture ask` wrote: read the public text most like theirs "
             "[all of the text]."
         ),
     ] = None,
