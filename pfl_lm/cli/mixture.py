@@ -124,16 +124,13 @@ def _show(shares: list[CellShare], clusters: Clusters, policy: Policy, output: P
 
     console, number_of = Console(), len(clusters.clusters)
     table = Table(title=f"The strongest of {number_of} clusters", title_justify="left")
-    for column in ("cluster", "public text", "votes", "weight"):
+    for column in ("cluster", "of its text", "votes", "weight"):
         table.add_column(column, justify="left" if column == "cluster" else "right")
-    named, public = shares[:number_of], clusters.public_shares()
-    total = max(1.0, sum(share.sum for share in named))
-    for share, of_store in sorted(zip(named, public, strict=True), key=lambda row: -row[0].sum)[
-        :_SHOWN
-    ]:
-        table.add_row(
-            share.label, f"{of_store:.1%}", f"{share.sum / total:.1%}", f"{share.weight:.2f}"
-        )
+    named, total = shares[:number_of], max(1.0, sum(share.sum for share in shares[:number_of]))
+    rows = zip(named, clusters.clusters, clusters.public_shares(), strict=True)
+    for share, about, of_store in sorted(rows, key=lambda row: -row[0].sum)[:_SHOWN]:
+        weight = f"{share.weight:.2f}" if about.store == 0 else ""  # others are not read
+        table.add_row(share.label, f"{of_store:.1%}", f"{share.sum / total:.1%}", weight)
     console.print(table)
     telling = sorted(shares[number_of:], key=lambda s: -s.sum * max(0.0, math.log(s.weight)))
     words = " ".join(share.label.split(": ", 1)[1] for share in telling[:_WORDS])

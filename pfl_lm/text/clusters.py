@@ -46,6 +46,7 @@ _SETTLED = 0.005  # share of passages that still move when it ends
 _FIRST = 8  # passages that a cluster begins with
 _ROWS = 1 << 16  # passages that are scored at once
 _SHOWN = 8  # words that describe a cluster
+_DAMAGE = (OSError, KeyError, TypeError, AttributeError, RecursionError, ValueError)
 
 Ratios = npt.NDArray[np.int8]  # (K, V)
 
@@ -143,9 +144,7 @@ class Clusters:
             raise ValueError(f"{path} holds no clusters of public text; {remedy}")
         try:
             return cls._read(index)
-        except (
-            *(OSError, KeyError, TypeError, AttributeError, RecursionError, ValueError),
-        ) as error:
+        except _DAMAGE as error:
             raise ValueError(f"{path} is damaged, or of another version; {remedy}") from error
 
     @classmethod
