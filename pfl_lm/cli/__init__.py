@@ -24,6 +24,7 @@ from pfl_lm.cli import (
     grow,
     interop,
     launch,
+    mixture,
     network,
     new,
     population,
@@ -73,6 +74,7 @@ app.command()(watch.watch)
 app.add_typer(words.app, name="words")
 app.command()(grow.grow)
 app.command()(launch.launch)
+app.add_typer(mixture.app, name="mixture")
 app.add_typer(privacy.app, name="privacy")
 app.add_typer(protocol.app, name="protocol")
 app.command()(check.check)

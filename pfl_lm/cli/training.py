@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from pfl_lm.cli.bounds import number
 from pfl_lm.cli.outputs import destination
 from pfl_lm.cli.recipes import Settings, read
 
@@ -23,6 +24,16 @@ def pretrain(
     resume: Annotated[
         bool, typer.Option(help="Continue an interrupted training from OUTPUT.checkpoint.")
     ] = False,
+    mixture: Annotated[
+        Path | None,
+        typer.Option(
+            help="A folder that `mixture ask` wrote: read the public text most like theirs "
+            "[all of the text]."
+        ),
+    ] = None,
+    keep: Annotated[
+        float, number(1e-6, 1, "With --mixture: share of the public text that is read.")
+    ] = 0.25,
     settings: Settings = None,
 ) -> None:
     """Train a first model centrally, on public text.
@@ -31,24 +42,30 @@ def pretrain(
     text (`text_is = "private"`): such a model is a ceiling to compare with, has no privacy
     guarantee, and says so.
 
+    With `--mixture` it reads the part of the public text that is most like what people type, in as
+    many steps as the whole text would take. Their votes have cost them ε, and the model says so.
+
     A checkpoint is written every minute and when training is interrupted. The model that
     `--resume` ends with has the same bytes as one that was trained without a break.
     """
     from pfl_lm.cli.progress import StepBar
     from pfl_lm.models.file import save_model
     from pfl_lm.native.tuning import tune
+    from pfl_lm.queries.mixture import open_mixture
     from pfl_lm.run.pretrain import Pretraining
     from pfl_lm.run.pretrain import pretrain as train
     from pfl_lm.run.pretrain_checkpoint import PretrainCheckpoint
+    from pfl_lm.text.mixture import cost_of_votes
 
     tune()
     if output.exists():
         raise ValueError(f"--output {output} exists already; remove it or choose another name")
     chosen = read(Pretraining, recipe, settings)
+    chosen_by = None if mixture is None else open_mixture(mixture, keep)
     checkpoint = PretrainCheckpoint.beside(output, resume)
     try:
         with StepBar(f"pretraining {recipe.stem}") as bar:
-            model = train(chosen, bar, checkpoint)
+            model = train(chosen, bar, checkpoint, chosen_by)
     except KeyboardInterrupt:
         if checkpoint.path.exists():
             kept = f"{checkpoint.path} keeps the training so far"
@@ -56,4 +73,6 @@ def pretrain(
         raise
     save_model(output, model)
     checkpoint.erase()
-    typer.echo(f"wrote {output} ({output.stat().st_size / 1e6:.1f} MB)")
+    typer.echo(
+        f"wrote {output} ({output.stat().st_size / 1e6:.1f} MB).{cost_of_votes(model.origin)}"
+    )

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from pfl_lm.dp.ledger import Entry, LedgerError, verify
-from pfl_lm.files import sha256_of, write_atomically
+from pfl_lm.files import write_atomically
 from pfl_lm.queries.folder import QuestionFolder
-from pfl_lm.run.folder import digest_of, read_json
+from pfl_lm.queries.paid import open_paid
 from pfl_lm.text.discovered import DiscoveredWords
 
 WORDS_FILE = "words.tsv"
@@ -58,45 +56,14 @@ def open_discovered(folder: Path) -> DiscoveredWords:
     """Open the words of a discovery, once the ledger is seen to have paid for them.
 
     Raises:
-        ValueError: the folder holds no finished discovery, its ledger is missing or broken, has no
-            entry of a round, or names other words than ``words.tsv`` holds; or a printed seed
-            gives the noise again, so that the list is as good as without.
+        ValueError: nothing shows that the words were paid for (see ``queries.paid.open_paid``).
     """
     paths = QuestionFolder(Path(folder), WORDS_FILE)
-    remedy = "`pfl-lm words discover` writes both"
-    for path in (paths.result_path, paths.ledger_path, paths.manifest_path):
-        if not path.is_file():
-            raise ValueError(f"{folder}: {path.name} is missing, so nothing shows that the words "
-                             f"were paid for; {remedy}")  # fmt: skip
-    try:
-        entries = verify(paths.ledger_path)
-    except LedgerError as error:
-        raise ValueError(f"{folder}: the ledger cannot be believed: {error}") from error
-    manifest = read_json(paths.manifest_path)
-    reason = _unpaid(entries, manifest, sha256_of(paths.result_path))
-    if reason is not None:
-        raise ValueError(f"{folder}: {reason}; {remedy}")
-    paid = [entry for entry in entries if entry["kind"] == "round"]
+    paid = open_paid(paths, "words", "words discover")
     return DiscoveredWords(
         {found.word: found.sum for found in read_words(paths.result_path)},
-        reports=max(entry["reports"] for entry in paid),
-        entries=int(manifest["asked"]["entries"]),
-        statement=str(manifest["statements"]["simulated"]),
-        ledger_sha256=sha256_of(paths.ledger_path),
+        reports=max(entry["reports"] for entry in paid.rounds),
+        entries=int(paid.manifest["asked"]["entries"]),
+        statement=str(paid.manifest["statements"]["simulated"]),
+        ledger_sha256=paid.ledger_sha256,
     )
-
-
-def _unpaid(entries: Sequence[Entry], manifest: dict[str, Any], words: str) -> str | None:
-    """Return why a ledger does not show that these words were paid for, or None."""
-    if entries[0].get("manifest_digest") != digest_of(manifest):
-        return "manifest.json is not the one that the ledger began with"
-    if manifest["asked"]["seed"] != "secret":
-        return "the noise came from --seed, which anybody can take off the list; ask without it"
-    if manifest.get("served", {}).get("trial"):
-        return "a trial asked for the words, which protects nobody; ask without --trial"
-    if not any(entry["kind"] == "round" and entry.get("event") for entry in entries):
-        return "the ledger has no entry of a round that devices answered"
-    ends = [entry for entry in entries if entry["kind"] == "end"]
-    if not ends or ends[-1].get("result") != words:
-        return "words.tsv is not the list that the ledger's last entry names"
-    return None

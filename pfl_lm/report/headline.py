@@ -72,7 +72,7 @@ def guarantee(run: Run) -> dict[str, Any]:
     statements, stated = run.manifest.statements, run.manifest.guarantee
     protected = stated is not None and stated.epsilon is not None
     sentence = stated.statement if stated is not None else ""
-    deployed = protected and statements.guaranteed != sentence
+    deployed = protected and not statements.guaranteed.startswith(sentence)
     return {
         "protected": protected,
         "title": _guarantee_title(protected, deployed),

@@ -14,7 +14,9 @@ from pfl_lm.code_digest import code_digest
 from pfl_lm.models.models import size
 from pfl_lm.payload.layout import Payload, describe
 from pfl_lm.run.availability import demand, fits
+from pfl_lm.run.privacy import RunPrivacy
 from pfl_lm.run.setup import RunContext, choose_payload
+from pfl_lm.text.mixture import cost_of_votes
 
 _ALONE = (
     "This simulation stands alone; rounds of real devices add up, in their population's ledger."
@@ -76,8 +78,15 @@ def _fleet(context: RunContext, payload: Payload) -> dict[str, Any]:
 
 
 def statements(context: RunContext) -> dict[str, str]:
-    """Say what this very model guarantees, and what its training only simulates."""
-    privacy = context.privacy
+    """Say what this very model guarantees, and what its training only simulates.
+
+    Where votes chose the text that the start was trained on, both say what these cost.
+    """
+    spent = cost_of_votes(context.start.origin)
+    return {name: said + spent for name, said in _statements(context.privacy).items()}
+
+
+def _statements(privacy: RunPrivacy) -> dict[str, str]:
     if privacy.policy is None:
         return {
             "guaranteed": "Nothing: this run has no privacy policy (ε = ∞).",

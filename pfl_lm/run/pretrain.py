@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ from pfl_lm.run.pretrain_checkpoint import PretrainCheckpoint
 from pfl_lm.run.pretrain_step import Trainer
 from pfl_lm.run.progress import ProgressListener
 from pfl_lm.streams import stream
+from pfl_lm.text.mixture import Mixture
 from pfl_lm.text.population import PopulationStore
 from pfl_lm.text.tokenizer import Tokenizer
 from pfl_lm.validate import below_one, positive
@@ -102,6 +103,7 @@ def pretrain(
     recipe: Pretraining,
     listener: ProgressListener = ProgressListener(),  # noqa: B008
     checkpoint: PretrainCheckpoint | None = None,
+    mixture: Mixture | None = None,
 ) -> Model:
     """Train a model centrally.
 
@@ -110,19 +112,26 @@ def pretrain(
         listener: told of every step.
         checkpoint: where training keeps how far it is, and what it goes on from; the model has
             the same bytes with one and without. Its caller erases it once the model is written.
+        mixture: chooses the public text that is read, in as many steps as all of it would take;
+            the model then says what choosing has cost.
 
     Raises:
         ValueError: tokenizer, text and model do not fit together, the text is too short, the
-            checkpoint is that of another training, or the loss is not finite.
+            checkpoint is that of another training, the loss is not finite, or the mixture is of
+            another text, or of private text.
     """
     tokenizer = Tokenizer.open(recipe.tokenizer)
     store = PopulationStore.open(recipe.text)
     check_fit(recipe.model, tokenizer, store)
     if recipe.text_is == "public":
         store.require_public()
-    parameters = _start(recipe, tokenizer)
+    parameters, votes = _start(recipe, tokenizer)
     words = store.stream("train")
-    trainer = Trainer(recipe, parameters, tokenizer.unigram, steps_of(recipe, len(words)))
+    steps = steps_of(recipe, len(words))
+    if mixture is not None:
+        words, votes = _chosen(recipe, store, mixture), mixture.added_to(votes)
+        checkpoint = checkpoint and replace(checkpoint, mixture=mixture.digest)
+    trainer = Trainer(recipe, parameters, tokenizer.unigram, steps)
     _train(trainer, words, listener, checkpoint)
     for value in parameters.values():
         value.requires_grad_(False)
@@ -132,8 +141,16 @@ def pretrain(
         "kind": recipe.text_is,
         "text": store.name,
         "tokenizer_digest": tokenizer.digest,
+        **({"votes": votes} if votes else {}),
     }
     return Model(recipe.model, parameters, origin)
+
+
+def _chosen(recipe: Pretraining, store: PopulationStore, mixture: Mixture) -> np.ndarray:
+    """Return the text that a mixture chooses; ValueError where the text is private."""
+    if recipe.text_is != "public":
+        raise ValueError('--mixture chooses public text, and the recipe says text_is = "private"')
+    return mixture.choose(store)
 
 
 def _train(
@@ -150,7 +167,7 @@ def _train(
         save = checkpoint.saver(recipe, adam, parameters)
     trainer.schedule.last_epoch = taken
     try:
-        for step, batch in _batches(recipe, words, taken):
+        for step, batch in _batches(recipe, words, trainer.steps, taken):
             with interruptible() as hold:
                 hold()
                 loss, taken = trainer.step(step, batch), step + 1
@@ -198,9 +215,10 @@ def check_fit(spec: ModelSpec, tokenizer: Tokenizer, store: PopulationStore) -> 
         )
 
 
-def _start(recipe: Pretraining, tokenizer: Tokenizer) -> Parameters:
+def _start(recipe: Pretraining, tokenizer: Tokenizer) -> tuple[Parameters, list[dict[str, Any]]]:
+    """Return the first parameters, and the votes that chose the text that they know."""
     if recipe.start is None:
-        return initialise(recipe.model, recipe.seed, tokenizer.unigram)
+        return initialise(recipe.model, recipe.seed, tokenizer.unigram), []
     model = load_model(recipe.start)
     if model.spec != recipe.model:
         raise ValueError(
@@ -214,7 +232,7 @@ def _start(recipe: Pretraining, tokenizer: Tokenizer) -> Parameters:
             f'start: {recipe.start} knows text that is not public; say text_is = "private", or '
             "start from a model of public text"
         )
-    return model.parameters
+    return model.parameters, list(model.origin.get("votes", []))
 
 
 def steps_of(recipe: Pretraining, words: int) -> int:
@@ -229,9 +247,9 @@ def _windows(words: np.ndarray, length: int, count: int) -> np.ndarray:
 
 
 def _batches(
-    recipe: Pretraining, words: np.ndarray, first: int = 0
+    recipe: Pretraining, words: np.ndarray, steps: int, first: int = 0
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield the numbers of steps from ``first`` on, and windows of the text: int64[B, T + 1].
+    """Yield the numbers of ``steps`` from ``first`` on, and windows of the text: int64[B, T + 1].
 
     The order of the windows is a new one in each epoch.
     """
@@ -240,7 +258,7 @@ def _batches(
         raise ValueError(f"text has {len(words)} tokens, less than one batch; bring more text")
     offsets = np.arange(recipe.window + 1)
     order, epoch = np.zeros(0, dtype=np.int64), 0
-    for step in range(steps_of(recipe, len(words))):
+    for step in range(steps):
         if len(order) < recipe.batch_size:
             shuffled = stream(recipe.seed, "pretrain", epoch).permutation(count)
             order, epoch = np.concatenate([order, shuffled]), epoch + 1

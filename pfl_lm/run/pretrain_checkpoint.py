@@ -32,11 +32,13 @@ class PretrainCheckpoint:
         path: the file.
         resume: go on from the file; else there must be none.
         seconds: least time between two checkpoints.
+        mixture: digest of what chooses the text; "" where all of it is read.
     """
 
     path: Path
     resume: bool = False
     seconds: float = SECONDS
+    mixture: str = ""
 
     @classmethod
     def beside(cls, model: Path, resume: bool) -> PretrainCheckpoint:
@@ -66,10 +68,10 @@ class PretrainCheckpoint:
         content = load_tensors(self.path, "checkpoint")
         if missing := {"step", "parameters", "adam", "recipe"} - set(content):
             raise ValueError(f"{self.path}: the checkpoint has no {', '.join(sorted(missing))}")
-        if content["recipe"] != _digest(recipe):
+        if content["recipe"] != _digest(recipe, self.mixture):
             raise ValueError(
-                f"{self.path} was begun with another recipe, text or tokenizer; resume with those, "
-                "or remove it"
+                f"{self.path} was begun with another recipe, text, tokenizer or mixture; resume "
+                "with those, or remove it"
             )
         with torch.no_grad():
             for name, value in parameters.items():
@@ -81,7 +83,7 @@ class PretrainCheckpoint:
         self, recipe: Pretraining, adam: torch.optim.Adam, parameters: Any
     ) -> Callable[[int, bool], None]:
         """Return a function of (steps taken, now) that saves: at once, or if it is time."""
-        digest, last = _digest(recipe), time.monotonic()
+        digest, last = _digest(recipe, self.mixture), time.monotonic()
         sweep(self.path.parent, self.path.name)
 
         def save(step: int, now: bool) -> None:
@@ -105,9 +107,10 @@ class PretrainCheckpoint:
         self.path.unlink(missing_ok=True)
 
 
-def _digest(recipe: Pretraining) -> str:
+def _digest(recipe: Pretraining, mixture: str) -> str:
     """Name a recipe and the content of the files that it names."""
     named = [recipe.tokenizer / "tokenizer.json", recipe.text / "population.json", recipe.start]
     files = [sha256_of(path) for path in named if path is not None]
     plain = {name: str(value) for name, value in asdict(recipe).items() if name != "description"}
-    return digest_of({"recipe": plain, "files": files})
+    chosen = {"mixture": mixture} if mixture else {}
+    return digest_of({"recipe": plain, "files": files, **chosen})

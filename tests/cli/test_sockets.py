@@ -253,7 +253,7 @@ def at(tmp_path_factory, policy_file, quick, kept_format) -> Path:
     for part in (0, 1):
         lines = (json.dumps(row) + "\n" for row in rows[part::2])
         (at / f"text{part}.jsonl").write_text("".join(lines))
-    (at / "public.txt").write_text(f"{words[9]} {words[8]}\n" * 3)
+    (at / "public.txt").write_text(f"{words[9]} {words[8]}\n" * 90)
     listed = (f"{word}\t{20_000 - n}" for n, word in enumerate(synthetic_words(10_500)))
     (at / "words.tsv").write_text("\n".join(["word\tcount", *listed]))
     (at / "tokenizer.toml").write_text(WORD_LIST)
@@ -358,6 +358,10 @@ LINES: dict[tuple[str, ...], str | None] = {
     ("words", "discover"): "{at}/people --tokenizer {at}/tokenizer --policy {at}/ask.toml "
     "-o {at}/found --candidates-from {at}/list.tsv",
     ("words", "serve"): None,
+    ("mixture", "cluster"): "{at}/public_text --tokenizer {at}/tokenizer --clusters 2 "
+    "-o {at}/clusters",
+    ("mixture", "ask"): "{at}/people --clusters {at}/clusters --policy {at}/ask.toml "
+    "-o {at}/votes --ledgers {at}/vote_ledgers",
     ("launch",): None,  # in tests/queries/test_launch.py
     ("grow",): None,  # in tests/cli/test_words.py
     ("pretrain",): "pretrain.toml -o {at}/start.pt",

@@ -289,7 +289,7 @@ def test_a_checkpoint_of_another_training_is_refused(recipe, tmp_path):
     with pytest.raises(ValueError, match="go on with --resume, or remove it"):
         PretrainCheckpoint.beside(model, resume=False)
     checkpoint = PretrainCheckpoint.beside(model, resume=True)
-    with pytest.raises(ValueError, match="begun with another recipe, text or tokenizer"):
+    with pytest.raises(ValueError, match="begun with another recipe, text, tokenizer or mixture"):
         pretrain(replace(recipe, seed=1), checkpoint=checkpoint)
     checkpoint.path.write_bytes(b"damaged")
     with pytest.raises(ValueError, match="no readable checkpoint"):

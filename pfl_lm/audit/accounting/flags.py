@@ -161,10 +161,18 @@ def _with_noise(guarantee: StatedGuarantee, share: float) -> float:
 
 
 def _start(artifacts: RunArtifacts) -> Finding:
-    origin = artifacts.manifest.get("model", {}).get("start", {}).get("kind", "unknown")
-    name = "what training started from"
+    start = artifacts.manifest.get("model", {}).get("start", {})
+    origin, name = start.get("kind", "unknown"), "what training started from"
     if origin == "random":
         return Finding(name, True, "Training started from random weights.")
+    if origin == "public" and (votes := start.get("votes")):
+        spent = " and ".join(f"ε = {format_epsilon(vote['epsilon'])}" for vote in votes)
+        text = (
+            f"Training started from a model of public text that votes of users chose. That cost "
+            f"those who were asked {spent} on top of this run's ε: the ledger of these people has "
+            "both."
+        )
+        return Finding(name, None, text)
     if origin == "public":
         text = "Training started from a model of text that was declared public."
         return Finding(name, True, text)

@@ -16,21 +16,32 @@ _ALONE = (
 
 def claim(artifacts: RunArtifacts) -> Finding:
     """Recompute both statements of a run: a simulation guarantees nothing, whatever it says."""
-    said, policy = artifacts.statements, artifacts.policy
+    said, policy, votes = artifacts.statements, artifacts.policy, _votes(artifacts.manifest)
     if policy is None:
         expected = "Nothing: this run has no privacy policy (ε = ∞)."
-        return _compared(said["guaranteed"], expected)
+        return _compared(said["guaranteed"], expected + votes)
     sentence = artifacts.guarantee.get("statement", "")
     if wrong := _sentence_deviation(sentence, policy, artifacts.guarantee):
         return Finding(_NAME, False, wrong)
     reasons = shortfalls(artifacts.manifest)
     if not reasons:
-        return _compared(said["guaranteed"], sentence)
+        return _compared(said["guaranteed"], sentence + votes)
     finding = _compared(
-        said["guaranteed"], "Nothing for this very model: " + "; ".join(reasons) + "."
+        said["guaranteed"], "Nothing for this very model: " + "; ".join(reasons) + "." + votes
     )
-    simulated = f"A deployment under the policy, of which this holds: {sentence} {_ALONE}"
+    simulated = f"A deployment under the policy, of which this holds: {sentence} {_ALONE}{votes}"
     return finding if not finding.holds else _compared(said["simulated"], simulated)
+
+
+def _votes(manifest: dict[str, Any]) -> str:
+    """Return what the statements must add where votes chose the text of the start."""
+    votes = manifest.get("model", {}).get("start", {}).get("votes", [])
+    return "".join(
+        f" Votes of {vote['population']} chose the public text that it starts from: "
+        f"ε = {format_epsilon(vote['epsilon'])}, δ = {vote['delta']:g} per {vote['unit']} who was "
+        "asked, on top of this."
+        for vote in votes
+    )
 
 
 def shortfalls(manifest: dict[str, Any]) -> list[str]:

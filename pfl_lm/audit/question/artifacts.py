@@ -8,7 +8,7 @@ from typing import Any
 
 from pfl_lm.run.folder import read_json
 
-KINDS = ("words", "comparison")
+KINDS = ("words", "comparison", "mixture")
 _NEEDED = ("asked", "policy", "guarantee", "statements", "population", "result")
 
 

@@ -32,7 +32,7 @@ _DEVIATIONS = 5.0  # two-sided chance 6e-7
 NOT_CHECKED = (
     "Answers as real phones give them: the code is tested here, not the installed app.",
     "Noise as the question drew it: it leaves no trace, and it is today's code that is tested.",
-    "Which words a device chooses: any m of them are covered.",
+    "Which cells a device chooses: any m of them are covered.",
 )
 
 AnswerOf = Callable[[int], Answer]
