@@ -136,9 +136,9 @@ def serve(
         raise ValueError("--device belongs to --hostile: an honest server starts no device")
     if web is not None and hostile is not None:
         raise ValueError("--web: a hostile server answers by gRPC alone; leave it out")
-    scenario = read(Scenario, recipe, settings)
     seconds = training_seconds, phase_seconds, grace_seconds
     if hostile is not None:
+        scenario = read(Scenario, recipe, settings)
         attack(hostile, device, scenario, keys, listen, seconds, trial, output)
         return
     serving = serving_of(keys, listen, present, seconds, revoked, trial, ledgers)
@@ -150,6 +150,7 @@ def serve(
         if web is not None:
             page = keyboard_page(web, web_listen, serving.keys, opened)
             serving = replace(serving, browsers=page)
+        scenario = read(Scenario, recipe, settings)
         folder = run(scenario, output, serving, RunLines(), resume, overwrite)
     summarise(folder, write_report(folder.path))
 

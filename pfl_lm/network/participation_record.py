@@ -30,6 +30,7 @@ from pfl_lm.network.participation_rules import (
     refusal,
     total_cost,
 )
+from pfl_lm.numbers import format_epsilon
 
 _VERSION = 2
 _FIRST = """
@@ -123,8 +124,8 @@ class ParticipationRecord:
             promised = [entry.epsilon_limit for entry in self.participations()]
             if promised and total.epsilon > min(promised):
                 raise ValueError(
-                    f"{self.path}: the rounds in it promised epsilon = {min(promised):g} in all; a "
-                    f"total of {total.epsilon:g} would break that promise"
+                    f"{self.path}: the rounds in it promised ε = {format_epsilon(min(promised))} "
+                    f"in all; a total of {format_epsilon(total.epsilon)} would break that promise"
                 )
             row = (total.epsilon, total.delta)
             self._database.execute("INSERT INTO total VALUES (?, ?)", row)

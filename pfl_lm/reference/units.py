@@ -66,6 +66,7 @@ UNITS = {
     "trimmed_groups": "groups",
     "trust_days": "days",
     "share": "share of the users",
+    "second_share": "share of the running words",
     "text_relation": "share of the users",
     "time_zones": "share of the users",
     "training_memory_mb": "10⁶ bytes",

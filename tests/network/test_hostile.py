@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from pfl_lm.cli import app
 from pfl_lm.conformance.suite import suite
 from pfl_lm.dp.policy import Policy
-from pfl_lm.network import device as device_module
+from pfl_lm.network import participant as participant_module
 from pfl_lm.network import requirements
 from pfl_lm.network.device import Device
 from pfl_lm.network.hostile.cases import CASES, chosen
@@ -107,7 +107,7 @@ def test_the_device_withstands_lies_in_unsigned_rounds(attack):
 
 GULLIBLE = {
     "task_enrolled": (requirements, ("check_run", "check_rule"), "keys"),
-    "invitation_min_reports": (device_module, ("stated",), "keys"),
+    "invitation_min_reports": (participant_module, ("stated",), "keys"),
     "roster_signature": (checks, ("check_advertised",), "shares"),
     "inbox_too_few": (checks, ("check_inbox",), "report"),
     "survivors_overlap": (checks, ("check_outcome",), "confirmation"),

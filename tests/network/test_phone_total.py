@@ -79,7 +79,7 @@ def test_a_run_keeps_its_policy_and_seed_under_a_total(tmp_path: Path) -> None:
 
 def test_a_total_is_stated_once_and_breaks_no_promise(tmp_path: Path) -> None:
     open_record(tmp_path, None).enter(QUESTION, ASKING, 0)
-    with pytest.raises(ValueError, match=r"promised epsilon = 1 in all; a total of 2\.5"):
+    with pytest.raises(ValueError, match=r"promised ε = 1\.000 in all; a total of 2\.500"):
         open_record(tmp_path)
     open_record(tmp_path, Total(1.0, 1e-6)).close()
     with pytest.raises(ValueError, match="it is stated once"):
