@@ -123,7 +123,8 @@ def plot(path: Path, lines: list[Series]) -> None:
         levels=level, zero=True,
     )  # fmt: skip
     path.write_text(
-        f"<!doctype html><meta charset='utf-8'><title>Power</title><style>{theme}</style>"
+        f"<!doctype html><meta charset='utf-8'><title>Power</title><style>{theme}"
+        "ul { display: flex; gap: 1em; list-style: none; padding: 0 }</style>"
         f"<figure>{legend(lines)}{chart}</figure>",
         encoding="utf-8",
     )
