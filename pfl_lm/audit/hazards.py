@@ -32,7 +32,7 @@ _HAZARDS: tuple[tuple[str, tuple[str, ...]], ...] = (
         ("divisor is a public constant", "division by a public constant"),
     ),
     (
-        "Whoever types more weighs more",
+        "A user who types more weighs more",
         ("each report counts once", "each answer counts once"),
     ),
     ("δ allows one whole person to be published", ("δ against the population",)),

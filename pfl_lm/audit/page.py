@@ -101,7 +101,7 @@ def render(target: AuditTarget, parts: Sequence[Part]) -> str:
 def meaning(guarantee: StatedGuarantee | None) -> str:
     """Say in a sentence for everybody what ε promises: how well a guess can get."""
     if guarantee is None:
-        return "Nothing was promised: whoever sees the model may find out who took part."
+        return "Nothing was promised: a person who sees the model may find out who took part."
     odds = 1 / (1 + math.exp(-min(guarantee.epsilon, 700.0)))
     # A chance is printed rounded up, and never as certain unless it is.
     shown = f"{min(math.ceil(odds * 1000) / 10, 99.9):g}%"

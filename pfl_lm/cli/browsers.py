@@ -28,7 +28,7 @@ def link(
 ) -> None:
     """Print the link that enrols a browser: it carries a device's key, once.
 
-    Whoever has the link has the key. The key stands behind the #, which browsers send to no server,
+    Who has the link has the key. The key stands behind the #, which browsers send to no server,
     and the page takes it out of its address. Hand each link to one person, over a channel that
     nobody else reads, and delete the key file.
     """

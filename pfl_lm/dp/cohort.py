@@ -3,8 +3,8 @@
 poisson   every user with probability ``size_or_rate``, independently. Amplifies privacy, but only
           while the seed stays secret and nobody caps the cohort.
 rotation  ``size_or_rate`` users of the round's slot; each user has one of ``min_separation``
-          slots for ever. Participations are ≥ ``min_separation`` rounds apart, whoever knows the
-          seed.
+          slots for ever. Participations are ≥ ``min_separation`` rounds apart, whether or not
+          the seed is known.
 fixed     ``size_or_rate`` users, every set equally likely. The shipped libraries' amplification
           is unsound here: account it without.
 

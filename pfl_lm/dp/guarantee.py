@@ -29,8 +29,8 @@ class Guarantee:
     most_reports: int | None
     honest_reports: int
     participations: int  # the most rounds one user can be in
-    epsilon: float  # against whoever sees every released model
-    epsilon_unamplified: float  # against whoever also learns who took part in which round
+    epsilon: float  # against those who see every released model
+    epsilon_unamplified: float  # and also learn who took part in which round
     epsilon_server: float  # against an honest-but-curious server
     delta: float
     rho: float | None  # zCDP, where the noise is Gaussian and nothing is sampled

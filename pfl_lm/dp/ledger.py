@@ -35,11 +35,11 @@ class Ledger:
           spent.
         * Any edit, removal (but of last lines), reordering, duplication or insertion of a line is
           refused by :meth:`open`; removal of last lines, and replacement of the whole file, is
-          detected by whoever holds a later ``head`` (the manifest, each checkpoint and a
+          detected by a reader who holds a later ``head`` (the manifest, each checkpoint and a
           published report carry it): see :func:`verify`.
         * One writer at a time, over all processes of the machine.
 
-    It detects tampering, it does not prevent it: whoever may write the file may rewrite all of it,
+    It detects tampering, it does not prevent it: who may write the file may rewrite all of it,
     and only a head kept elsewhere tells.
     """
 
@@ -159,7 +159,7 @@ class Ledger:
 
     @property
     def head(self) -> str:
-        """The hash of the last line: whoever keeps it can tell if anything before it changed."""
+        """The hash of the last line; who keeps it can tell if anything before it changed."""
         return str(self._lines[-1]["hash"]) if self._lines else _BEFORE_GENESIS
 
     @property

@@ -13,8 +13,8 @@
                        sampling; an app need not carry them
 
 The index names every other file and its own digest, so that nothing can be added, taken away or
-exchanged unseen. Against whoever rewrites the index too only the run's ledger head helps, kept
-elsewhere: ``pfl-lm export verify --run``.
+exchanged unseen. Against an attacker who rewrites the index too, only the run's ledger head helps,
+kept elsewhere: ``pfl-lm export verify --run``.
 """
 
 from __future__ import annotations

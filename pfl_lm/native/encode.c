@@ -224,7 +224,7 @@ double round_at_random(const float *values, double factor, int64_t count, const 
     widen(entries ? noisy : numbers, piece, past_caches, out + start);
   }
 #ifdef __AVX2__
-  _mm_sfence(); /* what went past the caches is there for whoever reads it next */
+  _mm_sfence(); /* what went past the caches is there for its next reader */
 #endif
   return squares;
 }

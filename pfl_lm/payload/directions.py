@@ -1,6 +1,6 @@
 """Public random directions: a subspace of the model in which a device's update is a few numbers.
 
-A direction is a vector of signs ±1/√n, named by (seed, round, number): whoever knows the name
+A direction is a vector of signs ±1/√n, named by (seed, round, number): a device that knows the name
 makes it again, so only its coefficient travels. Zeroth-order training (``devices/zeroth_order``)
 moves along directions and never needs a gradient.
 

@@ -89,8 +89,8 @@ def _held_out(run: Run, key: str, title: str, **settings: Any) -> Figure | None:
 
 def privacy(run: Run) -> Section:
     """How the budget was spent, and what the figure rests on."""
-    spent = run.over_rounds("whoever sees the models", "epsilon", "s0")
-    unamplified = run.over_rounds("whoever also sees who took part", "epsilon_unamplified", "s1")
+    spent = run.over_rounds("one who sees the models", "epsilon", "s0")
+    unamplified = run.over_rounds("one who also sees who took part", "epsilon_unamplified", "s1")
     policy = run.manifest.policy
     budget = None if policy is None else policy.epsilon
     levels = [] if budget is None else [Level(f"budget ε = {format_epsilon(budget)}", budget, "s2")]

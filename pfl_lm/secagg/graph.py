@@ -63,7 +63,7 @@ def draw_graph(seed: bytes, members: Sequence[int], degree: int) -> Graph:
     """Order the members by SHA-256(label, seed, index) and join each to its ``degree`` nearest.
 
     Guarantees:
-        To whoever does not choose the seed, the order is a uniform permutation (SHA-256 as a
+        To those who do not choose the seed, the order is a uniform permutation (SHA-256 as a
         random oracle; two equal digests are as likely as a collision).
     """
 

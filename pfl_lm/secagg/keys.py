@@ -131,7 +131,7 @@ def committer(context: bytes, kind: bytes) -> Callable[[int, int, bytes], bytes]
 class Identity:
     """A device's long-term Ed25519 key and the authority's certificate for it.
 
-    The authority (an attestation service, say) is not the aggregating server: whoever can
+    The authority (an attestation service, say) is not the aggregating server: a party that can
     certify identities can invent a cohort and see the one real device in it.
     """
 

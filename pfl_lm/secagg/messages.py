@@ -192,7 +192,7 @@ class ShareInbox(Message):
 
 @dataclass(frozen=True)
 class MaskedInput(Message):
-    """The report: a vector that is uniform to whoever lacks one of its masks."""
+    """The report: a vector that is uniform to a reader who lacks one of its masks."""
 
     kind = 5
     packed: bytes | memoryview  # dim fields of b bits

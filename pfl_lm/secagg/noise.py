@@ -10,7 +10,7 @@ survivor: V in all, exactly, at any D up to L.
 The components hang on a chain of hashes, so one secret reveals all components from some level on
 and none before it:  secret(j + 1) = H(secret(j)),  seed(j) = H'(secret(j)).
 
-What noise is drawn from a seed is not decided here: whoever adds and whoever removes pass the
+What noise is drawn from a seed is not decided here: those who add and those who remove pass the
 same function ``draw(seed, variance, dim)``. A distribution closed under addition (Skellam) keeps
 its shape through all of this.
 

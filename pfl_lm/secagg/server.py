@@ -5,10 +5,10 @@
 
 ``receive(sender, message)`` takes one device's message, with the sender as the transport
 authenticated it. It raises for a message that must not count and changes nothing then: the caller
-logs the line and treats that device as dropped. ``close()`` ends the phase, whoever is missing,
-and returns the next phase with the messages to send by device, or raises. ``TooFewReports`` and
-``TooFewAnswers`` end a round whose sum nobody can open. ``SumLost``, in the last phase alone, ends
-one that is paid for: devices may have answered what opens it.
+logs the line and treats that device as dropped. ``close()`` ends the phase, also where devices are
+missing, and returns the next phase with the messages to send by device, or raises.
+``TooFewReports`` and ``TooFewAnswers`` end a round whose sum nobody can open. ``SumLost``, in the
+last phase alone, ends one that is paid for: devices may have answered what opens it.
 
 Of the masked inputs the server keeps their sum, (d,) words, and the last few, which are added to it
 together.

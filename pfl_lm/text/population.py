@@ -19,7 +19,7 @@ USERS, PUBLIC_TEXT = "users", "public text"  # what a store holds
 
 
 class Population(Protocol):
-    """Whoever's text is trained on: the store below, or the invented users of ``synthetic``."""
+    """Users whose text is trained on: the store below, or the invented ones of ``synthetic``."""
 
     @property
     def name(self) -> str:

@@ -98,7 +98,7 @@ def _adjacency(guarantee: StatedGuarantee) -> Finding:
         replace(group.seen_by_server(), neighboring="replace_one"), guarantee.delta
     )
     text = (
-        f"Neighbours differ by {guarantee.neighboring}: one clip norm, and one is counted. Whoever "
+        f"Neighbours differ by {guarantee.neighboring}: one clip norm, and one is counted. Who "
         "wants to replace a user's text by another's must count two: without sampling ε is then "
         f"{format_epsilon(replaced)}."
     )

@@ -22,7 +22,7 @@ _NAME = "hyperparameter tuning"
 def tuning(guarantee: StatedGuarantee, target: AuditTarget, trials: int | None) -> Finding:
     """Hold the stated ε against all trainings on these users, as far as they are known.
 
-    All of them are composed: whoever chose among them saw every one. Drawing their number at
+    All of them are composed: the person who chose among them saw every one. Drawing their number at
     random costs less, and has to be planned (Papernot & Steinke 2022, arXiv 2110.03620).
 
     Args:

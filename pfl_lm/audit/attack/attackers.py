@@ -75,19 +75,19 @@ def attack_all(
         released = quick_epsilon(guarantee.round_group(touched), delta)
     return [
         attack_result(
-            "whoever knows who took part",
+            "one who knows who took part",
             canaries.server_scores(placed, seen),
             server,
             delta,
         ),
         attack_result(
-            "whoever sees every model",
+            "one who sees every model",
             canaries.released_scores(placed, seen, rate, noise),
             released,
             delta,
         ),
         attack_result(
-            "whoever sees the last model", canaries.final_scores(placed, seen), released, delta
+            "one who sees the last model", canaries.final_scores(placed, seen), released, delta
         ),
     ]
 

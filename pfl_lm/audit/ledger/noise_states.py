@@ -1,6 +1,6 @@
 """Was correlated noise one stream? Each round took up the secret state that the one before left.
 
-A state that is reset, skipped or used twice lets whoever has two releases subtract their noise.
+A state that is reset, skipped or used twice lets a reader of two releases subtract their noise.
 """
 
 from __future__ import annotations

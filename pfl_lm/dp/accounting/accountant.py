@@ -50,8 +50,8 @@ from pfl_lm.dp.mechanisms import MECHANISMS
 class PrivacyCost:
     """The privacy that some rounds have cost the user they cost most."""
 
-    epsilon: float  # whoever sees what the rounds released
-    epsilon_unamplified: float  # whoever also learns who took part in which round
+    epsilon: float  # against those who see what rounds released
+    epsilon_unamplified: float  # and also learn who took part in which round
     delta: float
     rho: float | None  # zCDP, where every round is unsampled Gaussian noise
     participations: int  # the most rounds one user may have been in
@@ -243,7 +243,7 @@ def _joint_multiplier(events: list[tuple[RoundEvent, int]]) -> float:
 def _sensitivity(event: RoundEvent) -> int:
     """Return by how many clip norms one user moves the sum of a round that he is known to be in.
 
-    Whoever removes a user from a cohort of fixed size puts another one in his place.
+    A user who leaves a cohort of fixed size makes room for another one.
     """
     moved = event.sampling == "fixed" and event.neighboring == "add_remove"
     return 2 if event.neighboring == "replace_one" or moved else 1

@@ -30,7 +30,7 @@ _SAMPLING = {
 }
 
 _COUNT = (
-    "amplified figure: the noise is that of the least number of honest shares, whoever was drawn; "
+    "amplified figure: the noise is that of the least number of honest shares in any draw; "
     "further shares only add noise, but that its size hints at how many reported is outside the "
     "theorem used"
 )

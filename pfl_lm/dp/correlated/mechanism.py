@@ -40,8 +40,8 @@ def _salted(state: bytes, opened: Opened) -> bytes:
     """Return a state behind fresh random bytes.
 
     The ledger publishes the state's SHA-256. The state is computed from sums without noise, so
-    that whoever knows all updates but one user's could try both cases. With 256 secret random
-    bits in front, the digest tells nothing.
+    that an attacker who knows all updates but one user's could try both cases. With 256 secret
+    random bits in front, the digest tells nothing.
     """
     return opened.bits.octets(_SALT).tobytes() + state
 

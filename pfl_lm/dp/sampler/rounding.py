@@ -22,7 +22,7 @@ _STRETCH = 1 << 16  # floats that a norm's sum is taken over at a time; likewise
 
 
 def sum_of_squares(values: Updates) -> float:
-    """Sum the squares of float32[n] in float64, in one order whoever computes it.
+    """Sum the squares of float32[n] in float64, in one order on every machine.
 
     Stretch by stretch of 2^16; in each, coordinate i goes into sum i mod 256, and the sums are
     folded in halves.

@@ -30,7 +30,7 @@ from pfl_lm.text.tokenizer import Tokenizer
 FOLDER, ARPA = "ngram", "ngram/model.arpa"
 PUBLIC_SHARE = 0.4  # of the probabilities, where public text is counted too
 MOST_PUBLIC = 20_000_000  # words of it that are counted, the first ones
-GENERATED = 64  # texts that the network writes, to be read again by whoever verifies
+GENERATED = 64  # texts that the network writes, to be read again by `export verify`
 _FIGURES = ("perplexity", "top1", "top3", "keystrokes_saved")
 _MODEL_ALONE = (
     "Computed from the trained model's parameters and nothing else: post-processing, which costs "

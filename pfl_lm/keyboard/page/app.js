@@ -41,7 +41,7 @@ class App {
       button.addEventListener("pointerdown", (event) => event.preventDefault());
       button.addEventListener("click", () => this.choose(place));
     });
-    // Whoever types with nothing focused means the message.
+    // What is typed with nothing focused is meant for the message.
     document.addEventListener("keydown", (event) => {
       const free = document.activeElement === document.body && !document.querySelector("dialog[open]");
       if (free && event.key.length === 1 && !event.ctrlKey && !event.metaKey) this.text.focus();

@@ -89,7 +89,13 @@ def _figures(comparison: Comparison) -> list[dict[str, Any]]:
         ("Perplexity", "On validation users while training.", "perplexity", True, True),
         ("Top-3 recall", "On validation users while training.", "top3", True, False),
         ("Loss on the devices", "Mean training loss of a round.", "loss", False, False),
-        ("Privacy spent", "ε so far, against whoever sees the models.", "epsilon", False, False),
+        (
+            "Privacy spent",
+            "ε so far, against everybody who sees the models.",
+            "epsilon",
+            False,
+            False,
+        ),
     )
     return [_figure(comparison, *picture) for picture in pictures]
 
