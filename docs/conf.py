@@ -48,6 +48,7 @@ apidoc_modules = [
         "automodule_options": {"members", "undoc-members"},
     }
 ]
+toc_object_entries = False  # each page copies the whole tree: minutes, with every function in it
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_default_options = {"exclude-members": "__init__,__new__"}
