@@ -8,6 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pfl_lm.cli.asking import (
+    Cohort,
+    Dropout,
+    FleetPath,
+    Lines,
+    Resume,
+    SecureAggregation,
+    Seed,
+    Summing,
+)
 from pfl_lm.cli.bounds import number
 from pfl_lm.cli.outputs import Ledgers, destination
 from pfl_lm.cli.serving import (
@@ -19,7 +29,6 @@ from pfl_lm.cli.serving import (
     TrainingSeconds,
     serving_of,
 )
-from pfl_lm.cli.words import FleetPath, Lines, Summing
 
 if TYPE_CHECKING:
     from pfl_lm.queries.comparison import Estimate
@@ -71,20 +80,12 @@ def launch(
         int, number(2, 1_000_000, "Tokens that one phone scores, at most.")
     ] = 200,
     window: Annotated[int, number(1, 512, "Tokens that a model sees at once.")] = 20,
-    cohort: Annotated[
-        int | None, number(3, 1 << 40, "Users asked [all that the policy allows].")
-    ] = None,
-    secure_aggregation: Annotated[
-        Summing, typer.Option(help="Sum by the ideal functionality, or by the protocol (slow).")
-    ] = Summing.ideal,
-    dropout: Annotated[float, number(0, 0.99, "Share of the users asked who fall silent.")] = 0.0,
+    cohort: Cohort = None,
+    secure_aggregation: SecureAggregation = Summing.ideal,
+    dropout: Dropout = 0.0,
     fleet: FleetPath = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Make the outcome repeatable, for tests [secret noise].")
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option(help="Go on with a comparison that was interrupted.")
-    ] = False,
+    seed: Seed = None,
+    resume: Resume = False,
     ledgers: Ledgers = None,
     listen: Listen = "127.0.0.1:8443",
     present: Present = None,
@@ -128,7 +129,7 @@ def launch(
         raise ValueError("--keys: leave out --fleet and --dropout, and --seed without --trial")
     question = LaunchQuestion(
         split.value, alpha, gain, power, spread, tokens_per_user, window, cohort,
-        "protocol" if secure_aggregation is Summing.protocol else "ideal",
+        secure_aggregation.kind,
         dropout, seed, None if fleet is None else load(Fleet, fleet),
     )  # fmt: skip
     models = load_model(against), load_model(candidate)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pfl_lm.cli.asking import Cohort, Dropout, Lines, Resume, SecureAggregation, Seed, Summing
 from pfl_lm.cli.bounds import number
 from pfl_lm.cli.outputs import Ledgers, destination
-from pfl_lm.cli.words import Lines, Summing
 
 if TYPE_CHECKING:
     from pfl_lm.dp.policy import Policy
@@ -67,19 +67,11 @@ def ask(
     policy: Annotated[Path, typer.Option(help="A policy, or the name of a shipped one: mixture.")],
     output: Annotated[Path, destination("Folder to write.")],
     entries: Annotated[int, number(1, 1000, "Clusters that one phone names, at most.")] = 1,
-    cohort: Annotated[
-        int | None, number(3, 1 << 40, "Users asked [all that the policy allows].")
-    ] = None,
-    secure_aggregation: Annotated[
-        Summing, typer.Option(help="Sum by the ideal functionality, or by the protocol (slow).")
-    ] = Summing.ideal,
-    dropout: Annotated[float, number(0, 0.99, "Share of the users asked who fall silent.")] = 0.0,
-    seed: Annotated[
-        int | None, typer.Option(help="Make the outcome repeatable, for tests [secret noise].")
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option(help="Go on with a question that was interrupted.")
-    ] = False,
+    cohort: Cohort = None,
+    secure_aggregation: SecureAggregation = Summing.ideal,
+    dropout: Dropout = 0.0,
+    seed: Seed = None,
+    resume: Resume = False,
     ledgers: Ledgers = None,
 ) -> None:
     """Ask phones which clusters of public text are nearest to their own text.
@@ -101,7 +93,7 @@ def ask(
 
     stated, opened = load(Policy, policy), Clusters.open(clusters)
     question = MixtureQuestion(
-        entries, cohort, "protocol" if secure_aggregation is Summing.protocol else "ideal",
+        entries, cohort, secure_aggregation.kind,
         dropout, seed,
     )  # fmt: skip
     shares = ask_for_mixture(

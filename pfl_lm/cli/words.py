@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pfl_lm.cli.asking import (
+    Cohort,
+    Dropout,
+    FleetPath,
+    Lines,
+    Resume,
+    SecureAggregation,
+    Seed,
+    Summing,
+)
 from pfl_lm.cli.bounds import number
 from pfl_lm.cli.outputs import Ledgers, destination
 from pfl_lm.cli.serving import (
@@ -22,7 +30,6 @@ from pfl_lm.cli.serving import (
     TrainingSeconds,
     serving_of,
 )
-from pfl_lm.run.progress import ProgressListener
 
 if TYPE_CHECKING:
     from pfl_lm.dp.policy import Policy
@@ -34,27 +41,6 @@ _SHOWN = 15
 MOST_ENTRIES, MOST_CELLS = 1000, 1 << 22  # as in ``queries.stated``, which loads too much here
 
 
-class Lines(ProgressListener):
-    """Prints how far a question is, on standard error."""
-
-    def say(self, line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
-
-
-class Summing(StrEnum):
-    """How the phones' answers are summed."""
-
-    ideal = "ideal"
-    protocol = "protocol"
-
-
-FleetPath = Annotated[
-    Path | None,
-    typer.Option(
-        help="The users' phones, which decide who answers: a fleet file, or the name of a shipped "
-        "one such as fleets/mixed [all answer]."
-    ),
-]
 Vocabulary = Annotated[Path, typer.Option(help="The vocabulary that lacks words.")]
 PolicyPath = Annotated[
     Path, typer.Option(help="A policy, or the name of a shipped one: words, words_open.")
@@ -97,24 +83,12 @@ def discover(
     cells: Cells = 1 << 18,
     deny: Deny = None,
     false_words: FalseWords = 0.02,
-    cohort: Annotated[
-        int | None, number(3, 1 << 40, "Users asked in a round [all that the policy allows].")
-    ] = None,
-    secure_aggregation: Annotated[
-        Summing,
-        typer.Option(
-            help="Sum by the ideal functionality, or by every message of the protocol "
-            "(slow: cohorts of some hundred)."
-        ),
-    ] = Summing.ideal,
-    dropout: Annotated[float, number(0, 0.99, "Share of the users asked who fall silent.")] = 0.0,
+    cohort: Cohort = None,
+    secure_aggregation: SecureAggregation = Summing.ideal,
+    dropout: Dropout = 0.0,
     fleet: FleetPath = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Make the outcome repeatable, for tests [secret noise].")
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option(help="Go on with a question that was interrupted.")
-    ] = False,
+    seed: Seed = None,
+    resume: Resume = False,
     ledgers: Ledgers = None,
 ) -> None:
     """Ask the users of a population for words that their keyboard does not know.
@@ -150,7 +124,7 @@ def discover(
         false_positives=false_words,
         denied=_denied(deny),
         cohort=cohort,
-        aggregation="protocol" if secure_aggregation is Summing.protocol else "ideal",
+        aggregation=secure_aggregation.kind,
         dropout=dropout,
         seed=seed,
         fleet=None if fleet is None else load(Fleet, fleet),

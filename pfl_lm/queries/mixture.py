@@ -190,8 +190,7 @@ def open_mixture(folder: Path, keep: float) -> Mixture:
     weights = np.array([share.weight for share in shares[len(clusters.clusters) :]])
     if len(weights) != len(clusters.words.ids):
         raise ValueError(f"{paths.result_path} has other cells than the clusters")
-    return Mixture(clusters, weights, _votes(paid.manifest, paid.ledger_sha256),
-                   keep)  # fmt: skip
+    return Mixture(clusters, weights, _votes(paid.manifest, paid.ledger_sha256), keep)
 
 
 def _votes(manifest: dict[str, Any], ledger_sha256: str) -> dict[str, Any]:
