@@ -28,9 +28,9 @@ def link(
 ) -> None:
     """Print the link that enrols a browser: it carries a device's key, once.
 
-    Who has the link has the key. The key stands behind the #, which browsers send to no server,
-    and the page takes it out of its address. Hand each link to one person, over a channel that
-    nobody else reads, and delete the key file.
+    A person who has the link has the key. The key stands behind the #, which browsers send to no
+    server, and the page takes it out of its address. Hand each link to one person, over a channel
+    that nobody else reads, and delete the key file.
     """
     from pfl_lm.keyboard.take_part import enrolment_link
     from pfl_lm.network.certificates import ServerCertificate

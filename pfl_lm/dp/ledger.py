@@ -39,7 +39,7 @@ class Ledger:
           published report carry it): see :func:`verify`.
         * One writer at a time, over all processes of the machine.
 
-    It detects tampering, it does not prevent it: who may write the file may rewrite all of it,
+    It detects tampering, it does not prevent it: a writer of the file may rewrite all of it,
     and only a head kept elsewhere tells.
     """
 
@@ -159,7 +159,7 @@ class Ledger:
 
     @property
     def head(self) -> str:
-        """The hash of the last line; who keeps it can tell if anything before it changed."""
+        """The hash of the last line: kept elsewhere, it tells if anything before it changed."""
         return str(self._lines[-1]["hash"]) if self._lines else _BEFORE_GENESIS
 
     @property

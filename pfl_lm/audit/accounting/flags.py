@@ -98,8 +98,8 @@ def _adjacency(guarantee: StatedGuarantee) -> Finding:
         replace(group.seen_by_server(), neighboring="replace_one"), guarantee.delta
     )
     text = (
-        f"Neighbours differ by {guarantee.neighboring}: one clip norm, and one is counted. Who "
-        "wants to replace a user's text by another's must count two: without sampling ε is then "
+        f"Neighbours differ by {guarantee.neighboring}: one clip norm, and one is counted. "
+        "Replacing a user's text by another's counts two: without sampling ε is then "
         f"{format_epsilon(replaced)}."
     )
     return Finding(name, True, text)

@@ -98,7 +98,7 @@ def secure_bits() -> RandomBits:
 def reproducible_bits(key: bytes) -> RandomBits:
     """Open the bits that a 32-byte key names: for simulations that must be repeated exactly.
 
-    Who knows the key knows the noise. The run's manifest says which kind was used.
+    The key tells all of the noise. The run's manifest says which kind was used.
 
     Args:
         key: from ``streams.key(seed, "noise", round, device)``; one label, one source.
