@@ -1,9 +1,11 @@
 """How fast updates are protected, against copying the same bytes: `python -m benchmarks.noise`.
 
-Every figure is CPU seconds of one core, the best of several runs. A coordinate counts 12 bytes:
-4 read as float32, 8 written as int64. The limit of a step is the copy of as many bytes and the
-keystream of the random bytes that a coordinate takes, each at its rate in the same run: 2 for
-rounding, 4 for rounding and a noise share.
+Every figure is CPU seconds of one core, the best of several runs. A coordinate counts 8 bytes:
+4 read as float32, 4 written as int32; in a ring above 31 bits, which is timed beside it, 8 are
+written as int64. The limit of a step is the copy of as many bytes and the keystream of the random
+bytes that a coordinate takes, each at its rate in the same run: 2 for rounding, 4 for rounding and
+a noise share. Whole rounds of the demonstration, with all rows and every device's own noise, are
+timed in both rings.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +24,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
 
+from benchmarks import scale
 from pfl_lm.dp.cohort import CohortRule, cohort
 from pfl_lm.dp.encoding import norms, protect
 from pfl_lm.dp.grid import Grid
@@ -28,9 +32,14 @@ from pfl_lm.dp.ledger import Ledger
 from pfl_lm.dp.noise import NoiseShare, add_central_gaussian
 from pfl_lm.dp.sampler.discrete_noise import add_noise, table
 from pfl_lm.dp.sampler.pmf import Kind
-from pfl_lm.dp.sampler.random_bits import secure_bits
+from pfl_lm.dp.sampler.random_bits import RandomBits, secure_bits
+from pfl_lm.run.recorder import RoundRecorder
+from pfl_lm.run.setup import RunContext, open_run
+from pfl_lm.run.simulate import choose_payload, run_round
+from pfl_lm.secagg.ideal import IdealAggregator
+from pfl_lm.server.state import ServerState
 
-BYTES = 12
+RINGS = (31, 32)  # the widest whose vectors have 32 bits, and the narrowest with 64
 ROUNDING, WITH_SHARE = 2, 4  # random bytes a coordinate
 
 
@@ -56,53 +65,91 @@ def interleaved(actions: Sequence[Callable[[], object]], repeats: int) -> list[f
     return least
 
 
+Step = tuple[str, Callable[[], object], int, int]  # name, action, bytes moved, random bytes
+
+
+def steps_of(bits: int, updates: np.ndarray, devices: int, source: RandomBits) -> list[Step]:
+    """Return what is timed in one ring; a step moves bytes and takes random bytes a coordinate."""
+    rows, dim = updates.shape
+    grid = Grid.choose(dim, 1.0, reports_max=devices, noise_multiplier=1.0, modulus_bits=bits)
+    share = NoiseShare("skellam", grid.noise_variance(1.0) / devices)
+    gauss = NoiseShare("discrete_gaussian", share.variance)
+    vectors = np.zeros((rows, dim), dtype=grid.integer)
+    moved = 4 + grid.integer.itemsize
+    original, copied = (np.ones(rows * dim * moved // 16) for _ in range(2))
+    total = IdealAggregator(dim, bits, threshold=2)
+
+    def encode(noise: NoiseShare | None) -> Callable[[], object]:
+        return lambda: protect(updates, grid, noise, source, vectors)
+
+    return [
+        ("copy of as many bytes", lambda: np.copyto(copied, original), moved, 0),
+        ("clip + encode", encode(None), moved, ROUNDING),
+        ("clip + encode + Skellam share", encode(share), moved, WITH_SHARE),
+        ("clip + encode + Gaussian share", encode(gauss), moved, WITH_SHARE),
+        ("sum of reports", lambda: total.submit(vectors), grid.integer.itemsize, 0),
+    ]
+
+
 def protecting(devices: int, dim: int, repeats: int) -> list[dict[str, object]]:
-    """Time clip + encode + noise of ``devices`` updates, eight in memory at a time."""
+    """Time clip + encode + noise of ``devices`` updates, eight at a time, in both rings."""
     rows = 8
     updates = np.random.default_rng(0).normal(size=(rows, dim)).astype(np.float32)
-    vectors = np.zeros((rows, dim), dtype=np.int64)
-    grid = Grid.choose(dim, 1.0, reports_max=devices, noise_multiplier=1.0)
-    share = NoiseShare("skellam", grid.noise_variance(1.0) / devices)
-    gauss = NoiseShare("discrete_gaussian", grid.noise_variance(1.0) / devices)
     bits, stretch = secure_bits(), np.empty(1 << 18, np.uint8)
-    source, target = np.ones(rows * dim * BYTES // 16), np.empty(rows * dim * BYTES // 16)
-    steps: dict[str, tuple[Callable[[], object], int]] = {
-        "copy of as many bytes": (lambda: np.copyto(target, source), 0),
-        "norms (read only)": (lambda: norms(updates), 0),
-        "clip + encode": (lambda: protect(updates, grid, None, bits, vectors), ROUNDING),
-        "clip + encode + Skellam share": (
-            lambda: protect(updates, grid, share, bits, vectors),
-            WITH_SHARE,
-        ),
-        "clip + encode + Gaussian share": (
-            lambda: protect(updates, grid, gauss, bits, vectors),
-            WITH_SHARE,
-        ),
-    }
+    steps = [(ring, step) for ring in RINGS for step in steps_of(ring, updates, devices, bits)]
 
     def read() -> None:
         for _ in range(32):  # what was in the cache before does not count
             bits.fill(stretch)
 
-    first, *least = interleaved([read, *(step for step, _ in steps.values())], repeats)
+    actions = [read, lambda: norms(updates), *(action for _, (_, action, _, _) in steps)]
+    first, read_only, *least = interleaved(actions, repeats)
     keystream = first / 32 / len(stretch)
-    coordinate = [seconds / rows / dim for seconds in least]
     figures: list[dict[str, object]] = [
-        {"step": "keystream", "gigabytes_per_second": round(1e-9 / keystream, 2)}
+        {"step": "keystream", "gigabytes_per_second": round(1e-9 / keystream, 2)},
+        {"step": "norms (read only)", "ns_per_coordinate": round(read_only / rows / dim * 1e9, 2)},
     ]
-    for (name, (_, random)), seconds in zip(steps.items(), coordinate, strict=True):
+    copy = 0.0
+    for (ring, (name, _, moved, random)), seconds in zip(steps, least, strict=True):
+        coordinate = seconds / rows / dim
         figure: dict[str, object] = {
             "step": name,
-            "seconds": round(seconds * dim * devices, 3),
-            "ns_per_coordinate": round(seconds * 1e9, 2),
-            "gigabytes_per_second": round(BYTES / seconds / 1e9, 2),
+            "ring_bits": ring,
+            "seconds": round(coordinate * dim * devices, 3),
+            "ns_per_coordinate": round(coordinate * 1e9, 2),
+            "gigabytes_per_second": round(moved / coordinate / 1e9, 2),
         }
+        if name.startswith("copy"):
+            copy = coordinate
         if random:
-            limit = coordinate[0] + random * keystream
-            figure |= {"share_of_limit": round(limit / seconds, 2), "random_bytes": random}
+            limit = copy + random * keystream
+            figure |= {"share_of_limit": round(limit / coordinate, 2), "random_bytes": random}
         figures.append(figure)
-    figures[-1]["share_std"] = round(share.variance**0.5, 1)
     return figures
+
+
+def whole_rounds(repeats: int) -> list[dict[str, object]]:
+    """Time rounds of the demonstration in both rings, in turns; each device adds its own noise."""
+    point = scale.MIDDLE | {"rows": scale.MIDDLE["vocabulary"], "cohort": 20}
+    with tempfile.TemporaryDirectory() as folder:
+        scenario = scale.demonstration(point, Path(folder))
+        chosen = [replace(scenario, separate_noise=True, modulus_bits=bits) for bits in RINGS]
+        contexts = [open_run(each) for each in chosen]
+        dim = choose_payload(contexts[0], 0).dim
+        least = interleaved([partial(one_round, context) for context in contexts], repeats)
+    step = f"round of {point['cohort']} devices, {dim:,} coordinates"
+    return [
+        {"step": step, "ring_bits": bits, "seconds": round(seconds, 3)}
+        for bits, seconds in zip(RINGS, least, strict=True)
+    ]
+
+
+def one_round(context: RunContext) -> None:
+    """Run round 0 with a ledger of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        genesis = {"run": "benchmark", "policy_digest": "none"}
+        with Ledger.create(Path(folder) / "ledger.jsonl", genesis) as ledger:
+            run_round(context, ServerState(0, context.start.parameters), RoundRecorder(ledger))
 
 
 def sampling(repeats: int) -> list[dict[str, object]]:
@@ -171,11 +218,24 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
     protected = protecting(arguments.devices, arguments.dim, arguments.repeats)
-    for figure in [*protected, *sampling(arguments.repeats), *bookkeeping()]:
+    rounds = whole_rounds(arguments.repeats)
+    for figure in [*protected, *rounds, *sampling(arguments.repeats), *bookkeeping()]:
         print(json.dumps(figure, ensure_ascii=False))
-    for figure in protected:
+    print_ratios([*protected, *rounds])
+
+
+def print_ratios(figures: list[dict[str, object]]) -> None:
+    """Print what each step reaches of its limit, and what 64 bits cost beside 32."""
+    narrow, wide = RINGS
+    seconds = {(each["step"], each.get("ring_bits")): each.get("seconds") for each in figures}
+    for figure in figures:
+        step = figure["step"]
         if "share_of_limit" in figure:
-            print(f"{figure['step']}: {figure['share_of_limit']:.0%} of copy and keystream's rate")
+            share = f"{figure['share_of_limit']:.0%} of copy and keystream's rate"
+            print(f"{step}, ring of {figure['ring_bits']} bits: {share}")
+        if figure.get("ring_bits") == wide:
+            ratio = float(str(figure["seconds"])) / float(str(seconds[step, narrow]))
+            print(f"{step}: int64 takes {ratio:.2f} times as long as int32")
 
 
 if __name__ == "__main__":

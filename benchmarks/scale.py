@@ -22,7 +22,10 @@ import time
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from pfl_lm.run.scenario import Scenario
 
 MIDDLE = {"users": 1_000_000, "cohort": 50, "vocabulary": 30_000, "rows": 2000}
 AXES = {
@@ -98,33 +101,16 @@ def in_own_process(point: dict[str, int], rounds: int) -> dict[str, float]:
 
 def measure(point: dict[str, int], rounds: int) -> dict[str, float]:
     """Run some rounds of the demonstration's scenario at one point, after one to warm up."""
-    from pfl_lm.demo import RECIPE
     from pfl_lm.dp.ledger import Ledger
     from pfl_lm.native.tuning import tune
-    from pfl_lm.recipes import load
     from pfl_lm.run.recorder import RoundRecorder
-    from pfl_lm.run.scenario import Scenario
     from pfl_lm.run.setup import open_run
     from pfl_lm.run.simulate import run_round
     from pfl_lm.server.state import ServerState
 
     tune(1)
-    scenario = load(Scenario, RECIPE)
-    assert scenario.policy is not None
     folder = Path(tempfile.mkdtemp())
-    policy = folder / "policy.toml"  # with a report goal that the largest cohort does not exceed
-    text = scenario.policy.read_text(encoding="utf-8")
-    policy.write_text(text.replace("report_goal   = 5_000", "report_goal = 10_000"))
-    rows: int | Literal["all"] = "all" if point["rows"] == point["vocabulary"] else point["rows"]
-    scenario = replace(
-        scenario,
-        policy=policy,
-        cohort=point["cohort"],
-        population=replace(scenario.population, users=point["users"]),
-        model=replace(scenario.model, vocabulary_size=point["vocabulary"]),
-        payload=replace(scenario.payload, rows=rows),
-    )
-    context = open_run(scenario)
+    context = open_run(demonstration(point, folder))
     genesis = {"run": "scale", "policy_digest": "none"}
     with Ledger.create(folder / "ledger.jsonl", genesis) as ledger:
         state, long = ServerState(0, context.start.parameters), point["cohort"] >= LONG
@@ -138,6 +124,28 @@ def measure(point: dict[str, int], rounds: int) -> dict[str, float]:
     shutil.rmtree(folder)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {"seconds": seconds, "peak_bytes": peak}
+
+
+def demonstration(point: dict[str, int], folder: Path) -> Scenario:
+    """Return the demonstration's scenario at one point; its policy is written into a folder."""
+    from pfl_lm.demo import RECIPE
+    from pfl_lm.recipes import load
+    from pfl_lm.run.scenario import Scenario
+
+    scenario = load(Scenario, RECIPE)
+    assert scenario.policy is not None
+    policy = folder / "policy.toml"  # with a report goal that the largest cohort does not exceed
+    text = scenario.policy.read_text(encoding="utf-8")
+    policy.write_text(text.replace("report_goal   = 5_000", "report_goal = 10_000"))
+    rows: int | Literal["all"] = "all" if point["rows"] == point["vocabulary"] else point["rows"]
+    return replace(
+        scenario,
+        policy=policy,
+        cohort=point["cohort"],
+        population=replace(scenario.population, users=point["users"]),
+        model=replace(scenario.model, vocabulary_size=point["vocabulary"]),
+        payload=replace(scenario.payload, rows=rows),
+    )
 
 
 def _arguments() -> argparse.Namespace:

@@ -14,7 +14,7 @@ import numpy as np
 
 from pfl_lm.dp.grid import Grid
 from pfl_lm.dp.noise import NoiseShare, sources_of
-from pfl_lm.dp.sampler.arrays import Doubles, Flags, Int64s, Updates
+from pfl_lm.dp.sampler.arrays import Doubles, Flags, Int64s, Integers, Updates
 from pfl_lm.dp.sampler.discrete_noise import Table, add_noise, one_table
 from pfl_lm.dp.sampler.random_bits import RandomBits
 from pfl_lm.dp.sampler.rounding import round_at_random, sum_of_squares
@@ -48,9 +48,9 @@ def protect(
     grid: Grid,
     share: NoiseShare | None,
     bits: RandomBits | Sequence[RandomBits],
-    out: Int64s | None = None,
-) -> tuple[Int64s, Clipped]:
-    """Clip, round to the grid and add each device's own noise share: float32[K, d] → int64[K, d].
+    out: Integers | None = None,
+) -> tuple[Integers, Clipped]:
+    """Clip, round to the grid and add each device's own noise share: float32[K, d] → (K, d).
 
     Each row is scaled down to norm ≤ grid.clip_norm. Each coordinate times ``grid.scale`` is then
     rounded up with a probability equal to its fraction; a row whose rounded norm exceeds
@@ -61,7 +61,12 @@ def protect(
         grid: of the round, ``grid.dim`` = d.
         share: the noise of each device; None where devices add none.
         bits: one source for all rows in turn, or one for each.
-        out: int64[K, d] to write into; a buffer used again saves the time of fresh memory pages.
+        out: (K, d) of ``grid.integer`` to write into; a buffer used again saves the time of fresh
+            memory pages.
+
+    Returns:
+        The vectors, in ``grid.integer``: where that has 32 bits, noise so large that it wraps
+        there wraps in the ring too. And what clipping did.
 
     Guarantees:
         Before its noise, every row's integer norm is ≤ ``grid.norm_bound``, checked in exact
@@ -99,9 +104,11 @@ def protect(
     before = norms(updates)
     if updates.shape[1] != grid.dim:
         raise ValueError(f"updates have {updates.shape[1]} coordinates, the grid {grid.dim}")
-    vectors = np.empty(updates.shape, dtype=np.int64) if out is None else out
-    if vectors.shape != updates.shape or vectors.dtype != np.int64:
-        raise ValueError(f"out must be int64{updates.shape}, got {vectors.dtype}{vectors.shape}")
+    vectors = np.empty(updates.shape, dtype=grid.integer) if out is None else out
+    if vectors.shape != updates.shape or vectors.dtype != grid.integer:
+        raise ValueError(
+            f"out must be {grid.integer}{updates.shape}, got {vectors.dtype}{vectors.shape}"
+        )
     factors = _factors(before, grid.clip_norm)
     encoder = _Encoder(grid, share, past_caches=vectors.nbytes > _CACHED)
     for k, source in enumerate(sources_of(bits, len(updates))):
@@ -146,7 +153,7 @@ class _Encoder:
             self._table = one_table(share.kind, share.variance)
         self._alias = None if self._table is None else self._table.alias
 
-    def write(self, row: Updates, factor: float, bits: RandomBits, out: Int64s) -> None:
+    def write(self, row: Updates, factor: float, bits: RandomBits, out: Integers) -> None:
         """Round row·factor within the norm bound if that succeeds, else towards zero; add noise.
 
         A refused rounding discards its noise unseen: the refusal depends on the rounding alone.
@@ -164,10 +171,10 @@ class _Encoder:
             out[:] = 0
         else:
             np.trunc(row * np.float64(factor), out=out, casting="unsafe")
-            if int(np.dot(out, out)) > self._grid.norm_bound_squared:
+            if int(np.dot(out, out.astype(np.int64))) > self._grid.norm_bound_squared:
                 out[:] = 0
         self._add_noise(out, bits)
 
-    def _add_noise(self, out: Int64s, bits: RandomBits) -> None:
+    def _add_noise(self, out: Integers, bits: RandomBits) -> None:
         if self._share is not None:
             add_noise(self._share.kind, self._share.variance, out, bits)

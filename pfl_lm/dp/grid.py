@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 
 from pfl_lm.dp.accounting.discrete import grid_norm, rounded_norm
 from pfl_lm.dp.rotation import block_of
 from pfl_lm.dp.sampler.pmf import Kind, joint_radius, tail_radius
 from pfl_lm.validate import at_least, within
 
+NARROW_BITS = 31  # the widest ring whose vectors are held in integers of 32 bits
 WRAP_BITS = 40  # the sum of a round wraps with probability at most 2^-40
 
 
@@ -53,6 +57,16 @@ class Grid:
     def norm_bound_squared(self) -> int:
         """The same squared, rounded down, as encoding checks it."""
         return math.floor(self.norm_bound**2)
+
+    @property
+    def integer(self) -> np.dtype[Any]:
+        """The signed integers that hold vectors before they are masked: of 32 bits, or of 64.
+
+        A vector of a ring of at most 31 bits needs no more: integers of 32 bits wrap modulo 2^32,
+        and so modulo every smaller power of two. An opened sum, which noise may still be added to
+        at the server, is always int64.
+        """
+        return np.dtype(np.int32 if self.modulus_bits <= NARROW_BITS else np.int64)
 
     def noise_variance(self, noise_multiplier: float) -> float:
         """Variance of the noise on the sum, in squared grid steps: (multiplier·clip·scale)²."""

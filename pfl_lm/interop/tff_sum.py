@@ -85,7 +85,7 @@ class TffMean:
     divisor: int
 
     def of(self, vectors: np.ndarray, grid: Grid, worker: Worker) -> np.ndarray:
-        """Return the noisy mean float32[d] of vectors int64[K, d] on the grid.
+        """Return the noisy mean float32[d] of vectors, integers[K, d] on the grid.
 
         Central noise covers what rounding may have added to a vector's length, as ours does.
         """
@@ -121,7 +121,7 @@ class TffRound:
         return self._counted.waiting
 
     def submit(self, vectors: np.ndarray, devices: Sequence[int] | None = None) -> int:
-        """Add the reports of these devices, int64[K, d]; return how many of them count."""
+        """Add the reports of these devices, integers[K, d]; return how many of them count."""
         taken = self._counted.submit(vectors, devices)
         self._vectors.append(vectors[:taken].copy())
         return taken

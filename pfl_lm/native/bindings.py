@@ -136,6 +136,7 @@ class Binding(NamedTuple):
 
 _DEVICES = (c_long, c_long)  # the first and the end of a range of devices
 _OPERAND = (c_void_p, c_long, c_long)  # a matrix and its two strides
+_INTEGERS = (c_int, c_void_p)  # bytes of each, 4 or 8, and where they lie
 _ALIAS = (c_void_p, c_int, c_void_p)  # a table's entries, low bits, places left to the rest
 
 # Privacy: what clips, rounds, adds noise, rotates, masks and shares.
@@ -145,16 +146,16 @@ PRIVACY: Mapping[str, Binding] = {
             "sum_of_squares": (c_double, c_void_p, c_int64),
             "round_at_random": (
                 *(c_double, c_void_p, c_double, c_int64, c_void_p, *_ALIAS),
-                *(c_void_p, c_int, c_void_p),
+                *(c_void_p, c_int, *_INTEGERS),
             ),
-            "add_samples": (c_int64, c_int64, c_void_p, *_ALIAS, c_void_p),
+            "add_samples": (c_int64, c_int64, c_void_p, *_ALIAS, *_INTEGERS),
         }
     ),
     "inversion": Binding(
         {
             "add_magnitudes": (
                 *(c_int64, c_void_p, c_void_p, c_int64, c_void_p, c_int64, c_void_p, c_int),
-                *(c_int64, c_void_p, c_void_p),
+                *(c_int64, *_INTEGERS, c_void_p),
             )
         }
     ),

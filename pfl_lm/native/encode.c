@@ -170,24 +170,45 @@ static int64_t round_with_noise(const uint32_t *words, const int32_t *entries, i
   return noted;
 }
 
-/* Widen. Past the caches, where nobody reads `out` soon, what is overwritten need not be fetched;
+#ifdef __AVX2__
+/* Write a line of the cache past the caches: LINE / width integers. */
+INLINE void stream_line(const float *sums, int width, char *out) {
+  __m256i whole = _mm256_cvttps_epi32(_mm256_loadu_ps(sums)), *line = (__m256i *)out;
+  if (width == 4) {
+    _mm256_stream_si256(line, whole);
+    _mm256_stream_si256(line + 1, _mm256_cvttps_epi32(_mm256_loadu_ps(sums + 8)));
+  } else {
+    _mm256_stream_si256(line, _mm256_cvtepi32_epi64(_mm256_castsi256_si128(whole)));
+    _mm256_stream_si256(line + 1, _mm256_cvtepi32_epi64(_mm256_extracti128_si256(whole, 1)));
+  }
+}
+#endif
+
+/* Write whole numbers as integers of `width` bytes. */
+INLINE void write_plainly(const float *sums, int64_t count, int width, char *out) {
+  if (width == 4)
+    for (int64_t i = 0; i < count; i++) ((int32_t *)out)[i] = (int32_t)sums[i];
+  else
+    for (int64_t i = 0; i < count; i++) ((int64_t *)out)[i] = (int32_t)sums[i];
+}
+
+/* The same. Past the caches, where nobody reads `out` soon, what is overwritten need not be fetched;
    a line of the cache at a time, or they would write its halves in turns. */
-static void widen(const float *sums, int64_t count, int past_caches, int64_t *out) {
+INLINE void write_integers(const float *sums, int64_t count, int past_caches, int width,
+                           char *out) {
   int64_t done = 0;
 #ifdef __AVX2__
-  if (past_caches && (uintptr_t)out % sizeof *out == 0) {
-    for (; done < count && (uintptr_t)(out + done) % LINE; done++) out[done] = (int32_t)sums[done];
-    for (; done + LINE / 8 <= count; done += LINE / 8) {
-      __m256i whole = _mm256_cvttps_epi32(_mm256_loadu_ps(sums + done));
-      __m256i *line = (__m256i *)(out + done);
-      _mm256_stream_si256(line, _mm256_cvtepi32_epi64(_mm256_castsi256_si128(whole)));
-      _mm256_stream_si256(line + 1, _mm256_cvtepi32_epi64(_mm256_extracti128_si256(whole, 1)));
-    }
+  if (past_caches && (uintptr_t)out % width == 0) {
+    const int64_t before = (LINE - (uintptr_t)out % LINE) % LINE / width;
+    done = before < count ? before : count;
+    write_plainly(sums, done, width, out);
+    for (; done + LINE / width <= count; done += LINE / width)
+      stream_line(sums + done, width, out + done * width);
   }
 #else
   (void)past_caches;
 #endif
-  for (; done < count; done++) out[done] = (int32_t)sums[done];
+  write_plainly(sums + done, count - done, width, out + done * width);
 }
 
 /* The random words of a piece, of `width` bytes each: those at `start`, or what is left of them, and
@@ -204,10 +225,10 @@ static const void *words_of(const void *random, int width, int64_t start, int64_
 /* out[i] = floor(values[i]*factor + (dither[i] + 1/2)/2^bits) + the sample of words[i], if there is
    an alias table (entries). The dithers are in those words, or else words of 16 bits. Return the sum
    of squares before the samples, exact below 2^53 and at least 2^53 otherwise; *noted is how many
-   places are left to the rest. */
+   places are left to the rest. `out` has integers of `width` bytes, 4 or 8. */
 double round_at_random(const float *values, double factor, int64_t count, const void *random,
                        const int32_t *entries, int low_bits, uint32_t *left, int64_t *noted,
-                       int past_caches, int64_t *out) {
+                       int past_caches, int width, void *out) {
   double squares = 0;
   *noted = 0;
   for (int64_t start = 0; start < count; start += PIECE) {
@@ -221,7 +242,12 @@ double round_at_random(const float *values, double factor, int64_t count, const 
                                  low_bits, piece, start, numbers, noisy, &squares, left + *noted);
     else
       squares += round_by_halves(words_of(random, sizeof(uint16_t), start, piece, room), numbers);
-    widen(entries ? noisy : numbers, piece, past_caches, out + start);
+    const float *sums = entries ? noisy : numbers;
+    char *to = (char *)out + start * width;
+    if (width == 4)
+      write_integers(sums, piece, past_caches, 4, to);
+    else
+      write_integers(sums, piece, past_caches, 8, to);
   }
 #ifdef __AVX2__
   _mm_sfence(); /* what went past the caches is there for its next reader */
@@ -230,9 +256,10 @@ double round_at_random(const float *values, double factor, int64_t count, const 
 }
 
 /* Add to out[i] the sample that the i-th word of 32 bits chooses, and nothing where it leaves it to
-   the rest: those places are noted, with their signs. Return how many there are. */
+   the rest: those places are noted, with their signs. Return how many there are. `out` has integers
+   of `width` bytes, 4 or 8, and wraps at that width. */
 int64_t add_samples(int64_t count, const uint32_t *random, const int32_t *entries, int low_bits,
-                    uint32_t *left, int64_t *out) {
+                    uint32_t *left, int width, void *out) {
   int64_t noted = 0;
   for (int64_t start = 0; start < count; start += PIECE) {
     int64_t piece = count - start < PIECE ? count - start : PIECE;
@@ -241,7 +268,12 @@ int64_t add_samples(int64_t count, const uint32_t *random, const int32_t *entrie
     double nothing = 0;
     noted += round_with_noise(words_of(random, sizeof *room, start, piece, room), entries, low_bits,
                               piece, start, zeros, samples, &nothing, left + noted);
-    for (int64_t i = 0; i < piece; i++) out[start + i] += (int32_t)samples[i];
+    if (width == 4)
+      for (int64_t i = 0; i < piece; i++)
+        ((uint32_t *)out)[start + i] += (uint32_t)(int32_t)samples[i];
+    else
+      for (int64_t i = 0; i < piece; i++)
+        ((uint64_t *)out)[start + i] += (uint64_t)(int32_t)samples[i];
   }
   return noted;
 }

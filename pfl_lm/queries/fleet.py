@@ -60,7 +60,9 @@ def _demand(session: QuerySession, query: Query, work: Work) -> Demand:
     grid = session.privacy(query).grid(query.dim)
     cells = sum(len(label) + 1 for label in query.labels)
     return Demand(
-        work.memory_bytes + cells + 12 * query.dim,  # labels, float32 and int64 of each cell
+        work.memory_bytes
+        + cells
+        + (4 + grid.integer.itemsize) * query.dim,  # labels, float32 and integer
         work.flops,
         work.download_bytes + cells,
         (grid.modulus_bits * grid.dim + 7) // 8,

@@ -26,7 +26,7 @@ from pfl_lm.dp.grid import Grid
 from pfl_lm.dp.ledger import Ledger
 from pfl_lm.dp.mechanisms import Opened
 from pfl_lm.dp.noise import NoiseShare, cohort_noise
-from pfl_lm.dp.sampler.arrays import Int64s, Updates
+from pfl_lm.dp.sampler.arrays import Int64s, Integers, Updates
 from pfl_lm.dp.sampler.random_bits import RandomBits
 from pfl_lm.payload.layout import Payload
 from pfl_lm.run.noise_state import SecretState
@@ -47,8 +47,8 @@ def protect_updates(
     broadcast: Broadcast,
     users: Sequence[int],
     cohort: int,
-) -> tuple[Int64s, Clipped]:
-    """Rotate, clip, encode and noise the updates of K devices: float32[K, d] → int64[K, d].
+) -> tuple[Integers, Clipped]:
+    """Rotate, clip, encode and noise the updates of K devices: float32[K, d] → integers[K, d].
 
     Args:
         privacy: the clip norm, the grid and the noise of the run.
@@ -58,7 +58,8 @@ def protect_updates(
         cohort: devices invited, dropouts included: the noise of a round is divided among them.
 
     Returns:
-        What the devices send once it is masked, and what clipping did.
+        What the devices send once it is masked, in the integers of the round's grid
+        (:attr:`pfl_lm.dp.grid.Grid.integer`), and what clipping did.
 
     Guarantees:
         Those of :func:`pfl_lm.dp.encoding.protect`, whose table has the edge cases: no row of

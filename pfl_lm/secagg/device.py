@@ -34,9 +34,6 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
-import numpy as np
-from numpy.typing import NDArray
-
 from pfl_lm.secagg import checks
 from pfl_lm.secagg.config import DevicePolicy, RoundConfig
 from pfl_lm.secagg.dealing import Secrets, agree_on_boxes, deal, open_box
@@ -53,6 +50,7 @@ from pfl_lm.secagg.messages import (
     UnmaskRequest,
 )
 from pfl_lm.secagg.noise import NoiseChain, RemovableNoise
+from pfl_lm.secagg.packing import Integers
 from pfl_lm.secagg.sharing import Entropy
 
 
@@ -140,20 +138,24 @@ class KeysShared(_State):
         self._agreed = agreed
 
     def mask_input(
-        self, inbox: bytes, vector: NDArray[np.int64], removable: RemovableNoise | None = None
+        self,
+        inbox: bytes,
+        vector: Integers,
+        removable: RemovableNoise | None = None,
     ) -> InputMasked:
-        """Mask a vector, int64 (d,), clipped, encoded and with the noise share that stays.
+        """Mask a vector, integers (d,), clipped, encoded and with the noise share that stays.
 
         Args:
             removable: the components that the device adds from its own chain of seeds, which it
                 has dealt shares of; None where the round has none.
 
         Raises:
-            ValueError: another shape or dtype than int64 (dim,).
+            ValueError: another shape than (dim,); integers narrower than the ring's words.
         """
         config = self._me.config
-        if vector.shape != (config.dim,) or vector.dtype != np.int64:
-            raise ValueError(f"vector must be int64 ({config.dim},): {vector.dtype} {vector.shape}")
+        if vector.shape != (config.dim,):
+            raise ValueError(f"vector must have shape ({config.dim},): {vector.shape}")
+        config.ring.check_integers(vector)
         if removable is not None and self.noise is not None:
             assert removable.plan.levels == config.noise_levels
             vector = removable.add(self.noise, vector)

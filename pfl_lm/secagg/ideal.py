@@ -75,10 +75,10 @@ class IdealAggregator:
         self.past_goal = past_goal
         self.reports = 0
         self._open = True
-        self._total = np.zeros(dim, dtype=np.uint64)
+        self._total = np.zeros(dim, dtype=self.ring.word)
 
     def submit(self, vectors: NDArray[Any]) -> int:
-        """Add K reports, int64 or uint64 (K, d), and return how many of them were summed.
+        """Add K reports, integers (K, d), and return how many of them were summed.
 
         Raises:
             ValueError: another shape or dtype (a float would round above 2^53).
@@ -88,11 +88,13 @@ class IdealAggregator:
         if not self._open:
             raise WrongState("the round is closed: a late report is not summed")
         room = None if self.goal is None else self.goal - self.reports
-        summed = within_goal(vectors, self.dim, room, self.past_goal).view(np.uint64)
+        summed = within_goal(vectors, self.dim, self.ring, room, self.past_goal)
+        summed = summed.view(np.dtype(f"<u{summed.itemsize}"))
         for start in range(0, self.dim, _CHUNK):
             part = slice(start, start + _CHUNK)
             for row in summed:
-                np.add(self._total[part], row[part], out=self._total[part])
+                words = row[part].astype(self.ring.word, copy=False)
+                np.add(self._total[part], words, out=self._total[part])
         self.reports += len(summed)
         return len(summed)
 
@@ -102,13 +104,11 @@ class IdealAggregator:
         Sums modulo 2^32 or 2^64 are sums modulo 2^bits too, so half of the bytes travel where
         the ring has at most 32 bits.
         """
-        width = np.int32 if self.ring.bits <= 32 else np.int64
-        unsigned = np.uint32 if self.ring.bits <= 32 else np.uint64
         self.reports = sum(ranks.gather(self.reports))
-        own = self._total.astype(unsigned).view(width)
-        together = ranks.reduce_sum(own).view(unsigned).astype(np.uint64)
-        self._total.fill(0)
+        own = self._total.view(np.dtype(f"<i{self.ring.word.itemsize}"))
+        together = ranks.reduce_sum(own).view(self.ring.word)
         if not ranks.is_first:
+            self._total.fill(0)
             self._open = False
             return
         self._total = together
@@ -125,7 +125,7 @@ class IdealAggregator:
         if not self._open:
             raise WrongState("the round is closed already: a sum is opened once")
         self._open = False
-        total, self._total = self._total, np.zeros(0, dtype=np.uint64)
+        total, self._total = self._total, np.zeros(0, dtype=self.ring.word)
         if self.reports < self.threshold:
             total.fill(0)
             raise TooFewReports(self.reports, self.threshold)
@@ -134,17 +134,18 @@ class IdealAggregator:
         return OpenedSum(self.ring.centre(self.ring.reduce(total)), self.reports)
 
 
-def within_goal(vectors: NDArray[Any], dim: int, room: int | None, past_goal: str) -> NDArray[Any]:
+def within_goal(
+    vectors: NDArray[Any], dim: int, ring: Ring, room: int | None, past_goal: str
+) -> NDArray[Any]:
     """Check a batch of reports, (K, dim), and return those for which the goal leaves room.
 
     Raises:
-        ValueError: another shape or dtype than int64 or uint64.
+        ValueError: another shape; no integers of 64 bits, or of 32 in a ring of at most 32 bits.
         Refused: more reports than ``room``, where reports past the goal are refused.
     """
     if vectors.ndim != 2 or vectors.shape[1] != dim:
         raise ValueError(f"vectors must have shape (K, {dim}): {vectors.shape}")
-    if vectors.dtype not in (np.dtype(np.int64), np.dtype(np.uint64)):
-        raise ValueError(f"vectors must be int64 or uint64: {vectors.dtype}")
+    ring.check_integers(vectors)
     if room is not None and len(vectors) > room and past_goal == "refuse":
         raise Refused(f"{len(vectors)} reports where the goal leaves room for {room}")
     return vectors[:room]

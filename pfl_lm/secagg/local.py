@@ -92,7 +92,7 @@ class ProtocolAggregator:
         return list(self._waiting)
 
     def submit(self, vectors: NDArray[Any], devices: Sequence[int] | None = None) -> int:
-        """Let K devices report, int64 (K, d); return how many reports were summed.
+        """Let K devices report, integers (K, d); return how many reports were summed.
 
         Args:
             vectors: one for each device, noise included.
@@ -106,7 +106,8 @@ class ProtocolAggregator:
         if not self._open:
             raise WrongState("the round is closed: a late report is not summed")
         room = None if self._goal is None else self._goal - self.reports
-        summed = within_goal(vectors, self.config.dim, room, self._past_goal).view(np.int64)
+        ring, dim = self.config.ring, self.config.dim
+        summed = within_goal(vectors, dim, ring, room, self._past_goal)
         chosen = self.waiting[: len(vectors)] if devices is None else list(devices)
         check_devices(chosen[: len(summed)], self._waiting, len(summed))
         for index, vector in zip(chosen, summed, strict=False):

@@ -13,10 +13,9 @@ from itertools import islice
 
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
-from numpy.typing import NDArray
 
 from pfl_lm.secagg import packing
-from pfl_lm.secagg.packing import TOGETHER, Bytes, Words, packed_bytes
+from pfl_lm.secagg.packing import TOGETHER, Bytes, Integers, Words, packed_bytes
 from pfl_lm.secagg.ring import Ring
 
 _BLOCK_BYTES = 1 << 18  # of one stream at a time
@@ -40,13 +39,11 @@ def add_masks(ring: Ring, total: Words, plus: Iterable[bytes], minus: Iterable[b
                 masks.add(first, count)
 
 
-def mask(
-    ring: Ring, vector: NDArray[np.int64], plus: Sequence[bytes], minus: Sequence[bytes]
-) -> memoryview:
+def mask(ring: Ring, vector: Integers, plus: Sequence[bytes], minus: Sequence[bytes]) -> memoryview:
     """Return a vector (d,) with masks added and subtracted, packed; no copy of it is made.
 
     Args:
-        ring: in which it is masked; entries are taken modulo 2^b.
+        ring: in which it is masked; entries, int32 or int64, are taken modulo 2^b.
         plus, minus: 32-byte seeds.
     """
     packed = np.empty(ring.packed_bytes(vector.size), dtype=np.uint8)

@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pfl_lm.secagg.config import RoundConfig
+from pfl_lm.secagg.packing import Integers
 from pfl_lm.secagg.sharing import SECRET_BYTES
 from pfl_lm.secagg.wire import LABEL
 
@@ -112,9 +113,9 @@ class RemovableNoise:
     plan: NoisePlan
     draw: Draw
 
-    def add(self, chain: NoiseChain, vector: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return a device's vector with its components."""
-        return vector + add_components(self.plan, chain, len(vector), self.draw)
+    def add(self, chain: NoiseChain, vector: Integers) -> Integers:
+        """Return a device's vector with its components, in the same integers; they wrap."""
+        return _add_all(self.plan, [chain], vector.copy(), self.draw)
 
     def remove(
         self,
@@ -166,7 +167,7 @@ class NoiseChain:
 
 def add_components(plan: NoisePlan, chain: NoiseChain, dim: int, draw: Draw) -> NDArray[np.int64]:
     """The removable noise that a device adds: int64[dim], all levels; not its constant share."""
-    return _total(plan, [chain], dim, draw)
+    return _add_all(plan, [chain], np.zeros(dim, dtype=np.int64), draw)
 
 
 def superfluous(
@@ -188,14 +189,13 @@ def superfluous(
         NoiseChain(secret, config.context, device, plan.levels, start)
         for device, secret in opened.items()
     ]
-    return _total(plan, chains, config.dim, draw)
+    return _add_all(plan, chains, np.zeros(config.dim, dtype=np.int64), draw)
 
 
-def _total(plan: NoisePlan, chains: list[NoiseChain], dim: int, draw: Draw) -> NDArray[np.int64]:
-    total = np.zeros(dim, dtype=np.int64)
+def _add_all(plan: NoisePlan, chains: list[NoiseChain], total: Integers, draw: Draw) -> Integers:
     for chain in chains:
         for level, seed in chain.seeds().items():
-            total += draw(seed, plan.component(level), dim)
+            total += draw(seed, plan.component(level), len(total))
     return total
 
 

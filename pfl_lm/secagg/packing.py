@@ -21,6 +21,7 @@ from pfl_lm import native
 from pfl_lm.native import bindings
 
 Words = NDArray[np.unsignedinteger[Any]]
+Integers = NDArray[np.signedinteger[Any]]  # int32 or int64: a vector before it is masked
 Bytes = NDArray[np.uint8]
 
 TOGETHER = bindings.TOGETHER  # vectors that are added in one pass over the words

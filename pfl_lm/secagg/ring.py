@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from pfl_lm.secagg import packing
 from pfl_lm.secagg.errors import MalformedMessage
-from pfl_lm.secagg.packing import Words
+from pfl_lm.secagg.packing import Integers, Words
 
 MIN_BITS, MAX_BITS = 8, 64
 
@@ -52,7 +52,22 @@ class Ring:
         """A running sum before anything was added to it: (dim,) words."""
         return packing.zeros(dim, self.word)
 
-    def embed(self, integers: NDArray[np.int64], words: Words) -> None:
+    def check_integers(self, integers: NDArray[Any]) -> None:
+        """Raise unless these are integers of 32 or 64 bits, as many as a word of the ring at least.
+
+        Integers that wrapped at 32 bits are what they were in a ring of at most 32 bits only.
+
+        Raises:
+            ValueError: naming the dtype.
+        """
+        kind, size = integers.dtype.kind, integers.dtype.itemsize
+        if kind not in "iu" or size not in (4, 8) or size < self.word.itemsize:
+            least = "int32 or int64" if self.word.itemsize == 4 else "int64"
+            raise ValueError(
+                f"vectors must be {least} in a ring of {self.bits} bits: {integers.dtype}"
+            )
+
+    def embed(self, integers: Integers, words: Words) -> None:
         """Write integers (n,) as ring elements into words (n,), not reduced to b bits."""
         np.copyto(words, integers, casting="unsafe")
 

@@ -113,7 +113,7 @@ class IdealRound:
         return sorted(self._waiting)
 
     def submit(self, vectors: NDArray[Any], devices: Sequence[int] | None = None) -> int:
-        """Add the reports of these devices (by default the next in order), int64 (K, d).
+        """Add the reports of these devices (by default the next in order), integers (K, d).
 
         Raises:
             ValueError: as ``IdealAggregator.submit``; a device that does not report, or twice.

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import stats
 
+from pfl_lm import native
 from pfl_lm.dp import encoding
 from pfl_lm.dp.encoding import decode, protect
 from pfl_lm.dp.grid import Grid
@@ -226,13 +227,47 @@ def test_many_devices_at_once_are_each_alone() -> None:
 
 
 def test_protect_writes_where_it_is_told() -> None:
-    rows, out = gaussians(2, 10), np.full((2, 10), 99, dtype=np.int64)
     grid = Grid(10, 1.0, 8.0, 30)
+    rows, out = gaussians(2, 10), np.full((2, 10), 99, dtype=grid.integer)
     vectors, _ = protect(rows, grid, None, bits("out"), out=out)
     assert vectors is out
     assert (out == protect(rows, grid, None, bits("out"))[0]).all()
-    with pytest.raises(ValueError, match="out must be"):
-        protect(rows, grid, None, bits("out"), out=out[:1])
+    for wrong in (out[:1], out.astype(np.int64)):
+        with pytest.raises(ValueError, match="out must be int32"):
+            protect(rows, grid, None, bits("out"), out=wrong)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize(
+    "share",
+    [
+        None,
+        *(NoiseShare("skellam", variance) for variance in (9.0, 700.0**2)),
+        *(NoiseShare("discrete_gaussian", variance) for variance in (9.0, 2.0**70)),
+    ],
+)
+def test_integers_of_32_bits_are_those_of_64_in_every_ring_that_they_serve(
+    share: Any, compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Noise far beyond the ring wraps at 32 bits, and therefore as the ring does."""
+    if not compiled:
+        monkeypatch.setattr(native, "load", lambda name: None)
+    rows = gaussians(3, 5001)
+    rows[1] = np.nan
+    narrow, wide = (Grid(5001, 1.0, 200.0, ring) for ring in (31, 32))
+    found, expected = (protect(rows, grid, share, bits("w"))[0] for grid in (narrow, wide))
+    assert (found.dtype, expected.dtype) == (np.int32, np.int64)
+    assert np.array_equal(found, expected.astype(np.int32))
+    wraps = share is not None and share.variance > 2.0**62
+    assert np.array_equal(found, expected) != wraps
+
+
+def test_a_row_that_no_rounding_brings_below_the_bound_is_measured_in_64_bits() -> None:
+    """The squares of 2^20 four times over are 0 modulo 2^32."""
+    grid, out = Grid(4, 1.0, 8.0, 30), np.ones(4, np.int32)
+    encoder = encoding._Encoder(grid, None, past_caches=False)
+    encoder.write(np.ones(4, np.float32), 2.0**20 / grid.scale, bits("long"), out)
+    assert (out == 0).all()
 
 
 @given(seed=st.integers(0, 200), victim=st.integers(0, 5))

@@ -38,6 +38,11 @@ def bits_of(row, grid_steps: float | None = None, rotated: bool = True) -> int:
     ).modulus_bits
 
 
+def test_integers_of_vectors_are_as_wide_as_the_ring_needs():
+    assert [Grid(9, 1.0, 8.0, bits).integer for bits in (2, 31)] == [np.int32] * 2
+    assert [Grid(9, 1.0, 8.0, bits).integer for bits in (32, 63)] == [np.int64] * 2
+
+
 def test_rotation_brings_the_ring_down_to_the_oracles_bits(shared):
     """Theirs allow a coordinate to wrap beyond 4 deviations, ours any with chance 2^-40: where
     both use one scale, that is the ratio of 9.5 to 4 deviations, up to 2 bits."""

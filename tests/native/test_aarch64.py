@@ -122,13 +122,18 @@ def run_encode(kernels: Any) -> None:
     count, alias = 5001, noise_table("skellam", 253.0**2).alias
     values = (100 * draw.standard_normal(count)).astype(np.float32)
     words = draw.integers(0, 2**32, count, np.uint32)
-    left, out = np.zeros(count, np.uint32), np.arange(count)
+    left = np.zeros(count, np.uint32)
     kernels.sum_of_squares(values, count)
-    for entries, past_caches, factor in ((None, 0, 0.7), (alias.entries, 1, 0.7), (None, 1, 1e-20)):
-        noted = np.zeros(1, np.int64)
-        about = (entries, alias.low_bits, left, noted, past_caches, out)
-        kernels.round_at_random(values, factor, count, words, *about)
-    kernels.add_samples(count, words, alias.entries, alias.low_bits, left, out)
+    for out in (np.arange(count, dtype=np.int32), np.arange(count)):
+        into = (out.itemsize, out)
+        for entries, past_caches, factor in (
+            *((None, 0, 0.7), (alias.entries, 1, 0.7)),
+            (None, 1, 1e-20),
+        ):
+            noted = np.zeros(1, np.int64)
+            about = (entries, alias.low_bits, left, noted, past_caches, *into)
+            kernels.round_at_random(values, factor, count, words, *about)
+        kernels.add_samples(count, words, alias.entries, alias.low_bits, left, *into)
 
 
 def run_inversion(kernels: Any) -> None:
@@ -137,11 +142,12 @@ def run_inversion(kernels: Any) -> None:
     drawn = np.concatenate([rest.sorted[::9], draw.integers(0, 2**64, 999, np.uint64)])
     places = draw.permutation(len(drawn)).astype(np.uint32)
     places[::3] |= np.uint32(1 << 31)
-    out, ties = np.zeros(len(drawn), np.int64), np.zeros(len(drawn), np.uint32)
-    kernels.add_magnitudes(
-        *(drawn, places, len(drawn), rest.sorted, len(rest.sorted), rest.start, rest.shift),
-        *(rest.magnitude, out, ties),
-    )
+    ties = np.zeros(len(drawn), np.uint32)
+    for out in (np.zeros(len(drawn), np.int32), np.zeros(len(drawn), np.int64)):
+        kernels.add_magnitudes(
+            *(drawn, places, len(drawn), rest.sorted, len(rest.sorted), rest.start, rest.shift),
+            *(rest.magnitude, out.itemsize, out, ties),
+        )
 
 
 def run_rejection(kernels: Any) -> None:

@@ -584,14 +584,14 @@ def test_a_report_past_the_goal(make_round):
         np.full(11, np.nan),
         np.full(11, np.inf),
         np.full(11, -0.0),
-        np.zeros(11, dtype=np.int32),
+        np.zeros(11, dtype=np.int16),
         np.zeros(10, dtype=np.int64),
         np.zeros((1, 11), dtype=np.int64),
     ],
 )
 def test_vectors_that_are_no_integers_of_the_payload(make_round, vector):
     lab = make_round().advertise().share()
-    with pytest.raises(ValueError, match="int64"):
+    with pytest.raises(ValueError, match=r"int64|shape"):
         lab.devices[0].mask_input(lab.to_devices[0], vector)
     lab.devices[0].mask_input(lab.to_devices[0], lab.vectors[0])  # a mistake costs no round
 

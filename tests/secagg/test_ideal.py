@@ -30,11 +30,28 @@ def test_the_sum_is_the_same_bytes_in_any_order_and_partition(bits, reports, dim
     assert opened[0].reports == reports
 
 
+@given(st.integers(8, 32), st.integers(2, 20), st.integers(1, 50), st.integers(0, 2**32))
+def test_integers_of_32_bits_are_summed_modulo_the_ring(bits, reports, dim, seed):
+    """At their ends too, where every sum wraps: beside integers of 64 bits, and in Python's own."""
+    rng = np.random.default_rng(seed)
+    vectors = rng.integers(-(2**31), 2**31, (reports, dim), dtype=np.int32)
+    vectors[:, 0], vectors[0] = -(2**31), 2**31 - 1
+    aggregator = IdealAggregator(dim, bits, threshold=2)
+    aggregator.submit(vectors[1:])
+    aggregator.submit(vectors[:1].astype(np.int64))
+    opened, modulus = aggregator.close().vector, 2**bits
+    assert opened.dtype == np.int64
+    for entry, column in zip(opened, vectors.T, strict=True):
+        total = sum(int(value) for value in column)
+        assert int(entry) == (total + modulus // 2) % modulus - modulus // 2
+
+
 def test_a_long_vector_is_summed_whole():
     vectors = np.arange(3 * 50_001).reshape(3, -1) - 70_000
-    aggregator = IdealAggregator(50_001, 32, threshold=3)
-    assert aggregator.submit(vectors) == 3
-    assert np.array_equal(aggregator.close().vector, vectors.sum(axis=0))
+    for integer in (np.int32, np.int64):
+        aggregator = IdealAggregator(50_001, 32, threshold=3)
+        assert aggregator.submit(vectors.astype(integer)) == 3
+        assert np.array_equal(aggregator.close().vector, vectors.sum(axis=0))
 
 
 def test_below_the_threshold_the_sum_stays_closed():
@@ -79,12 +96,18 @@ def test_reports_past_the_goal_are_dropped_or_refused():
         (np.zeros((1, 3), dtype=np.int64), "shape"),
         (np.zeros(4, dtype=np.int64), "shape"),
         (np.zeros((1, 4)), "int64"),
-        (np.zeros((1, 4), dtype=np.int32), "int64"),
+        (np.zeros((1, 4), dtype=np.int16), "int64"),
+        (np.zeros((1, 4), dtype=bool), "int64"),
     ],
 )
 def test_wrong_shapes_and_types_are_refused(vectors, match):
     with pytest.raises(ValueError, match=match):
         IdealAggregator(4, 16, threshold=2).submit(vectors)
+
+
+def test_integers_that_may_have_wrapped_are_refused_in_a_wider_ring():
+    with pytest.raises(ValueError, match="int64 in a ring of 33 bits: int32"):
+        IdealAggregator(4, 33, threshold=2).submit(np.zeros((1, 4), dtype=np.int32))
 
 
 @pytest.mark.parametrize(

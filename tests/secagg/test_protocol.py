@@ -40,6 +40,8 @@ def test_any_dropout_in_any_phase_gives_the_exact_sum_or_a_clean_abort(make_conf
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32), "seed"))
     reporting = sum(step > MessageKind.INPUT for step in silent.values()) + cohort - len(silent)
     vectors = rng.integers(-(2**62), 2**62, (reporting, config.dim))
+    if config.bits <= 32 and data.draw(st.booleans(), "integers of 32 bits"):
+        vectors = vectors.astype(np.int32)
     ideal = IdealAggregator(config.dim, config.bits, config.min_reports, goal)
     ideal.submit(vectors)
     try:

@@ -152,7 +152,7 @@ def rounds_of(
 def encoded(
     context: RunContext, number: int, users: Sequence[int], updates: Updates
 ) -> Iterator[np.ndarray]:
-    """Yield what devices submit, int64[K, d], group by group, in order of ``users``' groups."""
+    """Yield what devices submit, integers[K, d], group by group, in order of ``users``' groups."""
     state = ServerState(number, context.start.parameters)
     broadcast = open_round(state, choose_payload(context, number))
     ends = ends_of(users, updates)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pfl_lm import native
-from pfl_lm.dp.sampler.arrays import Cells, Int64s, Octets, Room, Words
+from pfl_lm.dp.sampler.arrays import Cells, Int64s, Integers, Octets, Room, Words
 
 COLUMN_BITS = 10  # 2^10 entries of four bytes stay in the first cache
 REST = (1 << COLUMN_BITS) - 1  # the last outcome: the sample is drawn in another way
@@ -78,8 +78,8 @@ class Alias:
         entries.flags.writeable = False
         return cls(entries, low_bits)
 
-    def add(self, random: Octets, out: Int64s) -> Words:
-        """Add to int64[n] what the words choose, which are the first n of uint32 in ``random``.
+    def add(self, random: Octets, out: Integers) -> Words:
+        """Add what words choose to int32[n] or int64[n]: the first n of uint32 in ``random``.
 
         Returns:
             The places left to the rest, to which nothing is added, in ascending order; each with
@@ -90,10 +90,11 @@ class Alias:
             return self.add_words(random[: 4 * len(out)].view(np.uint32), out)
         left = room_for_places(len(out))
         table = self.entries.ctypes.data, self.low_bits, left.ctypes.data
-        count = compiled.add_samples(len(out), random.ctypes.data, *table, out.ctypes.data)
+        into = out.itemsize, out.ctypes.data
+        count = compiled.add_samples(len(out), random.ctypes.data, *table, *into)
         return left[:count]
 
-    def add_words(self, words: Words, out: Int64s) -> Words:
+    def add_words(self, words: Words, out: Integers) -> Words:
         """The same from uint32[n] words: the definition."""
         left = [np.empty(0, np.uint32)]
         for begin in range(0, len(out), _BLOCK):

@@ -11,6 +11,7 @@ Updates = np.ndarray[Any, np.dtype[np.float32]]
 Doubles = np.ndarray[Any, np.dtype[np.float64]]
 Flags = np.ndarray[Any, np.dtype[np.bool_]]
 Int64s = np.ndarray[Any, np.dtype[np.int64]]
+Integers = np.ndarray[Any, np.dtype[np.signedinteger[Any]]]  # int32 or int64, as a ring needs
 Cells = np.ndarray[Any, np.dtype[np.int32]]
 Halves = np.ndarray[Any, np.dtype[np.uint16]]  # random words of 16 bits, or places in a block
 Words = np.ndarray[Any, np.dtype[np.uint32]]

@@ -12,7 +12,7 @@ import numpy as np
 
 from pfl_lm.dp.sampler import rejection
 from pfl_lm.dp.sampler.alias import REST, SHARE_BITS, SIGN, Alias
-from pfl_lm.dp.sampler.arrays import Int64s, Words
+from pfl_lm.dp.sampler.arrays import Integers, Words
 from pfl_lm.dp.sampler.inversion import CdfTable
 from pfl_lm.dp.sampler.pmf import UNIT, Kind, TableKind, survival
 from pfl_lm.dp.sampler.random_bits import RandomBits
@@ -59,21 +59,22 @@ class Table:
     alias: Alias
     rest: CdfTable  # first 64 bits of P(|X| > k) in the rest, ascending: k falls to 0
 
-    def add_to(self, out: Int64s, bits: RandomBits) -> None:
-        """Add one independent sample to each coordinate of int64[n], in place.
+    def add_to(self, out: Integers, bits: RandomBits) -> None:
+        """Add one independent sample to each coordinate of int32[n] or int64[n].
 
         Reads a word for every coordinate first, then what the rest needs.
         """
         self.add_rest(self.alias.add(bits.octets(4 * len(out)), out), out, bits)
 
-    def add_rest(self, left: Words, out: Int64s, bits: RandomBits) -> None:
+    def add_rest(self, left: Words, out: Integers, bits: RandomBits) -> None:
         """Add to a vector the samples that its alias table left to the rest, as it noted them."""
         if not len(left):
             return
         uniform = bits.uint64(len(left))
         for tie in self.rest.add(uniform, left, out).tolist():
             magnitude = self._exact(int(uniform[tie]) << 192 | bits.integer(192))
-            out[int(left[tie]) % SIGN] += -magnitude if left[tie] >= SIGN else magnitude
+            place = int(left[tie]) % SIGN
+            out[place : place + 1] += -magnitude if left[tie] >= SIGN else magnitude
 
     def _exact(self, uniform: int) -> int:
         """Return the magnitude of a number given to all 256 bits (an integer below 2^256)."""
@@ -137,14 +138,14 @@ def one_table(kind: Kind, variance: float) -> Table | None:
     return table(kind, variance) if variance <= largest**2 else None
 
 
-def add_noise(kind: Kind, variance: float, out: Int64s, bits: RandomBits) -> None:
+def add_noise(kind: Kind, variance: float, out: Integers, bits: RandomBits) -> None:
     """Add independent exact noise to each coordinate of an integer vector, in place.
 
     Args:
         kind: "skellam" (variance ``variance``) or "discrete_gaussian" (parameter σ² =
             ``variance``; its variance is that but for a factor within e^(−2π²σ²)).
         variance: in squared grid units; 0 adds nothing.
-        out: int64[n].
+        out: int32[n] or int64[n]; wraps at its width.
         bits: where the randomness comes from.
 
     Guarantees:

@@ -11,7 +11,7 @@ import numpy as np
 
 from pfl_lm import native
 from pfl_lm.dp.sampler.alias import SIGN
-from pfl_lm.dp.sampler.arrays import Cells, Int64s, Longs, Words
+from pfl_lm.dp.sampler.arrays import Cells, Int64s, Integers, Longs, Words
 
 _STEPS = 2  # boundaries passed one by one before falling back to a binary search
 _LARGEST = 2**64 - 1
@@ -39,13 +39,13 @@ class CdfTable:
             array.flags.writeable = False
         return cls(padded, start, 64 - cells, len(ascending))
 
-    def add(self, numbers: Longs, places: Words, out: Int64s) -> Words:
+    def add(self, numbers: Longs, places: Words, out: Integers) -> Words:
         """Add the magnitude of each number to a vector of integers, in place.
 
         Args:
             numbers: uint64[n].
             places: uint32[n], where to; negated if the highest bit is set. All differ.
-            out: int64[m].
+            out: int32[m] or int64[m]; wraps at its width.
 
         Returns:
             Which numbers equal a boundary, ascending: for those nothing is added.
@@ -56,7 +56,7 @@ class CdfTable:
             count = compiled.add_magnitudes(
                 *(numbers.ctypes.data, places.ctypes.data, len(numbers)),
                 *(self.sorted.ctypes.data, len(self.sorted), self.start.ctypes.data, self.shift),
-                *(self.magnitude, out.ctypes.data, ties.ctypes.data),
+                *(self.magnitude, out.itemsize, out.ctypes.data, ties.ctypes.data),
             )
             return ties[:count]
         below = self._below(numbers)

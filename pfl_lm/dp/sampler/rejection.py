@@ -12,7 +12,7 @@ import numpy as np
 
 from pfl_lm import native
 from pfl_lm.dp.sampler.alias import room_for_places
-from pfl_lm.dp.sampler.arrays import Flags, Int64s, Longs, Room, Words
+from pfl_lm.dp.sampler.arrays import Flags, Int64s, Integers, Longs, Room, Words
 from pfl_lm.dp.sampler.pmf import UNIT
 from pfl_lm.dp.sampler.random_bits import RandomBits
 
@@ -34,9 +34,12 @@ def low_bits_of(variance: float) -> int:
 
 
 def add_wide_gaussian(
-    variance: float, add_steps: Callable[[Int64s, RandomBits], None], out: Int64s, bits: RandomBits
+    variance: float,
+    add_steps: Callable[[Int64s, RandomBits], None],
+    out: Integers,
+    bits: RandomBits,
 ) -> None:
-    """Add independent discrete Gaussian samples of a large σ to int64[n], in place.
+    """Add independent discrete Gaussian samples of a large σ to int32[n] or int64[n], in place.
 
     Write |k| = w·j + l with 0 ≤ l < w, w = 2^low_bits. Then exp(−k²/2σ²) = exp(−j²/2(σ/w)²) ·
     exp(−l(2wj + l)/2σ²): draw j from a table of the first factor, l uniformly, accept with the

@@ -13,7 +13,7 @@ import numpy as np
 
 from pfl_lm import native
 from pfl_lm.dp.sampler.alias import Alias, room_for_places
-from pfl_lm.dp.sampler.arrays import Halves, Int64s, Updates, Words
+from pfl_lm.dp.sampler.arrays import Halves, Integers, Updates, Words
 from pfl_lm.dp.sampler.random_bits import RandomBits
 
 _BLOCK = 1 << 14  # coordinates at a time, for numpy's temporaries to stay in a cache
@@ -56,7 +56,7 @@ def round_at_random(
     values: Updates,
     factor: float,
     bits: RandomBits,
-    out: Int64s,
+    out: Integers,
     alias: Alias | None = None,
     past_caches: bool = False,
 ) -> tuple[int, Words]:
@@ -68,7 +68,7 @@ def round_at_random(
 
     Args:
         values: float32[n], contiguous.
-        out: int64[n], contiguous.
+        out: int32[n] or int64[n], contiguous. An int32 wraps, as every ring does that it serves.
         alias: the noise's; None for none.
         past_caches: nobody will read ``out`` soon, so it need not pass through the caches.
 
@@ -90,13 +90,13 @@ def round_at_random(
     squares = compiled.round_at_random(
         *(values.ctypes.data, factor, len(values), random.ctypes.data),
         *(entries, low_bits, left.ctypes.data, ctypes.byref(noted)),
-        *(past_caches, out.ctypes.data),
+        *(past_caches, out.itemsize, out.ctypes.data),
     )
     return int(squares), left[: noted.value]
 
 
 def _round(
-    values: Updates, factor: float, dither: Halves | Words, dither_bits: int, out: Int64s
+    values: Updates, factor: float, dither: Halves | Words, dither_bits: int, out: Integers
 ) -> int:
     """Write the rounding; return its sum of squares."""
     squares = 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -26,6 +28,7 @@ pytestmark = [
 ]
 SIZES = st.sampled_from([1, 2, 15, 16, 17, 31, 33, 255, 256, 257, 1000, 5001, 65_536, 65_539])
 VARIANCES = st.sampled_from([None, 0.3, 20.0, 253.0**2, 300.0**2, 2000.0**2])
+INTEGERS = [np.int32, np.int64]
 fixtures_are_fine = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
@@ -70,9 +73,9 @@ def test_norms_of_what_is_no_ordinary_number(both, bad, place):
 @fixtures_are_fine
 @given(
     *(SIZES, st.integers(0, 99), st.integers(-100, 100), st.floats(1e-3, 2e3), VARIANCES),
-    st.sampled_from([None, 0, 1, 2, 3]),
+    *(st.sampled_from([None, 0, 1, 2, 3, 15]), st.sampled_from(INTEGERS)),
 )
-def test_rounding(both, count, seed, exponent, steps, variance, past_caches):
+def test_rounding(both, count, seed, exponent, steps, variance, past_caches, integer):
     """At any factor whose product lies on the grid, be it below the least that float32 holds.
 
     Past the caches, at any distance from where a vector of the machine may begin.
@@ -81,7 +84,7 @@ def test_rounding(both, count, seed, exponent, steps, variance, past_caches):
     alias = None if variance is None else table("skellam", variance).alias
 
     def action():
-        whole, bits = np.full(count + 8, 77), reproducible_bits(key(seed, "rounding"))
+        whole, bits = np.full(count + 16, 77, integer), reproducible_bits(key(seed, "rounding"))
         out = whole[past_caches or 0 :][:count]
         squares, left = round_at_random(values, factor, bits, out, alias, past_caches is not None)
         assert (whole[: past_caches or 0] == 77).all()
@@ -151,20 +154,23 @@ def test_protected_updates(both, share, kind):
 
 
 @fixtures_are_fine
-@given(SIZES, VARIANCES.filter(bool), st.integers(0, 99))
-def test_samples(both, count, variance, seed):
+@given(SIZES, VARIANCES.filter(bool), st.integers(0, 99), st.sampled_from(INTEGERS))
+def test_samples(both, count, variance, seed, integer):
+    """Vectors near the ends of 32 bits wrap there, compiled and in numpy."""
     alias = table("skellam", variance).alias
 
     def action():
-        out, bits = np.arange(count), reproducible_bits(key(seed, "samples"))
+        out, bits = np.arange(count, dtype=integer), reproducible_bits(key(seed, "samples"))
+        out[::2] += 2**31 - 9 - count
         return alias.add(bits.octets(4 * count), out).tolist(), out.tolist(), bits.integer(64)
 
     compiled, numpy = both(action)
     assert compiled == numpy
 
 
+@pytest.mark.parametrize("integer", INTEGERS)
 @pytest.mark.parametrize("variance", [0.3, 20.0, 253.0**2, 9000.0**2])
-def test_boundaries(both, variance):
+def test_boundaries(both, variance, integer):
     """Numbers everywhere, in the far tails, and exactly on boundaries and beside them."""
     found = table("skellam", variance).rest
     assert isinstance(found, CdfTable)
@@ -176,7 +182,7 @@ def test_boundaries(both, variance):
     places[::3] |= np.uint32(SIGN)
 
     def action():
-        out = np.full(len(uniform), 5)
+        out = np.full(len(uniform), 2**31 - 2, integer)
         return found.add(uniform, places, out).tolist(), out.tolist()
 
     compiled, numpy = both(action)
@@ -185,12 +191,13 @@ def test_boundaries(both, variance):
     assert compiled[0] == np.flatnonzero(tied).tolist()
     magnitudes = np.where(tied, 0, found.magnitude - np.searchsorted(found.sorted, uniform))
     signed = np.where(places >= SIGN, -magnitudes, magnitudes)
-    assert np.array_equal(np.array(compiled[1])[places & np.uint32(SIGN - 1)] - 5, signed)
+    expected = (2**31 - 2 + signed).astype(integer)  # wraps at 32 bits
+    assert np.array_equal(np.array(compiled[1])[places & np.uint32(SIGN - 1)], expected)
 
 
 def test_noise_of_every_sampler_in_one_stream(both):
-    def action():
-        bits, out = reproducible_bits(key(4, "stream")), np.zeros(66_000, np.int64)
+    def action(integer):
+        bits, out = reproducible_bits(key(4, "stream")), np.zeros(66_000, integer)
         for variance in (0.2, 900.0, 5000.0**2):
             add_noise("skellam", variance, out, bits)
             add_noise("discrete_gaussian", variance, out, bits)
@@ -198,5 +205,7 @@ def test_noise_of_every_sampler_in_one_stream(both):
             add_noise("discrete_gaussian", variance, out, bits)
         return out
 
-    compiled, numpy = both(action)
-    assert np.array_equal(compiled, numpy)
+    (narrow, same), (wide, numpy) = (both(partial(action, integer)) for integer in INTEGERS)
+    assert np.array_equal(wide, numpy)
+    assert np.array_equal(narrow, same)
+    assert np.array_equal(narrow, wide.astype(np.int32))
