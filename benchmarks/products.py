@@ -82,7 +82,7 @@ def of_work(work: str, kind: str, at_once: int) -> list[Product]:
         # Products of a step, one after another; the first state is zero and not multiplied.
         walk, rows = (LENGTH - 1, BATCH) if part == "recurrent" else (1, ROWS)
         shape = (outputs, inputs)
-        if kind == "method":
+        if kind.startswith("method"):
             found += _through(part, shape, times * walk, 1, rows, at_once)
             found += _factors(part, shape, times, walk, rows, at_once)
         else:
@@ -118,7 +118,7 @@ def _factors(
 
 def _output(work: str, kind: str, at_once: int) -> Iterator[Product]:
     width = 128 if work == "W3" else 96
-    if kind == "method":
+    if kind.startswith("method"):
         for way in ("forward", "backward", "gradient"):
             yield Product("output", way, STEPS / at_once, at_once, ROWS, CANDIDATES, width)
         return

@@ -4,8 +4,8 @@ The shapes say which: a weight (O, I) is shared, and its product is ONE matrix m
 the rows of all devices; a weight (K, O, I) is per device, a batched one. A weight (K, O, I) whose
 first stride is 0 (``tensor.expand``) is per device and still equal everywhere, as in the first
 local step: its forward product is shared, its gradient is per device. A weight in bfloat16 has
-its products made in bfloat16, with sums and everything between layers in float32. Float32 products
-are made by C kernels where there are any (``native/products``), else by torch.
+its products made in bfloat16, with sums and everything between layers in float32. C kernels make
+products where there are any (``native/products``), in bfloat16 if the processor does; else torch.
 
 Legend: K devices, N rows of a device (batch · time), I input width, O output width, R LoRA rank.
 
@@ -153,7 +153,7 @@ def apply(x: Tensor, dense: Dense) -> Tensor:
 
 def times(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return x Wᵀ (+ bias): (K, N, I) → (K, N, O)."""
-    if products.supports(x, weight, bias):
+    if products.takes(weight, x, bias):
         return products.times(x, weight.mT, bias)
     one = _the_one(weight)
     if one is not None and one.dtype == x.dtype and bias is not None and bias.dim() == 1:
@@ -201,7 +201,7 @@ def weight_gradient(dy: Tensor, x: Tensor, weight: Tensor) -> Tensor:
 
 def _product(x: Tensor, matrix: Tensor) -> Tensor:
     """(K, N, I) times (I, O) or (K, I, O), in the matrix's precision, returned in that of x."""
-    if products.supports(x, matrix):
+    if products.takes(matrix, x):
         return products.times(x, matrix)
     one, low = _the_one(matrix), x.to(matrix.dtype)
     if one is None:

@@ -161,7 +161,7 @@ def _layer(
     projection: tuple[Any, ...] = (None,) * 5
     if form(spec).projected:
         projection = dense.layer(weights, f"{name}.projection", spec.lora)
-    compiled = recurrence.supports(sums, *state, *recurrent, *projection)
+    compiled = recurrence.supports(sums, *state, recurrent, dense.Dense(*projection))
     walk = recurrence.Recurrence if compiled else _Recurrence
     out: tuple[Tensor, Tensor] = walk.apply(sums, *state, *recurrent, *projection)
     return out

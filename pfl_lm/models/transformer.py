@@ -103,15 +103,15 @@ def _block(
     linear: Linear | None,
 ) -> Tensor:
     """Pass (K, N, D) through a block; in C unless a caller watches its layers."""
-    own = [tensor for other, tensor in weights.items() if other.startswith(f"{name}.")]
-    if linear is not None or not block.supports(x, *own):
-        return _block_in_torch(
-            spec, weights, name, x, shape, linear or dense.by_name(weights, spec.lora)
-        )
     around = ("attention_norm", "feedforward_norm")
     norms = [(weights[f"{name}.{n}_gain"], weights[f"{name}.{n}_bias"]) for n in around]
     parts = ("attention", "attention_out", "feedforward_in", "feedforward_out")
     layers = [dense.layer(weights, f"{name}.{part}", spec.lora) for part in parts]
+    held = [tensor for pair in norms for tensor in pair]
+    if linear is not None or not block.supports(x, *held, *layers):
+        return _block_in_torch(
+            spec, weights, name, x, shape, linear or dense.by_name(weights, spec.lora)
+        )
     about = block.Shape(*shape, spec.heads, spec.activation == "gelu")
     if spec.positions == "rotary":
         cos, sin = _turns(shape[1], spec.embedding_dim // spec.heads // 2, x)

@@ -31,6 +31,7 @@ class Dense(Structure):
         *_each(c_long, "weight_device_stride a_device_stride b_device_stride"),
         ("inner", c_void_p),
         ("scale", c_float),
+        ("low", c_long),
     )
 
 
@@ -194,9 +195,10 @@ TRAINING: Mapping[str, Binding] = {
     "products": Binding(
         {
             "packed_size": (c_long, c_long, c_long),
+            "has_bfloat16": (c_int,),
             "pack_matrix": (None, c_long, c_long, *_OPERAND, c_void_p),
             "multiply_devices": (
-                *(c_int, *(c_long,) * 4, *_OPERAND, *_OPERAND, c_long, c_void_p, c_long),
+                *(c_int, *(c_long,) * 4, *_OPERAND, *_OPERAND, c_long, c_int, c_void_p, c_long),
                 *(*_OPERAND, c_int),
             ),
             "gradient_devices": (

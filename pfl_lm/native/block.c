@@ -110,8 +110,8 @@ static void forward_layer(const block *b, tools *u, int which, part p, const flo
   float *narrow = kept(b, p, l->d.inner, l->d.rank, u->narrow);
   multiply_narrow(p.count, l->d.inputs, l->d.rank, x, w->a, l->d.scale, narrow);
   const float *bias = l->bias ? l->bias + p.k * l->bias_device_stride : 0;
-  passage through = {l->d.inputs, l->d.outputs, l->d.rank, x,    narrow,
-                     w->weight,   w->b,         base,      bias, y};
+  passage through = {l->d.inputs, l->d.outputs, l->d.rank, x, narrow,  w->weight,
+                     w->b,        base,         bias,      y, l->d.low};
   pass_through(&through, p.count);
 }
 
@@ -124,7 +124,7 @@ static void backward_layer(const block *b, tools *u, int which, part p, const fl
   multiply_narrow(p.count, o, r, dy, w->a, l->d.scale, u->narrow);
   if (l->d_b)
     factor_gradient(p.count, r, rows_of(b, p, l->d.inner, r), o, dy, l->d_b + p.k * r * o);
-  passage through = {o, i, r, dy, u->narrow, w->weight, w->b, 0, 0, dx};
+  passage through = {o, i, r, dy, u->narrow, w->weight, w->b, 0, 0, dx, l->d.low};
   pass_through(&through, p.count);
   if (l->d_weight) {
     pack(p.count, o, dy, o, 1, u->left), pack(p.count, i, x, i, 1, u->right);

@@ -10,7 +10,7 @@
 #ifndef PFL_LM_LAYER
 #define PFL_LM_LAYER
 
-#include "products.h"
+#include "bfloat16.h"
 
 #include <stdlib.h>
 
@@ -18,17 +18,20 @@
 #define NEAR_NARROW 40 /* rows of a wide matrix that stay in the first cache beside a narrow one */
 
 typedef struct {
-  long outputs, inputs, rank;  /* O, I, R; O = 0: no such layer, R = 0: no factors */
-  const float *weight, *a, *b; /* (O, I), (R, I), (R, O) of the first device */
+  long outputs, inputs, rank; /* O, I, R; O = 0: no such layer, R = 0: no factors */
+  const void *weight;         /* (O, I) of the first device, float32, or bfloat16 where `low` */
+  const float *a, *b;         /* (R, I), (R, O) of the first device */
   long weight_device_stride, a_device_stride,
-      b_device_stride; /* floats to the next device's; 0: all hold the same */
+      b_device_stride; /* numbers to the next device's; 0: all hold the same */
   float *inner;        /* rows of R: forward scale · x Aᵀ, backward scale · dy B */
   float scale;
+  long low; /* whether the weight's products are made in bfloat16 */
 } dense;
 
 /* The same, packed: x → x Wᵀ + (x Aᵀ) Bᵀ, or dy → dy W + (dy B) A. */
 typedef struct {
-  float *weight, *a, *b; /* factors one after another by device */
+  void *weight;
+  float *a, *b; /* factors one after another by device */
   long a_size, b_size;
 } packed;
 
@@ -41,9 +44,13 @@ HELPER void release(packed *p) { free(p->weight), free(p->a), free(p->b); }
 
 HELPER int prepare_weight(packed *p, const dense *d, long device, int back) {
   long from = back ? d->outputs : d->inputs, to = back ? d->inputs : d->outputs;
-  if (!p->weight && !(p->weight = room(sized(from, to)))) return 1;
-  const float *weight = d->weight + device * d->weight_device_stride;
-  pack(from, to, weight, back ? d->inputs : 1, back ? 1 : d->inputs, p->weight);
+  if (!p->weight && !(p->weight = room(sized(d->low ? pairs(from) : from, to)))) return 1;
+  long at = device * d->weight_device_stride, down = back ? d->inputs : 1,
+       along = back ? 1 : d->inputs;
+  if (d->low)
+    pack_bfloat16(from, to, (const uint16_t *)d->weight + at, down, along, p->weight);
+  else
+    pack(from, to, (const float *)d->weight + at, down, along, p->weight);
   return 0;
 }
 
@@ -72,13 +79,13 @@ INLINE void narrow_tile(int rows, long n, const float *x, const float *panel, fl
     vec even = load(panel), odd = load(panel + WIDTH);
     IN_REGISTER(even);
     IN_REGISTER(odd);
-#pragma GCC unroll 6
+#pragma GCC unroll 8
     for (int i = 0; i < rows; i++) {
       sum[i][0] += all(x[i * n + k]) * even;
       sum[i][1] += all(x[i * n + k + 1]) * odd;
     }
   }
-#pragma GCC unroll 6
+#pragma GCC unroll 8
   for (int i = 0; i < rows; i++) {
     if (k < n) sum[i][0] += all(x[i * n + k]) * load(panel);
     put(to + i * stride, (sum[i][0] + sum[i][1]) * scale, columns);
@@ -100,32 +107,49 @@ HELPER void multiply_narrow(long rows, long n, long rank, const float *x, const 
 typedef struct {
   long from, to, rank;
   const float *x, *narrow; /* (rows, from), (rows, rank) */
-  const float *weight, *b;
+  const void *weight;      /* in bfloat16 where `low` */
+  const float *b;
   const float *base, *bias; /* (rows, to), (to,) or none */
   float *y;
+  long low;
 } passage;
 
-INLINE void passage_tile(int rows, const passage *p, long first, long column, long k, long n) {
+/* The sums of a tile with n lines of the weight; of pairs if it is in bfloat16, in `near`. */
+INLINE void passage_sums(int rows, const passage *p, const uint32_t *near, long first, long column,
+                         long k, long n, vec (*sum)[2]) {
+  if (near) {
+    const uint32_t *row[HEIGHT], *weight = p->weight;
+#pragma GCC unroll 8
+    for (int i = 0; i < rows; i++) row[i] = near + i * n;
+    add_pair_lines(rows, n, row, weight + column * pairs(p->from) + k / 2 * WIDTH, sum);
+  } else {
+    const float *row[HEIGHT], *weight = p->weight;
+#pragma GCC unroll 8
+    for (int i = 0; i < rows; i++) row[i] = p->x + (first + i) * p->from + k;
+    add_products(rows, n, row, 1, weight + column * p->from + k * WIDTH, WIDTH, 0, sum);
+  }
+}
+
+INLINE void passage_tile(int rows, const passage *p, const uint32_t *near, long first, long column,
+                         long k, long n) {
   vec sum[HEIGHT][2];
-  const float *row[HEIGHT], *panel = p->weight + column * p->from + k * WIDTH;
+  const float *row[HEIGHT];
   const float *base = k ? p->y : p->base;
   float *y = p->y + first * p->to + column;
   for (int i = 0; i < rows; i++) {
     expect(y + i * p->to);
-    row[i] = p->x + (first + i) * p->from + k;
     sum[i][0] = sum[i][1] = (vec){0};
   }
-  add_products(rows, n, row, 1, panel, WIDTH, 0, sum);
+  passage_sums(rows, p, near, first, column, k, n, sum);
   if (p->rank && !k) {
     for (int i = 0; i < rows; i++) row[i] = p->narrow + (first + i) * p->rank;
-    panel = p->b + column * p->rank;
-    add_products(rows, p->rank, row, 1, panel, WIDTH, 0, sum);
+    add_products(rows, p->rank, row, 1, p->b + column * p->rank, WIDTH, 0, sum);
   }
   for (int half = 0; half < 2; half++) {
     long at = half * LANES, count = p->to - column - at;
     if (count <= 0) break;
     vec bias = p->bias && !k ? some(p->bias + column + at, smaller(LANES, count)) : (vec){0};
-#pragma GCC unroll 6
+#pragma GCC unroll 8
     for (int i = 0; i < rows; i++) {
       vec all_of_it = sum[i][half] + bias;
       if (base) all_of_it += some(base + (first + i) * p->to + column + at, smaller(LANES, count));
@@ -134,12 +158,28 @@ INLINE void passage_tile(int rows, const passage *p, long first, long column, lo
   }
 }
 
-HELPER void pass_through(const passage *p, long rows) {
-  for (long k = 0; k < p->from; k += STRETCH)
+/* Rows from `first` on, at most NEAR_ROWS, through a weight in bfloat16; `near` is room for them. */
+HELPER void pass_bfloat16(const passage *p, long first, long rows, uint32_t *near) {
+  for (long k = 0; k < p->from; k += 2 * DEPTH) {
+    const long count = smaller(2 * DEPTH, p->from - k), n = pairs(count);
+    for (long i = 0; i < rows; i++) pair_row(count, p->x + (first + i) * p->from + k, near + i * n);
     for (long j = 0; j < p->to; j += WIDTH)
       for (long done = 0, height; done < rows; done += height) {
         height = height_of(rows - done);
-        OF_HEIGHT(height, passage_tile, p, done, j, k, smaller(STRETCH, p->from - k))
+        OF_HEIGHT(height, passage_tile, p, near + done * n, first + done, j, k, n)
+      }
+  }
+}
+
+HELPER void pass_through(const passage *p, long rows) {
+  uint32_t near[NEAR_ROWS * DEPTH];
+  for (long first = 0; p->low && first < rows; first += NEAR_ROWS)
+    pass_bfloat16(p, first, smaller(NEAR_ROWS, rows - first), near);
+  for (long k = 0; !p->low && k < p->from; k += STRETCH)
+    for (long j = 0; j < p->to; j += WIDTH)
+      for (long done = 0, height; done < rows; done += height) {
+        height = height_of(rows - done);
+        OF_HEIGHT(height, passage_tile, p, 0, done, j, k, smaller(STRETCH, p->from - k))
       }
 }
 

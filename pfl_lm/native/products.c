@@ -1,7 +1,7 @@
 /* Products of K devices for callers in Python, each device's operands a stride from the last one's;
    a stride of 0 is an operand that all of them hold. All return 0, or 1 where memory ran out. */
 
-#include "products.h"
+#include "bfloat16.h"
 
 #include <stdlib.h>
 
@@ -21,14 +21,23 @@ void pack_matrix(long depth, long columns, const float *b, long down, long along
   pack(depth, columns, b, down, along, packed);
 }
 
-/* C (K, M, N) = or += A (K, M, D) B (K, D, N) + bias (K, N). */
+/* Whether the processor multiplies pairs of bfloat16, as this file was compiled. */
+int has_bfloat16(void) {
+#ifdef __AVX512BF16__
+  return LANES == 16;
+#else
+  return 0;
+#endif
+}
+
+/* C (K, M, N) = or += A (K, M, D) B (K, D, N) + bias (K, N). B is in bfloat16 where `low`. */
 int multiply_devices(long devices, long rows, long columns, long depth, const float *a,
-                     long a_device_stride, long a_stride, const float *b, long b_device_stride,
-                     long down, long along, const float *bias, long bias_device_stride, float *c,
-                     long c_device_stride, long c_stride, int add) {
+                     long a_device_stride, long a_stride, const void *b, long b_device_stride,
+                     long down, long along, int low, const float *bias, long bias_device_stride,
+                     float *c, long c_device_stride, long c_stride, int add) {
   long group = b_device_stride ? 1 : devices;
   long *at = malloc(2 * group * rows * sizeof *at), *to = at + group * rows;
-  float *packed = room(packed_size(depth, columns));
+  void *packed = room(packed_size(low ? pairs(depth) : depth, columns));
   int failed = !at || !packed;
   for (long k = 0; k < group && !failed; k++)
     for (long i = 0; i < rows; i++) {
@@ -40,9 +49,12 @@ int multiply_devices(long devices, long rows, long columns, long depth, const fl
     for (long one = 0; one < group && bias; one++)
       for (long i = 0; i < rows; i++)
         memcpy(into + to[one * rows + i], bias + (k + one) * bias_device_stride, 4 * columns);
-    pack(depth, columns, b + k * b_device_stride, down, along, packed);
-    multiply(group * rows, columns, depth, a + k * a_device_stride, at, packed, into, to,
-             add || bias);
+    if (low)
+      pack_bfloat16(depth, columns, (const uint16_t *)b + k * b_device_stride, down, along, packed);
+    else
+      pack(depth, columns, (const float *)b + k * b_device_stride, down, along, packed);
+    (low ? multiply_bfloat16 : multiply)(group * rows, columns, depth, a + k * a_device_stride, at,
+                                         packed, into, to, add || bias);
   }
   free(at), free(packed);
   return failed;

@@ -1,7 +1,7 @@
 /* Matrix products: C (M, N) = or += A (M, K) B (K, N), float32, on one core.
 
    B is packed once into panels of 2 LANES columns and used many times: for a weight, by all time
-   steps of a local step and by all devices that hold it frozen. A tile of up to 6 rows by one panel
+   steps of a local step and by all devices that hold it frozen. A tile of up to HEIGHT rows by one panel
    has its sums in registers. Rows of A and C lie anywhere (`at`: offsets in floats), so that rows of
    several devices are one product without being copied together.
 
@@ -16,9 +16,21 @@
 #include "vector.h"
 
 #define WIDTH (2 * LANES) /* columns of a panel */
-#define HEIGHT 6          /* most rows of a tile: 12 sums, as many as hide a sum's latency */
-#define DEPTH 336         /* products of a stretch: its part of a panel stays in the first cache */
-#define NEAR_ROWS 144     /* of A, that stay in the second cache while panels pass */
+
+/* HEIGHT: most rows of a tile, two sums each: at least 12 sums hide the latency of one, and more of
+   them share what is loaded, where there are registers: 32 of AVX-512, 16 of other processors. */
+#if LANES == 16
+#define HEIGHT 8
+#define TALL(tile, ...)                \
+  case 6: tile(6, __VA_ARGS__); break; \
+  case 7: tile(7, __VA_ARGS__); break;
+#else
+#define HEIGHT 6
+#define TALL(tile, ...)
+#endif
+
+#define DEPTH 336     /* products of a stretch: its part of a panel stays in the first cache */
+#define NEAR_ROWS 144 /* of A, that stay in the second cache while panels pass */
 
 /* Keeps what was loaded in its register: compilers would load it again for every row. */
 #if defined(__AVX__)
@@ -43,7 +55,7 @@ INLINE void add_lines(int rows, long n, const float *const *row, long stride, co
       vec left = load(panel), right = load(panel + LANES);
       IN_REGISTER(left);
       IN_REGISTER(right);
-#pragma GCC unroll 6
+#pragma GCC unroll 8
       for (int i = 0; i < rows; i++) {
         vec one = all(row[i][(k + line) * stride]);
         sum[i][0] += one * left;
@@ -54,7 +66,7 @@ INLINE void add_lines(int rows, long n, const float *const *row, long stride, co
 #pragma GCC unroll 1
   for (; k < n; k++, panel += step) {
     vec left = load(panel), right = load(panel + LANES);
-#pragma GCC unroll 6
+#pragma GCC unroll 8
     for (int i = 0; i < rows; i++) {
       vec one = all(row[i][k * stride]);
       sum[i][0] += one * left;
@@ -76,7 +88,7 @@ INLINE void add_products(int rows, long n, const float *const *row, long stride,
 
 /* The sums stored to, or added to, rows of C: as many columns of the panel as there are. */
 INLINE void put_sums(int rows, vec (*sum)[2], float *c, const long *to, long columns, int add) {
-#pragma GCC unroll 6
+#pragma GCC unroll 8
   for (int i = 0; i < rows; i++) {
     float *line = c + to[i];
     if (columns >= WIDTH) {
@@ -99,7 +111,7 @@ INLINE void expect(const float *line) {
 
 /* Sums of `rows` rows of A, row i beginning at a + at[i]. */
 INLINE void begin_sums(int rows, const float *a, const long *at, const float **row, vec (*sum)[2]) {
-#pragma GCC unroll 6
+#pragma GCC unroll 8
   for (int i = 0; i < rows; i++) {
     row[i] = a + at[i];
     sum[i][0] = sum[i][1] = (vec){0};
@@ -119,7 +131,10 @@ INLINE long height_of(long left) {
     case 2: tile(2, __VA_ARGS__); break; \
     case 3: tile(3, __VA_ARGS__); break; \
     case 4: tile(4, __VA_ARGS__); break; \
-    case 5: tile(5, __VA_ARGS__); break; \
+    case 5:                              \
+      tile(5, __VA_ARGS__);              \
+      break;                             \
+      TALL(tile, __VA_ARGS__)            \
     default: tile(HEIGHT, __VA_ARGS__);  \
   }
 
@@ -147,7 +162,8 @@ HELPER void pass(long rows, long n, const float *a, const long *at, const float 
 
 /* C = or += A B with B packed; row i of A begins at a + at[i], of C at c + to[i]. */
 HELPER void multiply(long rows, long columns, long depth, const float *a, const long *at,
-                     const float *packed, float *c, const long *to, int add) {
+                     const void *b, float *c, const long *to, int add) {
+  const float *packed = b;
   for (long first = 0; first < rows; first += NEAR_ROWS)
     for (long k = 0; k < depth; k += DEPTH)
       for (long j = 0; j < columns; j += WIDTH)

@@ -22,6 +22,21 @@ def supports(*tensors: Tensor | None) -> bool:
     )
 
 
+def takes(matrix: Tensor, *tensors: Tensor | None) -> bool:
+    """:func:`supports`, of the matrix of a product too: it may be in bfloat16 if that is faster."""
+    low = matrix.dtype == torch.bfloat16 and has_bfloat16()
+    return supports(*tensors, None if low else matrix)
+
+
+def has_bfloat16() -> bool:
+    """Whether the kernels multiply bfloat16 by an instruction of the processor (AVX512_BF16).
+
+    Without it they compute the same from float32's products, slower than those.
+    """
+    library = native.load("products")
+    return library is not None and bool(library.has_bfloat16())
+
+
 def supports_contiguous(library: str, *tensors: Tensor | None) -> bool:
     """:func:`supports`, for kernels of another ``library`` too, which take contiguous tensors."""
     return (
@@ -55,6 +70,7 @@ def times(
     """Return x (K, N, I) times matrix (I, O) or (K, I, O), plus bias (O,) or (K, O).
 
     Args:
+        matrix: float32, or bfloat16: x is then rounded to it, and sums are float32.
         into: (K, N, O), rows contiguous: the product is added to it instead.
     """
     x, matrix = _in_rows(x), _plain(matrix)
@@ -68,6 +84,7 @@ def times(
             *(devices, rows, columns, depth),
             *(x.data_ptr(), *x.stride()[:2]),
             *(matrix.data_ptr(), device_stride(matrix, 3), *matrix.stride()[-2:]),
+            matrix.dtype == torch.bfloat16,
             *((None, 0) if bias is None else (bias.data_ptr(), device_stride(bias, 2))),
             *(y.data_ptr(), *y.stride()[:2], into is not None),
         )

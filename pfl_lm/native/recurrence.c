@@ -34,7 +34,8 @@ static void through(const packed *p, const dense *d, long group, long windows, i
                     const float *x, const long *x_at, float *y, const long *y_at, float *inner,
                     long inner_device_stride, long *inner_at, int add) {
   long from = back ? d->outputs : d->inputs, to = back ? d->inputs : d->outputs;
-  multiply(group * windows, to, from, x, x_at, p->weight, y, y_at, add);
+  (d->low ? multiply_bfloat16 : multiply)(group * windows, to, from, x, x_at, p->weight, y, y_at,
+                                          add);
   if (!d->rank) return;
   offsets(windows, d->rank, inner_at);
   for (long k = 0; k < group; k++) {

@@ -38,7 +38,7 @@ INLINE void score_tile(int words, const softmax *s, long word, long column, floa
   vec sum[HEIGHT][2];
   score_words(words, s->width, s->table + word * s->width, s->bias ? s->bias + word : 0,
               s->columns + column * s->width, !column, sum);
-#pragma GCC unroll 6
+#pragma GCC unroll 8
   for (int i = 0; i < words; i++)
     for (int side = 0; side < 2; side++) {
       vec score = sum[i][side];

@@ -47,7 +47,7 @@ INLINE void rank_tile(int words, const top_words *r, long word, long column, vec
   ints above = {0};
   score_words(words, r->width, r->table + word * r->width, r->bias ? r->bias + word : 0,
               r->columns + column * r->width, !column, sum);
-#pragma GCC unroll 6
+#pragma GCC unroll 8
   for (int i = 0; i < words; i++)
     for (int side = 0; side < 2; side++) {
       above |= sum[i][side] > load(last + side * LANES);

@@ -235,7 +235,14 @@ def test_partial_payload_is_autograd_restricted_to_it(kind, dense, clip) -> None
 
 @pytest.mark.parametrize("kind", ["cifg_lstm", "lstm", "transformer"])
 @pytest.mark.parametrize("case", ["everything", "rows + lora"])
-def test_bfloat16_products_give_nearly_the_same_update(kind: str, case: str) -> None:
+@pytest.mark.parametrize("compiled", [True, False])
+def test_bfloat16_products_give_nearly_the_same_update(
+    kind: str, case: str, compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By torch, and by the kernels, on a processor that must emulate the instruction too."""
+    if compiled and native.load("products") is None:
+        pytest.skip("no C kernels: no compiler, or PFL_LM_NATIVE=0")
+    monkeypatch.setattr(products, "has_bfloat16", lambda: compiled)
     more, plan = PLANS[case]
     spec = spec_of(kind, **more)
     held = setting(spec, plan)
@@ -244,7 +251,7 @@ def test_bfloat16_products_give_nearly_the_same_update(kind: str, case: str) -> 
     low, traces = run(spec, *held, text_of(), replace(local, precision="bfloat16"))
     assert low.dtype == np.float32
     error = np.linalg.norm(low - exact) / np.linalg.norm(exact)
-    assert 1e-5 < error < 0.1
+    assert 1e-5 < error < 0.2  # a ReLU near its corner may fall on the other side
     assert all(np.isfinite(t.loss) for t in traces)
 
 

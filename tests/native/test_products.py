@@ -99,3 +99,39 @@ def test_gradients_added_straight_to_what_is_trained(
     torch.testing.assert_close(into, expected, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(bias, biases, atol=1e-4, rtol=1e-4)
     assert torch.equal(trained[:, :3], before)
+
+
+@given(
+    *(st.integers(1, 3), SIZES, SIZES, st.one_of(SIZES, st.integers(660, 700))),
+    *(st.booleans(), st.booleans(), st.booleans(), st.integers(0, 9)),
+)
+def test_products_in_bfloat16(devices, rows, columns, depth, own, flipped, add, seed) -> None:
+    """Of what torch rounds to 16 bits, summed in 32: by one instruction for two, or without it."""
+    draw = torch.Generator().manual_seed(seed)
+    x = torch.randn(devices, rows, depth, generator=draw)
+    held = (devices,) if own else ()
+    matrix = torch.randn(*held, depth, columns, generator=draw).bfloat16()
+    matrix = matrix.mT.contiguous().mT if flipped else matrix
+    y = torch.randn(devices, rows, columns, generator=draw)
+    exact = x.bfloat16().double() @ matrix.double() + (y if add else 0)
+    found = products.times(x, matrix, None, y) if add else products.times(x, matrix)
+    np.testing.assert_allclose(found, exact, atol=6e-6 * depth**0.5)
+    alone = products.times(x[:1, -1:], matrix[:1] if own else matrix)
+    together = products.times(x, matrix)
+    assert torch.equal(alone[0, 0], together[0, -1]), "a row has the same bits beside any others"
+
+
+@pytest.mark.parametrize("place", [0, 1, 30, 31, 32, 38])
+def test_numbers_are_rounded_to_bfloat16_as_torch_does(place: int) -> None:
+    """To the nearest, ties to even, up to infinity; NaN stays NaN whatever bits it has."""
+    ties = torch.tensor([0x3F808000, 0x3F818000, 0x3F808001, 0x3F817FFF, 0x7F7F8000, 0x7F7F7FFF])
+    nans = torch.tensor([0x7FFFFFFF, 0x7F800001, 0x7FC00000, 0x7F800000, 0, 0x00800000])
+    drawn = torch.randint(
+        0x00800000, 0x7F800000, (100,), generator=torch.Generator().manual_seed(1)
+    )
+    numbers = torch.cat([ties, nans, drawn]).to(torch.int32).view(torch.float32)
+    numbers = torch.cat([numbers, -numbers])
+    x = torch.zeros(1, len(numbers), 39)
+    x[0, :, place] = numbers
+    found = products.times(x, torch.ones(39, 1).bfloat16())[0, :, 0]
+    np.testing.assert_array_equal(found, numbers.bfloat16().float())

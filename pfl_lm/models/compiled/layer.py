@@ -12,18 +12,27 @@ from torch import Tensor
 
 from pfl_lm import native
 from pfl_lm.models.dense import Dense
-from pfl_lm.native import bindings
+from pfl_lm.native import bindings, products
 from pfl_lm.native.products import address, device_stride
+
+_PRECISIONS = (torch.float32, torch.bfloat16)
 
 
 def supports(library: str, *tensors: Any) -> bool:
-    """Whether a library's kernels take these tensors; the first has a device in each row.
+    """Whether a library's kernels take these tensors, layers too; the first has a row a device.
 
-    They take float32 on the CPU, if there is a device for every thread.
+    They take float32 on the CPU, if there is a device for every thread; a layer's weight also in
+    bfloat16, where the processor multiplies it.
     """
-    given = [tensor for tensor in tensors if isinstance(tensor, Tensor)]
+    layers = [layer for layer in tensors if isinstance(layer, Dense) and layer.weight is not None]
+    given = [each for each in tensors if isinstance(each, Tensor)]
+    given += [each for layer in layers for each in layer[1:] if isinstance(each, Tensor)]
+    weights = [layer.weight for layer in layers]
+    if not products.has_bfloat16():
+        given, weights = given + weights, []
     return (
         all(x.dtype == torch.float32 and x.device.type == "cpu" for x in given)
+        and all(x.dtype in _PRECISIONS and x.device.type == "cpu" for x in weights)
         and len(given[0]) >= torch.get_num_threads()
         and native.load(library) is not None
     )
@@ -49,6 +58,7 @@ def describe(layer: Dense, inner: Tensor | None) -> bindings.Dense:
     outputs, inputs = layer.weight.shape[-2:]
     held = bindings.Dense(outputs, inputs, weight=layer.weight.data_ptr())
     held.weight_device_stride = device_stride(layer.weight, 3)
+    held.low = layer.weight.dtype == torch.bfloat16
     if layer.a is not None and layer.b is not None:
         held.rank, held.scale = layer.a.shape[-2], layer.scale
         held.inner = address(inner)

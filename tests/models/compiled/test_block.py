@@ -12,6 +12,7 @@ from pfl_lm import native
 from pfl_lm.models import dense, transformer
 from pfl_lm.models.compiled import block
 from pfl_lm.models.models import LoraSpec, ModelSpec, roles
+from pfl_lm.native import products
 
 K = 3
 SMALL = ModelSpec("transformer", 9, 42, layers=1, heads=3, feedforward_dim=29, context=64)
@@ -172,3 +173,28 @@ def test_other_precisions_and_fewer_devices_than_threads_go_through_torch() -> N
         assert not block.supports(x)
     finally:
         torch.set_num_threads(1)
+
+
+def test_weights_in_bfloat16_change_a_block_as_little_as_their_rounding(monkeypatch) -> None:
+    """Products of 8 bits, sums of 24: forward and backward, beside a block of rounded weights."""
+    monkeypatch.setattr(products, "has_bfloat16", lambda: True)
+    draw = torch.Generator().manual_seed(0)
+
+    def numbers(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=draw)
+
+    x, dy = numbers(3, 35, 24).requires_grad_(), numbers(3, 35, 24)
+    norms = [(torch.ones(24), torch.zeros(24))] * 2
+    layers = [
+        dense.Dense(0.2 * numbers(o, i), numbers(o), 0.2 * numbers(3, 4, i), 0.2 * numbers(3, o, 4))
+        for o, i in ((72, 24), (24, 24), (40, 24), (24, 40))
+    ]
+    low = [layer._replace(weight=layer.weight.bfloat16()) for layer in layers]
+    rounded = [layer._replace(weight=layer.weight.float()) for layer in low]
+    found = []
+    for each in (low, rounded):
+        assert block.supports(x, *each)
+        y = block.apply(x, block.Shape(5, 7, 4, True), norms, each)
+        found.append((y.detach(), *torch.autograd.grad(y, x, dy)))
+    for one, other in zip(*found, strict=True):
+        assert 0 < (one - other).norm() / other.norm() < 0.01

@@ -11,6 +11,7 @@ from torch import Tensor
 from pfl_lm import native
 from pfl_lm.models import recurrent
 from pfl_lm.models.compiled import recurrence
+from pfl_lm.models.dense import Dense
 
 K, T, B, H, S = 3, 4, 5, 13, 7
 
@@ -107,6 +108,7 @@ def test_other_precisions_and_fewer_devices_than_threads_go_through_torch() -> N
     assert recurrence.supports(layer.sums, None, 0.5)
     assert not recurrence.supports(layer.sums, layer.r.double())
     assert not recurrence.supports(layer.sums, layer.r.bfloat16())
+    assert not recurrence.supports(layer.sums, Dense(layer.r.double()))
     torch.set_num_threads(K + 1)
     try:
         assert not recurrence.supports(layer.sums)

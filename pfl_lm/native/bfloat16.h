@@ -1,0 +1,118 @@
+/* Products of float32 rows with a matrix in bfloat16: numbers of 16 bits, sums of float32.
+
+   Two neighbours of a sum are a pair, one word of 32 bits: the first in its low half. Processors with
+   AVX512_BF16 multiply and add a pair in one instruction; elsewhere its halves are numbers of float32
+   whose low half is 0, multiplied one after the other. Panels, tiles and stretches are those of
+   products.h, with lines of pairs. Rows are rounded when they are multiplied, to the nearest even. */
+
+#ifndef PFL_LM_BFLOAT16
+#define PFL_LM_BFLOAT16
+
+#include "products.h"
+
+typedef ints loose_ints __attribute__((aligned(4), may_alias));
+
+INLINE long pairs(long numbers) { return (numbers + 1) / 2; }
+
+/* sum + the products of pairs, lane by lane. */
+INLINE vec add_pairs(vec sum, ints a, ints b) {
+#if defined(__AVX512BF16__) && LANES == 16
+  return (vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+#else
+  const int32_t high = (int32_t)0xffff0000;
+  sum += (vec)(a & high) * (vec)(b & high);
+  return sum + (vec)(a << 16) * (vec)(b << 16);
+#endif
+}
+
+typedef uint32_t words __attribute__((vector_size(4 * LANES)));
+typedef uint64_t twos __attribute__((vector_size(4 * LANES)));
+typedef uint32_t halves __attribute__((vector_size(2 * LANES)));
+typedef uint32_t loose_halves __attribute__((vector_size(2 * LANES), aligned(4), may_alias));
+
+/* Each number's highest 16 bits, rounded to the nearest, ties to even, as the highest of a lane; NaN
+   stays NaN. */
+INLINE words rounded(vec x) {
+  words bits = (words)x, up = bits + 0x7fff + (bits >> 16 & 1);
+  return (words)either(x == x, (vec)up, (vec)(bits | 0x400000));
+}
+
+/* LANES numbers as pairs. */
+INLINE halves paired(vec x) {
+  twos two = (twos)rounded(x);
+  return __builtin_convertvector((two >> 16 & 0xffff) | (two >> 32 & 0xffff0000), halves);
+}
+
+/* n numbers of a row as pairs; an odd one has 0 beside it. */
+HELPER void pair_row(long n, const float *row, uint32_t *to) {
+  long k = 0;
+  for (; k + LANES <= n; k += LANES) *(loose_halves *)(to + k / 2) = paired(load(row + k));
+  halves last = paired(load_some(row + k, n - k));
+  memcpy(to + k / 2, &last, 4 * pairs(n - k));
+}
+
+/* sum[i] += row[i][k] line[k] over n lines of pairs. */
+INLINE void add_pair_lines(int rows, long n, const uint32_t *const *row, const uint32_t *panel,
+                           vec (*sum)[2]) {
+#pragma GCC unroll 2
+  for (long k = 0; k < n; k++, panel += WIDTH) {
+    ints left = *(const loose_ints *)panel, right = *(const loose_ints *)(panel + LANES);
+    IN_REGISTER(left);
+    IN_REGISTER(right);
+#pragma GCC unroll 8
+    for (int i = 0; i < rows; i++) {
+      ints one = (int32_t)row[i][k] - (ints){0};
+      sum[i][0] = add_pairs(sum[i][0], one, left);
+      sum[i][1] = add_pairs(sum[i][1], one, right);
+    }
+  }
+}
+
+INLINE void pair_tile(int rows, long n, const uint32_t *a, const uint32_t *panel, float *c,
+                      const long *to, long columns, int add) {
+  vec sum[HEIGHT][2];
+  const uint32_t *row[HEIGHT];
+#pragma GCC unroll 8
+  for (int i = 0; i < rows; i++) {
+    expect(c + to[i]);
+    row[i] = a + i * n;
+    sum[i][0] = sum[i][1] = (vec){0};
+  }
+  add_pair_lines(rows, n, row, panel, sum);
+  put_sums(rows, sum, c, to, columns, add);
+}
+
+/* multiply() of products.h with B packed by pack_bfloat16; DEPTH pairs are a stretch. */
+HELPER void multiply_bfloat16(long rows, long columns, long depth, const float *a, const long *at,
+                              const void *packed, float *c, const long *to, int add) {
+  uint32_t near[NEAR_ROWS * DEPTH];
+  for (long first = 0; first < rows; first += NEAR_ROWS)
+    for (long k = 0; k < depth; k += 2 * DEPTH) {
+      long count = smaller(NEAR_ROWS, rows - first), n = pairs(smaller(2 * DEPTH, depth - k));
+      for (long i = 0; i < count; i++)
+        pair_row(smaller(2 * DEPTH, depth - k), a + at[first + i] + k, near + i * n);
+      for (long j = 0; j < columns; j += WIDTH) {
+        const uint32_t *panel = (const uint32_t *)packed + j * pairs(depth) + k / 2 * WIDTH;
+        for (long i = 0, height; i < count; i += height) {
+          height = height_of(count - i);
+          OF_HEIGHT(height, pair_tile, n, near + i * n, panel, c + j, to + first + i, columns - j,
+                    add || k > 0)
+        }
+      }
+    }
+}
+
+/* Pack B (K, N) of bfloat16, whose element (k, j) lies at b[k * down + j * along], into panels of
+   pairs; what is missing is 0. */
+HELPER void pack_bfloat16(long depth, long columns, const uint16_t *b, long down, long along,
+                          void *packed) {
+  uint32_t *line = packed;
+  for (long j = 0; j < columns; j += WIDTH)
+    for (long k = 0; k < depth; k += 2, line += WIDTH)
+      for (long i = 0; i < WIDTH; i++) {
+        const uint16_t *at = b + k * down + (j + i) * along;
+        line[i] = j + i >= columns ? 0 : at[0] | (k + 1 < depth ? (uint32_t)at[down] << 16 : 0);
+      }
+}
+
+#endif
