@@ -145,7 +145,7 @@ static void score_rows(const candidates *c, tools *u, long k, long first, long c
   long at = k * c->rows + first, p = c->width;
   const float *vectors = c->vectors + at * p;
   float *gradient = c->gradient + at * p;
-  passage scores = {p, c->count, 0, vectors, 0, u->turned, 0, 0, u->bias, u->scores};
+  passage scores = {p, c->count, 0, vectors, 0, u->turned, 0, 0, u->bias, u->scores, 0};
   pass_through(&scores, count);
   for (long i = 0; i < count; i++) {
     int64_t word = c->targets[at + i];
@@ -156,7 +156,7 @@ static void score_rows(const candidates *c, tools *u, long k, long first, long c
     u->target[first + i] =
         contrast(c->count, u->scores + i * c->count, target, c->weight[at + i], c->loss + at + i);
   }
-  passage mixed = {c->count, p, 0, u->scores, 0, u->plain, 0, 0, 0, gradient};
+  passage mixed = {c->count, p, 0, u->scores, 0, u->plain, 0, 0, 0, gradient, 0};
   pass_through(&mixed, count);
   for (long i = 0; i < count; i++) {
     const float *own = row_of(&c->scoring, k, c->targets[at + i]);
