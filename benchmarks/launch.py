@@ -22,8 +22,9 @@ from pfl_lm.models.file import load_model
 from pfl_lm.pages import charts
 from pfl_lm.pages.charts import Level, Series, legend, line_chart
 from pfl_lm.queries.ask import QuerySession
-from pfl_lm.queries.comparison import PRIMARY, RANGES, answer, comparison_query, estimates
-from pfl_lm.queries.launch import LaunchQuestion, decide, differences
+from pfl_lm.queries.comparison import PRIMARY, RANGES, answer, comparison_query, measure
+from pfl_lm.queries.launch import differences
+from pfl_lm.queries.launch_rule import LaunchQuestion, decide
 from pfl_lm.recipes import load
 from pfl_lm.text.population import PopulationStore
 from pfl_lm.text.tokenizer import Tokenizer
@@ -46,8 +47,8 @@ def run(total: np.ndarray, phones: int, policy: Policy, seed: int, question: Lau
     padded = np.zeros(query.dim)
     padded[: len(total)] = total
     sums = noised(session, query, 0, padded, phones)
-    found = estimates(sums, session.deviation(query))
-    return decide(question, found, session.deviation(query)), found
+    measured = measure(sums, session.deviation(query))
+    return decide(question, measured, session.deviation(query)), measured.whole
 
 
 def drawn_sum(answers: np.ndarray, phones: int, random: np.random.Generator) -> np.ndarray:

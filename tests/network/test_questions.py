@@ -35,7 +35,8 @@ from pfl_lm.network.transport import Limits, messages
 from pfl_lm.queries.ask import QuerySession, broadcast_of
 from pfl_lm.queries.discover import WordsQuestion, find_words, first_question
 from pfl_lm.queries.found import open_discovered
-from pfl_lm.queries.launch import LaunchQuestion, differences
+from pfl_lm.queries.launch import differences
+from pfl_lm.queries.launch_rule import LaunchQuestion
 from pfl_lm.queries.stated import content_of, plan_of, words_of
 from pfl_lm.queries.two_models import TwoModels
 from pfl_lm.run.progress import ProgressListener
