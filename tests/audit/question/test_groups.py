@@ -32,7 +32,7 @@ def question(tmp_path: Path) -> dict[str, Any]:
         "manifest": manifest,
         "genesis": {"groups": list(GROUPS)},
         "rounds": [{"round": 0, "payload": {"digest": query.digest}}],
-        "result": {"groups": dict.fromkeys(GROUPS, {})},
+        "result": {"groups": {group: {} for group in GROUPS}},
     }
 
 
