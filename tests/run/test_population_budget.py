@@ -115,7 +115,8 @@ def test_a_second_run_on_the_same_people_is_refused_and_leaves_nothing(scenario,
 
 def test_what_choosing_cost_is_counted_by_the_ledger_and_not_stated(scenario, tmp_path):
     """Two trainings and a comparison: with --ledgers nobody has to say how many there were."""
-    first, _ = (run(scenario(seed=s, rounds=1), tmp_path / "runs" / f"seed {s}") for s in (8, 9))
+    first = run(scenario(rounds=1), tmp_path / "runs" / "first")
+    asked(scenario, tmp_path, "seed 9", "training")
     choices = tmp_path / "ledgers"
 
     def told(ledgers=choices, trials=None):
@@ -156,7 +157,7 @@ def test_a_simulation_that_names_no_ledger_says_so(scenario, tmp_path):
 
 
 def asked(scenario, tmp_path, name, purpose):
-    """Debit these people a question of one round."""
+    """Debit these people one round of a question, or of a training elsewhere."""
     context = open_run(scenario())
     policy = replace(context.privacy.policy, rounds=1)
     event = policy.event(20.0, round=0)

@@ -57,7 +57,8 @@ def choices_of(chain: Chain, ledgers: Path) -> Choices | str:
     total, misstated = total_of(people.entries)
     if wrong or misstated or total is None:
         return wrong or misstated or "it states no total"
-    debits, names = debits_by_run(people.entries), {"training": [], "comparison": []}
+    names: dict[str, list[str]] = {"training": [], "comparison": []}
+    debits = debits_by_run(people.entries)
     rounds: list[RoundGroup] = []
     known = [entry for entry in people.entries if entry.get("kind") == "begin"]
     for begin in known:
