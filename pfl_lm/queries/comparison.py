@@ -169,7 +169,7 @@ def estimates(sums: Doubles, deviation: float) -> dict[str, Estimate] | None:
     """
     count, by_measure = weights()
     users = sums[0] / count
-    if users < 10 * deviation / count:  # the denominator itself must be known to a tenth
+    if users < least_phones(deviation):
         return None
     found = {}
     for place, (name, limit) in enumerate(RANGES.items()):
@@ -181,6 +181,11 @@ def estimates(sums: Doubles, deviation: float) -> dict[str, Estimate] | None:
         error = math.hypot(noise, spread / math.sqrt(users))
         found[name] = Estimate(float(limit * mean), float(limit * error), limit * spread)
     return found
+
+
+def least_phones(deviation: float) -> int:
+    """Return how many phones with text it takes to form a mean: their count is known to a tenth."""
+    return math.ceil(10 * deviation / weights()[0])
 
 
 def error_of(spread: float, users: float, deviation: float, name: str = PRIMARY) -> float:

@@ -10,7 +10,14 @@ from scipy import stats
 
 from pfl_lm.dp.policy import Policy
 from pfl_lm.phones.fleet import Fleet
-from pfl_lm.queries.comparison import PRIMARY, Estimate, Measured, error_of, users_needed
+from pfl_lm.queries.comparison import (
+    PRIMARY,
+    Estimate,
+    Measured,
+    error_of,
+    least_phones,
+    users_needed,
+)
 from pfl_lm.queries.groups import noise_factor, permitted
 from pfl_lm.secagg.rounds import Kind
 from pfl_lm.validate import at_least, below_one, positive, within
@@ -99,23 +106,23 @@ def plan(question: LaunchQuestion, users: int, deviation: float, groups: Sequenc
         f"{question.alpha:.0%} at most; one that is better by {question.gain:g} nats is launched "
         f"with chance {chance:.0%} and rejected with {question.alpha:.0%} at most, if users differ "
         f"by {question.spread:g} nats. A chance of {question.power:.0%} takes {needed:,} phones."
-        + _plan_of_groups(question, groups)
+        + _plan_of_groups(question, deviation, groups)
     )
 
 
-def _plan_of_groups(question: LaunchQuestion, groups: Sequence[str]) -> str:
+def _plan_of_groups(question: LaunchQuestion, deviation: float, groups: Sequence[str]) -> str:
     """Say before anybody is asked what the groups change."""
     if not groups:
         return ""
-    more = noise_factor(len(groups)) - 1
+    more, least = noise_factor(len(groups)) - 1, least_phones(deviation)
     text = (
         f" Figures by group ({', '.join(groups)}) make the noise on every figure {more:.0%} "
-        "larger, which is counted here"
+        f"larger, which is counted here; a group of fewer than about {least:,} phones tells nothing"
     )
     if not question.no_group_worse:
-        return f"{text}; the rule looks at all phones together."
+        return f"{text}. The rule looks at all phones together."
     return (
-        f"{text}; a candidate that is shown to lose log-loss in one of them is not launched, and "
+        f"{text}. A candidate that is shown to lose log-loss in one of them is not launched, and "
         "what is said of rejections holds for one that is worse in none."
     )
 
@@ -150,7 +157,8 @@ def decide(question: LaunchQuestion, measured: Measured, deviation: float) -> De
         return Decision("do not launch", f"The candidate is worse {worse}.")
     low, high = main.bound(alpha), main.bound(1 - alpha / 2)
     if low > 0:
-        return Decision("launch", f"The candidate gains at least {low:.4f} nats a prediction.")
+        gains = f"The candidate gains at least {low:.4f} nats a prediction."
+        return Decision("launch", gains + _unknown(question, measured))
     if high < question.gain:
         worth = f"{question.gain:g} are worth a launch"
         return Decision("do not launch", f"It gains at most {high:.4f} nats, and {worth}.")
@@ -166,6 +174,14 @@ def _worse(question: LaunchQuestion, found: Mapping[str, Estimate], measured: Me
     others |= {f"for the group {name}": each[PRIMARY] for name, each in groups.items() if each}
     reach = 1 - question.alpha / (2 * (len(found) - 1 + len(groups)))
     return next((name for name, each in others.items() if each.bound(reach) < 0), "")
+
+
+def _unknown(question: LaunchQuestion, measured: Measured) -> str:
+    """Say of which groups the rule could not tell whether they get worse."""
+    names = [name for name, found in measured.groups.items() if found is None]
+    if not names or not question.no_group_worse:
+        return ""
+    return f" Too few phones tell whether it is worse for {', '.join(names)}."
 
 
 def _deviations(question: LaunchQuestion) -> float:

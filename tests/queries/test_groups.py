@@ -16,6 +16,7 @@ from pfl_lm.queries.comparison import (
     CELLS,
     PRIMARY,
     RANGES,
+    Estimate,
     Measured,
     answer,
     comparison_query,
@@ -47,6 +48,11 @@ def drawn(random: np.random.Generator, means: tuple[float, ...], spread: float =
     own = np.array(rows) * math.sqrt(0.5)
     exact = np.concatenate([own.sum(axis=0), own.ravel()])
     return exact + random.normal(0, DEVIATION, len(exact))
+
+
+def drawn_alike(gain: float) -> dict[str, Estimate]:
+    """Return estimates that leave no doubt of a gain by every measure."""
+    return {name: Estimate(gain, 1e-6, 0.1) for name in RANGES}
 
 
 class TestAnswer:
@@ -147,6 +153,10 @@ class TestIntervals:
         found = measure(sums, DEVIATION, GROUPS)
         assert found.groups["high"] is None
         assert found.groups["low"] is not None
+        rule = LaunchQuestion(by_group=True, no_group_worse=True)
+        launched = decide(rule, replace(found, whole=drawn_alike(0.1)), DEVIATION)
+        assert launched.verdict == "launch"
+        assert "Too few phones tell whether it is worse for high" in launched.reason
 
 
 class TestRule:
@@ -178,6 +188,7 @@ class TestRule:
     def test_the_plan_says_what_groups_change_before_anybody_is_asked(self) -> None:
         stated = plan(self.question, 100_000, DEVIATION * noise_factor(3), GROUPS)
         assert "the noise on every figure 22% larger" in stated
+        assert "a group of fewer than about 310 phones tells nothing" in stated
         assert "lose log-loss in one of them is not launched" in stated
         assert "group" not in plan(LaunchQuestion(), 100_000, DEVIATION)
 

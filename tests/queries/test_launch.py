@@ -135,7 +135,7 @@ def test_figures_by_group_survive_a_crash_and_the_audit_knows_them(folder: Path)
         launch(folder, "unigram", "guess", *by_group, output="by-group")
     status, shown, _ = launch(folder, "unigram", "guess", *by_group, "--resume", output="by-group")
     assert status == 0, shown
-    assert "is not launched, and what is said of rejections" in shown
+    assert "lose log-loss in one of them is not launched" in shown
     assert all(group in shown for group in ("odd", "even", "other", "95%, all groups at once"))
     path = folder / "by-group"
     result = json.loads((path / "comparison.json").read_text())
