@@ -139,6 +139,8 @@ class TestIntervals:
             found = measure(drawn(random, means), DEVIATION, GROUPS)
             ends = [found.groups[g][PRIMARY].interval(found.confidence) for g in GROUPS]
             held += all(low <= m <= high for m, (low, high) in zip(means, ends, strict=True))
+            widths = [high - low for low, high in ends]
+            assert widths == sorted(widths)  # the groups shrink
             low, high = found.whole[PRIMARY].interval(0.95)
             held_whole += low <= mean <= high
         # The mean of the users who were drawn is what an interval holds: spread of users counts.

@@ -14,6 +14,7 @@ from pfl_lm.audit.findings import Finding
 from pfl_lm.audit.question.artifacts import QuestionArtifacts
 
 NAME = "the cells are those of permitted groups"
+LABELS = "the labels are public"
 _MEASURES = ("log-loss", "top-1", "top-3", "keystrokes saved")
 _BLOCK = [
     "phones with text",
@@ -31,7 +32,8 @@ def group_cells(
         rounds: the ledger's entries of rounds.
 
     Returns:
-        One finding; none for another kind of question.
+        A finding about the cells, and where there are groups one about their labels; none for
+        another kind of question.
     """
     if artifacts.manifest["kind"] != "comparison":
         return []
@@ -46,7 +48,11 @@ def group_cells(
         f"({', '.join(groups)}), which the policy permits; a device fills {2 * cells}, and its "
         "answer is as long as without groups."
     )
-    return [Finding(NAME, True, text)]
+    vouched = (
+        f"Who is in which group ({', '.join(groups)}) is taken to be public: ε does not cover it. "
+        "The policy's owner vouches for that."
+    )
+    return [Finding(NAME, True, text), Finding(LABELS, None, vouched)]
 
 
 def _wrong(

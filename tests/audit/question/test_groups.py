@@ -40,8 +40,10 @@ def audited(question: dict[str, Any], folder: Path) -> str:
     """Return what the audit says of the cells: "" where they are right."""
     (folder / "comparison.json").write_text(json.dumps(question["result"]))
     artifacts = QuestionArtifacts(folder, question["manifest"])
-    (finding,) = group_cells(artifacts, question["genesis"], question["rounds"])
+    finding, *labels = group_cells(artifacts, question["genesis"], question["rounds"])
     assert finding.name == NAME
+    groups = question["manifest"]["asked"]["groups"]
+    assert [told.holds for told in labels] == ([None] if groups and finding.holds else [])
     return "" if finding.holds else finding.text
 
 
