@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -32,12 +31,13 @@ from pfl_lm.cli.serving import (
 )
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.table import Table
 
     from pfl_lm.queries.comparison import Estimate, Measured
     from pfl_lm.queries.launch_rule import Decision
 
-_DEVICES = "devices"
+_DEVICES = "devices"  # of --groups: each states its own
+_MEASURE = "measure (more is better)"
 STATUS = {"launch": 0, "do not launch": 1, "not enough phones": 3}
 
 
@@ -190,37 +190,45 @@ def _show(decision: Decision, measured: Measured, output: Path) -> None:
 
     console = Console()
     if measured.whole is not None:
-        _differences(console, {"": measured.whole}, 0.95, "95% interval")
+        table = _table("mean over users", _MEASURE, "difference", "95% interval")
+        for name, estimate in measured.whole.items():
+            table.add_row(name, *_cells(name, estimate, 0.95))
+        console.print(table)
     if measured.groups:
-        _differences(console, measured.groups, measured.confidence, "95%, all groups at once")
+        console.print(_by_group(measured))
     console.print(f"[bold]{decision.verdict}[/bold]: {decision.reason}", soft_wrap=True)
     if decision.phones_needed is not None:
         console.print(f"To tell, it would take about {decision.phones_needed:,} phones.")
     console.print(f"The figures and the ledger are in {output}", soft_wrap=True)
 
 
-def _differences(
-    console: Console, found: Mapping[str, dict[str, Estimate] | None], confidence: float, head: str
-) -> None:
-    """Print a table of differences: of all users ("") or by group."""
+def _by_group(measured: Measured) -> Table:
+    """Lay out the differences of each group."""
     from rich.markup import escape
+
+    table = _table("by public group", "group", _MEASURE, "difference", "95%, all groups at once")
+    for group, found in measured.groups.items():
+        table.add_section()
+        if found is None:
+            table.add_row(escape(group), "too few phones to tell")
+        for place, (name, estimate) in enumerate((found or {}).items()):
+            cells = _cells(name, estimate, measured.confidence)
+            table.add_row("" if place else escape(group), name, *cells)
+    return table
+
+
+def _table(whom: str, *columns: str) -> Table:
     from rich.table import Table
 
-    by_group = "" not in found
-    whom = "by public group" if by_group else "mean over users"
     table = Table(title=f"Candidate less current, {whom}", title_justify="left")
-    for column in ["group"] * by_group + ["measure (more is better)", "difference", head]:
-        table.add_column(column, justify="left" if column[:5] in ("group", "measu") else "right")
-    for group, estimates in found.items():
-        first = [escape(group)] * by_group
-        if estimates is None:
-            table.add_row(*first, "too few phones to tell", "", "", end_section=True)
-        for name, estimate in (estimates or {}).items():
-            low, high = estimate.interval(confidence)
-            if name == "log-loss":
-                cells = f"{estimate.value:+.4f} nats", f"{low:+.4f} to {high:+.4f}"
-            else:
-                cells = f"{estimate.value:+.2%}", f"{low:+.2%} to {high:+.2%}"
-            table.add_row(*first, name, *cells, end_section=name == list(estimates or {})[-1])
-            first = [""] * by_group
-    console.print(table)
+    for column in columns:
+        table.add_column(column, justify="left" if column in ("group", _MEASURE) else "right")
+    return table
+
+
+def _cells(measure: str, estimate: Estimate, confidence: float) -> tuple[str, str]:
+    """Return a difference and its interval, in the measure's unit."""
+    low, high = estimate.interval(confidence)
+    if measure == "log-loss":
+        return f"{estimate.value:+.4f} nats", f"{low:+.4f} to {high:+.4f}"
+    return f"{estimate.value:+.2%}", f"{low:+.2%} to {high:+.2%}"

@@ -22,6 +22,8 @@ NOT_GIVEN = (
 )
 NOT_NAMED = " This run names no ledger of its people, so nothing here knows of comparisons on them."
 
+_CHOOSE_NO_RECIPE = ("words", "mixture")  # questions; a start that votes chose is a finding itself
+
 
 @dataclass(frozen=True)
 class Choices:
@@ -57,24 +59,19 @@ def choices_of(chain: Chain, ledgers: Path) -> Choices | str:
     total, misstated = total_of(people.entries)
     if wrong or misstated or total is None:
         return wrong or misstated or "it states no total"
-    names: dict[str, list[str]] = {"training": [], "comparison": []}
-    debits = debits_by_run(people.entries)
+    begun = {
+        str(entry.get("run")): entry for entry in people.entries if entry.get("kind") == "begin"
+    }
+    names: dict[bool, list[str]] = {True: [], False: []}  # of comparisons; of trainings
     rounds: list[RoundGroup] = []
-    known = [entry for entry in people.entries if entry.get("kind") == "begin"]
-    for begin in known:
-        purpose, own = begin.get("purpose", "training"), begin["run"] == chain.hashes[0]
-        if purpose not in names or begin["run"] not in debits:
+    for run, debits in debits_by_run(people.entries).items():
+        begin = begun.get(run, {"name": "one that never began"})
+        if begin.get("purpose") in _CHOOSE_NO_RECIPE:
             continue
         try:
-            rounds += groups_of(debits[begin["run"]])
+            rounds += groups_of(debits)
         except (KeyError, TypeError, ValueError) as error:
-            return f"a round of {begin['name']} cannot be accounted for ({error})"
-        if not own:
-            names[purpose].append(str(begin["name"]))
-    return Choices(
-        tuple(names["training"]),
-        tuple(names["comparison"]),
-        rounds,
-        frozenset(begin["run"] for begin in known),
-        total,
-    )
+            return f"a round of {begin.get('name')} cannot be accounted for ({error})"
+        if run != chain.hashes[0]:
+            names[begin.get("purpose") == "comparison"].append(str(begin.get("name")))
+    return Choices(tuple(names[False]), tuple(names[True]), rounds, frozenset(begun), total)
