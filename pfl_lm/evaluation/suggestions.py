@@ -9,7 +9,7 @@ import torch
 
 from pfl_lm.evaluation.interfaces import TokenizerLike
 from pfl_lm.evaluation.keystrokes import SUGGESTIONS
-from pfl_lm.evaluation.measures import Vocabulary
+from pfl_lm.evaluation.vocabulary import Vocabulary
 from pfl_lm.models import models
 from pfl_lm.models.spec import ModelSpec, Parameters
 from pfl_lm.text.tokenizer import Tokenizer
