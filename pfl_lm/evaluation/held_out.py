@@ -59,9 +59,7 @@ def batches(
         yield _joined(held)
 
 
-def _joined(
-    held: list[Batch],
-) -> Batch:
+def _joined(held: list[Batch]) -> Batch:
     owners, tokens, codes = (np.concatenate(parts) for parts in zip(*held, strict=True))
     return owners, tokens, codes
 
