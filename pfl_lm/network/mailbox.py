@@ -1,9 +1,9 @@
 """Mailbox of a round: the newest item for each device, and the messages devices send, by phase.
 
 Each device has one newest item, known by (round, step); to ask again for it, or to hand in the
-same bytes again, changes nothing. What a device hands in counts at most once per round and step.
-A device that breaks a rule is dropped from the round with a line in the log; no other device is
-affected.
+same bytes again, changes nothing. An item is written when its device fetches it. What a device
+hands in counts at most once per round and step. A device that breaks a rule is dropped from the
+round with a line in the log; no other device is affected.
 
 All methods run in one event loop; only the closing of a phase, which takes time, leaves it.
 """
@@ -16,6 +16,7 @@ import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from pfl_lm.network.exclusions import Exclusions
@@ -35,8 +36,23 @@ _NAMED = 12  # devices that one line of the log names
 _SILENT_SECONDS = 5.0  # a longer wait is announced
 
 
+Content = Callable[[], dict[str, Any]]  # writes the field of an item that is set, by its name
+
+
 class NotNow(ValueError):
     """A message that does not count: this round goes on without its sender."""
+
+
+@dataclass(frozen=True, slots=True)
+class Posted:
+    """What a device's newest item is, before it is written."""
+
+    round: int
+    step: int
+    content: Content
+
+    def item(self) -> Message:
+        return messages.Item(round=self.round, step=self.step, **self.content())
 
 
 @dataclass
@@ -72,17 +88,20 @@ class Mailbox:
         self._limits, self._strike, self._grant = limits, strike, grant
         self._exclusions = exclusions
         self.presence = Presence(devices, limits, exclusions)
-        self._items: dict[int, Message] = {}
+        self._posted: dict[int, Posted] = {}
         self._round: _Round | None = None
         self._phase: Any = None
         self._told: set[int] = set()  # who has heard that the run is over
 
-    async def fetch(self, device: int, round: int, step: int) -> Message:
+    async def fetch(self, device: int, round: int, step: int, spent: float = 0.0) -> Message:
         """Return the device's newest item once it is newer than that; an empty one after a while.
 
         A second call of the same device answers the first.
+
+        Args:
+            spent: seconds that this call has lasted already; it is held no longer than any other.
         """
-        async with self.presence.waiting(device) as bell:
+        async with self.presence.waiting(device, spent) as bell:
             if (item := self._newer(device, round, step)) is None and await bell.rings():
                 item = self._newer(device, round, step)
         return item or messages.Item(round=round, step=step)
@@ -164,10 +183,14 @@ class Mailbox:
             invitation = messages.Invitation(
                 place=place, clip_norm=clip_norm or 0.0, **stated(config)
             )
-            self._post(device, INVITATION, invitation=invitation)
+            self._post(device, INVITATION, partial(dict, invitation=invitation))
 
     async def collect(self, phase: Any, outgoing: Mapping[int, bytes], seconds: float) -> Any:
         """Hand out messages, by place, collect what a phase awaits, and close it.
+
+        Args:
+            outgoing: the server's messages of the kind before the one that the phase awaits; each
+                is asked for when its device fetches it, and again if the device does.
 
         Returns:
             What the phase's ``close`` returns.
@@ -177,8 +200,9 @@ class Mailbox:
         """
         assert self._round is not None
         self._phase = phase
-        for place, frame in outgoing.items():
-            self._post(self._round.devices[place], frame[_KIND_AT], frame=frame)
+        for place in outgoing:
+            content = partial(_frame, outgoing, place)
+            self._post(self._round.devices[place], phase.message.kind - 1, content)
         await self._all_spoke(phase, seconds)
         self._phase = None
         if silent := self._missing(phase):
@@ -194,7 +218,7 @@ class Mailbox:
         """End the round for every device that was invited."""
         assert self._round is not None
         for device in self._round.places:
-            self._post(device, OVER, over=text)
+            self._post(device, OVER, partial(dict, over=text))
         self._round = None
 
     async def finish(self, text: str) -> None:
@@ -206,8 +230,9 @@ class Mailbox:
         begun, limits = time.monotonic(), self._limits
         devices = self.presence.devices
         here = {device for device in devices if self.presence.is_here(device)}
+        finished = Posted(AFTER_ALL, OVER, partial(dict, finished=text))
         for device in devices:
-            self._items[device] = messages.Item(round=AFTER_ALL, step=OVER, finished=text)
+            self._posted[device] = finished
             self.presence.ring(device)
         while left := devices - self._told:
             longest = max(limits.grace_seconds, limits.hold_seconds if left & here else 0.0)
@@ -215,26 +240,25 @@ class Mailbox:
                 return
             await self.presence.wait(0.1)
 
-    def _post(self, device: int, step: int, **content: Any) -> None:
+    def _post(self, device: int, step: int, content: Content) -> None:
         assert self._round is not None
-        item = messages.Item(round=self._round.config.round, step=step, **content)
-        self._items[device] = item
+        self._posted[device] = Posted(self._round.config.round, step, content)
         self.presence.ring(device)
 
     def _newer(self, device: int, round: int, step: int) -> Message | None:
-        item = self._items.get(device)
-        if item is None or (item.round, item.step) <= (round, step):
+        posted = self._posted.get(device)
+        if posted is None or (posted.round, posted.step) <= (round, step):
             return None
-        if item.round == AFTER_ALL:
+        if posted.round == AFTER_ALL:
             self._told.add(device)
-        return item
+        return posted.item()
 
     def _drop(self, device: int, text: str, strike: bool = True) -> NotNow:
         now = self._round
         if now is not None and device in now.places and device not in now.dropped:
             now.dropped[device] = text
             log.warning("round %d: device %d is dropped: %s", now.config.round, device, text)
-            self._post(device, OVER, over=text)
+            self._post(device, OVER, partial(dict, over=text))
             self.presence.news.set()
         else:
             log.warning("device %d: %s", device, text)
@@ -271,6 +295,10 @@ class Mailbox:
             "round %d: %s of %d of %d devices came; waits for the others until %s",
             *(phase.config.round, name, awaited - missing, awaited, clock(until)),
         )
+
+
+def _frame(outgoing: Mapping[int, bytes], place: int) -> dict[str, Any]:
+    return {"frame": outgoing[place]}
 
 
 def _listed(devices: Sequence[int]) -> str:

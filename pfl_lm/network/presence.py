@@ -58,9 +58,13 @@ class Presence:
         return frozenset(self._seen)
 
     @asynccontextmanager
-    async def waiting(self, device: int) -> AsyncIterator[Bell]:
-        """Count a device as here while its call waits; a second call wakes the first."""
-        bell = Bell(self._limits.hold_seconds)
+    async def waiting(self, device: int, spent: float = 0.0) -> AsyncIterator[Bell]:
+        """Count a device as here while its call waits; a second call wakes the first.
+
+        Args:
+            spent: seconds that the call has lasted already.
+        """
+        bell = Bell(max(0.0, self._limits.hold_seconds - spent))
         if (before := self._bells.get(device)) is not None:
             before.event.set()
         self._bells[device] = bell
