@@ -90,6 +90,7 @@ class Mailbox:
         self.presence = Presence(devices, limits, exclusions)
         self._posted: dict[int, Posted] = {}
         self._round: _Round | None = None
+        self._ended: _Round | None = None  # the one before
         self._phase: Any = None
         self._told: set[int] = set()  # who has heard that the run is over
 
@@ -102,8 +103,8 @@ class Mailbox:
             spent: seconds that this call has lasted already; it is held no longer than any other.
         """
         async with self.presence.waiting(device, spent) as bell:
-            if (item := self._newer(device, round, step)) is None and await bell.rings():
-                item = self._newer(device, round, step)
+            while (item := self._newer(device, round, step)) is None and await bell.rings():
+                pass  # it may have rung for an item that the device does not ask for
         return item or messages.Item(round=round, step=step)
 
     def send(self, device: int, round: int, frame: bytes) -> None:
@@ -116,6 +117,8 @@ class Mailbox:
         digest = hashlib.sha256(frame).digest()
         if digest in now.taken.setdefault(device, set()):
             return
+        if now is not self._round:
+            raise self._not_under_way(device, round)
         phase, kind = self._phase, frame[_KIND_AT] if len(frame) > _KIND_AT else 0
         if phase is None or 0 < kind < phase.message.kind:
             name = _PHASES.get(kind, "message")
@@ -130,12 +133,17 @@ class Mailbox:
     def check_turn(self, device: int, round: int) -> _Round:
         """Return the round under way, if a device may send a message of it.
 
+        The round before is returned to a device that has sent messages of it: it may not have
+        heard that they count, and sends them again.
+
         Raises:
             NotNow: it may not, and why.
         """
         now = self._round
+        if self._ended is not None and round == self._ended.config.round:
+            now = self._ended if device in self._ended.taken else None
         if now is None or round != now.config.round or device not in now.places:
-            raise NotNow(f"round {round} is not under way for device {device}")
+            raise self._not_under_way(device, round)
         if device in now.dropped:
             raise NotNow(f"device {device} was dropped from round {round}: {now.dropped[device]}")
         return now
@@ -219,7 +227,7 @@ class Mailbox:
         assert self._round is not None
         for device in self._round.places:
             self._post(device, OVER, partial(dict, over=text))
-        self._round = None
+        self._round, self._ended = None, self._round
 
     async def finish(self, text: str) -> None:
         """Tell everybody that the run is over.
@@ -252,6 +260,9 @@ class Mailbox:
         if posted.round == AFTER_ALL:
             self._told.add(device)
         return posted.item()
+
+    def _not_under_way(self, device: int, round: int) -> NotNow:
+        return NotNow(f"round {round} is not under way for device {device}")
 
     def _drop(self, device: int, text: str, strike: bool = True) -> NotNow:
         now = self._round

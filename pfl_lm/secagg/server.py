@@ -50,7 +50,7 @@ from pfl_lm.secagg.sharing import Entropy
 Outgoing = Mapping[int, bytes]
 
 
-class _Written(Mapping[int, bytes]):
+class Written(Mapping[int, bytes]):
     """Messages that are written when they are looked up, so that nobody need hold them all."""
 
     def __init__(self, devices: Iterable[int], write: Callable[[int], bytes]) -> None:
@@ -127,7 +127,7 @@ class CollectingKeys(Phase[AdvertiseKeys]):
         if signed:
             rosters = dict.fromkeys(members, everybody.encode_from_server(config))
         else:
-            rosters = _Written(
+            rosters = Written(
                 members,
                 lambda device: everybody.only(graph.neighbours(device)).encode_from_server(config),
             )
@@ -165,7 +165,7 @@ class CollectingShares(Phase[ShareKeys]):
             return ShareInbox(boxes).encode_from_server(config)
 
         registry = Registry(self._advertised, dealt, graph)
-        return CollectingInputs(config, registry, self._goal), _Written(dealt, inbox)
+        return CollectingInputs(config, registry, self._goal), Written(dealt, inbox)
 
 
 class CollectingInputs(Phase[MaskedInput]):

@@ -128,7 +128,7 @@ class HostileMailbox(Mailbox):
         assert self.victim is not None
         self._lie = item
         field = str(item.WhichOneof("content"))
-        content = partial(dict, **{field: getattr(item, field)})
+        content: Content = partial(dict, **{field: getattr(item, field)})
         self._posted[self.victim] = Posted(item.round, item.step, content)
         self.presence.ring(self.victim)
 
