@@ -90,15 +90,15 @@ class Service:
             self._uploading.add(device)
             started = time.monotonic()
             try:
-                first, frame = await self._upload(device, requests)
+                round, seen, frame = await self._upload(device, requests)
             finally:
                 self._uploading.discard(device)
-            self._mailbox.send(device, first.round, frame)
-            if not first.seen:
+            self._mailbox.send(device, round, frame)
+            if not seen:
                 return messages.Item()
             del frame  # thousands of devices wait
             spent = time.monotonic() - started
-            return await self._mailbox.fetch(device, first.round, first.seen, spent)
+            return await self._mailbox.fetch(device, round, seen, spent)
 
     async def Model(self, requests: Requests, context: Any) -> AsyncIterator[Message]:
         async with self._call(context, _MODEL_COST) as device:
@@ -128,8 +128,10 @@ class Service:
         async with asyncio.timeout(self._limits.phase_seconds):
             return await _only(requests)
 
-    async def _upload(self, device: int, requests: Requests) -> tuple[Message, bytes]:
-        """Read a frame in parts, as long as it may count; return what stands beside it, too.
+    async def _upload(self, device: int, requests: Requests) -> tuple[int, int, bytes]:
+        """Read a frame in parts, as long as it may count; return its round, ``seen``, and it.
+
+        Nothing else of the messages stays: the caller may wait for long.
 
         Raises:
             NotNow: the round goes on without the device.
@@ -141,12 +143,13 @@ class Service:
             if first.size > self._frame_bytes:
                 raise self._mailbox.misbehaves(device, f"its message has {first.size:,} bytes")
             frame = bytearray(first.part)
-            first.ClearField("part")
             while len(frame) < first.size:
                 frame += (await _only(requests)).part
             if len(frame) != first.size:
                 raise self._mailbox.misbehaves(device, "its message is longer than it states")
-        return first, bytes(frame)
+        stream: Any = aiter(requests)
+        await stream.aclose()  # it holds the part that it gave last
+        return first.round, first.seen, bytes(frame)
 
 
 async def _only(requests: Requests) -> Any:

@@ -74,6 +74,7 @@ class Turns:
 
     async def fetch(self, device: int, round: int, step: int, spent: float):
         assert 0 <= spent < 60
+        assert self.stream.ag_frame is None  # nothing holds the message's last part
         self.fetched.append((device, round, step))
         return messages.Item(round=round, step=step + 1, frame=b"next")
 
@@ -133,14 +134,15 @@ def test_an_upload_that_does_not_end_well_is_ended(service, case):
 
 
 def test_a_call_that_sends_waits_for_what_comes_next(service):
-    """Only where it says so: older clients read an empty answer."""
+    """Only where it says so: older clients read an empty answer. It waits without its message."""
 
     async def send(seen: int):
         async def requests():
             yield messages.Upload(round=5, size=3, part=b"ab", seen=seen)
             yield messages.Upload(part=b"c")
 
-        return await service.Send(requests(), Call())
+        service._mailbox.stream = requests()
+        return await service.Send(service._mailbox.stream, Call())
 
     assert asyncio.run(send(0)) == messages.Item()
     assert service._mailbox.fetched == []

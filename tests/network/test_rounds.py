@@ -95,13 +95,18 @@ def test_one_call_sends_a_message_and_waits_for_the_next(trial, new_watcher):
     run = trial(limits=replace(BRISK, hold_seconds=30.0, phase_seconds=30.0))
     calls: Counter[str] = Counter()
     client = run.client(0)
-    for name in ("Fetch", "Model", "Send"):
 
-        def counted(*arguments, call=getattr(client._stub, name), name=name, **options):
+    def count(name: str) -> None:
+        call = getattr(client._stub, name)
+
+        def counted(*arguments, **options):
             calls[name] += 1
             return call(*arguments, **options)
 
         setattr(client._stub, name, counted)
+
+    for name in ("Fetch", "Model", "Send"):
+        count(name)
     run.start(lambda: Device(client, run.key(0), run.setup(0)).run())
     run.start(lambda: run.device(1, kind=Older).run())
     run.start(lambda: run.device(2, kind=Unlucky).run())
