@@ -20,6 +20,7 @@ from functools import partial
 from typing import Any
 
 from pfl_lm.network.exclusions import Exclusions
+from pfl_lm.network.items import Content, Posted, frame_of
 from pfl_lm.network.presence import Presence, clock
 from pfl_lm.network.task_config import stated
 from pfl_lm.network.transport import Limits, Message, messages
@@ -36,23 +37,8 @@ _NAMED = 12  # devices that one line of the log names
 _SILENT_SECONDS = 5.0  # a longer wait is announced
 
 
-Content = Callable[[], dict[str, Any]]  # writes the field of an item that is set, by its name
-
-
 class NotNow(ValueError):
     """A message that does not count: this round goes on without its sender."""
-
-
-@dataclass(frozen=True, slots=True)
-class Posted:
-    """What a device's newest item is, before it is written."""
-
-    round: int
-    step: int
-    content: Content
-
-    def item(self) -> Message:
-        return messages.Item(round=self.round, step=self.step, **self.content())
 
 
 @dataclass
@@ -209,7 +195,7 @@ class Mailbox:
         assert self._round is not None
         self._phase = phase
         for place in outgoing:
-            content = partial(_frame, outgoing, place)
+            content = partial(frame_of, outgoing, place)
             self._post(self._round.devices[place], phase.message.kind - 1, content)
         await self._all_spoke(phase, seconds)
         self._phase = None
@@ -306,10 +292,6 @@ class Mailbox:
             "round %d: %s of %d of %d devices came; waits for the others until %s",
             *(phase.config.round, name, awaited - missing, awaited, clock(until)),
         )
-
-
-def _frame(outgoing: Mapping[int, bytes], place: int) -> dict[str, Any]:
-    return {"frame": outgoing[place]}
 
 
 def _listed(devices: Sequence[int]) -> str:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 from pfl_lm.secagg import checks, keys
 from pfl_lm.secagg.config import RoundConfig
@@ -44,28 +44,8 @@ from pfl_lm.secagg.messages import (
 )
 from pfl_lm.secagg.opening import OpenedRound, Registry, check_answer, open_round
 from pfl_lm.secagg.packing import TOGETHER, Words
-from pfl_lm.secagg.phase import Phase
+from pfl_lm.secagg.phase import Outgoing, Phase, Written
 from pfl_lm.secagg.sharing import Entropy
-
-Outgoing = Mapping[int, bytes]
-
-
-class Written(Mapping[int, bytes]):
-    """Messages that are written when they are looked up, so that nobody need hold them all."""
-
-    def __init__(self, devices: Iterable[int], write: Callable[[int], bytes]) -> None:
-        self._devices, self._write = dict.fromkeys(devices), write
-
-    def __getitem__(self, device: int) -> bytes:
-        if device not in self._devices:
-            raise KeyError(device)
-        return self._write(device)
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._devices)
-
-    def __len__(self) -> int:
-        return len(self._devices)
 
 
 class CollectingKeys(Phase[AdvertiseKeys]):

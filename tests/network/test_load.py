@@ -19,7 +19,7 @@ from pfl_lm.network.presence import Presence
 from pfl_lm.network.service import Service
 from pfl_lm.network.transport import SESSION, Limits, messages
 from pfl_lm.network.upload_pool import UploadPool
-from pfl_lm.secagg.server import Written
+from pfl_lm.secagg.phase import Written
 
 
 def test_news_of_thousands_is_looked_at_together():
