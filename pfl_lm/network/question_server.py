@@ -12,6 +12,7 @@ from typing import Any
 
 from pfl_lm.dp.policy import Policy
 from pfl_lm.models.file import Model
+from pfl_lm.native.tuning import give_memory_back
 from pfl_lm.network.listener import Listener
 from pfl_lm.network.question_rounds import Content, QuestionServer, ask_round, recover
 from pfl_lm.network.question_task import QuestionTask, session_for
@@ -227,6 +228,7 @@ async def _ask_all(
         while not asked.over and number < server.task.rounds:
             await mailbox.presence.gather(present, least)
             asked = await ask_round(server, asked, number)
+            await asyncio.to_thread(give_memory_back)
             number += 1
         await mailbox.finish(f"the question is over after {number} rounds")
     finally:
