@@ -35,12 +35,13 @@ KERNEL_TESTS := tests/native tests/models tests/dp/sampler tests/dp/test_rotatio
     tests/secagg/test_packing.py tests/secagg/test_sharing.py tests/devices tests/phones/test_memory.py \
     tests/evaluation/test_evaluate.py
 
-# Tests that reach no kernel, and are the same with and without.
-NO_KERNEL := tests/test_docs.py tests/cli/test_sockets.py tests/text tests/fuzz tests/project \
-    tests/reference
+# Every part that calls a kernel, and the runs that are made of them.
+PLAIN_TESTS := $(KERNEL_TESTS) tests/payload tests/server tests/dp tests/secagg tests/evaluation \
+    tests/phones tests/run tests/queries tests/network tests/conformance tests/audit/test_matrix.py
 
-test-plain: $(VENV)/.ready      ## the tests without the C kernels, as where there is no compiler
-	PFL_LM_NATIVE=0 $(BIN)/python -m pytest -q -n 2 --dist loadfile $(addprefix --ignore=,$(NO_KERNEL))
+test-plain: $(VENV)/.ready      ## what concerns the C kernels, without them, as where there is no compiler
+	PFL_LM_NATIVE=0 $(BIN)/python -m pytest -q -n 2 --dist loadfile --ignore=tests/network/web \
+	    $(PLAIN_TESTS)
 
 test-clang: $(VENV)/.ready      ## what concerns the C kernels, compiled by clang
 	CC=clang PFL_LM_NATIVE=required $(BIN)/python -m pytest -q -n 2 --dist loadfile $(KERNEL_TESTS)

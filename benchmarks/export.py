@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pfl_lm.evaluation.measures import Vocabulary
+from pfl_lm.evaluation.vocabulary import Vocabulary
 from pfl_lm.export.cost import measure_cost
 from pfl_lm.export.formats.registry import FORMATS, PRECISIONS, ExportedFile, convert, open_file
 from pfl_lm.export.graphs.predict import predict_graph

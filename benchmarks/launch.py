@@ -5,7 +5,8 @@
 Both models are scored once on real users of the test split. A run draws its phones from these with
 replacement, asks them under the shipped policy `launch` restated for as many, with fresh noise, and
 forms the intervals; they should hold the mean over all users. Equal models: every phone's gain has
-a random sign. 1% better: the gains are moved so that their mean is 0.01 nats.
+a random sign. 1% better: the gains are moved so that their mean is 0.01 nats. By group: the classes
+of phones of a fleet, drawn for each user.
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ from pfl_lm.dp.policy import Policy
 from pfl_lm.models.file import load_model
 from pfl_lm.pages import charts
 from pfl_lm.pages.charts import Level, Series, legend, line_chart
+from pfl_lm.phones import fleet as fleets
 from pfl_lm.queries.ask import QuerySession
-from pfl_lm.queries.comparison import PRIMARY, RANGES, answer, comparison_query, estimates
-from pfl_lm.queries.launch import LaunchQuestion, decide, differences
+from pfl_lm.queries.comparison import PRIMARY, RANGES, answer, comparison_query, measure
+from pfl_lm.queries.launch import differences
+from pfl_lm.queries.launch_rule import LaunchQuestion, decide
 from pfl_lm.recipes import load
 from pfl_lm.text.population import PopulationStore
 from pfl_lm.text.tokenizer import Tokenizer
@@ -46,8 +49,8 @@ def run(total: np.ndarray, phones: int, policy: Policy, seed: int, question: Lau
     padded = np.zeros(query.dim)
     padded[: len(total)] = total
     sums = noised(session, query, 0, padded, phones)
-    found = estimates(sums, session.deviation(query))
-    return decide(question, found, session.deviation(query)), found
+    measured = measure(sums, session.deviation(query))
+    return decide(question, measured, session.deviation(query)), measured.whole
 
 
 def drawn_sum(answers: np.ndarray, phones: int, random: np.random.Generator) -> np.ndarray:
@@ -78,6 +81,46 @@ def coverage(gains: np.ndarray, policy: Policy, runs: int, phones: int) -> None:
             f"{held[place] / runs:.1%} | {held_clipped[place] / runs:.1%} |",
             flush=True,
         )
+
+
+def coverage_by_group(gains: np.ndarray, policy: Policy, runs: int, phones: int) -> None:
+    """Print how often the intervals of all groups of a measure hold at once."""
+    fleet = load(fleets.Fleet, Path("fleets/mixed"))
+    groups = fleet.names
+    group_of = fleets.phones(fleet, 1, "test", np.arange(len(gains))).profile
+    limits = np.array(list(RANGES.values()))
+    clipped = np.clip(gains, -limits, limits)
+    truth = np.array([clipped[group_of == place].mean(axis=0) for place in range(len(groups))])
+    query = comparison_query(policy.noise.min_dim, groups)
+    filled = [
+        answer(dict(zip(RANGES, row, strict=True)), place)
+        for row, place in zip(gains.tolist(), group_of.tolist(), strict=True)
+    ]
+    answers = query.vectors(filled).astype(np.float64)
+    restated = replace(policy, report_goal=phones, population=phones)
+    held, wide = np.zeros((2, len(RANGES))), np.zeros((len(groups) + 1, len(RANGES)))
+    for seed in range(runs):
+        total = drawn_sum(answers, phones, np.random.default_rng(seed))
+        session = QuerySession(restated, phones, phones, seed)
+        sums = noised(session, query, 0, total, phones)
+        found = measure(sums, session.deviation(query), groups)
+        rows = [found.whole, *found.groups.values()]
+        levels = [0.95, *[found.confidence] * len(groups)]
+        ends = np.array([
+            [estimate.interval(level) for estimate in row.values()]
+            for row, level in zip(rows, levels, strict=True) if row is not None
+        ])  # fmt: skip
+        means = np.concatenate([clipped.mean(axis=0)[None], truth])
+        right = (ends[..., 0] <= means) & (means <= ends[..., 1])
+        held += np.stack([right[0], right[1:].all(axis=0)])
+        wide += ends[..., 1] - ends[..., 0]
+    print("| measure | width | " + " | ".join(f"… {name}" for name in groups)
+          + " | holds | all groups hold |")  # fmt: skip
+    print("|---" * (len(groups) + 4) + "|")
+    for place, name in enumerate(RANGES):
+        widths = " | ".join(f"{width / runs:.4f}" for width in wide[:, place])
+        shares = " | ".join(f"{share / runs:.1%}" for share in held[:, place])
+        print(f"| {name} | {widths} | {shares} |", flush=True)
 
 
 def rates(gains: np.ndarray, policy: Policy, runs: int) -> list[Series]:
@@ -148,6 +191,7 @@ def main() -> None:
     spreads = ", ".join(f"{spread:.3f}" for spread in gains.std(axis=0))
     print(f"{len(gains):,} users; their gains spread by {spreads}", flush=True)
     coverage(gains, policy, chosen.runs, chosen.phones)
+    coverage_by_group(gains, policy, chosen.runs, chosen.phones)
     lines = rates(gains, policy, chosen.runs)
     if chosen.plot is not None:
         plot(chosen.plot, lines)

@@ -48,7 +48,7 @@ _EMBEDDING, _HIDDEN = 8, 16
 def main() -> None:
     """Run one server with its devices, and print the figures that RESULTS.md shows."""
     arguments = _arguments()
-    tune(1)
+    tune(1, keep=False)
     folder = Path(arguments.folder or tempfile.mkdtemp(prefix="load-"))
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "keys").exists():
@@ -128,7 +128,7 @@ def _serve(scenario: Scenario, folder: Path, address: str, arguments: argparse.N
         phase_seconds=_PATIENT,
         gather_seconds=_PATIENT,
         grace_seconds=arguments.grace,
-        hold_seconds=45.0,  # thousands that ask every 20 s would keep the server busy
+        hold_seconds=100.0,  # thousands that ask every 20 s would keep the server busy
     )
     serving = Serving(keys, address, limits, arguments.devices, trial=True)
     watch = _Watch(folder / "server.jsonl", arithmetic)
@@ -211,8 +211,10 @@ def _print(folder: Path, dim: int, arguments: argparse.Namespace, seconds: float
     both = (before["cpu"] + total["cpu"]) / (own + total["arithmetic"])
     print(f"both together: {both:.2f} x the protocol's arithmetic")
     print(
-        f"{total['messages']:,.0f} calls, {total['up'] / 1e6:,.0f} MB up and "
-        f"{total['down'] / 1e6:,.0f} MB down; a second of the server's CPU: "
+        f"{total['messages']:,.0f} calls, {total['messages'] / count:.1f} a device and round, "
+        f"{total['empty']:,.0f} of them empty, {total.get('repeated', 0):,.0f} repeated; "
+        f"{total['up'] / 1e6:,.0f} MB up and {total['down'] / 1e6:,.0f} MB down; "
+        "a second of the server's CPU: "
         f"{total['messages'] / before['cpu']:,.0f} calls, "
         f"{(total['up'] + total['down']) / 1e6 / before['cpu']:,.0f} MB"
     )

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -139,59 +140,78 @@ class _Player:
             self._stub = stub(channel)
             async with self._all.opening:
                 await self._again(self._authenticate)
-            cursor = (-1, 0)
+            cursor, item = (-1, 0), None
             while True:
-                item = await self._fetch(*cursor)
-                content = item.WhichOneof("content")
+                item = item or await self._fetch(*cursor)
+                content, told = item.WhichOneof("content"), None
                 if content == "finished":
                     return
                 if content is not None:
                     cursor = (item.round, item.step)
                 if content == "invitation":
                     with suppress(_Left):
-                        await self._take_part(item.round, item.invitation)
+                        told = await self._take_part(item.round, item.invitation)
                     cursor = (item.round, OVER)
+                item = told
 
-    async def _take_part(self, round: int, invitation: Any) -> None:
+    async def _take_part(self, round: int, invitation: Any) -> Any:
         shared, role = self._all, role_of(self._number, round, self._all.devices)
         await self._download(round)
         config = shared.config_of(round, invitation)
         policy = DevicePolicy(2, 3, 2, config.adversary, self._key.authority)
         join, place = KeysAdvertised.join, invitation.place
-        state = await self._step(round, role, join, config, place, policy, self._key.identity)
-        state = await self._step(round, role, state.share_keys, await self._told(round, 1))
-        inbox = await self._told(round, 3)
-        state = await self._step(round, role, state.mask_input, inbox, shared.vector(config.dim))
+        turn = partial(self._step, round, role)
+        state, roster = await turn(join, config, place, policy, self._key.identity)
+        state, inbox = await turn(state.share_keys, roster)
+        state, asked = await turn(state.mask_input, inbox, shared.vector(config.dim))
         if config.signed:
-            state = await self._step(round, role, state.confirm, await self._told(round, 5))
-        request = await self._told(round, 7 if config.signed else 5)
-        await self._step(round, role, state.unmask, request)
+            state, asked = await turn(state.confirm, asked)
+        _, item = await turn(state.unmask, asked)
+        return item
 
-    async def _step(self, round: int, role: str, work: Callable[..., Any], *given: Any) -> Any:
-        """Do a step and send its message; few devices of a process do so at once."""
-        if role == "slow":
+    async def _step(
+        self, round: int, role: str, work: Callable[..., Any], *given: Any
+    ) -> tuple[Any, Any]:
+        """Do a step, send its message, and wait for the server's next.
+
+        Few devices of a process compute and send at once.
+        """
+        slow = role == "slow"
+        if slow:
             await asyncio.sleep(random.uniform(0, 5))
+        sent = asyncio.Event()
         async with self._all.turns:
             state = self._all.counted(work, *given)
             frame = bytes(state.message)
             state.message = b""  # a real device keeps its own; thousands are too many
-            if role != "slow":
-                await self._send(round, role, frame)
-        if role == "slow":
-            await self._send(round, role, frame)
-        return state
+            call = asyncio.create_task(self._send(round, role, frame, sent))
+            if not slow:
+                await sent.wait()
+        item = await call
+        if frame[5] == MESSAGES[-1]:
+            return state, item
+        return state, await self._told(round, frame[5], item)
 
-    async def _told(self, round: int, kind: int) -> bytes:
-        """Wait for what the server says after a message of this kind."""
-        while True:
+    async def _told(self, round: int, kind: int, item: Any) -> bytes:
+        """Return what the server says after a message of this kind; it may have been said."""
+        while (content := item.WhichOneof("content")) is None:
             item = await self._fetch(round, kind)
-            content = item.WhichOneof("content")
-            if content == "frame" and item.round == round:
-                return bytes(item.frame)
-            if content is not None:
-                raise _Left
+        if content == "frame" and item.round == round:
+            return bytes(item.frame)
+        raise _Left
 
-    async def _send(self, round: int, role: str, frame: bytes) -> None:
+    async def _send(self, round: int, role: str, frame: bytes, sent: asyncio.Event) -> Any:
+        """Send a message and return the item that answers it.
+
+        Args:
+            sent: is set once the message is on its way, or will never be.
+        """
+        try:
+            return await self._hand_in(round, role, frame, sent)
+        finally:
+            sent.set()
+
+    async def _hand_in(self, round: int, role: str, frame: bytes, sent: asyncio.Event) -> Any:
         kind = frame[5]
         if role == f"silent {kind}":
             raise _Left
@@ -202,10 +222,17 @@ class _Player:
             frame = self._earlier
         if kind == 5 and role_of(self._number, round + 1, self._all.devices) == "replay":
             self._earlier = frame
-        await self._call(lambda: self._stub.Send(_parts(round, frame, pause), **self._session()))
+        seen = OVER if kind == MESSAGES[-1] else kind
+
+        def send() -> Any:
+            upload = messages.Upload(round=round, size=len(frame), seen=seen)
+            return self._stub.Send(_parts(upload, frame, pause, sent), **self._session())
+
+        item = await self._call(send)
         self._all.totals["up"] += len(frame)
         if kind == 5:
             self._all.reports[str(round)] += 1
+        return self._counted_item(item)
 
     async def _download(self, round: int) -> None:
         async def download() -> None:
@@ -218,8 +245,13 @@ class _Player:
 
     async def _fetch(self, round: int, step: int) -> Any:
         cursor = messages.Cursor(round=round, step=step)
-        item = await self._call(lambda: self._stub.Fetch(cursor, **self._session()))
+        return self._counted_item(
+            await self._call(lambda: self._stub.Fetch(cursor, **self._session()))
+        )
+
+    def _counted_item(self, item: Any) -> Any:
         self._all.totals["down"] += len(item.frame)
+        self._all.totals["empty"] += item.WhichOneof("content") is None
         return item
 
     def _session(self) -> dict[str, Any]:
@@ -265,10 +297,12 @@ class _Player:
             pause = min(2 * pause, 10.0)
 
 
-async def _parts(round: int, frame: bytes, pause: float) -> AsyncIterator[Any]:
+async def _parts(first: Any, frame: bytes, pause: float, sent: asyncio.Event) -> AsyncIterator[Any]:
     """Cut a frame into the messages of one upload; a slow device into more of them."""
     size = max(1, len(frame) // 4) if pause else CHUNK_BYTES
-    yield messages.Upload(round=round, size=len(frame), part=frame[:size])
+    first.part = frame[:size]
+    yield first
     for start in range(size, len(frame), size):
         await asyncio.sleep(pause)
         yield messages.Upload(part=frame[start : start + size])
+    sent.set()

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pfl_lm.evaluation.evaluate import ModelScorer, Scorer, choose_users, evaluate
+from pfl_lm.evaluation.evaluate import ModelScorer, Scorer, evaluate
+from pfl_lm.evaluation.held_out import choose_users
 from pfl_lm.evaluation.measures import Evaluation
 from pfl_lm.export.ngram.arpa import WEIGHT_BYTES, costs, write_arpa
 from pfl_lm.export.ngram.backoff import BackoffModel, NgramScorer

@@ -1,13 +1,15 @@
 """Ours against apple/pfl-research on the fixed workloads, in one run, as ratios.
 
     python -m benchmarks.simulator --work W1 W2 W3
+    python -m benchmarks.simulator --processor cuda --cohort 2000
 
 Each contender runs whole rounds, from the devices' windows to the server's step, in two processes
 of one thread; contenders take turns, so that whatever else the machine does falls on all of them
 alike. The figure that survives a busy machine is CPU seconds per device; seconds on the wall are
 printed beside it. Before anything is timed, our dense update is compared with a plain torch
 loop's. Below each of our lines stands the count of its products by shape and the rate that
-libraries reach there (``benchmarks/products.py``).
+libraries reach there (``benchmarks/products.py``). With ``--processor cuda`` a graphics card is
+timed beside one thread.
 """
 
 from __future__ import annotations
@@ -45,6 +47,7 @@ from benchmarks.workloads import (
 )
 from pfl_lm import native
 from pfl_lm.devices import training as hot
+from pfl_lm.devices.processor import CPU, Processor, open_processor
 from pfl_lm.devices.task import Task
 from pfl_lm.models import models
 from pfl_lm.models.models import LoraSpec, ModelSpec
@@ -68,7 +71,7 @@ class Setting:
     softmax over 512 candidates; ``bf16`` and ``method bf16``: the same with bfloat16 products.
     """
 
-    def __init__(self, work: str, kind: str) -> None:
+    def __init__(self, work: str, kind: str, processor: Processor = CPU) -> None:
         method = kind.startswith("method")
         held = open_work(work, FOLDER)
         self.tokens = held.pop("tokens").astype(np.int64)
@@ -78,6 +81,7 @@ class Setting:
             name: torch.from_numpy(held[name]) if name in held else fresh[name]
             for name in models.roles(self.spec)
         }
+        there = {name: value.to(processor.device) for name, value in self.parameters.items()}
         mass = 1 / (np.arange(VOCABULARY[work]) + 2.7)
         self.unigram = mass / mass.sum()
         plan = payload.PayloadPlan(rows=2000, draw="unigram", dense="lora")
@@ -99,9 +103,9 @@ class Setting:
             precision="bfloat16" if kind.endswith("bf16") else "float32",
         )
         self.task = Task(
-            self.spec, self.parameters, self.payload, self.values, self.local, self.unigram, 0, 0
+            self.spec, there, self.payload, self.values, self.local, self.unigram, 0, 0
         )
-        self.at_once = hot.devices_at_once(self.spec, self.payload, self.local)
+        self.at_once = hot.devices_at_once(self.spec, self.payload, self.local, processor)
 
     def sum_of_clipped(self, users: list[int]) -> torch.Tensor:
         """Train the users' devices, clip each update, and return their sum, float32[d]."""
@@ -277,6 +281,31 @@ def _print(work: str, name: str, laps: list[Lap], peer: list[Lap]) -> None:
         print(f"   {row}", flush=True)
 
 
+def on_a_card(work: str, cohort: int, repeats: int) -> None:
+    """Print what a card does of a workload beside this machine's processor, one process each."""
+    card = open_processor("cuda")
+    print(f"{work}: {card.name}")
+    for kind in ("dense", "bf16", "method", "method bf16"):
+        rates = []
+        for processor, users in ((CPU, 4), (card, cohort)):
+            setting = Setting(work, kind, processor)
+            setting.sum_of_clipped(list(range(min(users, setting.at_once))))  # warm
+            walls = []
+            for _ in range(repeats):
+                began = time.perf_counter()
+                setting.sum_of_clipped(list(range(users)))
+                walls.append((time.perf_counter() - began) / users)
+            rates.append(1 / statistics.median(walls))
+        gflop = sum(part.gflop for part in products.of_work(work, kind, setting.at_once))
+        print(
+            f"{work} {kind:11s} {rates[1]:8.1f} devices/s, {setting.at_once} at once, "
+            f"{rates[1] / rates[0]:6.1f} x one thread here; {gflop * rates[1] / 1e3:.1f} TFLOP/s; "
+            f"{torch.cuda.max_memory_allocated() / 1e9:.1f} GB",
+            flush=True,
+        )
+        torch.cuda.reset_peak_memory_stats()
+
+
 def build_environment(python: Path) -> None:
     """Make pfl-research's own environment, torch first so that it stays the same release."""
     folder = python.parents[1]
@@ -290,8 +319,14 @@ def main() -> None:
     parser.add_argument("--work", nargs="+", choices=tuple(BARS), default=list(BARS))
     parser.add_argument("--cohort", type=int, default=50)
     parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--processor", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--pfl-python", type=Path, default=HERE.parent / ".env-pfl/bin/python")
     arguments = parser.parse_args()
+    if arguments.processor == "cuda":
+        machine.tune(threads=1)
+        for work in arguments.work:
+            on_a_card(work, arguments.cohort, arguments.repeats)
+        return
     if not arguments.pfl_python.exists():
         build_environment(arguments.pfl_python)
     print(f"machine: {machine.tune(threads=1)}; kernels: {native.backend()}")

@@ -8,6 +8,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pfl_lm.devices.processor import ProcessorName, open_processor
 from pfl_lm.distributed import ALONE, Ranks
 from pfl_lm.distributed.processes import launch
 from pfl_lm.evaluation.evaluate import ModelScorer, evaluate
@@ -43,6 +44,7 @@ def simulate(
     anyway: bool = False,
     listener: ProgressListener | None = None,
     track: Sequence[str] = (),
+    processor: ProcessorName = "cpu",
 ) -> Run:
     """Train a model with simulated devices, evaluate it, and write the run's folder and page.
 
@@ -55,6 +57,8 @@ def simulate(
         anyway: run also where noise outweighs all that there is to learn.
         listener: told of every round and evaluation, and of what a run foresees.
         track: ``mlflow``, ``wandb`` or both: where the public figures are logged, too.
+        processor: where devices train; ``"cuda"``: on a graphics card, whose updates are the
+            processor's to float32's rounding.
 
     Raises:
         ValueError: the scenario cannot be run, its noise outweighs all there is to learn, the
@@ -81,6 +85,7 @@ def simulate(
         overwrite=overwrite,
         anyway=anyway,
         track=tuple(track),
+        processor=processor,
     )
     if workers == 1:
         work(ALONE)
@@ -248,6 +253,7 @@ def _simulate(
     overwrite: bool,
     anyway: bool,
     track: tuple[str, ...],
+    processor: ProcessorName,
 ) -> None:
     """Simulate as one of the processes, or alone."""
     tune(1)  # threads split sums, and so change their bits
@@ -262,4 +268,5 @@ def _simulate(
             ranks,
             external,
             before=lambda context: judge(foresee(context), anyway, told.say),
+            processor=open_processor(processor, ranks.rank),
         )

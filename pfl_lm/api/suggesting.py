@@ -15,13 +15,14 @@ from pfl_lm.evaluation.suggestions import (
     begins_with,
     prompts_of,
     suggest,
+    suggest_emoji,
     suggestible,
 )
 from pfl_lm.export.bundle import INDEX, TOKENIZER, Bundle
 from pfl_lm.export.bundle import opened as opened_bundle
 from pfl_lm.export.formats.registry import ExportedFile, Runner, open_file
 from pfl_lm.export.graphs.predict import AWAY
-from pfl_lm.export.signature import Signature
+from pfl_lm.export.signature import Arrays, Signature
 from pfl_lm.models.file import Model
 from pfl_lm.run.nearby import open_tokenizer
 from pfl_lm.run.trained import load_trained
@@ -39,6 +40,9 @@ class Suggester(Protocol):
 
     def suggest(self, text: str, count: int = 3, letters: str = "") -> Suggestions:
         """Return the best words and their scores, best first."""
+
+    def emoji(self, text: str) -> str:
+        """Return the emoji for a keyboard's fourth place; empty where there are none."""
 
 
 @contextmanager
@@ -77,6 +81,10 @@ class _OfRun:
         spec, parameters = self.model.spec, self.model.parameters
         return suggest(spec, parameters, self.tokenizer, text, count, letters)
 
+    def emoji(self, text: str) -> str:
+        found = suggest_emoji(self.model.spec, self.model.parameters, self.tokenizer, text)
+        return found[0] if found else ""
+
 
 @dataclass(frozen=True)
 class _OfBundle:
@@ -85,6 +93,7 @@ class _OfBundle:
     runner: Runner
     entry: ExportedFile
     tokenizer: Tokenizer
+    emoji_ids: tuple[int, ...] = ()
 
     @classmethod
     def open(cls, bundle: Bundle) -> _OfBundle:
@@ -95,26 +104,38 @@ class _OfBundle:
         fields = {name: entry[name] for name in ExportedFile.__dataclass_fields__}
         file = ExportedFile.from_dict(fields)
         runner = open_file(bundle.path(entry["path"]).parent, file)
-        return cls(runner, file, Tokenizer.open(bundle.path(TOKENIZER)))
+        emoji = tuple(bundle.index.vocabulary.get("emoji_ids", ()))
+        return cls(runner, file, Tokenizer.open(bundle.path(TOKENIZER)), emoji)
 
     @property
     def prompts(self) -> Sequence[str]:
         return prompts_of(self.tokenizer)
 
     def suggest(self, text: str, count: int = 3, letters: str = "") -> Suggestions:
+        allowed = suggestible(self.tokenizer) & begins_with(self.tokenizer, letters)
+        outputs = self._read(text, allowed)
+        words, scores = outputs["words"].reshape(-1), outputs["scores"].reshape(-1)
+        pairs = zip(words.tolist(), scores.tolist(), strict=True)
+        kept = [(self.tokenizer.shown(word), score) for word, score in pairs if score > AWAY / 2]
+        return kept[:count]
+
+    def emoji(self, text: str) -> str:
+        if not self.emoji_ids:
+            return ""
+        logits = self._read(text, suggestible(self.tokenizer))["logits"][0]
+        return self.tokenizer.words[self.emoji_ids[int(logits[list(self.emoji_ids)].argmax())]]
+
+    def _read(self, text: str, allowed: np.ndarray) -> Arrays:
+        """Read a text word by word; return what the graph says after its last one."""
         signature = self.entry.signature
         inputs = {spec.name: np.zeros(spec.shape, spec.dtype) for spec in signature.inputs}
-        allowed = suggestible(self.tokenizer) & begins_with(self.tokenizer, letters)
         tokens = [self.tokenizer.bos_id, *self.tokenizer.encode(text)[-_room(signature) :]]
         for token in tokens:
             inputs["token"] = np.array([token], np.int32)
             inputs["mask"] = np.where(allowed, 0, AWAY).astype(np.float32)[None]
             outputs = self.runner(**inputs)
             inputs |= {into: outputs[out] for out, into in signature.state.items()}
-        words, scores = outputs["words"].reshape(-1), outputs["scores"].reshape(-1)
-        pairs = zip(words.tolist(), scores.tolist(), strict=True)
-        kept = [(self.tokenizer.shown(word), score) for word, score in pairs if score > AWAY / 2]
-        return kept[:count]
+        return outputs
 
 
 def _room(signature: Signature) -> int:

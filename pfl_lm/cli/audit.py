@@ -72,13 +72,17 @@ def audit(
     ] = 20,
     trials: Annotated[
         int | None,
-        number(1, 10**6, "How many runs on these users this one was chosen from."),
+        number(
+            1,
+            10**6,
+            "How many runs on these users this one was chosen from [those that --ledgers counts].",
+        ),
     ] = None,
     ledgers: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of the populations' ledgers: were all rounds debited to these people, and "
-            "is their total kept?"
+            help="Folder of the populations' ledgers: were all rounds debited to these people, is "
+            "their total kept, and what did choosing this run cost them?"
         ),
     ] = None,
     output: Annotated[
@@ -164,7 +168,7 @@ def _audit_run(artifacts: RunArtifacts, choice: _Choice) -> Iterator[Part]:
     if PartName.accounting in choice.parts:
         from pfl_lm.audit.accounting.check import audit_accounting
 
-        yield audit_accounting(artifacts, choice.trials)
+        yield audit_accounting(artifacts, choice.trials, choice.ledgers)
     if PartName.ledger in choice.parts:
         from pfl_lm.audit.ledger.check import audit_ledger
 

@@ -156,6 +156,13 @@ def _print_guarantees(
                 f"{math.sqrt(policy.groups):.3g} times that of one sum[/dim]",
                 highlight=False,
             )
+        if policy.public_labels:
+            console.print(
+                f"figures by public label, in comparisons: {', '.join(policy.public_labels)}",
+                style="dim",
+                markup=False,
+                highlight=False,
+            )
         for problem in problems:
             console.print(f"[red]{path}: {problem}[/red]", highlight=False)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -120,6 +121,7 @@ def _show(figures: Evaluation, split: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from pfl_lm.evaluation.labels import AS_TYPED
     from pfl_lm.numbers import format_perplexity, percent
 
     table = Table(
@@ -144,6 +146,9 @@ def _show(figures: Evaluation, split: str) -> None:
     for bucket in figures.buckets:
         table.add_row(f"top-3, rank {bucket.name}", "", percent(bucket.top3), "")
     table.add_row("unknown words", f"{figures.oov_rate:.1%}", "", "")
+    for name, label in AS_TYPED.items():
+        if not math.isnan(value := getattr(figures, name)):
+            table.add_row(label, percent(value), "", "")
     Console().print(table)
 
 

@@ -197,6 +197,13 @@ def device(
             "--tokenizer and --policy.",
         ),
     ] = None,
+    group: Annotated[
+        str | None,
+        typer.Option(
+            help="Which of the policy's public_labels this device is of, for a question by groups; "
+            "the server does not learn it."
+        ),
+    ] = None,
 ) -> None:
     """Take part in training, or answer a question, as a device, until the run is over.
 
@@ -240,6 +247,7 @@ def device(
     else:
         kept = record or key[0].with_suffix(".record")
         setups = [own_setup(text, tokenizer, policy, kept, first_install, total, delta)]
+    setups = [replace(setup, group=group) for setup in setups]
     certificate = ServerCertificate.read(ca)
     certificate.check_dates()
     typer.echo(f"calling {server}", err=True)

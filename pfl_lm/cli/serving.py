@@ -77,7 +77,7 @@ def quieten() -> None:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # a line for each bad byte of a stranger
     from pfl_lm.native.tuning import tune
 
-    tune(1)
+    tune(1, keep=False)
     logging.getLogger("grpc").setLevel(logging.CRITICAL)
 
 

@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 from contextlib import nullcontext
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,6 +21,14 @@ if TYPE_CHECKING:
     from pfl_lm.distributed import Ranks
     from pfl_lm.run.scenario import Scenario
 
+
+class ProcessorKind(StrEnum):
+    """Where devices train."""
+
+    cpu = "cpu"
+    cuda = "cuda"
+
+
 Output = Annotated[Path, destination("Folder to write the run into.")]
 Overwrite = Annotated[bool, typer.Option(help="Delete an earlier run in that folder, then start.")]
 Workers = Annotated[
@@ -29,6 +38,15 @@ Workers = Annotated[
         1024,
         "Processes to train with, one thread each [one for each processor, as far as a "
         "round gives them work].",
+    ),
+]
+
+OnProcessor = Annotated[
+    ProcessorKind,
+    typer.Option(
+        "--processor",
+        help="Where devices train. cuda: on a graphics card, in one process unless --workers says "
+        "otherwise; updates then equal the processor's to rounding, not to the bit.",
     ),
 ]
 
@@ -49,6 +67,7 @@ def simulate(
         bool, typer.Option("--anyway", help="Run also where noise outweighs all there is to learn.")
     ] = False,
     track: Track = None,
+    processor: OnProcessor = ProcessorKind.cpu,
 ) -> None:
     """Train a model with simulated devices under a privacy policy.
 
@@ -77,7 +96,17 @@ def simulate(
         raise ValueError("--resume goes on with a run and --overwrite deletes it: choose one")
     scenario = read(Scenario, recipe, settings)
     try:
-        _run(scenario, output, resume, overwrite, workers, ledgers, anyway, tuple(track or ()))
+        _run(
+            scenario,
+            output,
+            resume,
+            overwrite,
+            workers,
+            ledgers,
+            anyway,
+            tuple(track or ()),
+            processor,
+        )
     except KeyboardInterrupt:
         _say_what_is_kept(scenario, output)
         raise
@@ -135,6 +164,7 @@ def _run(
     ledgers: Path | None = None,
     anyway: bool = False,
     track: tuple[str, ...] = (),
+    processor: ProcessorKind = ProcessorKind.cpu,
 ) -> None:
     """Simulate in one process or in several, then write the report and print a summary."""
     from pfl_lm.cli.progress import summarise
@@ -148,15 +178,16 @@ def _run(
         if workers is not None:
             raise ValueError("torchrun has started the processes already; leave --workers out")
         with join() as ranks:
-            _work(ranks, scenario, output, resume, overwrite, ledgers, anyway, track)
+            _work(ranks, scenario, output, resume, overwrite, ledgers, anyway, track, processor)
         if not ranks.is_first:
             return  # rank 0 reports
     else:
-        count = workers or _workers(scenario)
+        count = workers or (_workers(scenario) if processor == "cpu" else 1)
+        about = (scenario, output, resume, overwrite, ledgers, anyway, track, processor)
         if count == 1:
-            _work(ALONE, scenario, output, resume, overwrite, ledgers, anyway, track)
+            _work(ALONE, *about)
         else:
-            launch(count, _work, scenario, output, resume, overwrite, ledgers, anyway, track)
+            launch(count, _work, *about)
     summarise(RunFolder.open(output), write_report(output))
 
 
@@ -169,10 +200,12 @@ def _work(
     ledgers: Path | None,
     anyway: bool,
     track: tuple[str, ...],
+    processor: ProcessorKind,
 ) -> None:
     """Simulate as one of the processes, or alone; rank 0 shows how far the run is."""
     from pfl_lm.cli.errors import write_anything
     from pfl_lm.cli.progress import RunScreen
+    from pfl_lm.devices.processor import open_processor
     from pfl_lm.interop.tff_sum import external_aggregator
     from pfl_lm.interop.tracking import tracked
     from pfl_lm.native.tuning import tune
@@ -199,6 +232,7 @@ def _work(
             external,
             ledgers,
             before=lambda context: judge(foresee(context), anyway, screen.say),
+            processor=open_processor(processor.value, ranks.rank),
         )
 
 

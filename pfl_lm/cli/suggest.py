@@ -32,7 +32,7 @@ def suggest(
     ] = "",
     tokenizer: Tokenizer = None,
 ) -> None:
-    """Print the words that a keyboard would suggest after a text.
+    """Print the words that a keyboard would suggest after a text, and an emoji if it has any.
 
     A run that has not ended suggests by its newest checkpoint. A bundle suggests by its ONNX graph,
     as a phone does; that needs the extra `onnx`, and gives no more words than the graph was
@@ -49,5 +49,6 @@ def suggest(
         for text in texts or suggester.prompts:
             words = suggester.suggest(text, count, letters)
             shown = [f"[bold]{escape(word)}[/bold]" for word, _ in words] or ["no word begins so"]
-            table.add_row(escape(f"{text} …"), *shown)
+            emoji = "" if letters else suggester.emoji(text)
+            table.add_row(escape(f"{text} …"), *shown, *([emoji] if emoji else []))
     Console(highlight=False).print(table)

@@ -176,7 +176,7 @@ def _words(
     linear: Callable[[str, Tensor], Tensor] | None = None,
 ) -> Iterator[Tensor]:
     """Step a recurrent model over windows (1, B, T, D), yielding vectors (1, B, P)."""
-    state = recurrent.zero_state(spec, 1, embedded.shape[1])
+    state = recurrent.zero_state(spec, 1, embedded.shape[1], embedded)
     for t in range(embedded.shape[2]):
         word = embedded[:, :, t]
         vectors, state = recurrent.step(spec, weights, word, state, linear)

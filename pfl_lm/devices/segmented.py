@@ -100,7 +100,7 @@ class SegmentStep(Step):
     def _starts(self, pieces: Sequence[Batch], tensors: StepTensors) -> list[list[State]]:
         """Return the states that segments begin with; truncated, the first one's only."""
         devices, windows, _ = pieces[0].inputs.shape
-        states = [recurrent.zero_state(self.spec, devices, windows)]
+        states = [recurrent.zero_state(self.spec, devices, windows, pieces[0].weight)]
         for piece in [] if self.truncated else pieces[:-1]:
             embedded = tensors.embedding.read(piece.inputs)
             weights = self.frozen | tensors.leaves

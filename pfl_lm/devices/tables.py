@@ -61,6 +61,9 @@ class Table:
         """Add ``rate`` · gradient (K, …, P) to the rows of each device's own words (K, …)."""
         if self.grad_out is None:
             return
+        if words.device.type != "cpu":
+            self._add_at_once(words, gradient, rate)
+            return
         for grad_out, own, rows in zip(self.grad_out, words, gradient, strict=False):
             own, rows = own.reshape(-1), rows.reshape(own.numel(), *self.frozen.shape[1:])
             slot = own if self.slots is None else self.slots[own]
@@ -68,6 +71,16 @@ class Table:
                 inside = slot >= 0
                 slot, rows = slot[inside], rows[inside]
             grad_out.index_add_(0, slot, rows, alpha=rate)
+
+    def _add_at_once(self, words: Tensor, gradient: Tensor, rate: float) -> None:
+        """Add as :meth:`add` does, by one operation for all devices and no wait for a card."""
+        assert self.grad_out is not None
+        flat, width = words.flatten(1), self.frozen.shape[1:]
+        slot = flat if self.slots is None else self.slots[flat]
+        inside = (slot >= 0).view(*slot.shape, *(1,) * len(width))
+        rows = torch.where(inside, gradient.reshape(*slot.shape, *width) * rate, 0.0)
+        device = torch.arange(len(slot), device=slot.device).unsqueeze(1).expand_as(slot)
+        self.grad_out.index_put_((device, slot.clamp_min(0)), rows, accumulate=True)
 
     def add_columns(self, words: Tensor, gradient: Tensor, rate: float) -> None:
         """Add ``rate`` · gradient (K, C, P) to the rows of C distinct words of the payload."""

@@ -20,6 +20,7 @@ from torch import Tensor
 from pfl_lm.devices.batches import Batch, LocalTraining, MethodName, Schedule, token_weight
 from pfl_lm.devices.forward_only import train_forward_only
 from pfl_lm.devices.local_losses import LOSSES
+from pfl_lm.devices.processor import CPU, Processor
 from pfl_lm.devices.segmented import step_kind
 from pfl_lm.devices.task import Task
 from pfl_lm.devices.trace import Trace
@@ -85,7 +86,8 @@ def _backpropagate(
         active = len(batch.inputs)
         candidates = step.objective.draw(number)
         rate = training.learning_rate * training.decay**number
-        for group in _side_by_side(active, task.payload.dim, alike=now is not trained):
+        together = now is not trained or processor.type != "cpu"
+        for group in _side_by_side(active, task.payload.dim, together):
             part = Batch(*(each[group].to(processor) for each in batch))
             loss = step(part, now[group], trained[group], rate, candidates)
             losses[group] += loss.sum((1, 2)).cpu().numpy()
@@ -98,8 +100,9 @@ def _backpropagate(
         Trace(user, losses[k] / max(tokens[k], 1), int(tokens[k]), int(schedule.steps[k]), norm)
         for user, k, norm in zip(users, place, norms[place].tolist(), strict=True)
     ]
+    found = updates.cpu().numpy()
     in_order = np.array_equal(place, np.arange(len(place)))
-    return (updates if in_order else updates[torch.from_numpy(place)]).cpu().numpy(), traces
+    return found if in_order else found[place], traces
 
 
 METHODS: dict[MethodName, Method] = {
@@ -113,15 +116,13 @@ def devices_at_once(
     spec: ModelSpec,
     payload: Payload,
     training: LocalTraining,
-    own_bytes: int = 64 << 20,
-    work_bytes: int = 128 << 20,
+    processor: Processor = CPU,
 ) -> int:
     """Choose K, how many devices to train as one batch.
 
     More devices make the shared products larger and the count of operations smaller, until what
-    they work on leaves the cache. Measured on a processor with 32 MB of L3, the best K stops
-    growing at 16 and keeps activations and scores within 128 MB. The devices' own values fit in
-    64 MB: a payload of millions of coordinates shares the first step only.
+    they work on leaves the processor's cache, or the card's memory. A payload of millions of
+    coordinates shares the first step only.
     """
     rows = training.batch_size * training.window
     inner = body_of(spec).kept_dim(spec)
@@ -129,16 +130,18 @@ def devices_at_once(
     candidates = LOSSES[training.loss].scored(candidates, training.negatives)
     work = rows * (spec.layers * (inner + 4 * spec.embedding_dim) + 2 * candidates)
     copies = 1 if training.gradient_clip is None else 2
-    return max(1, min(16, own_bytes // (4 * copies * payload.whole_dim), work_bytes // (4 * work)))
+    own = processor.own_bytes // (4 * copies * payload.whole_dim)
+    return max(1, min(processor.most, own, processor.work_bytes // (4 * work)))
 
 
-def _side_by_side(active: int, dim: int, alike: bool) -> list[slice]:
+def _side_by_side(active: int, dim: int, together: bool) -> list[slice]:
     """Cut the devices at work into those that step together.
 
-    While their values are ``alike`` all do, for they share the products. Later a device shares
-    the frozen weights only; values that would push each other out of the cache take turns.
+    While their values are alike all do, for they share the products, and on a card always. Later
+    a device shares the frozen weights only; values that would push each other out of a
+    processor's cache take turns.
     """
-    width = active if alike else max(1, CACHE_BYTES // (4 * dim))
+    width = active if together else max(1, CACHE_BYTES // (4 * dim))
     return [slice(start, min(start + width, active)) for start in range(0, active, width)]
 
 

@@ -209,7 +209,8 @@ class _Forward:
                 yield vectors.flatten(1, 2), window.targets.flatten(1), window.weight.flatten(1)
             return
         layer = cache(lambda name: dense.layer(weights, name, self.spec.lora))
-        state = recurrent.zero_state(self.spec, *batch.inputs.shape[:2])
+        devices, windows, _ = batch.inputs.shape
+        state = recurrent.zero_state(self.spec, devices, windows, batch.weight)
         for start in range(0, batch.inputs.shape[2], self._segment_length):
             where = slice(start, start + self._segment_length)
             words = Batch(*(part[:, :, where].contiguous() for part in batch))

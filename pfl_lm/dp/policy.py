@@ -18,6 +18,8 @@ from pfl_lm.dp.policy_tables import Participation as Participation
 from pfl_lm.dp.policy_tables import Reviewed as Reviewed
 from pfl_lm.validate import at_least, refuse
 
+MOST_PUBLIC_LABELS = 100
+
 
 @dataclass(frozen=True)
 class Policy:
@@ -40,6 +42,9 @@ class Policy:
         groups: public groups that a round's reports are divided into at random; the sum of each is
             opened alone, with a whole round's noise, so that the noise on the mean is √groups times
             as large, and one that poisons its report spoils one group.
+        public_labels: labels of devices that are public anyway, such as locales or classes of
+            phones. A comparison of models may give figures for the devices of each; left out: for
+            all devices together alone.
         devices: the least protection that devices insist on over the network.
         reviewed: figures that a person has approved; `pfl-lm check --write` writes them.
 
@@ -59,6 +64,7 @@ class Policy:
     accepted_server_epsilon: float | None = None
     clipping: Clipping | None = None
     groups: int = 1
+    public_labels: tuple[str, ...] = ()
     devices: DeviceRules = field(default_factory=DeviceRules)
     reviewed: Reviewed = field(default_factory=Reviewed)
 
@@ -91,6 +97,7 @@ class Policy:
         self._check_rotation()
         self._check_stream()
         self._check_groups()
+        self._check_public_labels()
         if self.honest_reports < 1 or not self.honest_share > 0:
             refuse("noise.honest_fraction leaves no honest report in a round")
 
@@ -114,6 +121,17 @@ class Policy:
             'rotation alone; write kind = "rotation" with a min_separation, or noise.kind = '
             '"gaussian"'
         )
+
+    def _check_public_labels(self) -> None:
+        if len(self.public_labels) == 1 or len(self.public_labels) > MOST_PUBLIC_LABELS:
+            refuse(
+                f"public_labels has {len(self.public_labels)} entries; name 2 to "
+                f"{MOST_PUBLIC_LABELS}, or leave it out"
+            )
+        if len(set(self.public_labels)) < len(self.public_labels):
+            refuse("public_labels: a label is listed twice")
+        if wrong := [name for name in self.public_labels if not name or not name.isprintable()]:
+            refuse(f"public_labels: {wrong[0]!r} is no label; write one line of text")
 
     def _check_groups(self) -> None:
         at_least(1, groups=self.groups)

@@ -10,7 +10,8 @@ What is predicted, and what counts:
     <number>    yes          no     nor what a placeholder stands for
     <unk>       yes          a miss a word outside the vocabulary: typed in full
     subword     yes          a miss the first piece of such a word; the others do not count
-    word        yes          yes    punctuation marks, if the tokenizer keeps them, are words
+    word        yes          yes
+    mark, emoji yes          no     counted by themselves: ``as_typed.py``
 
 Figures named ``…_known`` leave unknown words out. The keyboard never suggests what is no word,
 though the model spends probability on it. Keystrokes are defined in ``keystrokes.py``.
@@ -25,22 +26,22 @@ Shapes: N predictions of a batch, T window, V vocabulary, U users.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import torch
 
 from pfl_lm.distributed import ALONE, Ranks
+from pfl_lm.evaluation.as_typed import places_apart
+from pfl_lm.evaluation.held_out import batches, choose_users
 from pfl_lm.evaluation.interfaces import HeldOut, QuickScorer, Scorer, TokenizerLike
 from pfl_lm.evaluation.keystrokes import SUGGESTIONS, Completions
-from pfl_lm.evaluation.measures import Evaluation, Tally, Vocabulary
+from pfl_lm.evaluation.measures import Evaluation, Tally
+from pfl_lm.evaluation.vocabulary import Vocabulary
 from pfl_lm.models import models
 from pfl_lm.models.compiled import top_words
 from pfl_lm.models.spec import ModelSpec, Parameters
-from pfl_lm.streams import stream
-from pfl_lm.text.population import windows as windows_of
 
-_BATCH = 32_768  # predictions whose states are held at once
 _USERS = 32  # measured in one go, by one rank; a user's text is never cut between two
 _WINDOWS = 256  # windows run through the model at once
 _STATES = 64  # whose scores of all words are held at once
@@ -160,10 +161,10 @@ def measure_users(
         for turn in ranks.work_queue(len(starts)):
             places = np.arange(starts[turn], min(starts[turn] + _USERS, len(users)))
             batch_users = zip(places.tolist(), users[places].tolist(), strict=True)
-            for owners, tokens in _batches(
+            for owners, tokens, codes in batches(
                 population, split, batch_users, window, max_tokens_per_user
             ):
-                measure_windows(scorer, owners, tokens, vocabulary, completions, tally)
+                measure_windows(scorer, owners, tokens, vocabulary, completions, tally, codes)
             if progress:
                 progress(int(places[-1]) + 1, len(users))
     for other in ranks.gather(tally)[1:]:
@@ -178,8 +179,13 @@ def measure_windows(
     vocabulary: Vocabulary,
     completions: Completions,
     tally: Tally,
+    codes: np.ndarray | None = None,
 ) -> None:
-    """Add one batch of windows, int64[n, T + 1], of the users ``owners``, int64[n]."""
+    """Add one batch of windows, int64[n, T + 1], of the users ``owners``, int64[n].
+
+    Args:
+        codes: int64[n, T + 1], how each token was typed; None: nobody knows.
+    """
     inputs, targets = tokens[:, :-1], tokens[:, 1:]
     predicted = vocabulary.is_predicted[targets]
     keep = torch.from_numpy(predicted)
@@ -200,7 +206,9 @@ def measure_windows(
     typed[wanted] = completions.letters_typed(
         scorer, states[torch.from_numpy(wanted)], targets[wanted]
     )
-    tally.add(owners, targets, nats, place, typed)
+    apart = places_apart(scorer, states, targets, vocabulary)
+    known_codes = None if codes is None else codes[:, 1:][predicted]
+    tally.add(owners, targets, nats, place, typed, known_codes, apart)
 
 
 def _predict(
@@ -273,40 +281,3 @@ def _keep_best(
     order = merged.argsort(dim=1, descending=True, stable=True)[:, :SUGGESTIONS]
     best[rows] = merged.gather(1, order)
     best_words[rows] = candidates.gather(1, order)
-
-
-def choose_users(users: int, split: str, max_users: int | None, seed: int) -> np.ndarray:
-    """Draw the held-out users to measure on, sorted: int64[n].
-
-    Raises:
-        ValueError: there are none.
-    """
-    if not users:
-        raise ValueError(f"split {split!r} has no users; evaluation needs held-out users")
-    if max_users is None or max_users >= users:
-        return np.arange(users)
-    if max_users < 1:
-        raise ValueError(f"max_users = {max_users} must be at least 1")
-    return np.sort(stream(seed, "held-out users", split).choice(users, max_users, replace=False))
-
-
-def _batches(
-    population: HeldOut,
-    split: str,
-    users: Iterable[tuple[int, int]],
-    length: int,
-    limit: int | None,
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield (place int64[n], windows int64[n, T + 1]) of users given as (place, user)."""
-    owners: list[np.ndarray] = []
-    pieces: list[np.ndarray] = []
-    for place, user in users:
-        piece = windows_of(population.tokens(split, user), length, limit)
-        for start in range(0, len(piece), max(1, _BATCH // length)):
-            pieces.append(piece[start : start + max(1, _BATCH // length)])
-            owners.append(np.full(len(pieces[-1]), place, dtype=np.int64))
-            if sum(map(len, pieces)) * length >= _BATCH:
-                yield np.concatenate(owners), np.concatenate(pieces)
-                owners, pieces = [], []
-    if pieces:
-        yield np.concatenate(owners), np.concatenate(pieces)

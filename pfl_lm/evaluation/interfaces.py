@@ -67,3 +67,12 @@ class HeldOut(Protocol):
     def users(self, split: str) -> int: ...
 
     def tokens(self, split: str, user: int) -> np.ndarray: ...
+
+
+@runtime_checkable
+class HeldOutAsTyped(HeldOut, Protocol):
+    """A population that knows how its users typed."""
+
+    def typed(self, split: str, user: int) -> np.ndarray | None:
+        """Return a code of ``text.as_typed`` for each token, unsigned[n]; None: not known."""
+        ...

@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from pfl_lm.evaluation.interfaces import TokenizerLike
+from pfl_lm.evaluation import as_typed
 from pfl_lm.evaluation.keystrokes import SUGGESTIONS
+from pfl_lm.evaluation.vocabulary import BUCKETS, Vocabulary
 
-# Upper public frequency rank of each bucket of words.
-BUCKETS = (("1–100", 100), ("101–1k", 1_000), ("1k–10k", 10_000), ("10k+", 2**62))
 LEVELS = tuple(round(0.05 * step, 2) for step in range(1, 20))  # of the quantiles over users
 SUMS = (
     "predictions",
@@ -26,6 +25,7 @@ SUMS = (
     "keystrokes",
     "known_keystrokes",
     "saved",
+    *as_typed.SUMS,
 )
 # figure → (numerator, denominator) among the sums
 RATIOS = {
@@ -35,6 +35,7 @@ RATIOS = {
     "top3_known": ("top3", "known_words"),
     "keystrokes_saved": ("saved", "keystrokes"),
     "keystrokes_saved_known": ("saved", "known_keystrokes"),
+    **as_typed.RATIOS,
 }
 
 
@@ -88,6 +89,8 @@ class Evaluation:
         keystrokes_saved: share of keystrokes, over all words; an unknown word saves none and
             counts as long as the mean word of the vocabulary, since its letters are not stored.
         keystrokes_saved_known: the same over in-vocabulary words.
+        casing, marks_top3, emoji_top1, emoji_top3, keys_saved: of text as it was typed, see
+            ``as_typed``; NaN where the text, or its store, has none.
         buckets: recall by public frequency rank.
         over_users: distributions of perplexity, top1, top3 and keystrokes_saved.
     """
@@ -104,60 +107,17 @@ class Evaluation:
     oov_rate: float
     keystrokes_saved: float
     keystrokes_saved_known: float
+    casing: float
+    marks_top3: float
+    emoji_top1: float
+    emoji_top3: float
+    keys_saved: float
     buckets: tuple[Bucket, ...]
     over_users: dict[str, Distribution]
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON; what is not finite becomes None."""
         return {**_finite(asdict(self)), "quantile_levels": list(LEVELS)}
-
-
-@dataclass(frozen=True)
-class Vocabulary:
-    """What evaluation knows of each token id.
-
-    Attributes:
-        is_predicted: bool[V], false for <pad> and <s>.
-        is_word: bool[V], words that the keyboard may suggest.
-        is_unknown: bool[V], <unk> and the pieces of words outside the vocabulary.
-        counts_as_word: bool[V], words, <unk>, and the first piece of an unknown word.
-        letters: int64[V], characters of each word.
-        bucket: int64[V], place in ``BUCKETS`` by public rank among the words.
-    """
-
-    is_predicted: np.ndarray
-    is_word: np.ndarray
-    is_unknown: np.ndarray
-    counts_as_word: np.ndarray
-    letters: np.ndarray
-    bucket: np.ndarray
-
-    @classmethod
-    def of(cls, tokenizer: TokenizerLike) -> Vocabulary:
-        """Sort the ids of a tokenizer into these classes."""
-        size = len(tokenizer.words)
-        kinds = np.array(getattr(tokenizer, "kinds", ["word"] * size))
-        special, unk = np.zeros((2, size), dtype=bool)
-        special[list(tokenizer.specials)] = True
-        unk[tokenizer.unk_id] = True
-        starts = np.array([word.startswith("\u2581") for word in tokenizer.words])
-        subword = kinds == "subword"
-        is_word = ~special & ~unk & ~subword & (kinds != "mark")
-        is_predicted = np.ones(size, dtype=bool)
-        is_predicted[[tokenizer.pad_id, tokenizer.bos_id]] = False
-        return cls(
-            is_predicted=is_predicted,
-            is_word=is_word,
-            is_unknown=unk | subword,
-            counts_as_word=is_word | unk | (subword & starts),
-            letters=np.array([len(word) for word in tokenizer.words], dtype=np.int64),
-            bucket=_buckets(tokenizer.unigram, is_word),
-        )
-
-    @property
-    def never_suggested(self) -> np.ndarray:
-        """The ids that are no words, int64."""
-        return np.flatnonzero(~self.is_word)
 
 
 class Tally:
@@ -179,6 +139,8 @@ class Tally:
         nats: np.ndarray,
         place: np.ndarray,
         typed: np.ndarray,
+        codes: np.ndarray | None = None,
+        place_apart: np.ndarray | None = None,
     ) -> None:
         """Add N predictions.
 
@@ -188,6 +150,8 @@ class Tally:
             nats: float64[N], −log of the probability each was given.
             place: int64[N], 0 to 2 among the suggestions before any letter, 3 for none.
             typed: int64[N], letters typed before the word was shown.
+            codes: int64[N], how each token was typed (``text.as_typed``); None: nobody knows.
+            place_apart: int64[N], of a mark or emoji among its kind; None: nobody asked.
         """
         unknown = self._vocabulary.is_unknown[targets]
         known = self._vocabulary.is_word[targets]
@@ -205,6 +169,7 @@ class Tally:
             "keystrokes": keystrokes,
             "known_keystrokes": keystrokes * known,
             "saved": (self._letters[targets] - typed) * known,
+            **as_typed.columns(self._vocabulary, targets, place, typed, codes, place_apart),
         }
         for column, name in enumerate(SUMS):
             self._users[:, column] += np.bincount(owners, columns[name], len(self._users))
@@ -259,14 +224,6 @@ class Tally:
             )
             for (name, _), (words, t1, t3) in zip(BUCKETS, self._buckets.tolist(), strict=True)
         )
-
-
-def _buckets(unigram: np.ndarray, is_word: np.ndarray) -> np.ndarray:
-    """Return the bucket of each word by its public rank among words, int64[V]."""
-    order = np.argsort(-np.where(is_word, unigram, -1.0), kind="stable")
-    rank = np.empty(len(order), dtype=np.int64)
-    rank[order] = np.arange(1, len(order) + 1)
-    return np.searchsorted([upper for _, upper in BUCKETS], rank)
 
 
 def _distribution(over: np.ndarray, under: np.ndarray) -> Distribution:

@@ -17,11 +17,13 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 
-from pfl_lm.evaluation.evaluate import ModelScorer, choose_users, measure_windows
+from pfl_lm.evaluation.evaluate import ModelScorer, measure_windows
+from pfl_lm.evaluation.held_out import choose_users
 from pfl_lm.evaluation.interfaces import HeldOut, TokenizerLike
 from pfl_lm.evaluation.keystrokes import Completions
-from pfl_lm.evaluation.measures import Tally, Vocabulary
+from pfl_lm.evaluation.measures import Tally
 from pfl_lm.evaluation.personal import Gain
+from pfl_lm.evaluation.vocabulary import Vocabulary
 from pfl_lm.models.own_words import OwnWords, OwnWordsRule
 from pfl_lm.models.spec import ModelSpec, Parameters
 from pfl_lm.text.population import windows

@@ -16,10 +16,12 @@ import torch
 from pfl_lm.devices.batches import LocalTraining
 from pfl_lm.devices.task import Task
 from pfl_lm.devices.training import train
-from pfl_lm.evaluation.evaluate import ModelScorer, choose_users, measure_windows
+from pfl_lm.evaluation.evaluate import ModelScorer, measure_windows
+from pfl_lm.evaluation.held_out import choose_users
 from pfl_lm.evaluation.interfaces import HeldOut, TokenizerLike
 from pfl_lm.evaluation.keystrokes import Completions
-from pfl_lm.evaluation.measures import Evaluation, Tally, Vocabulary
+from pfl_lm.evaluation.measures import Evaluation, Tally
+from pfl_lm.evaluation.vocabulary import Vocabulary
 from pfl_lm.models.models import ModelSpec, Parameters, roles
 from pfl_lm.payload.layout import Payload, PayloadPlan, choose, gather, scatter_add
 from pfl_lm.text.population import windows

@@ -9,7 +9,7 @@ import torch
 
 from pfl_lm.evaluation.interfaces import TokenizerLike
 from pfl_lm.evaluation.keystrokes import SUGGESTIONS
-from pfl_lm.evaluation.measures import Vocabulary
+from pfl_lm.evaluation.vocabulary import Vocabulary
 from pfl_lm.models import models
 from pfl_lm.models.spec import ModelSpec, Parameters
 from pfl_lm.text.tokenizer import Tokenizer
@@ -47,13 +47,33 @@ def suggest(
         count: how many words, at most.
         letters: what was typed of the next word; only words that begin so are suggested.
     """
-    context = [tokenizer.bos_id, *tokenizer.encode(text)[-_room(spec) :]]
-    hidden = models.hidden_of(spec, parameters, np.array([context]))[0, -1:]  # (1, P)
-    logits = models.scores(spec, parameters, hidden)[0].double()
-    chances = torch.softmax(logits, 0).numpy()
+    chances = _chances(spec, parameters, tokenizer, text)
     places = np.flatnonzero(suggestible(tokenizer) & begins_with(tokenizer, letters))
     best = places[np.argsort(-chances[places], kind="stable")[:count]]
     return [(tokenizer.shown(place), float(chances[place])) for place in best]
+
+
+def suggest_emoji(
+    spec: ModelSpec, parameters: Parameters, tokenizer: Tokenizer, text: str
+) -> tuple[str, float] | None:
+    """Return the emoji for a keyboard's fourth place, and its probability; None without emoji."""
+    emoji = Vocabulary.of(tokenizer).is_emoji
+    if not emoji.any():
+        return None
+    chances = np.where(emoji, _chances(spec, parameters, tokenizer, text), -1.0)
+    best = int(chances.argmax())
+    return tokenizer.words[best], float(chances[best])
+
+
+def _chances(
+    spec: ModelSpec, parameters: Parameters, tokenizer: Tokenizer, text: str
+) -> np.ndarray:
+    """Return the probability of each id after a text, float64[V]."""
+    context = [tokenizer.bos_id, *tokenizer.encode(text)[-_room(spec) :]]
+    hidden = models.hidden_of(spec, parameters, np.array([context]))[0, -1:]  # (1, P)
+    logits = models.scores(spec, parameters, hidden)[0].double()
+    chances: np.ndarray = torch.softmax(logits, 0).numpy()
+    return chances
 
 
 def begins_with(tokenizer: Tokenizer, letters: str) -> np.ndarray:

@@ -12,6 +12,7 @@ from pfl_lm.text import letters
 from pfl_lm.text.compressed import open_text
 from pfl_lm.text.letters import same_letters
 from pfl_lm.text.normalisation import is_word
+from pfl_lm.text.pieces import is_emoji, without_look
 from pfl_lm.text.tokenizer import Tokenizer
 
 
@@ -25,12 +26,15 @@ class BlockList:
         words: those of the vocabulary that are blocked, as it writes them.
         ids: their ids, and those of everything that is no word: marks, masks, pieces, controls.
         phrases: entries of several words; none of these can be blocked as a whole.
+        emoji_ids: emoji that a keyboard may show in a place of their own; no variant of a listed
+            emoji is among them.
     """
 
     listed: tuple[str, ...]
     words: tuple[str, ...]
     ids: tuple[int, ...]
     phrases: tuple[str, ...] = ()
+    emoji_ids: tuple[int, ...] = ()
 
     @classmethod
     def read(cls, path: Path | None, tokenizer: Tokenizer) -> BlockList:
@@ -44,20 +48,23 @@ class BlockList:
         words_of = {entry: _words_of(entry, tokenizer) for entry in listed}
         phrases = tuple(entry for entry, words in words_of.items() if len(words) > 1)
         blocked = {same_letters(words[0]) for words in words_of.values() if len(words) == 1}
-        words, ids = [], []
+        listed_emoji = {without_look(entry) for entry in listed if is_emoji(entry)}
+        words, ids, emoji = [], [], []
         for id, (word, kind) in enumerate(zip(tokenizer.words, tokenizer.kinds, strict=True)):
             if kind == "word" and same_letters(word) in blocked:
                 words.append(word)
             if kind != "word" or same_letters(word) in blocked:
                 ids.append(id)
-        if listed and not words:
+            if kind == "mark" and is_emoji(word) and without_look(word) not in listed_emoji:
+                emoji.append(id)
+        if listed and not words and not listed_emoji:
             raise ValueError(
                 f"--block-list {path}: none of its words is in the vocabulary; it should hold a "
                 "word on each line"
             )
         if len(ids) == tokenizer.vocabulary_size:
             raise ValueError(f"--block-list {path}: it blocks every word: nothing can be suggested")
-        return cls(listed, tuple(sorted(words)), tuple(ids), phrases)
+        return cls(listed, tuple(sorted(words)), tuple(ids), phrases, tuple(emoji))
 
     @property
     def text(self) -> str:
@@ -99,6 +106,7 @@ def write_vocabulary(folder: Path, tokenizer: Tokenizer, blocked: BlockList) -> 
         },
         "normalisation": tokenizer.normalisation.in_browser(),
         "written_forms": len(tokenizer.forms),
+        "emoji_ids": list(blocked.emoji_ids),
         "blocked": {
             "words": len(blocked.words),
             "listed": len(blocked.listed),

@@ -269,6 +269,8 @@ class _Blocks:
         self.bias = None if bias is None else (bias * softmax.LOG2_E).unsqueeze(1)
         self.shift: Tensor | None = None  # (N,), taken off the scaled scores
         self.keeps, width = _keeps(rows, words), block_width(rows)
+        if vectors.device.type != "cpu" and self.keeps:
+            width = words  # a card has no small cache to keep a block in
         self.scratch = scratch
         self.slices = [slice(start, min(start + width, words)) for start in range(0, words, width)]
 

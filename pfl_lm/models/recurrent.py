@@ -85,7 +85,7 @@ def roles(spec: ModelSpec) -> dict[str, Role]:
 def hidden(spec: ModelSpec, weights: Mapping[str, Tensor], embedded: Tensor) -> Tensor:
     """Run the layers over windows from a zero state: (K, B, T, D) → (K, B, T, P)."""
     devices, windows, *_ = embedded.shape
-    state = zero_state(spec, devices, windows, embedded.dtype)
+    state = zero_state(spec, devices, windows, embedded)
     return hidden_from(spec, weights, embedded, state)[0]
 
 
@@ -111,13 +111,15 @@ def hidden_from(
     return x.reshape(devices, steps, windows, -1).transpose(1, 2), after
 
 
-def zero_state(
-    spec: ModelSpec, devices: int, windows: int, dtype: torch.dtype = torch.float32
-) -> list[State]:
-    """Return each layer's state (r, c) before the first word: (K, B, P or H), (K, B, H)."""
+def zero_state(spec: ModelSpec, devices: int, windows: int, like: Tensor) -> list[State]:
+    """Return each layer's state (r, c) before the first word: (K, B, P or H), (K, B, H).
+
+    Args:
+        like: a tensor whose type the state has, on whose processor it lies.
+    """
     widths = (state_dim(spec), spec.hidden_dim)
     return [
-        tuple(torch.zeros(devices, windows, width, dtype=dtype) for width in widths)
+        tuple(like.new_zeros(devices, windows, width) for width in widths)
         for _ in range(spec.layers)
     ]
 

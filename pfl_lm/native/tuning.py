@@ -25,13 +25,15 @@ class Tuning:
     products: str  # "torch's default" or "oneDNN"
 
 
-def tune(threads: int | None = None) -> Tuning:
+def tune(threads: int | None = None, keep: bool = True) -> Tuning:
     """Set the number of threads of one process and choose the fast paths.
 
     Args:
         threads: None takes ``OMP_NUM_THREADS``, else half of the processors: threads wait for
             each other after every small product, so one busy neighbour on a core that all of
             them need costs more than the other half of the cores brings.
+        keep: whether the process trains and keeps freed memory (``keep_memory``). A server does
+            not: it gives back what the messages of thousands of devices took.
 
     Two processes of one thread train faster than one process of two: the products of local
     training are too small to be worth splitting.
@@ -43,7 +45,7 @@ def tune(threads: int | None = None) -> Tuning:
     if threads is not None:
         torch.set_num_threads(threads)
     products = "oneDNN" if use_onednn() else "torch's default"
-    return Tuning(torch.get_num_threads(), keep_memory(), products)
+    return Tuning(torch.get_num_threads(), keep and keep_memory(), products)
 
 
 def keep_memory() -> bool:
@@ -57,6 +59,16 @@ def keep_memory() -> bool:
     library = ctypes.CDLL(None)
     wishes = {_MMAP_MAX: 0, _TRIM_THRESHOLD: 2**31 - 1, _TOP_PAD: 64 << 20}
     return all(library.mallopt(parameter, value) for parameter, value in wishes.items())
+
+
+def give_memory_back() -> bool:
+    """Ask the C library to hand free memory to the kernel; return whether some was.
+
+    What thousands of messages took lies free between what stays, in pieces that glibc keeps.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    return bool(ctypes.CDLL(None).malloc_trim(0))
 
 
 def use_onednn() -> bool:

@@ -1,9 +1,9 @@
 """Mailbox of a round: the newest item for each device, and the messages devices send, by phase.
 
 Each device has one newest item, known by (round, step); to ask again for it, or to hand in the
-same bytes again, changes nothing. What a device hands in counts at most once per round and step.
-A device that breaks a rule is dropped from the round with a line in the log; no other device is
-affected.
+same bytes again, changes nothing. An item is written when its device fetches it. What a device
+hands in counts at most once per round and step. A device that breaks a rule is dropped from the
+round with a line in the log; no other device is affected.
 
 All methods run in one event loop; only the closing of a phase, which takes time, leaves it.
 """
@@ -16,9 +16,11 @@ import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from pfl_lm.network.exclusions import Exclusions
+from pfl_lm.network.items import Content, Posted, frame_of
 from pfl_lm.network.presence import Presence, clock
 from pfl_lm.network.task_config import stated
 from pfl_lm.network.transport import Limits, Message, messages
@@ -72,19 +74,23 @@ class Mailbox:
         self._limits, self._strike, self._grant = limits, strike, grant
         self._exclusions = exclusions
         self.presence = Presence(devices, limits, exclusions)
-        self._items: dict[int, Message] = {}
+        self._posted: dict[int, Posted] = {}
         self._round: _Round | None = None
+        self._ended: _Round | None = None  # the one before
         self._phase: Any = None
         self._told: set[int] = set()  # who has heard that the run is over
 
-    async def fetch(self, device: int, round: int, step: int) -> Message:
+    async def fetch(self, device: int, round: int, step: int, spent: float = 0.0) -> Message:
         """Return the device's newest item once it is newer than that; an empty one after a while.
 
         A second call of the same device answers the first.
+
+        Args:
+            spent: seconds that this call has lasted already; it is held no longer than any other.
         """
-        async with self.presence.waiting(device) as bell:
-            if (item := self._newer(device, round, step)) is None and await bell.rings():
-                item = self._newer(device, round, step)
+        async with self.presence.waiting(device, spent) as bell:
+            while (item := self._newer(device, round, step)) is None and await bell.rings():
+                pass  # it may have rung for an item that the device does not ask for
         return item or messages.Item(round=round, step=step)
 
     def send(self, device: int, round: int, frame: bytes) -> None:
@@ -97,6 +103,8 @@ class Mailbox:
         digest = hashlib.sha256(frame).digest()
         if digest in now.taken.setdefault(device, set()):
             return
+        if now is not self._round:
+            raise self._not_under_way(device, round)
         phase, kind = self._phase, frame[_KIND_AT] if len(frame) > _KIND_AT else 0
         if phase is None or 0 < kind < phase.message.kind:
             name = _PHASES.get(kind, "message")
@@ -111,12 +119,17 @@ class Mailbox:
     def check_turn(self, device: int, round: int) -> _Round:
         """Return the round under way, if a device may send a message of it.
 
+        The round before is returned to a device that has sent messages of it: it may not have
+        heard that they count, and sends them again.
+
         Raises:
             NotNow: it may not, and why.
         """
         now = self._round
+        if self._ended is not None and round == self._ended.config.round:
+            now = self._ended if device in self._ended.taken else None
         if now is None or round != now.config.round or device not in now.places:
-            raise NotNow(f"round {round} is not under way for device {device}")
+            raise self._not_under_way(device, round)
         if device in now.dropped:
             raise NotNow(f"device {device} was dropped from round {round}: {now.dropped[device]}")
         return now
@@ -164,10 +177,14 @@ class Mailbox:
             invitation = messages.Invitation(
                 place=place, clip_norm=clip_norm or 0.0, **stated(config)
             )
-            self._post(device, INVITATION, invitation=invitation)
+            self._post(device, INVITATION, partial(dict, invitation=invitation))
 
     async def collect(self, phase: Any, outgoing: Mapping[int, bytes], seconds: float) -> Any:
         """Hand out messages, by place, collect what a phase awaits, and close it.
+
+        Args:
+            outgoing: the server's messages of the kind before the one that the phase awaits; each
+                is asked for when its device fetches it, and again if the device does.
 
         Returns:
             What the phase's ``close`` returns.
@@ -177,8 +194,9 @@ class Mailbox:
         """
         assert self._round is not None
         self._phase = phase
-        for place, frame in outgoing.items():
-            self._post(self._round.devices[place], frame[_KIND_AT], frame=frame)
+        for place in outgoing:
+            content = partial(frame_of, outgoing, place)
+            self._post(self._round.devices[place], phase.message.kind - 1, content)
         await self._all_spoke(phase, seconds)
         self._phase = None
         if silent := self._missing(phase):
@@ -194,8 +212,8 @@ class Mailbox:
         """End the round for every device that was invited."""
         assert self._round is not None
         for device in self._round.places:
-            self._post(device, OVER, over=text)
-        self._round = None
+            self._post(device, OVER, partial(dict, over=text))
+        self._round, self._ended = None, self._round
 
     async def finish(self, text: str) -> None:
         """Tell everybody that the run is over.
@@ -206,8 +224,9 @@ class Mailbox:
         begun, limits = time.monotonic(), self._limits
         devices = self.presence.devices
         here = {device for device in devices if self.presence.is_here(device)}
+        finished = Posted(AFTER_ALL, OVER, partial(dict, finished=text))
         for device in devices:
-            self._items[device] = messages.Item(round=AFTER_ALL, step=OVER, finished=text)
+            self._posted[device] = finished
             self.presence.ring(device)
         while left := devices - self._told:
             longest = max(limits.grace_seconds, limits.hold_seconds if left & here else 0.0)
@@ -215,26 +234,28 @@ class Mailbox:
                 return
             await self.presence.wait(0.1)
 
-    def _post(self, device: int, step: int, **content: Any) -> None:
+    def _post(self, device: int, step: int, content: Content) -> None:
         assert self._round is not None
-        item = messages.Item(round=self._round.config.round, step=step, **content)
-        self._items[device] = item
+        self._posted[device] = Posted(self._round.config.round, step, content)
         self.presence.ring(device)
 
     def _newer(self, device: int, round: int, step: int) -> Message | None:
-        item = self._items.get(device)
-        if item is None or (item.round, item.step) <= (round, step):
+        posted = self._posted.get(device)
+        if posted is None or (posted.round, posted.step) <= (round, step):
             return None
-        if item.round == AFTER_ALL:
+        if posted.round == AFTER_ALL:
             self._told.add(device)
-        return item
+        return posted.item()
+
+    def _not_under_way(self, device: int, round: int) -> NotNow:
+        return NotNow(f"round {round} is not under way for device {device}")
 
     def _drop(self, device: int, text: str, strike: bool = True) -> NotNow:
         now = self._round
         if now is not None and device in now.places and device not in now.dropped:
             now.dropped[device] = text
             log.warning("round %d: device %d is dropped: %s", now.config.round, device, text)
-            self._post(device, OVER, over=text)
+            self._post(device, OVER, partial(dict, over=text))
             self.presence.news.set()
         else:
             log.warning("device %d: %s", device, text)

@@ -62,21 +62,23 @@ class Participant(ABC):
 
     def run(self) -> int:
         """Take part whenever invited, until the run is over; return in how many rounds."""
-        taken_part, cursor = 0, (-1, 0)
+        taken_part, cursor, item = 0, (-1, 0), None
         log.info("device %d is admitted and waits for an invitation", self._key.number)
         while True:
-            item = self._client.fetch(*cursor)
-            content = item.WhichOneof("content")
+            item = item or self._client.fetch(*cursor)
+            content, told = item.WhichOneof("content"), None
             if content is None:
                 log.info("device %d still waits for an invitation", self._key.number)
-                continue
-            cursor = (item.round, item.step)
-            if content == "finished":
+            elif content == "finished":
                 log.info("device %d: %s", self._key.number, item.finished)
                 return taken_part
-            if content == "invitation" and item.round > self._last:
-                taken_part += self._try(item.round, item.invitation)
+            elif content == "invitation" and item.round > self._last:
+                told = self._try(item.round, item.invitation)
+                taken_part += told is not None
                 cursor = (item.round, _OVER)
+            else:
+                cursor = (item.round, item.step)
+            item = told
 
     @property
     def _insists(self) -> bool:
@@ -93,17 +95,17 @@ class Participant(ABC):
         assert self._setup.record is not None
         return self._setup.record
 
-    def _try(self, round: int, invitation: Message) -> bool:
-        """Take part in a round, or say why not."""
+    def _try(self, round: int, invitation: Message) -> Message | None:
+        """Take part in a round and return what the server says next; or say why not."""
         self._last = round
         try:
             self._check_invitation(round)
-            self._take_part(round, invitation)
+            told = self._take_part(round, invitation)
         except (DroppedFromRound, InvitationRefused, SecaggError) as reason:
             log.warning("device %d leaves round %d: %s", self._key.number, round, reason)
-            return False
+            return None
         log.info("device %d took part in round %d", self._key.number, round)
-        return True
+        return told
 
     def _check_invitation(self, round: int) -> None:
         """Refuse a round that is none of the run, and one that the record forbids.
@@ -117,13 +119,16 @@ class Participant(ABC):
         if self._insists:
             self._record.check(self._task, self._policy, round)
 
-    def _take_part(self, round: int, invitation: Message) -> None:
+    def _take_part(self, round: int, invitation: Message) -> Message:
         """Download, train or answer, protect, and speak the protocol to its end.
 
         Guarantees:
             What leaves the device is clipped, carries the device's own share of the noise as its
             own copy of the policy has it, and is masked. It reports once in a round.
             The participation is on this device's disk before the report leaves.
+
+        Returns:
+            The item that the server answers the last message with: of the next round, or empty.
         """
         log.info("device %d is invited to round %d: downloads and works", self._key.number, round)
         broadcast = self._receive(round, invitation)
@@ -142,7 +147,7 @@ class Participant(ABC):
         if config.signed:
             holder = masked.confirm(self._exchange(round, masked.message))
         answer = holder.unmask(self._exchange(round, holder.message))
-        self._send(round, answer.message)
+        return self._send(round, answer.message, seen=_OVER)
 
     @property
     @abstractmethod
@@ -209,17 +214,15 @@ class Participant(ABC):
         Raises:
             DroppedFromRound: the round ended, or goes on without this device.
         """
-        self._send(round, frame)
-        while True:
-            item = self._client.fetch(round, frame[_KIND_AT])
-            content = item.WhichOneof("content")
-            if content == "frame" and item.round == round:
-                return bytes(item.frame)
-            if content is None:
-                log.info("device %d waits for others in round %d", self._key.number, round)
-            else:
-                raise DroppedFromRound(item.over or "the round ended in the meantime")
+        kind = frame[_KIND_AT]
+        item = self._send(round, frame, seen=kind)
+        while (content := item.WhichOneof("content")) is None:
+            log.info("device %d waits for others in round %d", self._key.number, round)
+            item = self._client.fetch(round, kind)
+        if content == "frame" and item.round == round:
+            return bytes(item.frame)
+        raise DroppedFromRound(item.over or "the round ended in the meantime")
 
-    def _send(self, round: int, frame: bytes) -> None:
+    def _send(self, round: int, frame: bytes, seen: int) -> Message:
         self._sending(round, frame[_KIND_AT])
-        self._client.send(round, frame)
+        return self._client.send(round, frame, seen)

@@ -23,14 +23,21 @@ class Bell:
 
     hold_seconds: float
     event: asyncio.Event = field(default_factory=asyncio.Event)
+    is_last: bool = False  # what it rings for: another call of the device has come
+
+    def __post_init__(self) -> None:
+        self._until = asyncio.get_running_loop().time() + self.hold_seconds
 
     async def rings(self) -> bool:
-        """Wait until it is rung; False after a while."""
+        """Wait until it is rung; False after a while, and once another call has come."""
+        if self.is_last:
+            return False
         try:
-            async with asyncio.timeout(self.hold_seconds):
+            async with asyncio.timeout_at(self._until):
                 await self.event.wait()
         except TimeoutError:
             return False
+        self.event.clear()
         return True
 
 
@@ -58,10 +65,15 @@ class Presence:
         return frozenset(self._seen)
 
     @asynccontextmanager
-    async def waiting(self, device: int) -> AsyncIterator[Bell]:
-        """Count a device as here while its call waits; a second call wakes the first."""
-        bell = Bell(self._limits.hold_seconds)
+    async def waiting(self, device: int, spent: float = 0.0) -> AsyncIterator[Bell]:
+        """Count a device as here while its call waits; a second call wakes the first.
+
+        Args:
+            spent: seconds that the call has lasted already.
+        """
+        bell = Bell(max(0.0, self._limits.hold_seconds - spent))
         if (before := self._bells.get(device)) is not None:
+            before.is_last = True
             before.event.set()
         self._bells[device] = bell
         self.saw(device)

@@ -87,6 +87,7 @@ class QuestionDevice(Participant):
     def _answer(self) -> Answer:
         setup = self._setup
         if isinstance(self._asked, TwoModels):
-            return self._asked.answer(DeviceText(setup.tokens, setup.tokenizer), setup.tokenizer)
+            text = DeviceText(setup.tokens, setup.tokenizer)
+            return self._asked.answer(text, setup.tokenizer, setup.group)
         cell_of = {label: cell for cell, label in enumerate(self._query.labels)}
         return self._asked.answer(setup.unknown_words, cell_of, self._passed_over)

@@ -6,12 +6,13 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pfl_lm.dp.policy import Policy
 from pfl_lm.models.file import Model
+from pfl_lm.native.tuning import give_memory_back
 from pfl_lm.network.listener import Listener
 from pfl_lm.network.question_rounds import Content, QuestionServer, ask_round, recover
 from pfl_lm.network.question_task import QuestionTask, session_for
@@ -19,25 +20,18 @@ from pfl_lm.network.recovery import open_store
 from pfl_lm.network.server import Serving, doors
 from pfl_lm.network.task_config import policy_digest
 from pfl_lm.queries.ask import QuerySession
-from pfl_lm.queries.comparison import Estimate, estimates
+from pfl_lm.queries.comparison import Measured, measure
 from pfl_lm.queries.discover import WordsQuestion, about, first_question, plain_question
 from pfl_lm.queries.folder import QuestionFolder
 from pfl_lm.queries.found import WORDS_FILE, FoundWord, write_words
-from pfl_lm.queries.launch import (
-    RESULT_FILE,
-    Decision,
-    LaunchQuestion,
-    check_models,
-    decide,
-    fingerprint,
-    plan,
-    result_of,
-)
+from pfl_lm.queries.groups import noise_factor
+from pfl_lm.queries.launch import RESULT_FILE, check_models, plain_comparison, result_of
+from pfl_lm.queries.launch_rule import Decision, LaunchQuestion, decide, plan
 from pfl_lm.queries.manifest import describe_served
 from pfl_lm.queries.people import AskedPeople
 from pfl_lm.queries.stated import Asked, plan_of, purpose_of
 from pfl_lm.queries.two_models import TwoModels
-from pfl_lm.run.folder import digest_of, write_json
+from pfl_lm.run.folder import write_json
 from pfl_lm.run.progress import ProgressListener
 from pfl_lm.text.tokenizer import Tokenizer
 
@@ -95,7 +89,7 @@ def serve_comparison(
     serving: Serving,
     listener: ProgressListener,
     resume: bool = False,
-) -> tuple[Decision, dict[str, Estimate] | None]:
+) -> tuple[Decision, Measured]:
     """Let the devices that call compare two models, and decide by the rule.
 
     Args:
@@ -107,24 +101,24 @@ def serve_comparison(
     """
     check_models(current, candidate, tokenizer)
     session = _session(policy, question.cohort, serving)
-    start = TwoModels((current, candidate), question.tokens_per_user, question.window)
+    groups = question.groups(policy)
+    start = TwoModels((current, candidate), question.tokens_per_user, question.window, groups)
     query = start.query(session.policy.noise.min_dim)
     session.check(query)
     deviation = session.deviation(query)
-    rule = plan(question, session.cohort, deviation)
+    on_sums = deviation * noise_factor(len(groups))
+    rule = plan(question, session.cohort, on_sums, groups)
     listener.say(rule)
-    plain = {
-        **asdict(question), "rule": rule, "entries": query.entries, "norm": query.norm,
-        "current": digest_of(fingerprint(current)), "candidate": digest_of(fingerprint(candidate)),
-    }  # fmt: skip
+    labels = "each device states its own" if groups else None
+    plain = plain_comparison(question, rule, query, current, candidate, groups, labels)
     asking = _Asking(start, tokenizer, policy, session, question.seed)
-    decided: list[tuple[Decision, dict[str, Estimate] | None]] = []
+    decided: list[tuple[Decision, Measured]] = []
 
     def write(path: Path, known: Asked) -> None:
         assert isinstance(known, TwoModels)
         assert known.sums is not None
-        found = estimates(known.sums, deviation)
-        decided.append((decide(question, found, deviation), found))
+        measured = measure(known.sums, deviation, groups)
+        decided.append((decide(question, measured, on_sums), measured))
         write_json(path, result_of(*decided[0]))
 
     folder = QuestionFolder(Path(path), RESULT_FILE)
@@ -234,6 +228,7 @@ async def _ask_all(
         while not asked.over and number < server.task.rounds:
             await mailbox.presence.gather(present, least)
             asked = await ask_round(server, asked, number)
+            await asyncio.to_thread(give_memory_back)
             number += 1
         await mailbox.finish(f"the question is over after {number} rounds")
     finally:

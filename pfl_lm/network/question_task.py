@@ -20,7 +20,7 @@ from pfl_lm.network import requirements
 from pfl_lm.network.task_config import DeviceSetup, policy_digest
 from pfl_lm.queries.ask import QuerySession
 from pfl_lm.queries.query import Query
-from pfl_lm.queries.stated import check_plan
+from pfl_lm.queries.stated import check_groups, check_plan
 from pfl_lm.secagg.config import RoundConfig
 from pfl_lm.server.state import Broadcast
 
@@ -118,6 +118,7 @@ class QuestionTask:
         if self.policy != policy_digest(setup.policy):
             raise ValueError("the server's privacy policy is not this device's; update the app")
         check_plan(self.question, setup.tokenizer.vocabulary_size)
+        check_groups(self.question, setup.policy, setup.group)
         if not setup.trial:
             self._check_strength(setup, setup.policy)
         return self.session(setup.policy)

@@ -89,9 +89,16 @@ class RpcClient:
         cursor = messages.Cursor(round=round, step=step)
         return self._retried(lambda: self._called(self._stub.Fetch, cursor))
 
-    def send(self, round: int, frame: bytes) -> None:
-        """Hand in a message of the protocol."""
-        self._retried(lambda: self._called(self._stub.Send, _parts(round, frame)))
+    def send(self, round: int, frame: bytes, seen: int = 0) -> Message:
+        """Hand in a message of the protocol, and wait for what comes next in the same call.
+
+        Args:
+            seen: the newest step of the round that the device needs no more; 0: do not wait.
+
+        Returns:
+            What ``fetch(round, seen)`` returns: an empty item if nothing has come for a while.
+        """
+        return self._retried(lambda: self._called(self._stub.Send, _parts(round, frame, seen)))
 
     def model(self, have: int, want: int, most_bytes: int) -> bytes:
         """Download what has changed since the model of round ``have`` (−1: all of it).
@@ -186,8 +193,8 @@ class _Wait:
             log.info("device %d waits no longer: the server answers", self._device)
 
 
-def _parts(round: int, frame: bytes) -> Iterator[Message]:
+def _parts(round: int, frame: bytes, seen: int) -> Iterator[Message]:
     """Cut a frame into the messages of one upload."""
-    yield messages.Upload(round=round, size=len(frame), part=frame[:CHUNK_BYTES])
+    yield messages.Upload(round=round, size=len(frame), part=frame[:CHUNK_BYTES], seen=seen)
     for start in range(CHUNK_BYTES, len(frame), CHUNK_BYTES):
         yield messages.Upload(part=frame[start : start + CHUNK_BYTES])

@@ -14,6 +14,7 @@ import numpy as np
 from pfl_lm.dp.clipping import clip_before
 from pfl_lm.dp.cohort import cohort
 from pfl_lm.dp.ledger import Ledger
+from pfl_lm.native.tuning import give_memory_back
 from pfl_lm.network.admission import Admission
 from pfl_lm.network.exclusions import Exclusions
 from pfl_lm.network.identity import Credentials, ServerKeys
@@ -203,6 +204,7 @@ async def _run(
             await mailbox.presence.gather(present, least)
             models.put(state.round, dict(state.parameters))
             state, entry = await run_round(server, state)
+            await asyncio.to_thread(give_memory_back)
             recorder.round_done(entry)
             await asyncio.to_thread(_evaluate_where_due, context, state, recorder)
             await asyncio.to_thread(recorder.save_where_due, state)

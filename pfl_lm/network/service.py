@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any, NoReturn, Protocol
@@ -87,12 +88,17 @@ class Service:
             if device in self._uploading:
                 raise TooOften(f"device {device} sends two messages at once; wait")
             self._uploading.add(device)
+            started = time.monotonic()
             try:
-                round, frame = await self._upload(device, requests)
+                round, seen, frame = await self._upload(device, requests)
             finally:
                 self._uploading.discard(device)
             self._mailbox.send(device, round, frame)
-            return messages.Receipt()
+            if not seen:
+                return messages.Item()
+            del frame  # thousands of devices wait
+            spent = time.monotonic() - started
+            return await self._mailbox.fetch(device, round, seen, spent)
 
     async def Model(self, requests: Requests, context: Any) -> AsyncIterator[Message]:
         async with self._call(context, _MODEL_COST) as device:
@@ -122,8 +128,10 @@ class Service:
         async with asyncio.timeout(self._limits.phase_seconds):
             return await _only(requests)
 
-    async def _upload(self, device: int, requests: Requests) -> tuple[int, bytes]:
-        """Read a frame in parts, as long as it may count.
+    async def _upload(self, device: int, requests: Requests) -> tuple[int, int, bytes]:
+        """Read a frame in parts, as long as it may count; return its round, ``seen``, and it.
+
+        Nothing else of the messages stays: the caller may wait for long.
 
         Raises:
             NotNow: the round goes on without the device.
@@ -139,7 +147,9 @@ class Service:
                 frame += (await _only(requests)).part
             if len(frame) != first.size:
                 raise self._mailbox.misbehaves(device, "its message is longer than it states")
-        return first.round, bytes(frame)
+        stream: Any = aiter(requests)
+        await stream.aclose()  # it holds the part that it gave last
+        return first.round, first.seen, bytes(frame)
 
 
 async def _only(requests: Requests) -> Any:

@@ -201,6 +201,8 @@ class DeviceSetup:
         record: which rounds this phone took part in; only a trial goes without.
         trial: take part where nobody is protected: noise scaled down to a small cohort, from a
             seeded stream, or none.
+        group: this device's own of the policy's public labels; a comparison of models may ask by
+            them.
     """
 
     tokenizer: Tokenizer
@@ -209,6 +211,7 @@ class DeviceSetup:
     record: ParticipationRecord | None = None
     trial: bool = False
     unknown_words: Sequence[str] = ()
+    group: str | None = None
 
 
 class DeviceText:
@@ -249,7 +252,7 @@ def policy_digest(policy: Policy | None) -> str:
     """
     if policy is None:
         return digest_of(None)
-    left_out = {"clipping": None, "groups": 1}
+    left_out = {"clipping": None, "groups": 1, "public_labels": ()}
     numbers = {name: v for name, v in asdict(policy).items() if name != "reviewed"}
     return digest_of({n: v for n, v in numbers.items() if n not in left_out or v != left_out[n]})
 

@@ -175,6 +175,7 @@ def server_options() -> list[tuple[str, int]]:
         ("grpc.max_send_message_length", -1),
         ("grpc.max_metadata_size", 8192),
         ("grpc.max_concurrent_streams", 64),
+        ("grpc.http2.bdp_probe", 0),  # else thousands of uploads get large windows, and fill them
         ("grpc.max_connection_idle_ms", 600_000),
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_timeout_ms", 20_000),

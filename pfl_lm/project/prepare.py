@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -16,7 +17,8 @@ from pfl_lm.text.population_build import BuildOptions, Input, build_population
 from pfl_lm.text.public_text import public_tokens
 from pfl_lm.text.readers import read_messages
 from pfl_lm.text.survey import Survey, oddities, survey
-from pfl_lm.text.tokenizer_build import build_tokenizer
+from pfl_lm.text.tokenizer import Tokenizer
+from pfl_lm.text.tokenizer_build import NoWrittenForms, build_tokenizer
 from pfl_lm.text.tokenizer_recipe import TokenizerRecipe
 
 Say = Callable[[str], None]
@@ -67,11 +69,9 @@ def prepare(choice: Preparation, destination: Path, say: Say) -> Survey:
         large = counted.users >= _LARGE
         size = choice.size or (30_000 if large else 10_000)
         for name, values in _recipes(choice, size, counted, large).items():
-            text = commented_toml(Path(name).stem, values)
-            (folder / name).write_text(text, encoding="utf-8")
+            _write(folder / name, values)
         say(f"vocabulary: {size:,} words of wordfreq for {choice.locale} (tokenizer.toml)")
-        recipe = load(TokenizerRecipe, folder / "tokenizer.toml")
-        tokenizer = build_tokenizer(recipe, folder / "tokenizer")
+        tokenizer = _vocabulary(choice, size, folder, destination, say)
         options = BuildOptions(
             name=destination.name, user_field=choice.user_field, text_field=choice.text_field
         )
@@ -103,6 +103,35 @@ def look(choice: Preparation, say: Say) -> Survey:
     return counted
 
 
+def _vocabulary(
+    choice: Preparation, size: int, folder: Path, destination: Path, say: Say
+) -> Tokenizer:
+    """Write the vocabulary and its recipe; public text tells how words are usually written."""
+    plain = TEMPLATES["chat"].recipes["tokenizer.toml"] | {"locale": choice.locale, "size": size}
+    recipe = folder / "tokenizer.toml"
+    if choice.public:
+        source = choice.public[0]
+        forms = {
+            "path": os.path.relpath(source.resolve(), destination.resolve()),
+            "provenance": f"{source.name}, public text that this folder was prepared with",
+            "licence": "as its owner states: write it here",
+            "text_field": choice.text_field,
+        }
+        _write(recipe, plain | {"written_forms": forms})
+        try:
+            tokenizer = build_tokenizer(load(TokenizerRecipe, recipe), folder / "tokenizer")
+            say(f"capitals: {len(tokenizer.forms):,} words are shown as {source.name} writes them")
+            return tokenizer
+        except NoWrittenForms:
+            say(f"capitals: none; {source.name} does not tell how words are written")
+    _write(recipe, plain)
+    return build_tokenizer(load(TokenizerRecipe, recipe), folder / "tokenizer")
+
+
+def _write(path: Path, values: dict[str, Any]) -> None:
+    path.write_text(commented_toml(path.stem, values), encoding="utf-8")
+
+
 def _records(choice: Preparation) -> Iterator[Any]:
     return chain.from_iterable(
         read_messages(path, choice.user_field, choice.text_field) for path in choice.inputs
@@ -127,7 +156,6 @@ def _recipes(choice: Preparation, size: int, counted: Survey, large: bool) -> di
         "payload": {"rows": 2_000, "draw": "unigram", "dense": "lora" if large else "all"},
     }
     recipes = {
-        "tokenizer.toml": chat["tokenizer.toml"] | {"locale": choice.locale, "size": size},
         "policy.toml": chat["policy.toml"],
         "scenario.toml": scenario,
     }

@@ -11,7 +11,8 @@ its square. One more cell counts the phones that have text:
 
 The weights' squares sum to 1, so no answer is longer than 1 and nothing is ever clipped again.
 From the noisy sums follow mean differences over users, with intervals that count the noise and the
-spread of users both.
+spread of users both. Where figures by public group are asked for, these cells stand once for all
+devices and once for each group (see ``groups``).
 
 Legend: n users asked, σ deviation of the noise on a cell, M measures.
 """
@@ -19,13 +20,14 @@ Legend: n users asked, σ deviation of the noise on a cell, M measures.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from scipy import stats
 
 from pfl_lm.dp.sampler.arrays import Doubles
+from pfl_lm.queries.groups import blocks, in_group, noise_factor, split
 from pfl_lm.queries.query import NOTHING, Answer, Query
 
 # measure → its public range: what one user's difference is clipped to
@@ -78,20 +80,31 @@ def weights() -> tuple[float, dict[str, tuple[float, float]]]:
     return math.sqrt(_COUNT), roots
 
 
-def comparison_query(least_dim: int) -> Query:
-    """Return the query of a comparison: 1 + 2M cells, norm 1."""
+CELLS = 1 + 2 * len(RANGES)
+
+
+def comparison_query(least_dim: int, groups: Sequence[str] = ()) -> Query:
+    """Return the query of a comparison: 1 + 2M cells, and as many for each group; norm 1."""
     labels = ["phones with text"]
     for name in RANGES:
         labels += [f"{name}, difference", f"{name}, square"]
-    return Query("candidate less current", labels, len(labels), least_dim=least_dim)
+    of_groups = [f"{group}: {label}" for group in groups for label in labels]
+    return Query(
+        "candidate less current",
+        labels + of_groups,
+        2 * CELLS if groups else CELLS,
+        least_dim=least_dim,
+        groups=blocks(CELLS, len(groups)),
+    )
 
 
-def answer(differences: Mapping[str, float] | None) -> Answer:
+def answer(differences: Mapping[str, float] | None, group: int | None = None) -> Answer:
     """Return a device's answer.
 
     Args:
         differences: by measure, candidate less current, more is better; None: it has no text. One
             that is no number counts as 0.
+        group: place of the device's own group; None where the question has none.
 
     Guarantees:
         Its norm is at most 1, up to float32's rounding: |x| ≤ 1, so x² and x⁴ are too, and the
@@ -106,7 +119,41 @@ def answer(differences: Mapping[str, float] | None) -> Answer:
         x = min(1.0, max(-1.0, ratio)) if math.isfinite(ratio) else 0.0
         w, v = by_measure[name]
         values += [w * x, v * x * x]
-    return Answer(np.arange(len(values)), np.array(values, dtype=np.float32))
+    given = Answer(np.arange(len(values)), np.array(values, dtype=np.float32))
+    return given if group is None else in_group(given, CELLS, group)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a comparison found.
+
+    Attributes:
+        whole: by measure, the mean difference over all users; None: too few phones have text.
+        groups: the same by group.
+    """
+
+    whole: dict[str, Estimate] | None
+    groups: dict[str, dict[str, Estimate] | None] = field(default_factory=dict)
+
+    @property
+    def confidence(self) -> float:
+        """That of a group's interval, so that 95% holds for all groups of a measure at once."""
+        return 1 - 0.05 / max(1, len(self.groups))
+
+
+def measure(sums: Doubles, deviation: float, groups: Sequence[str] = ()) -> Measured:
+    """Return the mean differences over all users and over each group.
+
+    Args:
+        sums: float64[(1 + 2M)(1 + G)], the noisy answer.
+        deviation: of the noise on a cell.
+    """
+    whole, of_groups = split(sums, len(groups))
+    deviation *= noise_factor(len(groups))
+    rows = zip(groups, of_groups, strict=True)
+    return Measured(
+        estimates(whole, deviation), {name: estimates(row, deviation) for name, row in rows}
+    )
 
 
 def estimates(sums: Doubles, deviation: float) -> dict[str, Estimate] | None:
@@ -122,7 +169,7 @@ def estimates(sums: Doubles, deviation: float) -> dict[str, Estimate] | None:
     """
     count, by_measure = weights()
     users = sums[0] / count
-    if users < 10 * deviation / count:  # the denominator itself must be known to a tenth
+    if users < least_phones(deviation):
         return None
     found = {}
     for place, (name, limit) in enumerate(RANGES.items()):
@@ -134,6 +181,11 @@ def estimates(sums: Doubles, deviation: float) -> dict[str, Estimate] | None:
         error = math.hypot(noise, spread / math.sqrt(users))
         found[name] = Estimate(float(limit * mean), float(limit * error), limit * spread)
     return found
+
+
+def least_phones(deviation: float) -> int:
+    """Return how many phones with text it takes to form a mean: their count is known to a tenth."""
+    return math.ceil(10 * deviation / weights()[0])
 
 
 def error_of(spread: float, users: float, deviation: float, name: str = PRIMARY) -> float:

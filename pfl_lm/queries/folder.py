@@ -140,6 +140,8 @@ class QuestionFolder:
             "statements": asked["statements"],
             **whose,
         }
+        if groups := asked["asked"].get("groups"):
+            genesis["groups"] = groups  # whose devices fill cells of their own
         ledger = Ledger.create(self.ledger_path, genesis)
         write_json(self.manifest_path, asked)
         return ledger

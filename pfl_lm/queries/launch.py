@@ -4,151 +4,39 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from pfl_lm.dp.policy import Policy
 from pfl_lm.evaluation.evaluate import ModelScorer, measure_users
 from pfl_lm.evaluation.interfaces import HeldOut
 from pfl_lm.models.file import Model
-from pfl_lm.phones.fleet import Fleet
 from pfl_lm.queries.ask import QuerySession, ask
 from pfl_lm.queries.comparison import (
-    PRIMARY,
     RANGES,
     Estimate,
+    Measured,
     answer,
     comparison_query,
-    error_of,
-    estimates,
-    users_needed,
+    measure,
 )
 from pfl_lm.queries.fleet import Work, invite, say_fleet
 from pfl_lm.queries.folder import QuestionFolder
+from pfl_lm.queries.groups import noise_factor
+from pfl_lm.queries.labels import Labels, phone_labels, read_labels
+from pfl_lm.queries.launch_rule import Decision, LaunchQuestion, decide, plan
 from pfl_lm.queries.manifest import describe, ticks
 from pfl_lm.queries.people import AskedPeople, account_of
+from pfl_lm.queries.query import Query
 from pfl_lm.run.folder import digest_of, write_json
 from pfl_lm.run.progress import ProgressListener
-from pfl_lm.secagg.rounds import Kind
 from pfl_lm.text.population import PopulationStore
 from pfl_lm.text.tokenizer import Tokenizer
-from pfl_lm.validate import at_least, below_one, positive, within
 
 RESULT_FILE = "comparison.json"
-Verdict = Literal["launch", "do not launch", "not enough phones"]
-
-
-@dataclass(frozen=True)
-class LaunchQuestion:
-    """The rule, and whom it asks.
-
-    Args:
-        split: whose users compare the models; none of them should have trained either.
-        alpha: chance to launch a model that is no better, at most; and to reject one that is
-            better by ``gain`` or more.
-        gain: mean gain of log-loss, in nats a prediction, that is worth a launch; 0.01 is 1% of
-            perplexity.
-        power: chance to launch a model that is better by ``gain``, which phones are counted for.
-        spread: public guess of how much users differ in this gain, in nats; used before asking.
-        tokens_per_user: a phone scores this much of its text at most.
-        window: tokens that a model sees at once.
-        cohort, aggregation, dropout, seed, fleet: as for any question.
-    """
-
-    split: Literal["train", "validation", "test"] = "test"
-    alpha: float = 0.05
-    gain: float = 0.01
-    power: float = 0.9
-    spread: float = 0.1
-    tokens_per_user: int = 200
-    window: int = 20
-    cohort: int | None = None
-    aggregation: Kind = "ideal"
-    dropout: float = 0.0
-    seed: int | None = None
-    fleet: Fleet | None = None
-
-    def __post_init__(self) -> None:
-        within(1e-6, 0.5, alpha=self.alpha)
-        within(0.5, 1 - 1e-6, power=self.power)
-        positive(gain=self.gain, spread=self.spread)
-        at_least(2, tokens_per_user=self.tokens_per_user)
-        at_least(1, window=self.window)
-        below_one(dropout=self.dropout)
-
-
-@dataclass(frozen=True)
-class Decision:
-    """What the rule says.
-
-    Attributes:
-        verdict: of the rule.
-        reason: in a sentence.
-        phones_needed: how many phones tell a gain of ``gain`` with the stated chances, from what
-            was measured; None where they suffice or nothing could be measured.
-    """
-
-    verdict: Verdict
-    reason: str
-    phones_needed: int | None = None
-
-
-def plan(question: LaunchQuestion, users: int, deviation: float) -> str:
-    """Say before anybody is asked how often the rule will be wrong."""
-    error = error_of(question.spread, users, deviation)
-    reach = stats.norm.isf(question.alpha)
-    chance = stats.norm.sf(reach - question.gain / error)
-    needed = users_needed(question.spread, question.gain, deviation, _deviations(question))
-    return (
-        f"{users:,} phones: a model that is no better is launched with chance "
-        f"{question.alpha:.0%} at most; one that is better by {question.gain:g} nats is launched "
-        f"with chance {chance:.0%} and rejected with {question.alpha:.0%} at most, if users differ "
-        f"by {question.spread:g} nats. A chance of {question.power:.0%} takes {needed:,} phones."
-    )
-
-
-def decide(
-    question: LaunchQuestion, found: Mapping[str, Estimate] | None, deviation: float
-) -> Decision:
-    """Apply the rule to what was measured.
-
-    | one-sided bound | verdict |
-    |---|---|
-    | another measure's upper bound at 1 − alpha ÷ 2(M − 1) is below 0 | do not launch |
-    | the gain's lower bound at 1 − alpha is above 0 | launch |
-    | the gain's upper bound at 1 − alpha ÷ 2 is below ``gain`` | do not launch |
-    | else | not enough phones, and how many it would take |
-
-    Guarantees:
-        A model whose mean gain is 0 or less is launched with chance at most alpha. One whose gain
-        is ``gain`` or more and that is worse by no other measure is rejected with chance at most
-        alpha (a union bound over the M bounds). Both as far as the estimates are normal, with an
-        error that errs upward.
-    """
-    if found is None:
-        return Decision("not enough phones", "Too few phones have text to measure anything.")
-    main, alpha = found[PRIMARY], question.alpha
-    for name, other in found.items():
-        if name != PRIMARY and other.bound(1 - alpha / (2 * (len(found) - 1))) < 0:
-            return Decision("do not launch", f"The candidate is worse by {name}.")
-    low, high = main.bound(alpha), main.bound(1 - alpha / 2)
-    if low > 0:
-        return Decision("launch", f"The candidate gains at least {low:.4f} nats a prediction.")
-    if high < question.gain:
-        worth = f"{question.gain:g} are worth a launch"
-        return Decision("do not launch", f"It gains at most {high:.4f} nats, and {worth}.")
-    needed = users_needed(main.spread, question.gain, deviation, _deviations(question))
-    text = f"The gain lies between {low:.4f} and {high:.4f} nats: these phones cannot tell."
-    return Decision("not enough phones", text, needed)
-
-
-def _deviations(question: LaunchQuestion) -> float:
-    """Standard errors between 0 and the gain at which both stated chances hold."""
-    return float(stats.norm.isf(question.alpha) + stats.norm.ppf(question.power))
 
 
 def differences(
@@ -201,10 +89,12 @@ def compare(
     listener: ProgressListener | None = None,
     resume: bool = False,
     ledgers: Path | None = None,
-) -> tuple[Decision, dict[str, Estimate] | None]:
+    labels: Path | None = None,
+) -> tuple[Decision, Measured]:
     """Let phones compare two models and decide by the rule; write the folder ``path``.
 
     Args:
+        labels: table of users' groups; None: with ``by_group``, the classes of the fleet's phones.
         ledgers: folder of the ledger of the split's users; by default ``ledgers`` beside the store.
 
     Guarantees:
@@ -213,8 +103,8 @@ def compare(
 
     Raises:
         BudgetSpent: the comparison would exceed what is left of these users' total.
-        ValueError: models, store, tokenizer and policy do not fit together, or the folder is not
-            free.
+        ValueError: models, store, tokenizer, policy and labels do not fit together, or the folder
+            is not free.
     """
     listener = listener or ProgressListener()
     if store.tokenizer_digest != tokenizer.digest:
@@ -225,16 +115,15 @@ def compare(
     session = QuerySession.of(
         policy, users, question.cohort, question.aggregation, question.dropout, question.fleet
     )
-    query = comparison_query(session.policy.noise.min_dim)
+    groups = question.groups(policy)
+    of_users = _labels_of(groups, labels, session, store, question.split)
+    query = comparison_query(session.policy.noise.min_dim, groups)
     session.check(query)
     deviation = session.deviation(query)
-    rule = plan(question, session.cohort, deviation)
+    on_sums = deviation * noise_factor(len(groups))
+    rule = plan(question, session.cohort, on_sums, groups)
     listener.say(rule)
-    digests = [digest_of(fingerprint(model)) for model in (current, candidate)]
-    asked = {
-        **asdict(question), "rule": rule, "entries": query.entries, "norm": query.norm,
-        "current": digests[0], "candidate": digests[1],
-    }  # fmt: skip
+    asked = plain_comparison(question, rule, query, current, candidate, groups, of_users.source)
     described = describe("comparison", RESULT_FILE, asked, session, store, policy)
     account = account_of(store, question.split, question.seed, ledgers)
     with AskedPeople(account, "comparison") as people:
@@ -245,15 +134,52 @@ def compare(
             say_fleet(cohort, listener)
             asks = cohort.invited.tolist()
             gains = differences((current, candidate), store, tokenizer, question, asks, listener)
+            places = of_users.places(session, question.split, asks)
+            group_of = dict(zip(asks, places, strict=True))
             sums = ask(
-                session, query, 0, asks, lambda user: answer(gains[user]), ledger,
+                session, query, 0, asks, lambda user: answer(gains[user], group_of[user]), ledger,
                 ticks(listener), people.check, cohort.silent,
             )  # fmt: skip
-            found = estimates(sums, deviation)
-            decision = decide(question, found, deviation)
-            write_json(folder.result_path, result_of(decision, found))
+            measured = measure(sums, deviation, groups)
+            decision = decide(question, measured, on_sums)
+            write_json(folder.result_path, result_of(decision, measured))
             folder.finish(ledger, people)
-    return decision, found
+    return decision, measured
+
+
+def _labels_of(
+    groups: tuple[str, ...],
+    table: Path | None,
+    session: QuerySession,
+    store: PopulationStore,
+    split: str,
+) -> Labels:
+    if not groups:
+        return Labels()
+    if table is None:
+        return phone_labels(groups, session)
+    return read_labels(table, groups, store, split)
+
+
+def plain_comparison(
+    question: LaunchQuestion,
+    rule: str,
+    query: Query,
+    current: Model,
+    candidate: Model,
+    groups: Sequence[str],
+    labels: Mapping[str, Any] | str | None,
+) -> dict[str, Any]:
+    """Return what is asked as plain values, for the manifest.
+
+    Args:
+        labels: where devices' groups come from; None without groups.
+    """
+    return {
+        **asdict(question), "rule": rule, "entries": query.entries, "norm": query.norm,
+        "current": digest_of(fingerprint(current)), "candidate": digest_of(fingerprint(candidate)),
+        "groups": list(groups), "labels": labels,
+    }  # fmt: skip
 
 
 def scoring(models: Sequence[Model], question: LaunchQuestion) -> Work:
@@ -283,10 +209,21 @@ def fingerprint(model: Model) -> dict[str, str]:
     }
 
 
-def result_of(decision: Decision, found: Mapping[str, Estimate] | None) -> dict[str, Any]:
+def result_of(decision: Decision, measured: Measured) -> dict[str, Any]:
     """Return verdict and estimates, for the file of the result."""
-    measures = {
-        name: {**asdict(estimate), "interval_95": list(estimate.interval(0.95))}
+    result: dict[str, Any] = {**asdict(decision), "measures": _plain(measured.whole, 0.95)}
+    if measured.groups:
+        result["groups"] = {
+            name: _plain(found, measured.confidence, "interval_95_of_all_groups")
+            for name, found in measured.groups.items()
+        }
+    return result
+
+
+def _plain(
+    found: Mapping[str, Estimate] | None, confidence: float, interval: str = "interval_95"
+) -> dict[str, Any]:
+    return {
+        name: {**asdict(estimate), interval: list(estimate.interval(confidence))}
         for name, estimate in (found or {}).items()
     }
-    return {**asdict(decision), "measures": measures}

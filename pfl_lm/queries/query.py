@@ -52,6 +52,8 @@ class Query:
         bound: the most that one entry is, either sign.
         least_dim: coordinates that travel, at least: what the policy covers. Cells beyond K stay
             empty.
+        groups: cells of each public group, [begin, end) and apart from one another; a device fills
+            cells of one group at most. Empty: no cell belongs to a group.
 
     Guarantees:
         Zeroing one device's answer moves the sum by at most ``norm`` in ℓ2. An accepted answer has
@@ -70,6 +72,7 @@ class Query:
     norm: float = 1.0
     bound: float = 1.0
     least_dim: int = 1
+    groups: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
         at_least(1, entries=self.entries, least_dim=self.least_dim, cells=len(self.labels))
@@ -86,6 +89,9 @@ class Query:
                 f"{self.bound * math.sqrt(self.entries):g}, which no answer reaches: noise would "
                 "be added for nothing"
             )
+        ends = [0, *(end for pair in sorted(self.groups) for end in pair), len(self.labels)]
+        if ends != sorted(ends):
+            raise ValueError("groups: their cells overlap, or lie outside of the query's cells")
 
     @property
     def dim(self) -> int:
@@ -96,6 +102,7 @@ class Query:
     def digest(self) -> str:
         """SHA-256 over all that the query states: equal digests, the same question."""
         stated = [self.name, list(self.labels), self.entries, self.norm, self.bound, self.dim]
+        stated += [self.groups] if self.groups else []
         return hashlib.sha256(json.dumps(stated, ensure_ascii=True).encode()).hexdigest()
 
     def refusal(self, answer: Answer) -> str | None:
@@ -106,6 +113,7 @@ class Query:
         | more than m entries | "6 entries; the query allows 5" |
         | a cell twice | "cell 7 is filled twice" |
         | a cell below 0 or from K on | "cell 9 is outside of the query's 9" |
+        | cells of two groups | "cells of 2 groups are filled" |
         | an entry beyond ±bound, NaN or infinite | "an entry is above 1" |
         """
         cells, values = answer.cells, answer.values
@@ -118,6 +126,9 @@ class Query:
         listed, times = np.unique(cells, return_counts=True)
         if (times > 1).any():
             return f"cell {listed[times > 1][0]} is filled twice"
+        filled = sum(bool(((cells >= low) & (cells < high)).any()) for low, high in self.groups)
+        if filled > 1:
+            return f"cells of {filled} groups are filled"
         if not (np.abs(values) <= self.bound * (1 + 1e-6)).all():  # NaN is not
             return f"an entry is above {self.bound:g}"
         return None

@@ -16,7 +16,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from typing import Any
 
+from pfl_lm.dp.policy import Policy
 from pfl_lm.queries.discover import Words
+from pfl_lm.queries.groups import place_of
 from pfl_lm.queries.prefix_tree import Tree, TreePlan
 from pfl_lm.queries.two_models import (
     COMPARED,
@@ -82,6 +84,25 @@ def check_plan(plan: Mapping[str, Any], vocabulary: int) -> None:
         two_models(plan, vocabulary)
     else:
         plan_with(plan, ("",))
+
+
+def check_groups(plan: Mapping[str, Any], policy: Policy, group: str | None) -> None:
+    """Refuse a question by groups that the device's own policy does not permit, or does not know.
+
+    Args:
+        group: the device's own.
+
+    Raises:
+        ValueError: naming the field.
+    """
+    groups = tuple(plan.get("groups", ())) if plan.get("kind") == COMPARED else ()
+    if groups and groups != policy.public_labels:
+        raise ValueError(
+            f"groups: {_SOURCE} is by {', '.join(groups)}, and this device's policy permits "
+            f"{', '.join(policy.public_labels) or 'none'}; update the app"
+        )
+    if groups:
+        place_of(group, groups, "--group")
 
 
 def purpose_of(plan: Mapping[str, Any]) -> str:

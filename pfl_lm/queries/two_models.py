@@ -14,8 +14,10 @@ from pfl_lm.dp.sampler.arrays import Doubles
 from pfl_lm.evaluation.interfaces import HeldOut
 from pfl_lm.models.file import Model
 from pfl_lm.models.models import ModelSpec, roles
-from pfl_lm.queries.comparison import RANGES, answer, comparison_query
-from pfl_lm.queries.launch import LaunchQuestion, differences
+from pfl_lm.queries.comparison import CELLS, answer, comparison_query
+from pfl_lm.queries.groups import place_of
+from pfl_lm.queries.launch import differences
+from pfl_lm.queries.launch_rule import LaunchQuestion
 from pfl_lm.queries.query import Answer, Query
 from pfl_lm.recipes import from_plain
 from pfl_lm.text.tokenizer import Tokenizer
@@ -33,13 +35,15 @@ class TwoModels:
     Attributes:
         models: the current one and the candidate; without parameters where only the plan is known.
         tokens_per_user, window: as of ``LaunchQuestion``.
+        groups: public groups, whose devices fill cells of their own.
         round: 0 before the round, 1 after it.
-        sums: float64[1 + 2M] after the round.
+        sums: float64[(1 + 2M)(1 + G)] after the round.
     """
 
     models: tuple[Model, Model]
     tokens_per_user: int
     window: int
+    groups: tuple[str, ...] = ()
     round: int = 0
     sums: Doubles | None = None
 
@@ -51,11 +55,11 @@ class TwoModels:
     @property
     def most_cells(self) -> int:
         """The cells of the round."""
-        return 1 + 2 * len(RANGES)
+        return CELLS * (1 + len(self.groups))
 
     def query(self, least_dim: int) -> Query:
         """Return the round's question."""
-        return comparison_query(least_dim)
+        return comparison_query(least_dim, self.groups)
 
     def say(self, query: Query) -> str:
         """Say what the round asks for."""
@@ -71,12 +75,13 @@ class TwoModels:
 
     def plan(self) -> dict[str, Any]:
         """Return what devices are told before the round, as plain values."""
-        return {
+        plan = {
             "kind": COMPARED,
             "models": [asdict(model.spec) for model in self.models],
             "tokens_per_user": self.tokens_per_user,
             "window": self.window,
         }
+        return plan | ({"groups": list(self.groups)} if self.groups else {})
 
     def content(self) -> bytes:
         """Return the parameters of the current model, then of the candidate: float32."""
@@ -86,14 +91,24 @@ class TwoModels:
             for name in roles(model.spec)
         )
 
-    def answer(self, text: HeldOut, tokenizer: Tokenizer) -> Answer:
+    def answer(self, text: HeldOut, tokenizer: Tokenizer, group: str | None = None) -> Answer:
         """Score both models on a device's own text.
 
         Args:
             text: whose train user 0 is the device's user.
+            group: of the device.
         """
         question = LaunchQuestion("train", tokens_per_user=self.tokens_per_user, window=self.window)
-        return answer(differences(self.models, text, tokenizer, question, [0])[0])
+        gains = differences(self.models, text, tokenizer, question, [0])[0]
+        return answer(gains, self.place(group))
+
+    def place(self, group: str | None) -> int | None:
+        """Return the place of a device's group; None where the question has none.
+
+        Raises:
+            ValueError: the question has groups, and this is none of them.
+        """
+        return place_of(group, self.groups, "--group") if self.groups else None
 
 
 def two_models(plan: Mapping[str, Any], vocabulary: int) -> TwoModels:
@@ -106,14 +121,17 @@ def two_models(plan: Mapping[str, Any], vocabulary: int) -> TwoModels:
         ValueError: naming the field that no honest server states so.
     """
     specs, tokens, window = (plan.get(name) for name in ("models", "tokens_per_user", "window"))
-    if len(plan) != 4 or not isinstance(specs, list) or len(specs) != 2:
+    groups = plan.get("groups", [])
+    if not isinstance(groups, list) or len(plan) != 4 + ("groups" in plan):
+        raise ValueError(f"groups: {_SOURCE} is none that is known here")
+    if not isinstance(specs, list) or len(specs) != 2:
         raise ValueError(f"models: {_SOURCE} is none that is known here")
     if not isinstance(tokens, int) or not isinstance(window, int):
         raise ValueError(f"tokens_per_user, window: {_SOURCE} states no whole numbers")
     within(2, 1_000_000, tokens_per_user=tokens)
     within(1, 512, window=window)
     current, candidate = (_without_parameters(spec, vocabulary) for spec in specs)
-    return TwoModels((current, candidate), tokens, window)
+    return TwoModels((current, candidate), tokens, window, tuple(map(str, groups)))
 
 
 def _without_parameters(plain: Any, vocabulary: int) -> Model:

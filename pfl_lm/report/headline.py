@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from pfl_lm.evaluation.labels import AS_TYPED
 from pfl_lm.numbers import format_epsilon, is_number, percent, power, short, significant, whole
 from pfl_lm.report.source import FEDERATED, Run, style_of
 from pfl_lm.run.folder import was_opened
@@ -190,3 +191,12 @@ def comparison(run: Run) -> list[dict[str, str]]:
             }
         )
     return rows
+
+
+def as_typed_figures(run: Run) -> dict[str, list[str]]:
+    """What the text as it was typed has figures for: the heading, and a cell for each model."""
+    return {
+        label[0].upper() + label[1:]: [percent(row.get(name)) for row in run.rows]
+        for name, label in AS_TYPED.items()
+        if any(is_number(row.get(name)) for row in run.rows)
+    }

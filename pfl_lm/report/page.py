@@ -66,6 +66,7 @@ def _content(run: Run) -> dict[str, Any]:
         "sections": sections.sections(run),
         "words": sections.words(run),
         "comparison": headline.comparison(run),
+        "as_typed": headline.as_typed_figures(run),
         "assumptions": manifest.guarantee.assumptions if manifest.guarantee else (),
         "ledger": run.ledger,
         "details": [(name, _flat(written[name])) for name in _DETAILS if written.get(name)],

@@ -113,3 +113,13 @@ def _check_stream(context: RunContext, payload: Payload) -> None:
             'payload: noise.kind = "tree" needs one in which everything travels in every round; '
             'send everything, or choose a policy with noise.kind = "blt"'
         )
+
+
+def check_processor(context: RunContext) -> None:
+    """Refuse a card for a method whose steps are the processor's alone."""
+    method = context.scenario.training.method
+    if context.processor.device.type != "cpu" and method != "backpropagation":
+        raise ValueError(
+            f'training.method = "{method}" trains on the processor alone: leave processor = '
+            f'"{context.processor.device.type}" out, or choose method = "backpropagation"'
+        )

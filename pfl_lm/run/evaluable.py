@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pfl_lm.evaluation.evaluate import choose_users
+from pfl_lm.evaluation.held_out import choose_users
 from pfl_lm.run.scenario import Scenario
 from pfl_lm.text.population import Population
 

@@ -63,6 +63,7 @@ def manifest(context: RunContext, name: str) -> dict[str, Any]:
             "python": platform.python_version(),
             **{name: version(name) for name in ("torch", "numpy", "opacus", "sentencepiece")},
             "kernels": native.backend(),
+            "trained_on": context.processor.name,
         },
     }
 

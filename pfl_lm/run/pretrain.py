@@ -25,6 +25,7 @@ from pfl_lm.models.models import (
     chunks,
     hidden_of,
     initialise,
+    roles,
     scores,
 )
 from pfl_lm.models.spec import differences
@@ -55,6 +56,8 @@ class Pretraining:
             never a start for one under a guarantee.
         model: what is trained.
         start: a model file to go on from.
+        trunk: a model file of another vocabulary, such as a related language's: training begins
+            with its layers between the two tables of words; the words begin as they do without.
         epochs: passes over the text.
         window, batch_size: T and B.
         learning_rate: Adam's, after a warm-up of 2% of the steps, falling to 0 along a cosine.
@@ -75,6 +78,7 @@ class Pretraining:
     model: ModelSpec
     description: str = ""
     start: Path | None = None
+    trunk: Path | None = None
     epochs: float = 1.0
     window: int = 20
     batch_size: int = 64
@@ -97,6 +101,8 @@ class Pretraining:
         below_one(self_normalise=self.self_normalise)
         if self.self_normalise and self.loss != "sampled":
             raise ValueError('self_normalise needs loss = "sampled"')
+        if self.start and self.trunk:
+            raise ValueError("start and trunk: a model goes on from one of them; leave one out")
 
 
 def pretrain(
@@ -217,22 +223,38 @@ def check_fit(spec: ModelSpec, tokenizer: Tokenizer, store: PopulationStore) -> 
 
 def _start(recipe: Pretraining, tokenizer: Tokenizer) -> tuple[Parameters, list[dict[str, Any]]]:
     """Return the first parameters, and the votes that chose the text that they know."""
+    first = initialise(recipe.model, recipe.seed, tokenizer.unigram)
+    if recipe.trunk is not None:
+        model = _open_start(recipe, "trunk", recipe.trunk)
+        dense = {name for name, role in roles(recipe.model).items() if role.kind != "rows"}
+        taken = {name: model.parameters[name] for name in dense}
+        return first | taken, list(model.origin.get("votes", []))
     if recipe.start is None:
-        return initialise(recipe.model, recipe.seed, tokenizer.unigram), []
-    model = load_model(recipe.start)
-    if model.spec != recipe.model:
-        raise ValueError(
-            f"start: {recipe.start} holds another model than [model] describes: "
-            f"{differences(model.spec, recipe.model)}"
-        )
+        return first, []
+    model = _open_start(recipe, "start", recipe.start)
     if model.origin.get("tokenizer_digest") != tokenizer.digest:
-        raise ValueError(f"start: {recipe.start} was trained with another tokenizer")
-    if recipe.text_is == "public" and model.origin.get("kind") != "public":
         raise ValueError(
-            f'start: {recipe.start} knows text that is not public; say text_is = "private", or '
-            "start from a model of public text"
+            f"start: {recipe.start} was trained with another tokenizer; trunk takes its layers"
         )
     return model.parameters, list(model.origin.get("votes", []))
+
+
+def _open_start(recipe: Pretraining, key: str, path: Path) -> Model:
+    """Open the model that a training goes on from, if its layers and its text fit the recipe's."""
+    model = load_model(path)
+    words = recipe.model.vocabulary_size if key == "trunk" else model.spec.vocabulary_size
+    spec = replace(model.spec, vocabulary_size=words)
+    if spec != recipe.model:
+        raise ValueError(
+            f"{key}: {path} holds another model than [model] describes: "
+            f"{differences(spec, recipe.model)}"
+        )
+    if recipe.text_is == "public" and model.origin.get("kind") != "public":
+        raise ValueError(
+            f'{key}: {path} knows text that is not public; say text_is = "private", or start from '
+            "a model of public text"
+        )
+    return model
 
 
 def steps_of(recipe: Pretraining, words: int) -> int:

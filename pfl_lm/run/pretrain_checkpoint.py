@@ -110,6 +110,7 @@ class PretrainCheckpoint:
 def _digest(recipe: Pretraining, mixture: str) -> str:
     """Name a recipe and the content of the files that it names."""
     named = [recipe.tokenizer / "tokenizer.json", recipe.text / "population.json", recipe.start]
+    named.append(recipe.trunk)
     files = [sha256_of(path) for path in named if path is not None]
     plain = {name: str(value) for name, value in asdict(recipe).items() if name != "description"}
     chosen = {"mixture": mixture} if mixture else {}

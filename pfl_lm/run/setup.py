@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pfl_lm.devices.processor import CPU, Processor
 from pfl_lm.devices.task import Task
 from pfl_lm.dp.policy import Policy
 from pfl_lm.dp.population_ledger import PopulationAccount
@@ -20,7 +21,7 @@ from pfl_lm.payload.layout import choose
 from pfl_lm.phones.fleet import Fleet
 from pfl_lm.recipes import load
 from pfl_lm.run.aggregation import Aggregation, ExternalAggregator
-from pfl_lm.run.checks import check_external, check_groups, check_payload
+from pfl_lm.run.checks import check_external, check_groups, check_payload, check_processor
 from pfl_lm.run.deployment import Deployment
 from pfl_lm.run.privacy import RunPrivacy, simulated_rule
 from pfl_lm.run.scenario import Scenario
@@ -61,6 +62,7 @@ class RunContext:
         roles: the model's parameters by name.
         fleet: the phones, or None.
         external: another library's runtime that sums the reports, or None.
+        processor: where simulated devices compute.
     """
 
     scenario: Scenario
@@ -72,6 +74,7 @@ class RunContext:
     roles: dict[str, Role]
     fleet: Fleet | None = None
     external: ExternalAggregator | None = None
+    processor: Processor = CPU
 
     @property
     def spec(self) -> ModelSpec:
@@ -90,10 +93,10 @@ class RunContext:
 
     def task(self, broadcast: Broadcast, parameters: Tables) -> Task:
         """Return what a round asks of its devices, which hold ``parameters``."""
-        scenario = self.scenario
+        scenario, place = self.scenario, self.processor.device
         return Task(
             self.spec,
-            dict(parameters),
+            {name: table.to(place) for name, table in parameters.items()},
             broadcast.payload,
             broadcast.values,
             scenario.training,
@@ -118,11 +121,14 @@ def text_of(context: RunContext, user: int, round: int) -> np.ndarray:
     return windows(context.people(round).tokens("train", user), training.window, limit)
 
 
-def open_run(scenario: Scenario, external: ExternalAggregator | None = None) -> RunContext:
+def open_run(
+    scenario: Scenario, external: ExternalAggregator | None = None, processor: Processor = CPU
+) -> RunContext:
     """Open what a scenario names and check that the parts fit together.
 
     Args:
         external: the runtime that ``aggregator`` names, where that is not ours.
+        processor: where its simulated devices compute.
 
     Raises:
         ValueError: a part is missing or damaged, or two do not fit; the message says which.
@@ -168,7 +174,9 @@ def open_run(scenario: Scenario, external: ExternalAggregator | None = None) -> 
         roles(scenario.model),
         fleet,
         external,
+        processor,
     )
+    check_processor(context)
     check_payload(context, choose_payload(context, 0))
     check_groups(context)
     return context

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from pfl_lm.devices.processor import CPU, Processor
 from pfl_lm.devices.trace import Trace
 from pfl_lm.devices.training import devices_at_once, groups, train
 from pfl_lm.distributed import ALONE, Ranks
@@ -159,7 +160,8 @@ def train_cohort(
     places, number = np.array(present, dtype=np.int64), broadcast.round
     users = cohort.invited[places]
     own = {user: ends.text_of(context, user, number) for user in ranks.shard(users).tolist()}
-    at_once = devices_at_once(context.spec, broadcast.payload, context.scenario.training)
+    training = context.scenario.training
+    at_once = devices_at_once(context.spec, broadcast.payload, training, context.processor)
     task = context.task(broadcast, state.parameters)
     sizes = np.empty(len(users), dtype=np.int64)
     parts = ranks.all_gather((at_once, [len(text) for text in own.values()]))
@@ -185,6 +187,7 @@ def simulate(
     external: ExternalAggregator | None = None,
     ledgers: Path | None = None,
     before: Callable[[RunContext], None] = lambda context: None,
+    processor: Processor = CPU,
 ) -> RunFolder:
     """Run a scenario to its end and evaluate the model on held-out users.
 
@@ -199,6 +202,7 @@ def simulate(
         ledgers: folder of the population's ledger, beside the store by default; needed only where
             a run on people's text is at the policy's own scale.
         before: looks at a new run on the first rank before anything is written, and may refuse it.
+        processor: where this process trains its devices.
 
     Raises:
         ValueError: the scenario cannot be run, the folder exists (or, to resume, belongs to
@@ -206,7 +210,7 @@ def simulate(
         Diverged: training diverged; what was spent is recorded.
         RunStopped: somebody asked the run to stop (``run/control``).
     """
-    context = open_run(scenario, external)
+    context = open_run(scenario, external, processor)
     _check_ranks(scenario, ranks)
     require_held_out(scenario, context.population)
     if not (resume or ranks.begun):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Generic, TypeVar
 
 from pfl_lm.secagg.config import RoundConfig
@@ -9,6 +10,25 @@ from pfl_lm.secagg.errors import Refused, TooFewReports, WrongState
 from pfl_lm.secagg.messages import Message
 
 M = TypeVar("M", bound=Message)
+Outgoing = Mapping[int, bytes]
+
+
+class Written(Mapping[int, bytes]):
+    """Messages that are written when they are looked up, so that nobody need hold them all."""
+
+    def __init__(self, devices: Iterable[int], write: Callable[[int], bytes]) -> None:
+        self._devices, self._write = dict.fromkeys(devices), write
+
+    def __getitem__(self, device: int) -> bytes:
+        if device not in self._devices:
+            raise KeyError(device)
+        return self._write(device)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._devices)
+
+    def __len__(self) -> int:
+        return len(self._devices)
 
 
 class Phase(Generic[M]):

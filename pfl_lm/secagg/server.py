@@ -44,10 +44,8 @@ from pfl_lm.secagg.messages import (
 )
 from pfl_lm.secagg.opening import OpenedRound, Registry, check_answer, open_round
 from pfl_lm.secagg.packing import TOGETHER, Words
-from pfl_lm.secagg.phase import Phase
+from pfl_lm.secagg.phase import Outgoing, Phase, Written
 from pfl_lm.secagg.sharing import Entropy
-
-Outgoing = dict[int, bytes]
 
 
 class CollectingKeys(Phase[AdvertiseKeys]):
@@ -105,13 +103,14 @@ class CollectingKeys(Phase[AdvertiseKeys]):
         signed = config.signed
         seed = checks.graph_seed(everybody, config) if signed else self._entropy(keys.KEY_BYTES)
         graph = draw_graph(seed, members, config.graph.neighbours)
+        rosters: Outgoing
         if signed:
             rosters = dict.fromkeys(members, everybody.encode_from_server(config))
         else:
-            rosters = {
-                device: everybody.only(graph.neighbours(device)).encode_from_server(config)
-                for device in members
-            }
+            rosters = Written(
+                members,
+                lambda device: everybody.only(graph.neighbours(device)).encode_from_server(config),
+            )
         return CollectingShares(config, advertised, graph, self._goal), rosters
 
 
@@ -138,19 +137,15 @@ class CollectingShares(Phase[ShareKeys]):
 
     def close(self) -> tuple[CollectingInputs, Outgoing]:
         """Hand each box to its holder."""
-        dealt = self._end(self.config.min_reports)
-        inboxes = {
-            holder: ShareInbox(
-                {
-                    dealer: dealt[dealer].shares[holder]
-                    for dealer in self._graph.holders(holder)
-                    if dealer in dealt
-                }
-            ).encode_from_server(self.config)
-            for holder in dealt
-        }
-        registry = Registry(self._advertised, dealt, self._graph)
-        return CollectingInputs(self.config, registry, self._goal), inboxes
+        dealt, graph, config = self._end(self.config.min_reports), self._graph, self.config
+
+        def inbox(holder: int) -> bytes:
+            dealers = [dealer for dealer in graph.holders(holder) if dealer in dealt]
+            boxes = {dealer: dealt[dealer].shares[holder] for dealer in dealers}
+            return ShareInbox(boxes).encode_from_server(config)
+
+        registry = Registry(self._advertised, dealt, graph)
+        return CollectingInputs(config, registry, self._goal), Written(dealt, inbox)
 
 
 class CollectingInputs(Phase[MaskedInput]):

@@ -106,6 +106,12 @@ def is_emoji(piece: str) -> bool:
     return _pictograph().match(piece) is not None
 
 
+def without_look(emoji: str) -> str:
+    """Return an emoji without its skin tones and selectors: what all its variants share."""
+    looks = ((0xFE0E, 0xFE0F), _TONE)
+    return "".join(c for c in emoji if not any(low <= ord(c) <= high for low, high in looks))
+
+
 @lru_cache(maxsize=1)
 def _pictograph() -> Any:
     import regex  # knows the classes of emoji, which Python's own module does not

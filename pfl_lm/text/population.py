@@ -5,17 +5,28 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from pfl_lm.files import sha256_of
 
 SPLITS = ("train", "validation", "test")
+HELD_OUT = SPLITS[1:]
 PROFILE_FILE = "population.json"
 PAD_ID, UNK_ID, BOS_ID, EOS_ID = range(4)
 USER_DIGEST_BYTES = 16
 USERS, PUBLIC_TEXT = "users", "public text"  # what a store holds
+
+
+class TokenDtype(NamedTuple):
+    """How ids are stored: numpy's name, and the same for ``array``."""
+
+    numpy: str
+    typecode: str
+
+
+TYPED = TokenDtype("<u2", "H")  # the codes of ``as_typed``
 
 
 class Population(Protocol):
@@ -75,8 +86,9 @@ class PopulationStore:
     The folder holds ``population.json`` and, for each split, ``<split>.tokens`` (uint16 or
     uint32, all streams one after another), ``<split>.offsets`` (int64[users+1]) and
     ``<split>.users`` (16 bytes a user: the keyed digest of the id, by which users are ordered);
-    if it was built to keep them, ``<split>.ids`` and ``<split>.unknown`` (a line a user: the id as
-    it was; the words that the vocabulary lacks, with counts).
+    for held-out splits ``<split>.typed`` (uint16, a code of ``as_typed`` for each token); and if
+    it was built to keep them, ``<split>.ids`` and ``<split>.unknown`` (a line a user: the id as it
+    was; the words that the vocabulary lacks, with counts).
     Opening maps the files; a user costs one slice. A split's files are read whole once, when its
     text is first asked for, and compared with the digests of ``population.json``.
 
@@ -99,6 +111,11 @@ class PopulationStore:
         self._tokens = {
             s: self._map(f"{s}.tokens", profile["dtype"], profile["splits"][s]["tokens"])
             for s in SPLITS
+        }
+        self._typed = {
+            s: self._map(f"{s}.typed", TYPED.numpy, profile["splits"][s]["tokens"])
+            for s in HELD_OUT
+            if f"{s}.typed" in self._digests
         }
 
     @classmethod
@@ -175,6 +192,16 @@ class PopulationStore:
             raise IndexError(f"user {user}: {split} has {self._users[split]} users")
         return self._tokens[split][offsets[user] : offsets[user + 1]].astype(np.int32)
 
+    def typed(self, split: str, user: int) -> np.ndarray | None:
+        """Return how a held-out user typed each token of ``tokens``: uint16[n], see ``as_typed``.
+
+        None: the store does not say.
+        """
+        if split not in self._typed:
+            return None
+        offsets = self._intact(split, self._offsets)
+        return self._typed[split][offsets[user] : offsets[user + 1]]
+
     def stream(self, split: str) -> np.ndarray:
         """Return all streams of a split one after another, unsigned[n], mapped and read-only."""
         return self._intact(split, self._tokens)
@@ -218,7 +245,7 @@ class PopulationStore:
 
     def _files_of(self, split: str) -> list[Path]:
         """Return the files of a split: those that were written, and those that are there."""
-        names = (f"{split}.{part}" for part in ("tokens", "offsets", "users", "ids", "unknown"))
+        names = (f"{split}.{part}" for part in _PARTS)
         paths = (self.folder / name for name in names)
         return [path for path in paths if path.name in self._digests or path.is_file()]
 
@@ -236,6 +263,9 @@ class PopulationStore:
         if count == 0:  # an empty file cannot be mapped
             return np.zeros(0, dtype=dtype)
         return np.memmap(path, dtype=dtype, mode="r", shape=(count,))
+
+
+_PARTS = ("tokens", "offsets", "users", "typed", "ids", "unknown")
 
 
 class _WrongFile(ValueError):

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from pfl_lm.files import folder_atomically
-from pfl_lm.text.population import SPLITS
+from pfl_lm.text.as_typed import AsTyped
+from pfl_lm.text.population import HELD_OUT, SPLITS
 from pfl_lm.text.population_tally import Tally
 from pfl_lm.text.population_write import (
     LONGEST_NAME,
@@ -27,6 +28,7 @@ from pfl_lm.text.population_write import (
     group_by_user,
     message_bytes,
     token_dtype,
+    typed_bytes,
 )
 from pfl_lm.text.readers import format_of, read_messages, text_files
 from pfl_lm.text.records import Malformed, Message, Record, read_record
@@ -134,7 +136,7 @@ def build_population(
             tally.add(part)
         tally.refuse_malformed(options.max_malformed)
         keep = options.keep_user_ids, options.keep_unknown_words
-        with StoreWriter(folder, tokenizer, *keep) as writer:
+        with StoreWriter(folder, tokenizer, *keep, keep_typed=True) as writer:
             for user in group_by_user(work.spill_folder, len(inputs), work.buckets):
                 writer.add(user)
         work.spill_folder.rmdir()
@@ -180,6 +182,7 @@ def _check(inputs: Sequence[Input]) -> int:
 def _read_input(index: int, item: Input, work: _Work, advance: Callable[[int], None]) -> Tally:
     """Read one input, encode it, and spill every message by user."""
     tally, options, encode = Tally(), work.options, work.tokenizer.encode
+    typed = AsTyped(work.tokenizer).codes
     unknown = work.tokenizer.unknown_words if options.keep_unknown_words else lambda text: []
     code = token_dtype(work.tokenizer.vocabulary_size).typecode
     bounds = (options.fractions[0], options.fractions[0] + options.fractions[1])
@@ -199,7 +202,8 @@ def _read_input(index: int, item: Input, work: _Work, advance: Callable[[int], N
             tally.stated_splits += record.split is not None
             if ids := encode(record.text):
                 split = drawn if stated is None else SPLITS.index(stated)
-                spill.add(digest, split, kept, message_bytes(code, ids), unknown(record.text))
+                how = typed_bytes(typed(record.text)) if SPLITS[split] in HELD_OUT else b""
+                spill.add(digest, split, kept, message_bytes(code, ids), unknown(record.text), how)
             else:
                 tally.without_words += 1
     if not tally.records:

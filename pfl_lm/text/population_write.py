@@ -18,27 +18,24 @@ from pfl_lm.files import sha256_of
 from pfl_lm.text.population import (
     BOS_ID,
     EOS_ID,
+    HELD_OUT,
     PROFILE_FILE,
     PUBLIC_TEXT,
     SPLITS,
+    TYPED,
     UNK_ID,
     USER_DIGEST_BYTES,
     USERS,
+    TokenDtype,
 )
 from pfl_lm.text.tokenizer import Tokenizer
 
-# digest, split, bytes of the id if kept, bytes of the message, bytes of its unknown words if kept
-_RECORD = struct.Struct(f"<{USER_DIGEST_BYTES}sBHII")
+# digest, split, bytes of the id if kept, bytes of the message, bytes of its unknown words if kept,
+# bytes of how it was typed if its user is held out
+_RECORD = struct.Struct(f"<{USER_DIGEST_BYTES}sBHIII")
 LONGEST_NAME = (1 << 16) - 1
 _BUFFER_BYTES = 1 << 25
 _QUANTILES = {"p10": 0.1, "median": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
-
-
-class TokenDtype(NamedTuple):
-    """How ids are stored: numpy's name, and the same for ``array``."""
-
-    numpy: str
-    typecode: str
 
 
 def token_dtype(vocabulary_size: int) -> TokenDtype:
@@ -51,10 +48,16 @@ def message_bytes(typecode: str, ids: list[int]) -> bytes:
     return array(typecode, [BOS_ID, *ids, EOS_ID]).tobytes()
 
 
+def typed_bytes(codes: list[int]) -> bytes:
+    """Return how one message was typed: the codes of ``AsTyped``, and none for ``<s>``."""
+    return array(TYPED.typecode, [0, *codes]).tobytes()
+
+
 class UserText(NamedTuple):
     """One user's messages, encoded, in source order.
 
-    ``unknown`` counts the words that the vocabulary lacks, where a store is built to keep them.
+    ``unknown`` counts the words that the vocabulary lacks, where a store is built to keep them;
+    ``typed`` has the codes of ``as_typed``, where it is known how the user typed.
     """
 
     digest: bytes
@@ -62,6 +65,7 @@ class UserText(NamedTuple):
     name: bytes
     messages: list[bytes]
     unknown: Counter[str] | None = None
+    typed: list[bytes] | None = None
 
 
 class Spill:
@@ -81,13 +85,19 @@ class Spill:
             self._flush()
 
     def add(
-        self, digest: bytes, split: int, name: bytes, message: bytes, unknown: Sequence[str] = ()
+        self,
+        digest: bytes,
+        split: int,
+        name: bytes,
+        message: bytes,
+        unknown: Sequence[str] = (),
+        typed: bytes = b"",
     ) -> None:
-        """Take one encoded message, and the words in it that the vocabulary lacks."""
+        """Take one encoded message, the words that the vocabulary lacks, and how it was typed."""
         bucket = (digest[0] << 8 | digest[1]) * len(self._buffers) >> 16
         words = " ".join(unknown).encode()
-        record = _RECORD.pack(digest, split, len(name), len(message), len(words))
-        record += name + message + words
+        record = _RECORD.pack(digest, split, len(name), len(message), len(words), len(typed))
+        record += name + message + words + typed
         self._buffers[bucket] += record
         self._held += len(record)
         if self._held > _BUFFER_BYTES:
@@ -126,12 +136,12 @@ def group_by_user(folder: Path, inputs: int, buckets: int) -> Iterator[UserText]
 def _collect(content: bytes, users: dict[bytes, UserText]) -> None:
     at, end, unpack, size = 0, len(content), _RECORD.unpack_from, _RECORD.size
     while at < end:
-        digest, split, name_bytes, message_bytes, unknown_bytes = unpack(content, at)
+        digest, split, name_bytes, message_bytes, unknown_bytes, typed_bytes = unpack(content, at)
         at += size + name_bytes
         user = users.get(digest)
         if user is None:
             name = content[at - name_bytes : at]
-            user = users[digest] = UserText(digest, split, name, [], Counter())
+            user = users[digest] = UserText(digest, split, name, [], Counter(), [])
         elif user.split != split:
             raise ValueError(
                 f"the user with digest {digest.hex()} is in the {SPLITS[user.split]} and in the "
@@ -144,6 +154,10 @@ def _collect(content: bytes, users: dict[bytes, UserText]) -> None:
             assert user.unknown is not None
             user.unknown.update(content[at : at + unknown_bytes].decode().split(" "))
             at += unknown_bytes
+        if typed_bytes:
+            assert user.typed is not None
+            user.typed.append(content[at : at + typed_bytes])
+            at += typed_bytes
 
 
 class StoreWriter:
@@ -155,12 +169,18 @@ class StoreWriter:
         tokenizer: Tokenizer,
         keep_user_ids: bool = False,
         keep_unknown_words: bool = False,
+        keep_typed: bool = False,
     ) -> None:
-        """Prepare to write into an existing, empty folder."""
+        """Prepare to write into an existing, empty folder.
+
+        Args:
+            keep_typed: write how held-out users typed; their ``UserText`` says so.
+        """
         self._folder = folder
         self._tokenizer = tokenizer
         self._dtype = token_dtype(tokenizer.vocabulary_size)
         self._keep, self._keep_unknown = keep_user_ids, keep_unknown_words
+        self._typed_splits = HELD_OUT if keep_typed else ()
         self._holds = set[str]()
         self._ends = dict.fromkeys(SPLITS, 0)
         # 4 bytes a user each: messages, words, words outside the vocabulary.
@@ -177,7 +197,8 @@ class StoreWriter:
         self._stack = ExitStack()
         self._files: dict[str, BinaryIO] = {}
         for split in SPLITS:
-            kept = [("ids", self._keep), ("unknown", self._keep_unknown)]
+            typed = split in self._typed_splits
+            kept = [("ids", self._keep), ("unknown", self._keep_unknown), ("typed", typed)]
             optional = [part for part, keep in kept if keep]
             for part in ("tokens", "offsets", "users", *optional):
                 name = f"{split}.{part}"
@@ -213,6 +234,8 @@ class StoreWriter:
             counts = dict(sorted((user.unknown or Counter()).items()))
             line = json.dumps(counts, ensure_ascii=False, separators=(",", ":"))
             self._files[f"{split}.unknown"].write(line.encode() + b"\n")
+        if split in self._typed_splits:
+            self._files[f"{split}.typed"].write(b"".join(user.typed or ()))
         messages, words, unknown = self._counts[split]
         messages.append(len(user.messages))
         words.append(int(self._is_word[ids].sum()))

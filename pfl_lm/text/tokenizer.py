@@ -168,6 +168,11 @@ class Tokenizer:
             if is_word(piece) and self.word_id(piece) in lacks
         ]
 
+    def ids_of(self, piece: str) -> tuple[int, ...]:
+        """Return the ids that stand for one piece of a text: several where subwords spell it."""
+        known = self._ids.get(piece)
+        return self._resolve(piece) if known is None else (known,)
+
     def _look_up(self, piece: str) -> tuple[int, ...]:
         known = self.word_id(piece)
         if known is not None:

@@ -32,6 +32,10 @@ EMOJI_SHARE = 0.005  # all emoji together; books and encyclopaedias, most of a l
 _SUBWORD_SAMPLE = 50_000  # most frequent words to learn subwords from; more adds only time
 
 
+class NoWrittenForms(ValueError):
+    """Public text that does not tell how words are written: it has hardly a capital."""
+
+
 def build_tokenizer(
     recipe: TokenizerRecipe,
     destination: Path,
@@ -48,7 +52,8 @@ def build_tokenizer(
             ``queries.found.open_discovered`` returns them once the ledger is seen to have paid.
 
     Raises:
-        ValueError: the source is unreadable or too small, or ``destination`` exists.
+        ValueError: the source is unreadable or too small, or ``destination`` exists;
+            ``NoWrittenForms``: the text of ``written_forms`` has no capitals to learn from.
     """
     destination = Path(destination)
     if destination.exists():
@@ -144,7 +149,7 @@ def _learn_forms(
     words = [piece for piece, kind, _ in rows if kind == "word"]
     forms = written_forms.learn(read_texts(source.path, source.text_field), normalisation, words)
     if not forms:
-        raise ValueError(
+        raise NoWrittenForms(
             f"written_forms.path: {source.path} does not tell how words are written: no word of "
             "the vocabulary has capitals five times inside of its sentences"
         )

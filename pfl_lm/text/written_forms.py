@@ -11,6 +11,7 @@ import dataclasses
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from pfl_lm.text.normalisation import Normalisation, is_word
@@ -21,6 +22,8 @@ _MOST_CAPITALS = (
 )
 _GO_ON = frozenset([",", "'", ";"])  # marks after which the sentence surely goes on
 _ENDS = frozenset(".!?…") | {"...", "؟", "।"}  # marks after which a sentence begins
+
+_MEMORY = 1 << 16  # words whose reading is remembered
 
 Piece = tuple[str, str, bool]  # as written, as the vocabulary reads it, whether a sentence begins
 
@@ -133,7 +136,7 @@ def read_table(content: bytes) -> dict[str, str]:
 
 def _careful(texts: Iterable[str], normalisation: Normalisation) -> Iterator[list[Piece]]:
     """Yield the messages that begin with a capital and are neither titles nor shouted."""
-    cut = _Cutter(normalisation)
+    cut = Cutter(normalisation)
     for text in texts:
         message = cut.message(text)
         spoken = [(written, begins) for written, _, begins in message if is_word(written)]
@@ -143,16 +146,17 @@ def _careful(texts: Iterable[str], normalisation: Normalisation) -> Iterator[lis
             yield message
 
 
-class _Cutter:
+class Cutter:
     """Cuts text as a vocabulary does, and keeps how each piece was written."""
 
     def __init__(self, normalisation: Normalisation) -> None:
         rules: Callable[..., Normalisation] = dataclasses.replace
         self._written = rules(normalisation, casing="natural", punctuation="keep", letters=())
         self._read = rules(normalisation, punctuation="keep")
-        self._words: dict[str, str] = {}
+        self._word = lru_cache(maxsize=_MEMORY)(self._read_as)
 
     def message(self, text: str) -> list[Piece]:
+        """Return the pieces of a text: as written, as read, and whether a sentence begins."""
         begins, message = True, []
         for written in self._written.pieces(text):
             message.append((written, self._word(written), begins))
@@ -162,9 +166,7 @@ class _Cutter:
                 begins = True
         return message
 
-    def _word(self, written: str) -> str:
+    def _read_as(self, written: str) -> str:
         """Return the piece that the vocabulary reads; one that it would cut further stays."""
-        if written not in self._words:
-            pieces = self._read.pieces(written)
-            self._words[written] = pieces[0] if len(pieces) == 1 else written
-        return self._words[written]
+        pieces = self._read.pieces(written)
+        return pieces[0] if len(pieces) == 1 else written

@@ -154,7 +154,7 @@ export class Participant {
     let holder = masked;
     if (config.signed) holder = await masked.confirm(await this.#exchange(round, masked.message));
     const answer = await holder.unmask(await this.#exchange(round, holder.message));
-    await this.service.send(round, answer.message);
+    await this.service.send(round, answer.message, 0); // without a wait: the page says that it is done
   }
 
   /** Bring the model up to date; it must be the one that the invitation is about. */
@@ -212,12 +212,13 @@ export class Participant {
 
   /** Send a message and return the server's next. @throws {DroppedFromRound} */
   async #exchange(round, message) {
-    await this.service.send(round, message);
+    const kind = message[KIND_AT];
+    let item = await this.service.send(round, message, kind);
     for (;;) {
-      const item = await this.service.fetch(round, message[KIND_AT]);
       if (item.frame && item.round === round) return item.frame;
       if (item.over !== undefined || item.invitation || item.finished !== undefined || item.frame)
         throw new DroppedFromRound(item.over || "the round ended in the meantime");
+      item = await this.service.fetch(round, kind);
     }
   }
 }

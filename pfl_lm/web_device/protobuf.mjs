@@ -34,8 +34,7 @@ const MESSAGES = {
     14: ["adversary", "uint"],
     15: ["clip_norm", "double"],
   },
-  Upload: { 1: ["round", "int64"], 2: ["size", "uint"], 3: ["part", "bytes"] },
-  Receipt: {},
+  Upload: { 1: ["round", "int64"], 2: ["size", "uint"], 3: ["part", "bytes"], 4: ["seen", "uint"] },
   Version: { 1: ["have", "int64"], 2: ["want", "int64"] },
   Chunk: { 1: ["values", "bytes"] },
 };

@@ -76,15 +76,21 @@ export class Service {
     return this.#retried(async () => decode("Item", await this.#called("Fetch", cursor)));
   }
 
-  /** Hand in a message of the protocol. @param {number} round @param {Uint8Array} frame */
-  send(round, frame) {
+  /**
+   * Hand in a message of the protocol, and wait for what comes next in the same call.
+   * @param {number} round @param {Uint8Array} frame
+   * @param {number} seen the newest step of the round that the device needs no more; 0: do not wait
+   * @returns {Promise<object>} what `fetch(round, seen)` returns: none after a while
+   */
+  send(round, frame, seen) {
     const parts = [];
     for (let at = 0; at === 0 || at < frame.length; at += CHUNK_BYTES) {
       const part = frame.subarray(at, at + CHUNK_BYTES);
-      const first = at === 0 ? { round, size: frame.length } : {};
+      const first = at === 0 ? { round, size: frame.length, seen } : {};
       parts.push(delimited(encode("Upload", { ...first, part })));
     }
-    return this.#retried(() => this.#called("Send", concat(...parts)));
+    const upload = concat(...parts);
+    return this.#retried(async () => decode("Item", await this.#called("Send", upload)));
   }
 
   /** @returns {Promise<Uint8Array>} what has changed since the model of round `have` (-1: all) */

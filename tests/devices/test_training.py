@@ -14,6 +14,7 @@ from torch import nn
 from pfl_lm import native
 from pfl_lm.devices import candidates
 from pfl_lm.devices import training as hot
+from pfl_lm.devices.processor import CPU
 from pfl_lm.devices.task import Task
 from pfl_lm.devices.training import LocalTraining, train
 from pfl_lm.dp.encoding import protect
@@ -425,9 +426,10 @@ def test_devices_at_once_fits_the_budget() -> None:
     local = LocalTraining(learning_rate=0.1, loss="sampled")
     assert hot.devices_at_once(plain, everything, local) == 1
     assert 1 < hot.devices_at_once(spec, some, local) <= 16
-    tight = hot.devices_at_once(spec, some, local, own_bytes=16 << 20)
+    small = replace(CPU, own_bytes=16 << 20)
+    tight = hot.devices_at_once(spec, some, local, small)
     bounded = replace(local, gradient_clip=1.0)
-    assert hot.devices_at_once(spec, some, bounded, own_bytes=16 << 20) <= tight // 2 + 1
+    assert hot.devices_at_once(spec, some, bounded, small) <= tight // 2 + 1
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from pfl_lm.evaluation import as_typed, held_out
 from pfl_lm.evaluation import evaluate as module
 from pfl_lm.evaluation.evaluate import ModelScorer, evaluate
 from pfl_lm.models import models
@@ -104,7 +105,7 @@ def by_hand(tokenizer, people, table):
 def test_equals_a_plain_reference(window, monkeypatch):
     monkeypatch.setattr(module, "_TILE", 7)
     monkeypatch.setattr(module, "_ROWS", 5)
-    monkeypatch.setattr(module, "_BATCH", 16)
+    monkeypatch.setattr(held_out, "BATCH", 16)
     monkeypatch.setattr(module, "_WINDOWS", 2)
     tokenizer, people, table = random_world()
     found = evaluate(table, people, "test", tokenizer, window)
@@ -284,3 +285,39 @@ def test_the_kernel_measures_what_tiles_do(monkeypatch, shift, bias):
     one = 1.01 / tiles.predictions  # two all but equal scores may change places
     assert compiled.top3 == pytest.approx(tiles.top3, abs=one)
     assert compiled.keystrokes_saved == pytest.approx(tiles.keystrokes_saved, abs=one)
+
+
+class PeopleAsTyped(People):
+    def __init__(self, streams, codes):
+        super().__init__(streams)
+        self.codes = codes
+
+    def typed(self, split, user):
+        return np.array(self.codes[user], dtype=np.uint16)
+
+
+def test_text_as_it_was_typed():
+    """Two words, two marks, two emoji: 'London,' is typed twice, and once in lower case."""
+    tokenizer = Tokenizer(["london", "in", ",", "!", "😂", "🙏"], ["word", "word", *["mark"] * 4])
+    london, comma, laugh = 4, 6, 8
+    table = np.zeros((10, 10))
+    table[BOS, london] = 9  # suggested at once
+    table[london, 7] = 1  # "!" is the likelier mark
+    table[comma, 9] = 5  # 🙏 is the likelier emoji
+    streams = [[BOS, london, comma, laugh, EOS], [BOS, london, UNK, EOS]]
+    shown = 0x8000
+    people = PeopleAsTyped(streams, [[0, shown | 8, 1, 2, 0], [0, 7, 5, 3]])
+    found = evaluate(Table(table), people, "test", tokenizer, 20)
+    assert (found.marks_top3, found.emoji_top1, found.emoji_top3) == (1, 0, 1)
+    assert found.casing == 0.5
+    assert found.keys_saved == pytest.approx((8 - 1) / (8 + 1 + 2 + 7 + 5 + 3))
+    assert found.words == 3  # marks and emoji are none
+    table[comma, 8] = 6  # the fourth place shows the laugh: one key for two
+    found = evaluate(Table(table), people, "test", tokenizer, 20)
+    assert (found.emoji_top1, found.keys_saved) == (1, pytest.approx(8 / 26))
+
+
+def test_without_marks_or_knowledge_of_keys_nothing_is_said_of_them():
+    tokenizer, people, table = random_world()
+    found = evaluate(table, people, "test", tokenizer, 5).as_dict()
+    assert [found[name] for name in as_typed.RATIOS] == [None] * 5

@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from pfl_lm.evaluation.suggestions import PROMPTS, prompts_of, suggest
+from pfl_lm.evaluation.suggestions import PROMPTS, prompts_of, suggest, suggest_emoji
 from pfl_lm.models import models
 from pfl_lm.models.spec import ModelSpec
+from pfl_lm.text.normalisation import Normalisation
 from pfl_lm.text.synthetic.population import synthetic_tokenizer
+from pfl_lm.text.tokenizer import CONTROLS
+from pfl_lm.text.tokenizer_assemble import assemble
 
 SPEC = ModelSpec("cifg_lstm", vocabulary_size=300, embedding_dim=8, hidden_dim=8)
 TOKENIZER = synthetic_tokenizer(300)
@@ -32,6 +35,19 @@ def test_suggestions_are_the_likeliest_words(parameters):
     expected = torch.topk(chances_of_words, 5)
     assert [word for word, _ in found] == [TOKENIZER.words[i] for i in expected.indices]
     assert [chance for _, chance in found] == pytest.approx(expected.values.tolist())
+
+
+def test_the_fourth_place_has_the_likeliest_emoji(parameters):
+    assert suggest_emoji(SPEC, parameters, TOKENIZER, "") is None
+    rows = [(name, "control", 1) for name in CONTROLS]
+    marks = [(mark, "mark", 1) for mark in ("!", "😂", "🙏", "🏽")]
+    rows += [*marks, *((f"word{i}", "word", 1) for i in range(292))]
+    tokenizer = assemble(rows, Normalisation(punctuation="keep"), {})
+    loud = parameters | {"output_bias": torch.zeros(300).index_fill(0, torch.tensor([4, 5]), 50.0)}
+    found = suggest_emoji(SPEC, loud, tokenizer, "word3 !")
+    assert found is not None
+    assert found[0] == "😂"
+    assert 0 < found[1] < 1
 
 
 def test_controls_are_never_suggested(parameters):

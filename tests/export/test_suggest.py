@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -39,6 +40,11 @@ def test_a_bundle_suggests_what_its_model_does(bundle_folder, source):
         assert suggester.suggest("", letters="qqqq") == []
         assert len(suggester.suggest("", count=1)) == 1
         assert len(suggester.prompts) == 12
+        assert suggester.emoji("") == ""  # this vocabulary has none; say that some words are
+        emoji = tuple(range(30, 40))
+        chances = dict(suggest(spec, parameters, tokenizer, text, V))
+        likeliest = max((tokenizer.words[id] for id in emoji), key=chances.__getitem__)
+        assert replace(suggester, emoji_ids=emoji).emoji(text) == likeliest
 
 
 def test_the_verb_reads_a_bundles_folder_and_its_zip(bundle_folder, pfl_lm, tmp_path, words):

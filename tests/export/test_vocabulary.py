@@ -50,6 +50,15 @@ def test_without_a_list_words_alone_may_be_suggested(tokenizer: Tokenizer) -> No
     assert blocked.listed == blocked.words == ()
 
 
+@pytest.mark.parametrize("listed", ["👍", "👍🏽", "👍🏿"])
+def test_an_emoji_may_be_shown_unless_a_variant_is_listed(
+    listed: str, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    assert BlockList.read(None, tokenizer).emoji_ids == (tokenizer.words.index("👍🏽"),)
+    assert read(tokenizer, tmp_path, listed.encode()).emoji_ids == ()
+    assert read(tokenizer, tmp_path, "darn\n👎".encode()).emoji_ids != ()
+
+
 def test_words_outside_the_vocabulary_stay_listed(tokenizer: Tokenizer, tmp_path: Path) -> None:
     blocked = read(tokenizer, tmp_path, b"darn\nsupercalifrag\nkick the bucket\n")
     assert blocked.listed == ("darn", "kick the bucket", "supercalifrag")

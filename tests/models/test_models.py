@@ -109,7 +109,7 @@ def test_the_future_is_not_seen(spec) -> None:
 def test_one_word_at_a_time_equals_a_window(kind: str, factors: LoraSpec | None) -> None:
     spec = spec_of(kind, lora=factors)
     weights, x = weights_of(spec, False), embedded_of()
-    state = recurrent.zero_state(spec, K, 2, dtype=torch.float64)
+    state = recurrent.zero_state(spec, K, 2, torch.zeros(1, dtype=torch.float64))
     seen = []
     for t in range(x.shape[2]):
         out, state = recurrent.step(spec, weights, x[:, :, t], state)

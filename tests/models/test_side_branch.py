@@ -27,7 +27,7 @@ def test_it_adds_a_narrow_function_of_the_present_word(spec: ModelSpec) -> None:
 def test_word_by_word_is_the_same() -> None:
     parameters, x = initialise(LSTM, 0), torch.randn(1, 2, 5, 6)
     parameters["side_branch.up"] = torch.randn(6, 3)
-    state, found = recurrent.zero_state(LSTM, 1, 2), []
+    state, found = recurrent.zero_state(LSTM, 1, 2, x), []
     for t in range(5):
         vectors, state = recurrent.step(LSTM, parameters, x[:, :, t], state)
         found.append(side_branch.add(LSTM, parameters, vectors, x[:, :, t]))

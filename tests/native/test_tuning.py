@@ -12,7 +12,8 @@ from pfl_lm.native import tuning as machine
 def test_tuning_leaves_products_float32() -> None:
     """In a process of its own: tuning is for the life of a process."""
     program = (
-        "import torch; from pfl_lm.native.tuning import tune; t = tune(1);"
+        "import torch; from pfl_lm.native.tuning import give_memory_back, tune;"
+        "assert not tune(1, keep=False).memory_kept; give_memory_back(); t = tune(1);"
         "a = torch.randn(64, 300); b = torch.randn(300, 80);"
         "assert (a @ b - (a.double() @ b.double())).abs().max() < 1e-4;"
         "assert torch.get_num_threads() == 1; print(t.products, t.memory_kept)"

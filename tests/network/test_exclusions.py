@@ -32,12 +32,12 @@ class Spoiler(Device):
         self._at = super()._config(broadcast, invitation)
         return self._at
 
-    def _send(self, round: int, frame: bytes) -> None:
+    def _send(self, round: int, frame: bytes, seen: int):
         if frame[5] == ShareKeys.kind:
             config, place = self._at
             dealt = ShareKeys.decode(frame, config, place)
             frame = replace(dealt, seed_commitment=b"x" * 32).encode(config, place)
-        super()._send(round, frame)
+        return super()._send(round, frame, seen)
 
 
 def test_a_spoiler_is_left_out_of_all_later_rounds_over_a_restart(trial, new_watcher, caplog):

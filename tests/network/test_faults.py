@@ -40,11 +40,11 @@ class Tap:
 class Tapped(Device):
     tap: Tap
 
-    def _send(self, round: int, frame: bytes) -> None:
+    def _send(self, round: int, frame: bytes, seen: int):
         with self.tap.news:
             self.tap.frames[round, frame[5]] = frame
             self.tap.news.notify_all()
-        super()._send(round, frame)
+        return super()._send(round, frame, seen)
 
 
 class Bad(Device):
@@ -96,7 +96,7 @@ class Bad(Device):
         )
         shared = keys.share_keys(self._exchange(round, keys.message))
         masked = shared.mask_input(self._exchange(round, shared.message), vector)
-        self._send(round, masked.unmask(self._exchange(round, masked.message)).message)
+        self._send(round, masked.unmask(self._exchange(round, masked.message)).message, seen=255)
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ from pfl_lm.network.presence import Presence
 from pfl_lm.network.service import Service
 from pfl_lm.network.transport import SESSION, Limits, messages
 from pfl_lm.network.upload_pool import UploadPool
+from pfl_lm.secagg.phase import Written
 
 
 def test_news_of_thousands_is_looked_at_together():
@@ -69,6 +70,13 @@ class Turns:
 
     def __init__(self) -> None:
         self.frames: list[bytes] = []
+        self.fetched: list[tuple[int, int, int]] = []
+
+    async def fetch(self, device: int, round: int, step: int, spent: float):
+        assert 0 <= spent < 60
+        assert self.stream.ag_frame is None  # nothing holds the message's last part
+        self.fetched.append((device, round, step))
+        return messages.Item(round=round, step=step + 1, frame=b"next")
 
     def check_turn(self, device: int, round: int) -> None:
         pass
@@ -123,6 +131,50 @@ def test_an_upload_that_does_not_end_well_is_ended(service, case):
     assert service._mailbox.frames == []
     asyncio.run(service.Send(upload(600, bytes(300), bytes(300)), Call()))  # the device goes on
     assert service._mailbox.frames == [bytes(600)]
+
+
+def test_a_call_that_sends_waits_for_what_comes_next(service):
+    """Only where it says so: older clients read an empty answer. It waits without its message."""
+
+    async def send(seen: int):
+        async def requests():
+            yield messages.Upload(round=5, size=3, part=b"ab", seen=seen)
+            yield messages.Upload(part=b"c")
+
+        service._mailbox.stream = requests()
+        return await service.Send(service._mailbox.stream, Call())
+
+    assert asyncio.run(send(0)) == messages.Item()
+    assert service._mailbox.fetched == []
+    assert asyncio.run(send(3)) == messages.Item(round=5, step=4, frame=b"next")
+    assert service._mailbox.fetched == [(7, 5, 3)]
+    assert service._mailbox.frames == [b"abc", b"abc"]
+
+
+def test_a_call_is_held_no_longer_because_its_upload_took_long():
+    presence = Presence(range(3), Limits(hold_seconds=60.0), Exclusions({}))
+
+    async def rings() -> bool:
+        async with presence.waiting(0, spent=61.0) as bell:
+            return await bell.rings()
+
+    assert not asyncio.run(asyncio.wait_for(rings(), 30))
+
+
+def test_messages_for_thousands_are_written_one_at_a_time():
+    """What a phase hands out is written when a device fetches it, and each time the same."""
+    written: list[int] = []
+
+    def write(device: int) -> bytes:
+        written.append(device)
+        return bytes([device])
+
+    outgoing = Written(range(3), write)
+    assert (len(outgoing), list(outgoing), written) == (3, [0, 1, 2], [])
+    assert outgoing[2] == outgoing[2] == b"\x02"
+    assert written == [2, 2]
+    with pytest.raises(KeyError):
+        outgoing[3]
 
 
 def test_uploads_wait_for_a_place_and_give_it_up_if_they_take_long():

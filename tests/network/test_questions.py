@@ -35,7 +35,8 @@ from pfl_lm.network.transport import Limits, messages
 from pfl_lm.queries.ask import QuerySession, broadcast_of
 from pfl_lm.queries.discover import WordsQuestion, find_words, first_question
 from pfl_lm.queries.found import open_discovered
-from pfl_lm.queries.launch import LaunchQuestion, differences
+from pfl_lm.queries.launch import differences
+from pfl_lm.queries.launch_rule import LaunchQuestion
 from pfl_lm.queries.stated import content_of, plan_of, words_of
 from pfl_lm.queries.two_models import TwoModels
 from pfl_lm.run.progress import ProgressListener
@@ -374,29 +375,46 @@ def comparing(keys_of, tmp_path, listed):
     return run
 
 
+GROUPS = ("low", "high")
+
+
 class Comparing(Asking):
     """Devices score two models on invented users' text."""
 
     def setup(self, number: int) -> DeviceSetup:
         people = SyntheticPopulation({"train": DEVICES}, 300, 60, 1)
-        return replace(super().setup(number), tokens=people.tokens("train", number))
+        group = GROUPS[number % 2] if self.question.by_group else None
+        return replace(super().setup(number), tokens=people.tokens("train", number), group=group)
 
     def serve(self, resume: bool = False, **changes):
         parts = self.question, *self.models, self.tokenizer, self.policy, self.folder
         return serve_comparison(*parts, self.serving(**changes), ProgressListener(), resume)
 
 
-def test_devices_compare_two_models(comparing):
-    """Each scores both on its own text: the sums are those of the simulation, but for rounding."""
+@pytest.mark.parametrize("by_group", [False, True])
+def test_devices_compare_two_models(comparing, by_group):
+    """Each scores both on its own text: the sums are those of the simulation, but for rounding.
+
+    With groups each device fills the cells of its own, which it alone knows.
+    """
     run = comparing
-    run.question = replace(run.question, split="train")
+    run.question = replace(run.question, split="train", by_group=by_group)
+    if by_group:
+        run.policy = replace(run.policy, public_labels=GROUPS)
     run.start_devices()
-    decision, found = run.serve()
+    decision, measured = run.serve()
     run.join()
+    found = measured.whole
     people = SyntheticPopulation({"train": DEVICES}, 300, 60, 1)
     gains = differences(run.models, people, run.tokenizer, run.question, range(DEVICES))
     mean = np.mean([np.clip(gain["log-loss"], -0.5, 0.5) for gain in gains.values()])
     assert found["log-loss"].value == pytest.approx(mean, abs=5 * found["log-loss"].error)
+    assert list(measured.groups) == (list(GROUPS) if by_group else [])
+    for place, group in enumerate(measured.groups.values()):
+        own = [np.clip(gains[user]["log-loss"], -0.5, 0.5) for user in range(place, DEVICES, 2)]
+        assert group["log-loss"].value == pytest.approx(
+            np.mean(own), abs=6 * group["log-loss"].error
+        )
     assert json.loads((run.folder / "comparison.json").read_text())["verdict"] == decision.verdict
     (spent,) = run.setup(0).record.participations()
     assert spent.purpose == "comparison"
@@ -413,6 +431,8 @@ MODELS = {
     ),
     "text without end": (lambda plan: plan.update(tokens_per_user=10**9), "tokens_per_user"),
     "no window": (lambda plan: plan.update(window="all"), "window"),
+    "groups that are no list": (lambda plan: plan.update(groups=7), "groups"),
+    "groups that the policy lacks": (lambda plan: plan.update(groups=["a", "b"]), "permits none"),
 }
 
 
@@ -428,3 +448,16 @@ def test_what_a_comparison_must_not_state(comparing, honest, caplog, lie, messag
     cut = Told(task, start.content()[:-4])
     assert participant(cut, comparing.key(0), comparing.setup(0)).run() == 0
     assert "bytes came, the models have" in caplog.text
+
+
+def test_a_question_by_groups_needs_the_devices_own(comparing, honest):
+    """Before any round, with the remedy; the server is told nothing of the group."""
+    task, _, _ = honest
+    policy = replace(comparing.policy, public_labels=GROUPS)
+    plan = TwoModels(comparing.models, 40, 8, GROUPS).plan()
+    told = Told(replace(task, question=plan, policy=policy_digest(policy)))
+    setup = replace(comparing.setup(0), policy=policy)
+    for group, message in ((None, "state one of low, high"), ("huge", "'huge' is none")):
+        with pytest.raises(ValueError, match=message):
+            participant(told, comparing.key(0), replace(setup, group=group))
+    participant(told, comparing.key(0), replace(setup, group="low"))

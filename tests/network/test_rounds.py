@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import pfl_lm.run.simulate as simulation
 from pfl_lm.dp.ledger import verify
 from pfl_lm.models.file import load_model
+from pfl_lm.network.device import Device
 from pfl_lm.network.transport import Limits
 from pfl_lm.payload.layout import PayloadPlan
 
@@ -68,6 +70,52 @@ def test_devices_that_die_take_nothing_with_them(trial, new_watcher, same_model,
     assert same_model(load_model(folder.model_path).parameters, run.reference(survivors))
     for invited, (device, kind) in zip((14, 13, 12, 11), dying.items(), strict=True):
         assert f"round 1: no {KINDS[kind]} from 1 of {invited} devices: {device}" in caplog.text
+
+
+class Older(Device):
+    """Sends without a wait, and fetches what comes next in a call of its own."""
+
+    def _send(self, round: int, frame: bytes, seen: int):
+        empty = super()._send(round, frame, 0)
+        assert empty.WhichOneof("content") is None
+        return self._client.fetch(round, seen)
+
+
+class Unlucky(Device):
+    """Loses every answer, and sends the same bytes again."""
+
+    def _send(self, round: int, frame: bytes, seen: int):
+        lost = super()._send(round, frame, seen)  # of the last: an item of the next round
+        assert super()._send(round, frame, seen) == lost
+        return lost
+
+
+def test_one_call_sends_a_message_and_waits_for_the_next(trial, new_watcher):
+    """Two rounds: the first invitation, and then a download and four messages for each."""
+    run = trial(limits=replace(BRISK, hold_seconds=30.0, phase_seconds=30.0))
+    calls: Counter[str] = Counter()
+    client = run.client(0)
+
+    def count(name: str) -> None:
+        call = getattr(client._stub, name)
+
+        def counted(*arguments, **options):
+            calls[name] += 1
+            return call(*arguments, **options)
+
+        setattr(client._stub, name, counted)
+
+    for name in ("Fetch", "Model", "Send"):
+        count(name)
+    run.start(lambda: Device(client, run.key(0), run.setup(0)).run())
+    run.start(lambda: run.device(1, kind=Older).run())
+    run.start(lambda: run.device(2, kind=Unlucky).run())
+    run.start_devices(range(3, 6))
+    watcher = new_watcher()
+    run.serve(watcher)
+    run.join()
+    assert [entry["reports"] for entry in watcher.rounds] == [6, 6]
+    assert calls == {"Fetch": 1, "Model": 2, "Send": 8}
 
 
 def test_who_comes_after_the_last_round_hears_that_it_was(trial, new_watcher):

@@ -14,6 +14,9 @@ from pfl_lm.run.pretrain import Pretraining
 from pfl_lm.run.scenario import Scenario
 from pfl_lm.run.setup import open_run
 from pfl_lm.text.population import PopulationStore
+from pfl_lm.text.tokenizer import Tokenizer
+from pfl_lm.text.tokenizer_build import build_tokenizer
+from pfl_lm.text.tokenizer_recipe import TokenizerRecipe
 
 SENTENCES = (
     "the dog is in the garden and i will be late for dinner tonight",
@@ -36,6 +39,7 @@ def test_a_folder_that_a_run_opens(messages, tmp_path):
     asked = Preparation([messages], [tmp_path / "public.txt"], user_field="who", text_field="said")
     prepare(asked, tmp_path / "mine", said.append)
     told = "\n".join(said)
+    assert "capitals: none; public.txt does not tell" in told
     for part in ("text: 60 users, 240 messages", "odd: 60 users: too few", "vocabulary: 10,000",
                  "population: users split by", "public text: for a first model"):  # fmt: skip
         assert part in told
@@ -47,6 +51,19 @@ def test_a_folder_that_a_run_opens(messages, tmp_path):
     context = open_run(scenario)
     assert context.public is not None
     assert scenario.cohort == 12
+
+
+def test_words_are_shown_as_public_text_writes_them(messages, tmp_path):
+    (tmp_path / "public.txt").write_text("We go to London on Sunday\n" * 20, encoding="utf-8")
+    said: list[str] = []
+    asked = Preparation([messages], [tmp_path / "public.txt"], user_field="who", text_field="said")
+    prepare(asked, tmp_path / "deep" / "mine", said.append)
+    folder = tmp_path / "deep" / "mine"
+    forms = Tokenizer.open(folder / "tokenizer").forms
+    assert forms == {"london": "London", "sunday": "Sunday"}
+    assert "capitals: 2 words are shown as public.txt writes them" in said
+    again = build_tokenizer(load(TokenizerRecipe, folder / "tokenizer.toml"), tmp_path / "again")
+    assert again.forms == forms
 
 
 def test_a_failure_leaves_nothing(messages, tmp_path):

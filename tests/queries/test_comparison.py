@@ -16,10 +16,11 @@ from pfl_lm.queries.comparison import (
     comparison_query,
     error_of,
     estimates,
+    measure,
     users_needed,
     weights,
 )
-from pfl_lm.queries.launch import LaunchQuestion, decide, plan
+from pfl_lm.queries.launch_rule import LaunchQuestion, decide, plan
 
 USERS, DEVIATION, RUNS = 4_000, 8.0, 400
 numbers = st.floats(-1e9, 1e9) | st.sampled_from([math.nan, math.inf, -math.inf])
@@ -86,7 +87,7 @@ class TestRule:
         return [
             decide(
                 self.question,
-                estimates(sums_of(random.normal(mean, spread, USERS), random), DEVIATION),
+                measure(sums_of(random.normal(mean, spread, USERS), random), DEVIATION),
                 DEVIATION,
             ).verdict
             for _ in range(RUNS)
@@ -112,7 +113,7 @@ class TestRule:
     def test_too_few_phones_say_how_many_it_takes(self) -> None:
         random = np.random.default_rng(5)
         sums = sums_of(random.normal(0.01, 0.1, 900), random)
-        decision = decide(self.question, estimates(sums, DEVIATION), DEVIATION)
+        decision = decide(self.question, measure(sums, DEVIATION), DEVIATION)
         assert decision.verdict == "not enough phones"
         assert decision.phones_needed > 900
 
@@ -121,7 +122,7 @@ class TestRule:
         sums = sums_of(np.full(USERS, 0.1), np.random.default_rng(6))
         place = 1 + 2 * list(RANGES).index("top-3")
         sums[place] = -0.2 * by_measure["top-3"][0] * USERS
-        decision = decide(self.question, estimates(sums, DEVIATION), DEVIATION)
+        decision = decide(self.question, measure(sums, DEVIATION), DEVIATION)
         assert decision.verdict == "do not launch"
         assert "top-3" in decision.reason
 

@@ -122,6 +122,62 @@ def test_a_fleet_scores_both_models(folder: Path) -> None:
     assert "13 phones score the candidate" in shown
 
 
+def test_figures_by_group_survive_a_crash_and_the_audit_knows_them(folder: Path) -> None:
+    """Users of even numbers are "odd" or have no row: a stated group takes these."""
+    permits = POLICY.replace("noise =", 'public_labels = ["odd", "even", "other"]\nnoise =')
+    (folder / "groups.toml").write_text(permits)
+    rows = (f"u{user}\t{('even', 'odd')[user % 2]}\n" for user in range(USERS - 40))
+    (folder / "groups.tsv").write_text("user\tgroup\n" + "".join(rows))
+    more = "--groups", "groups.tsv", "--no-group-worse", "--ledgers", "fourth"
+    by_group = (*more, "--policy", "groups.toml")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("pfl_lm.queries.launch.decide", _die)
+        launch(folder, "unigram", "guess", *by_group, output="by-group")
+    status, shown, _ = launch(folder, "unigram", "guess", *by_group, "--resume", output="by-group")
+    assert status == 0, shown
+    assert "lose log-loss in one of them is not launched" in shown
+    assert all(group in shown for group in ("odd", "even", "other", "95%, all groups at once"))
+    path = folder / "by-group"
+    result = json.loads((path / "comparison.json").read_text())
+    assert list(result["groups"]) == ["odd", "even", "other"]
+    low, high = result["groups"]["odd"]["log-loss"]["interval_95_of_all_groups"]
+    assert low < result["groups"]["odd"]["log-loss"]["value"] < high
+    asked = json.loads((path / "manifest.json").read_text())["asked"]
+    assert (asked["groups"], asked["labels"]["file"]) == (["odd", "even", "other"], "groups.tsv")
+    assert json.loads((path / "ledger.jsonl").read_text().split("\n")[0])["entry"]["groups"]
+    audited = CliRunner().invoke(app, ["audit", str(path)])
+    assert audited.exit_code == 0, audited.output
+    assert "no device fills cells of two groups" in audited.output
+
+
+def test_classes_of_phones_are_groups(folder: Path) -> None:
+    permits = POLICY.replace("noise =", 'public_labels = ["low", "middle", "high"]\nnoise =')
+    (folder / "phones.toml").write_text(permits)
+    options = "--fleet", "fleets/mixed", "--seed", "5", "--policy", "phones.toml"
+    by_phone = (*options, "--groups", "phones")
+    status, shown, _ = launch(folder, "unigram", "guess", *by_phone, output="by-phone")
+    assert status in (0, 1, 3), shown
+    assert json.loads((folder / "by-phone" / "manifest.json").read_text())["asked"]["labels"] == {
+        "fleet": ["high", "middle", "low"]
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--groups", "groups.tsv"), "the policy has no public_labels"),
+        (("--groups", "devices"), "--groups devices and --keys belong together"),
+        (("--no-group-worse",), "state whose groups"),
+    ],
+)
+def test_groups_that_nothing_permits_are_refused(
+    folder: Path, options: tuple[str, ...], message: str
+) -> None:
+    _, _, error = launch(folder, "unigram", "guess", *options, output="refused")
+    assert message in str(error)
+    assert not (folder / "refused").exists()
+
+
 def test_a_model_of_another_vocabulary_is_refused(folder: Path) -> None:
     other = synthetic_tokenizer(210)
     spec = ModelSpec("cifg_lstm", 210, 8, hidden_dim=8)

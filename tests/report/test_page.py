@@ -147,6 +147,20 @@ def test_a_damaged_or_old_manifest_is_one_clear_line(make_run, change, told):
     assert not (run / "report.html").exists()
 
 
+def test_text_as_it_was_typed_has_columns_where_it_has_figures(make_run):
+    run = make_run()
+    assert "All keys saved" not in read(write_report(run))
+    path = run / "evaluation.json"
+    content = json.loads(path.read_text())
+    for row in content["rows"]:
+        row |= {"keys_saved": 0.4321, "emoji_top3": None}
+    path.write_text(json.dumps(content))
+    page = read(write_report(run))
+    assert "<th>All keys saved</th>" in page
+    assert page.count("<td>43.2%</td>") == 4
+    assert "Emoji" not in page
+
+
 def test_worse_than_a_baseline_is_said(make_run):
     run = make_run()
     path = run / "evaluation.json"

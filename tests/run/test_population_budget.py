@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from pfl_lm.audit.accounting.check import audit_accounting
+from pfl_lm.audit.accounting.stated import StatedGuarantee
+from pfl_lm.audit.accounting.tuning import tuning
 from pfl_lm.audit.artifacts import RunArtifacts
 from pfl_lm.audit.ledger.check import audit_ledger
 from pfl_lm.audit.ledger.population import DEBITED, ONE_BUDGET, TOTAL
 from pfl_lm.cli import app
-from pfl_lm.dp.ledger import LedgerError, verify
+from pfl_lm.dp.ledger import Ledger, LedgerError, verify
 from pfl_lm.dp.population_ledger import BudgetSpent, PopulationLedger
 from pfl_lm.dp.population_spent import population_spent
 from pfl_lm.report.page import write_report
@@ -106,6 +111,66 @@ def test_a_second_run_on_the_same_people_is_refused_and_leaves_nothing(scenario,
         run(scenario(seed=8, rounds=1), tmp_path / "two")
     spent = population_spent(ledger_of(scenario()))
     assert [(entry.name, entry.rounds) for entry in spent.spent_by] == [("one", 2), ("three", 2)]
+
+
+def test_what_choosing_cost_is_counted_by_the_ledger_and_not_stated(scenario, tmp_path):
+    """Two trainings and a comparison: with --ledgers nobody has to say how many there were."""
+    first = run(scenario(rounds=1), tmp_path / "runs" / "first")
+    asked(scenario, tmp_path, "seed 9", "training")
+    choices = tmp_path / "ledgers"
+
+    def told(ledgers=choices, trials=None):
+        artifacts = RunArtifacts.open(first.path)
+        return tuning(StatedGuarantee.of(artifacts), artifacts, trials, ledgers)
+
+    alone = told()
+    assert alone.holds is True
+    assert "1 other training (seed 9) and no comparisons" in alone.text
+    asked(scenario, tmp_path, "launched", "comparison")
+    asked(scenario, tmp_path, "new words", "words")  # chose no recipe
+    both = told()
+    assert "1 other training (seed 9) and 1 comparison (launched)" in both.text
+    assert 0 < figure(alone.text) < figure(both.text) < 2.0
+    assert "does not know of figures without noise" in both.text
+    assert told(trials=2).text == both.text
+    assert figure(told(trials=4).text) > figure(both.text)
+    assert "Beyond these 8 were stated" in told(trials=10).text
+    assert told(trials=10).holds is False
+    assert "name its folder with --ledgers" in told(ledgers=None).text
+
+    run(scenario(seed=7, rounds=1), tmp_path / "runs" / "beside", ledgers=tmp_path / "others")
+    assert told().holds is None
+    assert "It lacks trainings that lie beside this one (beside)" in told().text
+    assert figure(told().text) > figure(both.text)
+    path = ledger_of(scenario())
+    path.write_text(path.read_text().replace('"rotation"', '"poisson"', 1))
+    assert told().holds is False
+    assert "the chain breaks" in told().text
+
+
+def test_a_simulation_that_names_no_ledger_says_so(scenario, tmp_path):
+    folder = run(scenario(rounds=1, cohort=5), tmp_path / "one")
+    part = audit_accounting(RunArtifacts.open(folder.path), None, tmp_path)
+    told = next(f for f in part.findings if f.name == "hyperparameter tuning")
+    assert told.holds is None
+    assert "names no ledger of its people" in told.text
+
+
+def asked(scenario, tmp_path, name, purpose):
+    """Debit these people one round of a question, or of a training elsewhere."""
+    context = open_run(scenario())
+    policy = replace(context.privacy.policy, rounds=1)
+    event = policy.event(20.0, round=0)
+    with PopulationLedger.open(account_of(context)) as people:
+        genesis = {"run": name, "policy_digest": "ab", **people.reference()}
+        with Ledger.create(tmp_path / f"{name}.jsonl", genesis) as ledger:
+            people.take_up(ledger, policy, purpose)
+            ledger.record_round(0, {"event": asdict(event)})
+
+
+def figure(text: str) -> float:
+    """Return the ε that a finding says all of it cost."""
+    return float(re.search(r"they cost ε = ([\d.]+)", text)[1])
 
 
 def test_deleting_the_first_run_or_copying_the_store_elsewhere(scenario, tmp_path):

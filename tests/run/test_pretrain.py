@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from pfl_lm.models.file import Model, save_model
-from pfl_lm.models.models import ModelSpec, hidden_of, initialise, scores
+from pfl_lm.models.models import ModelSpec, hidden_of, initialise, roles, scores
+from pfl_lm.run import pretrain as module
 from pfl_lm.run.pretrain import Pretraining, normalise, pretrain
 from pfl_lm.run.pretrain_checkpoint import PretrainCheckpoint
 from pfl_lm.run.progress import ProgressListener
@@ -166,6 +167,25 @@ class TestStart:
     def test_training_goes_on_from_it(self, start_from, sampled):
         _, losses = trained(start_from())
         assert losses[0] < np.mean(sampled[1][:10]) - 0.3
+
+    def test_a_trunk_brings_the_layers_between_the_tables(self, start_from, sampled):
+        larger = replace(SPEC, vocabulary_size=310)
+        recipe = start_from(larger, kind="public", tokenizer_digest="another")
+        recipe = replace(recipe, start=None, trunk=recipe.start)
+        parameters, _ = module._start(recipe, synthetic_tokenizer(300))
+        own, theirs = initialise(SPEC, recipe.seed), initialise(larger, 1)
+        for name, role in roles(SPEC).items():
+            if role.kind != "rows":
+                assert torch.equal(parameters[name], theirs[name])
+        assert torch.equal(parameters["embedding"], own["embedding"])
+        trained(recipe)
+        with pytest.raises(ValueError, match=r"trunk: .* another model .* hidden_dim"):
+            pretrain(replace(recipe, model=replace(SPEC, hidden_dim=8)))
+        with pytest.raises(ValueError, match="leave one out"):
+            replace(recipe, start=recipe.trunk)
+        recipe = start_from(larger, kind="federated")
+        with pytest.raises(ValueError, match=r"trunk: .* not public"):
+            pretrain(replace(recipe, start=None, trunk=recipe.start))
 
     def test_the_text_of_users_is_not_taken_for_public(self, recipe, tmp_path):
         words = synthetic_tokenizer(300).words[4:]

@@ -38,7 +38,8 @@ class Round:
         for index, state in self.devices.items():
             if index not in silent:
                 self.server.receive(index, state.message)
-        self.server, self.to_devices = self.server.close()
+        self.server, outgoing = self.server.close()
+        self.to_devices = dict(outgoing)
 
     def advertise(self, silent=()) -> Round:
         self.deliver(silent)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from pfl_lm.text.synthetic import english_words
-from pfl_lm.text.synthetic.english import ANY, MOST_IN_A_MESSAGE, English, english_of
+from pfl_lm.text.synthetic.english import ANY, MOST_IN_A_MESSAGE, English
+from pfl_lm.text.synthetic.english_tables import english_of
 from pfl_lm.text.synthetic.language import KEEP_HABIT, LOYAL
 from pfl_lm.text.synthetic.population import PUBLIC, SyntheticPopulation, synthetic_tokenizer
 

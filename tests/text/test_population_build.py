@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 
 from pfl_lm.text import population_write
-from pfl_lm.text.population import SPLITS, PopulationStore
+from pfl_lm.text.as_typed import AsTyped
+from pfl_lm.text.population import HELD_OUT, SPLITS, PopulationStore
 from pfl_lm.text.population_build import (
     BuildOptions,
     Input,
@@ -122,8 +123,17 @@ class TestContent:
             for number, user in enumerate(store.user_ids(split))
         }
         assert found == expected
+        typed = AsTyped(tokenizer)
+        how: dict[str, list[int]] = defaultdict(list)
+        for user, text in rows:
+            how[user] += [0, *typed.codes(text)]
+        for split in HELD_OUT:
+            for number, user in enumerate(store.user_ids(split)):
+                assert store.typed(split, number).tolist() == how[user]  # type: ignore[union-attr]
+        assert store.typed("train", 0) is None
         parts = ("ids", "offsets", "tokens", "users")
         names = [f"{split}.{part}" for split in SPLITS for part in parts]
+        names += [f"{split}.typed" for split in HELD_OUT]
         assert sorted(os.listdir(tmp_path / "p")) == sorted(["population.json", *names])
         flat = [i for ids in expected.values() for i in ids if i not in (2, 3)]
         splits = profile["splits"].values()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from pfl_lm.audit.accounting.checklist import checklist
 from pfl_lm.audit.accounting.flags import flags
@@ -39,11 +40,15 @@ OF_A_POLICY = (
 )
 
 
-def audit_accounting(target: AuditTarget, trials: int | None = None) -> Part:
+def audit_accounting(
+    target: AuditTarget, trials: int | None = None, ledgers: Path | None = None
+) -> Part:
     """Recompute the guarantee that a run, or a policy, states.
 
     Args:
         trials: trainings on these users among which this one was chosen; None: not stated.
+        ledgers: folder of the populations' ledgers, which count trainings and comparisons on these
+            users; None: not given to the auditor.
     """
     started = time.monotonic()
     guarantee = StatedGuarantee.of(target)
@@ -61,7 +66,7 @@ def audit_accounting(target: AuditTarget, trials: int | None = None) -> Part:
         _server(guarantee, server_rows),
         _released(guarantee, rows),
         *_reviewed(target),
-        *flags(guarantee, target, trials),
+        *flags(guarantee, target, trials, ledgers),
         *claims,
     ]
     best = best_bound(rows)

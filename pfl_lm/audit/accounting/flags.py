@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 from pfl_lm.audit.accounting.methods import quick_epsilon
 from pfl_lm.audit.accounting.stated import StatedGuarantee
@@ -19,19 +20,23 @@ _TOLERANCE = 1e-6  # relative, between figures that went through JSON
 
 
 def flags(
-    guarantee: StatedGuarantee, target: AuditTarget, trials: int | None = None
+    guarantee: StatedGuarantee,
+    target: AuditTarget,
+    trials: int | None = None,
+    ledgers: Path | None = None,
 ) -> list[Finding]:
     """Return one finding for each way in which guarantees are known to break.
 
     Args:
         trials: trainings on these users among which this one was chosen; None: not stated.
+        ledgers: folder of the populations' ledgers; None: not given to the auditor.
     """
     findings = [
         _delta(guarantee),
         _adjacency(guarantee),
         _honest(guarantee),
         _dropout(guarantee),
-        tuning(guarantee, target, trials),
+        tuning(guarantee, target, trials, ledgers),
     ]
     if not isinstance(target, RunArtifacts):
         return findings

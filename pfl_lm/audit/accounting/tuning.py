@@ -1,16 +1,29 @@
-"""What choosing a recipe on these users cost: trainings that were thrown away count too."""
+"""What choosing a recipe on these users cost: trainings that were thrown away count too.
+
+Where the ledger of these people is at hand, it says which trainings and comparisons there were.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
+from pfl_lm.audit.accounting.choices import (
+    NOT_GIVEN,
+    NOT_NAMED,
+    UNKNOWN,
+    Choices,
+    choices_of,
+    names_people,
+)
 from pfl_lm.audit.accounting.libraries import DoesNotApply, repeat_and_select
 from pfl_lm.audit.accounting.methods import quick_epsilon
 from pfl_lm.audit.accounting.round_groups import RoundGroup
 from pfl_lm.audit.accounting.stated import StatedGuarantee
 from pfl_lm.audit.artifacts import AuditTarget, RunArtifacts
+from pfl_lm.audit.chain import read_chain
 from pfl_lm.audit.findings import Finding
 from pfl_lm.numbers import format_epsilon
 from pfl_lm.run.folder import RunFolder
@@ -19,26 +32,87 @@ _WORST_CASE = 10  # trainings, an officer's rule of thumb where none were stated
 _NAME = "hyperparameter tuning"
 
 
-def tuning(guarantee: StatedGuarantee, target: AuditTarget, trials: int | None) -> Finding:
-    """Hold the stated ε against all trainings on these users, as far as they are known.
+def tuning(
+    guarantee: StatedGuarantee,
+    target: AuditTarget,
+    trials: int | None,
+    ledgers: Path | None = None,
+) -> Finding:
+    """Hold what was promised against all by which this recipe may have been chosen.
 
-    All of them are composed: the person who chose among them saw every one. Drawing their number at
+    All of it is composed: the person who chose saw everything. Drawing the number of trainings at
     random costs less, and has to be planned (Papernot & Steinke 2022, arXiv 2110.03620).
+
+    | the ledger of the run's people | what is counted |
+    |---|---|
+    | is in ``ledgers`` | its trainings and comparisons, and what more lies beside or was stated |
+    | was not given, or the run names none | ``trials``, else the runs that lie beside |
 
     Args:
         trials: trainings among which this one was chosen, as a person states; None: not stated.
+        ledgers: folder of the populations' ledgers; None: not given to the auditor.
     """
+    hint, others = "", []
+    if isinstance(target, RunArtifacts):
+        chain, others = read_chain(target.folder.ledger_path), _siblings(target)
+        if ledgers is not None and names_people(chain):
+            known = choices_of(chain, ledgers)
+            if isinstance(known, str):
+                text = f"What choosing cost is unknown. The ledger of these people: {known}."
+                return Finding(_NAME, False, text)
+            return _paid(guarantee, known, others, trials)
+        hint = NOT_GIVEN if names_people(chain) else NOT_NAMED if ledgers is not None else ""
     if trials is not None:
-        return _stated(guarantee, trials)
-    others = _siblings(target) if isinstance(target, RunArtifacts) else []
-    if others:
-        return _found(guarantee, others)
+        found = _stated(guarantee, trials)
+    elif others:
+        found = _found(guarantee, others)
+    else:
+        text = (
+            "No tuning is recorded (state it with --trials). If this recipe had been chosen by "
+            f"training on these users {_WORST_CASE} times, all would count: ε = "
+            f"{format_epsilon(_of_trials(guarantee, _WORST_CASE))}."
+        )
+        found = Finding(_NAME, None, text)
+    return replace(found, text=found.text + hint)
+
+
+def _paid(
+    guarantee: StatedGuarantee, known: Choices, others: list[RunArtifacts], trials: int | None
+) -> Finding:
+    """Hold all that the ledger counts, and what is known beside it, against the people's total."""
+    beside = [other for other in others if _first_hash(other) not in known.known]
+    stated = max(0, (trials or 1) - 1 - len(known.trainings) - len(beside))
+    one, free = guarantee.round_group(), _without_noise(beside)
+    more = [replace(one, rounds=one.rounds * stated)] if stated else []
+    groups = [*known.rounds, *more, *_rounds_of(beside)]
+    epsilon, delta = known.total
+    cost = quick_epsilon(_merged(groups), delta) if groups else 0.0
+    cost = math.inf if free else cost
     text = (
-        "No tuning is recorded (state it with --trials). If this recipe had been chosen by "
-        f"training on these users {_WORST_CASE} times, all would count: ε = "
-        f"{format_epsilon(_of_trials(guarantee, _WORST_CASE))}."
+        f"The ledger of these people holds {_counted(known.trainings, 'other training')} and "
+        f"{_counted(known.comparisons, 'comparison')} of models."
     )
-    return Finding(_NAME, None, text)
+    if beside:
+        names = ", ".join(other.manifest["run"] for other in beside)
+        text += f" It lacks trainings that lie beside this one ({names})."
+    if stated:
+        text += f" Beyond these {stated:,} were stated, each counted like this one."
+    paid = cost <= epsilon * (1 + 1e-3)
+    text += (
+        f" With this run they cost ε = {format_epsilon(cost)} at δ = {delta:g}, "
+        f"{'within' if paid else 'ABOVE'} the total of these people, {format_epsilon(epsilon)}"
+    )
+    text += f" ({free[0]} had no noise)." if free else "."
+    return Finding(_NAME, None if beside else paid, text + UNKNOWN)
+
+
+def _counted(names: Sequence[str], what: str) -> str:
+    listed = f" ({', '.join(names)})" if names else ""
+    return f"{len(names) or 'no'} {what}{'' if len(names) == 1 else 's'}{listed}"
+
+
+def _first_hash(other: RunArtifacts) -> str | None:
+    return next(iter(read_chain(other.folder.ledger_path).hashes), None)
 
 
 def epsilon_of_all(guarantees: Sequence[StatedGuarantee]) -> tuple[float, float]:
@@ -82,11 +156,7 @@ def if_random(guarantee: StatedGuarantee, trials: int) -> str:
 
 
 def _found(guarantee: StatedGuarantee, others: list[RunArtifacts]) -> Finding:
-    groups = [guarantee.round_group()]
-    free = [other.manifest["run"] for other in others if StatedGuarantee.of(other) is None]
-    for other in others:
-        if (theirs := StatedGuarantee.of(other)) is not None:
-            groups.append(theirs.round_group(min(theirs.participations, len(other.rounds))))
+    groups, free = [guarantee.round_group(), *_rounds_of(others)], _without_noise(others)
     total = math.inf if free else quick_epsilon(_merged(groups), guarantee.delta)
     names = ", ".join(other.manifest["run"] for other in others)
     text = (
@@ -95,6 +165,20 @@ def _found(guarantee: StatedGuarantee, others: list[RunArtifacts]) -> Finding:
     )
     text += f" ({free[0]} had no noise)." if free else "."
     return Finding(_NAME, None, text)
+
+
+def _without_noise(others: list[RunArtifacts]) -> list[str]:
+    return [other.manifest["run"] for other in others if StatedGuarantee.of(other) is None]
+
+
+def _rounds_of(others: list[RunArtifacts]) -> list[RoundGroup]:
+    """Return what the rounds of other runs cost a user, as far as they had noise."""
+    stated = ((other, StatedGuarantee.of(other)) for other in others)
+    return [
+        theirs.round_group(min(theirs.participations, len(other.rounds)))
+        for other, theirs in stated
+        if theirs is not None
+    ]
 
 
 def _siblings(artifacts: RunArtifacts) -> list[RunArtifacts]:

@@ -40,8 +40,7 @@ def population_budget(
         alone: what to say where the ledger names no population.
     """
     genesis = chain.entries[0] if chain.entries else {}
-    head = genesis.get("population_head")
-    if head is None:
+    if "population_head" not in genesis:
         return [Finding(ONE_BUDGET, None, alone)]
     if ledgers is None:
         text = (
@@ -49,12 +48,24 @@ def population_budget(
             "at: name the folder that holds it (--ledgers)."
         )
         return [Finding(ONE_BUDGET, None, text)]
-    people = read_chain(_path(ledgers, genesis, head))
-    if wrong := _not_theirs(people, genesis, head):
+    people, wrong = people_of(genesis, ledgers)
+    if wrong:
         return [Finding(ONE_BUDGET, False, f"The ledger of these people: {wrong}.")]
     text = "Their ledger is whole, and holds the line with which this run or question began."
     found = [Finding(ONE_BUDGET, True, text), _debited(chain, people), _kept(people)]
     return [*found, *_told(folder / "budget.json", people)]
+
+
+def people_of(genesis: Entry, ledgers: Path) -> tuple[Chain, str]:
+    """Return the ledger of the people that a run or question names, and what is wrong with it.
+
+    Args:
+        genesis: the first entry of the run's or question's own ledger; it names a population.
+        ledgers: folder of the populations' ledgers.
+    """
+    head = genesis["population_head"]
+    people = read_chain(_path(ledgers, genesis, head))
+    return people, _not_theirs(people, genesis, head)
 
 
 def _path(ledgers: Path, genesis: Entry, head: str) -> Path:
@@ -117,15 +128,15 @@ def _told(path: Path, people: Chain) -> list[Finding]:
         total = (told["total_epsilon"], told["total_delta"])
     except (ValueError, KeyError, TypeError):
         return [Finding(TOLD, False, "budget.json is damaged, or of another ledger.")]
-    stated, _ = _total(then)
-    cost = _cost(_by_run(then).values(), total[1]) if stated == total else math.inf
+    stated, _ = total_of(then)
+    cost = _cost(debits_by_run(then).values(), total[1]) if stated == total else math.inf
     if stated != total or cost > claimed * (1 + 1e-2) + 1e-3:
         text = f"budget.json says ε = {format_epsilon(claimed)}, the ledger then held more."
         return [Finding(TOLD, False, text)]
     return [Finding(TOLD, True, "budget.json says what the ledger held when it was written.")]
 
 
-def _by_run(entries: Iterable[Entry]) -> dict[str, list[Entry]]:
+def debits_by_run(entries: Iterable[Entry]) -> dict[str, list[Entry]]:
     """Return the debits of each run or question, in the order in which they began."""
     debits: dict[str, list[Entry]] = {}
     for entry in filter(_is_debit, entries):
@@ -135,9 +146,9 @@ def _by_run(entries: Iterable[Entry]) -> dict[str, list[Entry]]:
 
 def _kept(people: Chain) -> Finding:
     """Compute again what everything together cost, and compare it with the total."""
-    total, wrong = _total(people.entries)
+    total, wrong = total_of(people.entries)
     names = {e.get("run"): e for e in people.entries if e.get("kind") == "begin"}
-    debits = _by_run(people.entries)
+    debits = debits_by_run(people.entries)
     if set(debits) - set(names):
         wrong = wrong or "rounds are debited to a run that never began"
     if wrong or total is None:
@@ -155,7 +166,7 @@ def _kept(people: Chain) -> Finding:
     return Finding(TOTAL, True, f"All runs and questions together cost {spent}; spent by {told}.")
 
 
-def _total(entries: Sequence[Entry]) -> tuple[tuple[float, float] | None, str]:
+def total_of(entries: Sequence[Entry]) -> tuple[tuple[float, float] | None, str]:
     """Return (ε, δ) of the total, and what is wrong with how it was stated, or ""."""
     least: tuple[float, float] | None = None
     stated: tuple[float, float] | None = None
@@ -182,13 +193,13 @@ def _total(entries: Sequence[Entry]) -> tuple[tuple[float, float] | None, str]:
 def _cost(histories: Iterable[Sequence[Entry]], delta: float) -> float:
     """Return ε of all histories together; ∞ where an event proves nothing."""
     try:
-        groups = [group for debits in histories for group in _groups(debits)]
+        groups = [group for debits in histories for group in groups_of(debits)]
         return quick_epsilon(groups, delta) if groups else 0.0
     except (KeyError, TypeError, ValueError):
         return math.inf
 
 
-def _groups(debits: Sequence[Entry]) -> list[RoundGroup]:
+def groups_of(debits: Sequence[Entry]) -> list[RoundGroup]:
     """Return what one run's or question's rounds cost the user whom they cost most."""
     events = [{**debit["event"], "round": debit["round"]} for debit in debits]
     if any(event.get("stream") is not None for event in events):

@@ -16,6 +16,7 @@ from pfl_lm.audit.findings import Finding, Part
 from pfl_lm.audit.ledger.population import population_budget
 from pfl_lm.audit.ledger.replay import Entry, deviation, is_complete, round_groups_of
 from pfl_lm.audit.question.artifacts import QuestionArtifacts
+from pfl_lm.audit.question.groups import group_cells
 from pfl_lm.files import sha256_of
 from pfl_lm.numbers import format_epsilon
 
@@ -43,6 +44,7 @@ def audit_question_ledger(artifacts: QuestionArtifacts, ledgers: Path | None = N
         _result(artifacts, chain),
         _asked(artifacts, rounds),
         _secret(artifacts, chain),
+        *group_cells(artifacts, chain.entries[0] if chain.entries else {}, rounds),
         *population_budget(artifacts.path, chain, ledgers, _alone(artifacts)),
     ]  # fmt: skip
     if guarantee is None:

@@ -62,14 +62,21 @@ class Probe:
 
     @classmethod
     def of(cls, artifacts: QuestionArtifacts) -> Probe:
-        """Take policy, entries and norm from the manifest; the cells stand for nothing."""
+        """Take policy, entries, norm and the number of groups from the manifest.
+
+        The cells stand for nothing; those of groups are the last ones.
+        """
         asked = artifacts.manifest["asked"]
         policy = from_plain(Policy, dict(artifacts.policy or {}), artifacts.where)
         devices = min(_DEVICES, asked["cohort"])
         session = QuerySession(policy, devices, devices, secrets.randbits(64), separate_noise=True)
-        cells = [str(cell) for cell in range(max(_CELLS, 2 * asked["entries"]))]
+        entries, groups = asked["entries"], len(asked.get("groups", ()))
+        free = max(_CELLS, 2 * entries)
+        of_groups = tuple((free + entries * g, free + entries * (g + 1)) for g in range(groups))
+        cells = [str(cell) for cell in range(free + entries * groups)]
         least = policy.noise.min_dim
-        return cls(session, Query("a probe", cells, asked["entries"], asked["norm"], 1.0, least))
+        query = Query("a probe", cells, entries, asked["norm"], 1.0, least, of_groups)
+        return cls(session, query)
 
     def sums(self, answer_of: AnswerOf, seed: int | None = None) -> np.ndarray:
         """Ask, and return the noisy sum: float64[K]."""
@@ -94,6 +101,7 @@ def audit_question_mechanism(artifacts: QuestionArtifacts) -> Part:
         _refused(probe, "no device fills more than m cells", _too_many(probe.query.entries)),
         _refused(probe, "no cell is filled twice", _twice),
         _refused(probe, "no entry is above the bound", _too_large),
+        *_of_two_groups(probe),
         _sensitivity(probe),
     ]
     right = sum(finding.holds is True for finding in findings)
@@ -154,6 +162,15 @@ def _refused(probe: Probe, name: str, forbidden: Answer) -> Finding:
         f"alone reaches {room:.2f}"
     )
     return Finding(name, right, text + ("." if right else ": the answer was counted."))
+
+
+def _of_two_groups(probe: Probe) -> list[Finding]:
+    """Let every device fill a cell of each of two groups, where the question has groups."""
+    if not probe.query.groups:
+        return []
+    cells = np.array([begin for begin, _ in probe.query.groups[:2]])
+    answer = Answer(cells, np.full(2, 0.7, dtype=np.float32))
+    return [_refused(probe, "no device fills cells of two groups", answer)]
 
 
 def _too_many(entries: int) -> Answer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from pfl_lm.network.admission import Admission
@@ -13,6 +14,7 @@ from pfl_lm.network.hostile.cases import Case, Stage
 from pfl_lm.network.hostile.frames import Scene, another_frame, lying_frame, reveals
 from pfl_lm.network.hostile.statements import NotPossible, invitation_changes
 from pfl_lm.network.hostile.watch import Verdict, Watch
+from pfl_lm.network.items import Content, Posted
 from pfl_lm.network.mailbox import INVITATION, Mailbox, NotNow
 from pfl_lm.network.task_config import stated
 from pfl_lm.network.transport import Limits, Message, messages
@@ -56,19 +58,19 @@ class HostileMailbox(Mailbox):
             return int(self._lie.round)
         return super().under_way
 
-    async def fetch(self, device: int, round: int, step: int) -> Message:
+    async def fetch(self, device: int, round: int, step: int, spent: float = 0.0) -> Message:
         if self.victim is None:
             self.victim = device
             self._watch.notes("asked for news")
             self.arrived.set()
         if device != self.victim:
-            return await super().fetch(device, round, step)
+            return await super().fetch(device, round, step, spent)
         self._watch.asks(round, step)
         if self._untold and self._lie is not None:
             item: Any = self._lie
         else:
-            item = await super().fetch(device, round, step)
-        if self._lie is not None and item is self._lie:
+            item = await super().fetch(device, round, step, spent)
+        if self._lie is not None and item == self._lie:
             self._untold = False
             self._watch.tells(item.round, item.step)
         return item
@@ -125,13 +127,17 @@ class HostileMailbox(Mailbox):
 
     def _posts_lie(self, item: Message) -> None:
         assert self.victim is not None
-        self._lie = self._items[self.victim] = item
+        self._lie = item
+        field = str(item.WhichOneof("content"))
+        content: Content = partial(dict, **{field: getattr(item, field)})
+        self._posted[self.victim] = Posted(item.round, item.step, content)
         self.presence.ring(self.victim)
 
-    def _post(self, device: int, step: int, **content: Any) -> None:
+    def _post(self, device: int, step: int, write: Content) -> None:
         scene = self._scene
         if scene is None:
             return
+        content = write()
         if device != self.victim:
             if frame := content.get("frame"):
                 scene.crowd.tell(self._place_of[device], frame, self._deliver)
@@ -144,7 +150,7 @@ class HostileMailbox(Mailbox):
             self._watch.skips(str(why))
             return
         if lie is None:
-            super()._post(device, step, **content)
+            super()._post(device, step, write)
         else:
             self._posts_lie(lie)
 

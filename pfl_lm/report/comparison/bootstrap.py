@@ -43,6 +43,9 @@ FIGURES = (
     Figure("perplexity", "nats", "predictions", True, False),
     Figure("top-3 recall", "top3", "words", False, True),
     Figure("keystrokes saved", "saved", "keystrokes", False, True),
+    Figure("punctuation, top-3", "marks_top3", "marks", False, True),
+    Figure("emoji, top-3", "emoji_top3", "emoji", False, True),
+    Figure("all keys saved", "keys_saved", "keys", False, True),
 )
 
 

@@ -8,7 +8,7 @@ from itertools import combinations
 from pathlib import Path
 
 from pfl_lm.numbers import format_epsilon, percent, significant
-from pfl_lm.report.comparison.bootstrap import FIGURES, Difference, Figure, Sums, difference
+from pfl_lm.report.comparison.bootstrap import Difference, Figure, Sums, difference
 from pfl_lm.report.comparison.people import USERS, Measured, largest_gap, measure
 from pfl_lm.report.comparison.settings import Setting, alike_but_for_seed, differing
 from pfl_lm.report.source import Run, read_run
@@ -79,7 +79,7 @@ def compare(
     runs = tuple(read_run(RunFolder.open(folder)) for folder in folders)
     names = _names(folders)
     measured = measure(folders, users, population, tokenizer, progress)
-    luck = {figure.name: _luck(runs, measured, figure) for figure in FIGURES}
+    luck = {figure.name: _luck(runs, measured, figure) for figure in measured.figures}
     judged = tuple(
         _judge(runs, measured, place, name, luck) for place, name in enumerate(names) if place
     )
@@ -94,7 +94,7 @@ def _judge(
     if first is None or second is None:
         return Judged(name, (), ("another vocabulary: its figures count other words",))
     alike = alike_but_for_seed(runs[0].manifest, runs[place].manifest)
-    differences = tuple(difference(figure, first, second) for figure in FIGURES)
+    differences = tuple(difference(figure, first, second) for figure in measured.figures)
     return Judged(
         name, differences, tuple(verdict(d, alike, luck[d.figure.name]) for d in differences)
     )

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from pfl_lm.evaluation.evaluate import ModelScorer, choose_users, measure_users
+from pfl_lm.evaluation.evaluate import ModelScorer, measure_users
+from pfl_lm.evaluation.held_out import choose_users
 from pfl_lm.evaluation.measures import SUMS
-from pfl_lm.report.comparison.bootstrap import Sums
+from pfl_lm.report.comparison.bootstrap import FIGURES, Figure, Sums
 from pfl_lm.run.held_out import open_people
 from pfl_lm.run.trained import load_trained
 
@@ -32,6 +33,12 @@ class Measured:
     users: int
     whose: str
     sums: list[Sums | None]
+
+    @property
+    def figures(self) -> tuple[Figure, ...]:
+        """The figures that the users' text has something to count for."""
+        known = [sums for sums in self.sums if sums is not None]
+        return tuple(f for f in FIGURES if any(sums[f.under].any() for sums in known))
 
 
 def measure(

@@ -14,7 +14,8 @@ import numpy as np
 from pfl_lm.streams import stream
 from pfl_lm.text.normalisation import Normalisation
 from pfl_lm.text.synthetic import english
-from pfl_lm.text.synthetic.english import English, english_of
+from pfl_lm.text.synthetic.english import English
+from pfl_lm.text.synthetic.english_tables import english_of
 from pfl_lm.text.synthetic.language import (
     FIRST_WORD,
     LOYAL,

@@ -8,7 +8,7 @@ import pytest
 from pfl_lm.report.comparison.bootstrap import FIGURES, Difference, difference
 from pfl_lm.report.comparison.compare import verdict
 
-PERPLEXITY, TOP3, _ = FIGURES
+PERPLEXITY, TOP3, *_ = FIGURES
 
 
 def users(seed: int, count: int, rate: float) -> dict[str, np.ndarray]:
