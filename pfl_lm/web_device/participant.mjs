@@ -69,7 +69,7 @@ export class Participant {
    *   payload: import("./payload.mjs").Payload, round: number) => Promise<Float32Array>} setup.train
    *   returns the update
    * @param {import("./record.mjs").ParticipationRecord | null} setup.record null in a trial alone
-   * @param {(event: {kind: string, round?: number, text: string}) => void} [setup.says]
+   * @param {(event: {kind: string, round?: number, text: string, error?: Error}) => void} [setup.says]
    * @param {number} [setup.last] the round last taken part in, if it was joined before: in none twice
    */
   constructor({ service, task, train, record, says = () => {}, last = -1 }) {
@@ -121,7 +121,7 @@ export class Participant {
     } catch (error) {
       const known = [DroppedFromRound, InvitationRefused, SecaggError];
       if (!known.some((kind) => error instanceof kind)) throw error;
-      this.says({ kind: "left", round, text: error.message });
+      this.says({ kind: "left", round, text: error.message, error });
       return false;
     }
     this.says({ kind: "done", round, text: "took part" });

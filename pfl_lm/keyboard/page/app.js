@@ -1,6 +1,7 @@
 // The page: puts the parts together. What is typed goes from the text field to the graph and back.
 
 import { Keys } from "./keys.js";
+import { isOpen, number, openLanguage, t } from "./language.js";
 import { Personal } from "./personal.js";
 import { Predictor } from "./predictor.js";
 import { openGraphs } from "./runtime.js";
@@ -131,7 +132,7 @@ class App {
       button.textContent = one ? (one.literal ? `“${one.text}”` : one.text) : "";
       button.disabled = !one;
       button.classList.toggle("own", Boolean(one?.own));
-      button.setAttribute("aria-label", one ? `Suggestion ${one.text}` : "No suggestion");
+      button.setAttribute("aria-label", one ? t("page.suggestion", { word: one.text }) : t("page.noSuggestion"));
     });
     document.documentElement.dataset.suggested = `${before}|${typed}`;
   }
@@ -156,6 +157,7 @@ class App {
     $("hint").hidden = true;
     const bubble = document.createElement("p");
     bubble.className = "bubble";
+    bubble.dir = "auto";
     bubble.textContent = text;
     $("thread").append(bubble);
     bubble.scrollIntoView({ block: "end" });
@@ -178,13 +180,13 @@ class App {
   }
 
   count() {
-    $("learned-count").textContent = this.personal.messages.length;
+    $("learned-count").textContent = number(this.personal.messages.length);
     document.documentElement.dataset.learned = this.personal.messages.length;
   }
 
   failed(error) {
     document.documentElement.classList.add("failed");
-    $("status").textContent = `Cannot run the model: ${error.message ?? error}`;
+    $("status").textContent = t("status.modelFailed", { reason: error.message ?? String(error) });
     console.error(error);
   }
 }
@@ -217,7 +219,7 @@ function language(locale) {
     const tag = locale.replace("_", "-");
     return new Intl.DisplayNames([tag], { type: "language" }).of(tag.split("-")[0]);
   } catch {
-    return "space";
+    return t("keys.space");
   }
 }
 
@@ -230,6 +232,7 @@ async function get(path, kind = "json") {
 async function start() {
   const site = await get("site.json");
   const index = await get("bundle/bundle.json");
+  await openLanguage(site, index.vocabulary.locale);
   const [table, blocked, forms] = await Promise.all([
     get("bundle/tokenizer/vocabulary.tsv", "text"), get("bundle/blocklist.txt", "text"),
     index.vocabulary.written_forms ? get("bundle/tokenizer/forms.tsv", "text") : "",
@@ -247,8 +250,8 @@ async function start() {
   await app.suggest();
   if (document.documentElement.classList.contains("failed")) return;
   document.documentElement.classList.add("ready");
-  $("title").textContent = index.title ?? "Notes";
-  $("status").textContent = site.runtime === "web" ? "Runs in this page" : "Runs on this computer";
+  $("title").textContent = index.title ?? t("status.unnamed");
+  $("status").textContent = t(site.runtime === "web" ? "status.inPage" : "status.onComputer");
   app.keys.draw();
   app.text.focus(); // no keyboard of the phone's own appears: inputmode is none
   await app.busy(personal.restore());
@@ -269,5 +272,6 @@ async function openTakePart(app, open) {
 
 start().catch((error) => {
   document.documentElement.classList.add("failed");
-  $("status").textContent = `Cannot open the bundle: ${error.message}`;
+  const reason = error.message;
+  $("status").textContent = isOpen() ? t("status.bundleFailed", { reason }) : reason;
 });

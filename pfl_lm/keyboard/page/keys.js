@@ -1,5 +1,7 @@
 // The keys of a phone: draws them, follows fingers, and says what was pressed.
 
+import { t } from "./language.js";
+
 const PAGES = {
   letters: ["qwertyuiop", "asdfghjkl", "zxcvbnm"],
   numbers: ["1234567890", "-/:;()$&@\"", ".,?!'"],
@@ -10,8 +12,8 @@ const ICONS = {
   erase: '<svg viewBox="0 0 24 24" aria-hidden="true"><path d="M9 5h10.5A1.5 1.5 0 0 1 21 6.5v11a1.5 1.5 0 0 1-1.5 1.5H9l-6-7zM11.5 9.500l5 5m0-5l-5 5"/></svg>',
   send: '<svg viewBox="0 0 24 24" aria-hidden="true"><path d="M12 20V5m-6.5 6.5L12 5l6.5 6.5"/></svg>',
 };
-const NAMES = { erase: "Delete", send: "Send", " ": "Space", letters: "Letters", numbers: "Numbers",
-  symbols: "Symbols", shift: "Shift" };
+const NAMES = { erase: "keys.erase", send: "keys.send", " ": "keys.space", letters: "keys.letters",
+  numbers: "keys.numbers", symbols: "keys.symbols", shift: "keys.shift" };
 const HOLD = 400, REPEAT = 60; // milliseconds before, and between, repeated deletions
 const DOUBLE = 350;
 
@@ -67,7 +69,7 @@ export class Keys {
       pop.textContent = name;
       key.append(pop);
     }
-    key.setAttribute("aria-label", NAMES[name] ?? name);
+    key.setAttribute("aria-label", NAMES[name] ? t(NAMES[name]) : name);
     return key;
   }
 
@@ -86,7 +88,7 @@ export class Keys {
       if (name === "shift") {
         key.classList.toggle("on", upper);
         key.setAttribute("aria-pressed", String(upper));
-        key.setAttribute("aria-label", this.shift === "locked" ? "Caps lock" : "Shift");
+        key.setAttribute("aria-label", t(this.shift === "locked" ? "keys.capsLock" : "keys.shift"));
       } else if (/^[a-z]$/.test(name)) {
         const shown = upper ? name.toUpperCase() : name;
         key.firstChild.data = shown;

@@ -54,6 +54,7 @@ class Browser:
             self._call(f"{domain}.enable")
         self.size(390, 844)
         self.dark(dark)
+        self.reads("en-US")
 
     def size(self, width: int, height: int, mobile: bool = True) -> None:
         self._call("Emulation.setDeviceMetricsOverride", width=width, height=height,
@@ -64,6 +65,12 @@ class Browser:
         theme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         still = {"name": "prefers-reduced-motion", "value": "reduce"}  # a tap must not miss
         self._call("Emulation.setEmulatedMedia", features=[theme, still])
+
+    def reads(self, *tags: str) -> None:
+        """Set the languages of the browser's owner, as pages see them."""
+        agent = self.run("navigator.userAgent")
+        self._call("Emulation.setUserAgentOverride", userAgent=agent,
+                   acceptLanguage=",".join(tags))  # fmt: skip
 
     def open(self, address: str) -> None:
         self._call("Page.navigate", url=address)

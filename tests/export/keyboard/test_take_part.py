@@ -171,7 +171,7 @@ def untouched(browser) -> None:
     assert browser.run("document.getElementById('part-state').textContent") == "Off"
     assert "#" not in browser.run("location.href")
     said = sheet(browser)
-    assert said["Sent"] == "3,172 numbers, 6 KB"
+    assert said["Sent"] == "3,172 numbers, 6 kB"
     assert said["Clipped"] == "to length 0.5"
     assert said["Trained on"] in ("2 messages kept here", "1 message kept here")
     assert "nobody is protected" in browser.run("document.getElementById('part').textContent")
