@@ -209,9 +209,10 @@ function begins(before) {
 }
 
 function cased(word, shape, words) {
-  if (shape === "upper") return word.toUpperCase();
+  const tag = words.locale.replaceAll("_", "-") || "en"; // ı and i are two letters in Turkish
+  if (shape === "upper") return word.toLocaleUpperCase(tag);
   if (words.locale.startsWith("en") && /^i('|$)/.test(word)) word = `I${word.slice(1)}`;
-  return shape === "title" ? word[0].toUpperCase() + word.slice(1) : word;
+  return shape === "title" ? word[0].toLocaleUpperCase(tag) + word.slice(1) : word;
 }
 
 function language(locale) {
