@@ -1,6 +1,7 @@
 """Arguments of any verb: none may be empty, and a text is read as UTF-8.
 
-A shell's unset variable leaves an empty argument; an empty path would be read as the current folder.
+A shell's unset variable leaves an empty argument, and an empty path would be read as the current
+folder.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from pfl_lm.cli.serving import quieten
 
 if TYPE_CHECKING:
     from pfl_lm.network.hostile.watch import Outcome
+    from pfl_lm.network.web import Browsers
     from pfl_lm.run.scenario import Scenario
 
 OUTCOMES = "hostile.json"
@@ -58,7 +59,7 @@ def attack(
     command: str | None,
     scenario: Scenario,
     keys: Path,
-    address: str,
+    at: tuple[str, Browsers | None],
     seconds: tuple[float, float, float],
     trial: bool,
     output: Path,
@@ -66,6 +67,7 @@ def attack(
     """Play cases, print how each ended, and end with status 1 if the device was cheated.
 
     Args:
+        at: address for gRPC; where devices call over HTTPS, if they do.
         seconds: to train, for a phase, and a third that no case needs; see ``serving_of``.
     """
     quieten()
@@ -81,11 +83,13 @@ def attack(
         raise ValueError(f"{output / OUTCOMES} exists already; choose another folder")
     start = Command(command, output) if command else None
     patience = Patience(*seconds[:2])
-    prepared = prepare(scenario, ServerKeys(keys), address, patience, trial, start)
+    address, browsers = at
+    prepared = prepare(scenario, ServerKeys(keys), address, patience, trial, start, browsers)
     output.mkdir(parents=True, exist_ok=True)
     screen = Console(stderr=True)
     outcomes: list[Outcome] = []
-    told = "" if command else f" on {address}: start the device now, and again for each case"
+    where = address if browsers is None else browsers.at.page
+    told = "" if command else f" on {where}: start the device now, and again for each case"
     screen.print(f"{len(wanted)} cases{told}", highlight=False)
     for outcome in play_all(prepared, wanted):
         outcomes.append(outcome)

@@ -9,7 +9,7 @@ import { RoundConfig } from "./config.mjs";
 import { KeysAdvertised } from "./device.mjs";
 import { Grid, encode } from "./encoding.mjs";
 import { Refused, SecaggError } from "./errors.mjs";
-import { apply, gather, modelDigest } from "./model.mjs";
+import { apply, gather, modelBytes, modelDigest } from "./model.mjs";
 import { NoisePlan } from "./noise.mjs";
 import { choosePayload, payloadDigest } from "./payload.mjs";
 import { Keystream } from "./primitives.mjs";
@@ -160,7 +160,7 @@ export class Participant {
   /** Bring the model up to date; it must be the one that the invitation is about. */
   async #receive(round, stated) {
     for (const have of this.#have < 0 ? [-1] : [this.#have, -1]) {
-      const values = await this.service.model(have, round);
+      const values = await this.service.model(have, round, modelBytes(this.task));
       const model = apply(this.task, this.#parameters, values, have, round);
       if (model && equal(await modelDigest(this.service.taskConfig, model), stated)) {
         [this.#parameters, this.#have] = [model, round];
