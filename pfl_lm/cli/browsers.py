@@ -79,9 +79,7 @@ def _drawn(address: str) -> str:
     try:
         drawn.getvalue().encode(sys.stdout.encoding or "utf-8")
     except UnicodeEncodeError as error:
-        raise ValueError(
-            f"--qr: the terminal's {error.encoding} has no blocks; use UTF-8"
-        ) from None
+        raise ValueError(f"--qr: {error.encoding} has no blocks; use a UTF-8 terminal") from None
     return drawn.getvalue()
 
 

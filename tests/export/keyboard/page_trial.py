@@ -33,7 +33,7 @@ class PageTrial(Trial):
         return enrolment_link(address, self.key(number), self.keys.server_certificate())
 
     def expected(self, update_of) -> dict[str, torch.Tensor]:
-        """The model after all rounds, in which the pages' devices send these updates, float32[d]."""
+        """The model after all rounds; the pages' devices send these updates, float32[d]."""
         context, scenario = self.context, self.scenario
         state = ServerState(0, context.start.parameters)
         for number in range(scenario.rounds):
