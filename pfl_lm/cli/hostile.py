@@ -49,7 +49,8 @@ Device = Annotated[
     str | None,
     typer.Option(
         metavar="COMMAND",
-        help="With --hostile: starts the device, for each case anew; {case} stands for its name.",
+        help="With --hostile: starts the device, for each case anew; {case} stands for its name, "
+        "with --web-listen {page} for the address below which devices call.",
     ),
 ]
 
@@ -81,9 +82,11 @@ def attack(
     wanted = chosen(cases)
     if (output / OUTCOMES).exists():
         raise ValueError(f"{output / OUTCOMES} exists already; choose another folder")
+    address, browsers = at
+    if command and browsers is not None:
+        command = command.replace("{page}", browsers.at.page)
     start = Command(command, output) if command else None
     patience = Patience(*seconds[:2])
-    address, browsers = at
     prepared = prepare(scenario, ServerKeys(keys), address, patience, trial, start, browsers)
     output.mkdir(parents=True, exist_ok=True)
     screen = Console(stderr=True)
