@@ -43,7 +43,7 @@ def link(
     A person who has the link has the key. The key stands behind the #, which browsers send to no
     server, and the page takes it out of its address. Hand each link to one person, over a channel
     that nobody else reads, and delete the key file. With --qr that person points a camera at this
-    screen, and the link need not be sent.
+    screen, and the link need not be sent; clear the screen afterwards.
     """
     from pfl_lm.keyboard.take_part import enrolment_link
     from pfl_lm.network.certificates import ServerCertificate

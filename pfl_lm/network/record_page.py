@@ -33,7 +33,7 @@ def summary(record: ParticipationRecord, language: Language) -> list[str]:
         more = {"tasks": tasks, "delta": delta, **figures}
         return [*lines, language.text("record.total", count=len(past), **more)]
     lines.append(language.text("record.oneRun", rounds=len(past), most=last.most_rounds, **figures))
-    if len(past) == last.most_rounds:
+    if len(past) >= last.most_rounds:
         return [*lines, language.text("record.refusesAll")]
     separation = last.min_separation
     next_round = last.round + separation

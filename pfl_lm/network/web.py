@@ -84,7 +84,7 @@ class WebAddress:
 
     @property
     def page(self) -> str:
-        """The page's address, below which devices call: they are told it by ``device link``."""
+        """The address of the page, below which devices call."""
         scheme = "http" if self.is_local else "https"
         return f"{scheme}://{self.names()[0]}:{self.port}/{self.secret}/"
 

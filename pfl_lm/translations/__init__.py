@@ -16,6 +16,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 FOLDER = Path(__file__).parent
 _VALUE = re.compile(r"\{\{(\w+)\}\}")
@@ -81,7 +82,7 @@ class Language:
         return f"{_ISOLATE}{text}{_ISOLATED}" if self.direction == "rtl" else text
 
     @property
-    def _locale(self):  # type: ignore[no-untyped-def]
+    def _locale(self) -> Any:
         from babel import Locale, UnknownLocaleError
 
         try:
