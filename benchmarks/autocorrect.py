@@ -41,6 +41,7 @@ from pfl_lm.text.tokenizer import Tokenizer
 KINDS = {"touch": 0.6, "omitted": 0.15, "swapped": 0.15, "doubled": 0.05, "extra": 0.05}
 MISS = 0.45  # deviation of a touch from a key's middle, in widths of a key
 PITCH = 1.4  # height of a row, in widths of a key
+MODULES = {"autocorrect", "inflection", "layouts", "lexicon", "slips", "spelling", "tokenizer"}
 CHUNK = 500  # words whose predictions, 30,000 each, are handed over at once
 RUN = """
 import fs from "fs";
@@ -91,18 +92,21 @@ class Typed:
 
 
 def places_of(texts: list[str], tokenizer: Tokenizer, count: int, draw: random.Random) -> list[Place]:
-    """Draw words of letters, at least two of them, from messages: as often as people write them."""
-    found = []
+    """Draw words of letters, two at least, as often as people write them, and a quarter as many
+    more of those that the vocabulary lacks."""
+    found: dict[bool, list[tuple[list[str], int]]] = {True: [], False: []}
     for text in texts:
         pieces = tokenizer.normalisation.pieces(text)
+        known = [id != tokenizer.unk_id for id in tokenizer.encode(text)]
         for at, piece in enumerate(pieces):
-            if len(piece) > 1 and all(one.isalpha() or one in "'" for one in piece):
-                found.append((pieces, at))
+            if len(piece) > 1 and all(one.isalpha() or one == "'" for one in piece):
+                found[known[at]].append((pieces, at))
     places = []
-    for pieces, at in draw.sample(found, min(count, len(found))):
-        ids = tokenizer.encode(" ".join(pieces[max(0, at - LONGEST) : at]))
-        known = tokenizer.word_id(pieces[at]) != tokenizer.unk_id
-        places.append(Place(pieces[at], (tokenizer.bos_id, *ids), known))
+    for known_word, wanted in ((True, count), (False, count // 4)):
+        words = found[known_word]
+        for pieces, at in draw.sample(words, min(wanted, len(words))):
+            ids = tokenizer.encode(" ".join(pieces[max(0, at - LONGEST) : at]))
+            places.append(Place(pieces[at], (tokenizer.bos_id, *ids), known_word))
     return places
 
 
@@ -183,7 +187,7 @@ def ask_page(
 ) -> list[dict[str, Any]]:
     """Return what the page's modules say of each."""
     with tempfile.TemporaryDirectory() as folder:
-        for name in ("autocorrect", "layouts", "lexicon", "slips", "spelling", "tokenizer"):
+        for name in MODULES:
             source = (pfl_lm.keyboard.site.PAGE / f"{name}.js").read_text("utf-8")
             (Path(folder) / f"{name}.js").write_text(source, "utf-8")
         data = (pfl_lm.keyboard.site.PAGE / "layouts.json").read_bytes()

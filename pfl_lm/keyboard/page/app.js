@@ -101,10 +101,10 @@ class App {
     const chance = this.predictor.chancesNow(this.predictor.context(before));
     if (!this.settings.choices.autocorrect || !this.corrector || !chance) return null;
     const about = { known: (word) => this.personal.knows(word), begins: begins(before) };
-    const found = this.corrector.correct(typed, chance, about);
-    if (!found) return null;
-    const shape = shapeOf(typed, before, this.keys.shift);
-    return { text: cased(this.tokenizer.shown(found.id), shape, this.locale), sure: found.sure };
+    const found = this.corrector.correct(typed, chance, about), shape = shapeOf(typed, before, this.keys.shift);
+    const capital = found?.sure ? null : this.corrector.capital(typed, (word) => cased(word, "lower", this.locale));
+    if (capital) return { text: capital, sure: true };
+    return found && { text: cased(this.tokenizer.shown(found.id), shape, this.locale), sure: found.sure };
   }
 
   wordAt(caret) {

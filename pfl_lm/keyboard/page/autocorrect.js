@@ -5,17 +5,22 @@
 // their spelling's log-probability, or as the word that they are. A correction has to be likelier by a
 // margin, which benchmarks/autocorrect.py chose on public text.
 
+import { Inflection } from "./inflection.js";
 import { Lexicon } from "./lexicon.js";
 import { Slips } from "./slips.js";
 import { Spelling } from "./spelling.js";
 
 /** Nats by which a correction must be likelier. */
 export const MARGINS = {
-  unknown: 2, // than a word that the vocabulary lacks
+  unknown: 4, // than a word that the vocabulary lacks
+  short: 2, // more, where that has three letters at most: an abbreviation
+  inflected: 4, // more, where it is a known word with an ending, such as tycoons
   known: 6, // than another word of the vocabulary
+  joined: 1.8, // than the same letters without an apostrophe, such as dont
   capital: 4, // more, where the writer chose a capital: names begin with one
 };
 const MOST_COST = 9.5; // nats of slips looked for: two at most
+const COST_OF = [4, 1.5]; // of which a short word may have fewer: a constant, and for each letter
 const FEWEST = 2, MOST = 24; // letters of a word that is corrected
 const RAREST = 1e-4; // of an unknown word, where the model says less
 
@@ -36,7 +41,8 @@ export class Corrector {
     this.ids = tokenizer.sorted;
     this.words = this.ids.map((id) => tokenizer.keys.get(id));
     this.lexicon = new Lexicon(this.words);
-    this.spelling = new Spelling(this.words);
+    this.inflection = new Inflection(this.words);
+    this.spelling = new Spelling(this.lexicon);
     this.accepted = new Set(); // what was typed on purpose
     this.use(keys);
   }
@@ -70,15 +76,43 @@ export class Corrector {
     if (!this.#concerns(typed, letters) || known(word)) return null;
     const id = this.tokenizer.id(word), listed = id !== this.tokenizer.rules.unk_id;
     const own = listed ? Math.log(chance(id)) : this.#unknown(letters, chance);
-    let margin = listed ? MARGINS.known : MARGINS.unknown;
-    if (!begins && typed !== typed.toLowerCase()) margin += MARGINS.capital;
+    const margins = this.#margins(letters, listed, !begins && typed !== typed.toLowerCase());
+    const most = Math.min(MOST_COST, COST_OF[0] + COST_OF[1] * letters.length);
     let best = null;
-    for (const { at, cost } of this.lexicon.near(letters, this.slips, MOST_COST)) {
+    for (const { at, cost } of this.lexicon.near(letters, this.slips, most)) {
+      if (this.words[at] === letters) continue;
+      const margin = this.#bare(this.words[at]) === letters ? margins.joined : margins.other;
       const gain = Math.log(chance(this.ids[at])) - cost - own;
-      if (this.words[at] !== letters && (best === null || gain > best.gain))
-        best = { id: this.ids[at], gain, sure: gain > margin };
+      if (best === null || gain - margin > best.gain - best.margin) best = { at, gain, margin };
     }
-    return best;
+    return best && { id: this.ids[best.at], gain: best.gain, sure: best.gain > best.margin };
+  }
+
+  /**
+   * The form that a word in small letters is usually written in: I, London.
+   * @param {string} typed
+   * @param {(word: string) => string} written form of a word inside of a sentence
+   * @returns {string | null} null where it is written in small letters
+   */
+  capital(typed, written) {
+    const id = this.tokenizer.id(this.tokenizer.normalise(typed));
+    if (id === this.tokenizer.rules.unk_id || this.accepted.has(typed)) return null;
+    const form = written(this.tokenizer.shown(id));
+    return form !== typed && form.toLowerCase() === typed ? form : null;
+  }
+
+  // What is asked of a correction that adds an apostrophe, and of any other.
+  #margins(letters, listed, capital) {
+    const chosen = capital ? MARGINS.capital : 0;
+    let other = chosen + (listed ? MARGINS.known : MARGINS.unknown);
+    if (!listed && letters.length <= 3) other += MARGINS.short;
+    if (!listed && this.inflection.has(letters)) other += MARGINS.inflected;
+    return { joined: chosen + MARGINS.joined, other };
+  }
+
+  // A word without its apostrophes.
+  #bare(word) {
+    return [...word].filter((one) => !this.tokenizer.rules.joiners.includes(one)).join("");
   }
 
   // A word of letters, of a length that can be looked up, and not one typed on purpose.
@@ -86,7 +120,8 @@ export class Corrector {
     const joined = this.tokenizer.rules.joiners;
     const plain = [...letters].every((one) => /[\p{L}\p{M}]/u.test(one) || joined.includes(one));
     const shouted = typed.length > 1 && typed === typed.toUpperCase() && typed !== typed.toLowerCase();
-    return plain && !shouted && letters.length >= FEWEST && letters.length <= MOST
+    const possessive = this.inflection.words.has(letters.split(/['’]/u)[0]) && /['’]/u.test(letters);
+    return plain && !shouted && !possessive && letters.length >= FEWEST && letters.length <= MOST
       && !this.accepted.has(letters);
   }
 

@@ -1,7 +1,6 @@
 // The page of emoji: those used last, then groups of common ones to scroll through.
 
 const LAST = 16; // kept while the page is open
-const TONES = ["🏻", "🏼", "🏽", "🏾", "🏿"];
 
 export class Emoji {
   /**
@@ -44,16 +43,5 @@ export class Emoji {
    */
   use(one) {
     this.last = [one, ...this.last.filter((other) => other !== one)].slice(0, LAST);
-  }
-
-  /**
-   * The tones of skin that an emoji has.
-   * @param {string} one
-   * @returns {string[]}
-   */
-  tones(one) {
-    const [base, ...more] = one;
-    if (!/^\p{Emoji_Modifier_Base}/u.test(base)) return [];
-    return TONES.map((tone) => base + tone + more.filter((mark) => mark !== "\ufe0f").join(""));
   }
 }

@@ -38,10 +38,11 @@ export class Keys {
     element.addEventListener("pointermove", (event) => this.hold.move(event));
     for (const name of ["pointerup", "pointercancel", "pointerleave"])
       element.addEventListener(name, (event) => this.up(event), true);
-    // A press by keyboard or by a screen reader comes as a click alone.
+    // A press by keyboard or by a screen reader comes as a click alone. A sheet opens when the finger
+    // has left, or the finger would close it; an emoji is written then, or scrolling would write it.
     element.addEventListener("click", (event) => {
       const key = event.target.closest(".key");
-      if (key && event.detail === 0) this.act(key.dataset.key);
+      if (key && (event.detail === 0 || this.waits(key.dataset.key))) this.act(key.dataset.key);
     });
   }
 
@@ -139,12 +140,16 @@ export class Keys {
     return upper && this.isLetter(name) ? this.map.upper(name) : name;
   }
 
+  waits(name) {
+    return name === "settings" || (this.page === "emoji" && !NAMES[name]);
+  }
+
   down(event) {
     const key = event.target.closest(".key");
-    if (this.page === "emoji" && !key) return; // a finger that scrolls
     event.preventDefault(); // the caret stays where it is
     if (!key) return;
     const name = key.dataset.key, upper = this.shift !== "off";
+    if (this.waits(name)) return;
     key.setPointerCapture?.(event.pointerId);
     key.classList.add("pressed");
     if (event.pointerType !== "mouse") key.classList.add("touched");

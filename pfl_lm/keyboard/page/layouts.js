@@ -29,9 +29,9 @@ export class Layouts {
     this.data = data;
     this.locale = data.locales[tag] ?? data.locales[language] ?? { layouts: ["qwerty"] };
     this.language = language;
-    const latin = data.latin.includes(this.locale.layouts[0]) || /^q/.test(this.locale.layouts[0]);
-    /** Names of the layouts to choose from, the default first. */
-    this.names = [...new Set([...this.locale.layouts, ...(latin ? data.latin : [])])];
+    const latin = /q/.test(data.layouts[this.locale.layouts[0]].rows.join(""));
+    /** Names of the layouts to choose from, the default first; every script has a Latin one beside. */
+    this.names = [...new Set([...this.locale.layouts, ...(latin ? data.latin : data.latin.slice(0, 1))])];
   }
 
   /**

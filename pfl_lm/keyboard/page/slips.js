@@ -1,10 +1,10 @@
 // How likely fingers slip: what one word costs as a slip for another, in nats, from where keys lie.
 
 const ACCENT = 1.5; // a letter typed without its accent; also a final form, as ς for σ
-const WRONG_ACCENT = 4;
+const WRONG_ACCENT = 8; // a letter typed with an accent that it has not: that takes a long press
 const NEAR = 2.4, SPREAD = 2; // a neighbouring key: NEAR + SPREAD · distance², in widths of a key
 const FAR = 8; // any other key
-const JOINER = 1.5; // an apostrophe left out
+const JOINER = 0.3; // an apostrophe left out, or one too many
 // Nats of one slip of each kind.
 const COST = { omitted: 5.5, undoubled: 2.5, extra: 5.5, doubled: 3.5, brushed: 4.5, swapped: 4 };
 
@@ -58,6 +58,7 @@ export class Slips {
    * @param {string} after the letter typed after it
    */
   extra(letter, before, after) {
+    if (this.joiners.includes(letter)) return JOINER;
     if (letter === before) return COST.doubled;
     const brushed = (other) => other && this.replaced(other, letter) < FAR;
     return brushed(before) || brushed(after) ? COST.brushed : COST.extra;

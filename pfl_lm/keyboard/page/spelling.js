@@ -4,23 +4,29 @@ const BACKOFF = 4; // weight of the shorter context
 
 /** Counts of letters after two, one and no letters, over the words of a vocabulary, each once. */
 export class Spelling {
-  /** @param {Iterable<string>} words in lower case */
-  constructor(words) {
-    this.counts = new Map(); // context → letter → how often; "" → how many
-    for (const word of words) {
-      const letters = `^^${word}$`;
-      for (let at = 2; at < letters.length; at++)
-        for (const context of [letters.slice(at - 2, at), letters[at - 1], ""])
-          this.#count(context, letters[at]);
+  /** @param {import("./lexicon.js").Lexicon} lexicon */
+  constructor(lexicon) {
+    this.letters = lexicon.letters;
+    this.size = this.letters.size + 1; // the last one stands for a word's begin and end
+    const { size } = this, edge = size - 1;
+    this.counts = [0, 1, 2].map((before) => new Uint32Array(size ** (before + 1)));
+    this.totals = [0, 1, 2].map((before) => new Uint32Array(size ** before));
+    for (let at = 0; at + 1 < lexicon.starts.length; at++) {
+      let two = edge, one = edge;
+      for (let n = lexicon.starts[at]; n <= lexicon.starts[at + 1]; n++) {
+        const letter = n < lexicon.starts[at + 1] ? lexicon.text[n] : edge;
+        this.#contexts(two, one).forEach((context, before) => {
+          this.totals[before][context]++;
+          this.counts[before][context * size + letter]++;
+        });
+        [two, one] = [one, letter];
+      }
     }
-    this.letters = this.counts.get("")?.size ?? 0;
   }
 
-  #count(context, letter) {
-    let counts = this.counts.get(context);
-    if (!counts) this.counts.set(context, counts = new Map([["", 0]]));
-    counts.set("", counts.get("") + 1);
-    counts.set(letter, (counts.get(letter) ?? 0) + 1);
+  // The places of no, one and two letters before.
+  #contexts(two, one) {
+    return [0, one, two * this.size + one];
   }
 
   /**
@@ -28,16 +34,18 @@ export class Spelling {
    * @param {string} word in lower case
    */
   score(word) {
-    const letters = `^^${word}$`;
-    let score = 0;
-    for (let at = 2; at < letters.length; at++) {
-      let chance = 1 / (this.letters + 1);
-      for (const context of ["", letters[at - 1], letters.slice(at - 2, at)]) {
-        const counts = this.counts.get(context);
-        if (counts)
-          chance = ((counts.get(letters[at]) ?? 0) + BACKOFF * chance) / (counts.get("") + BACKOFF);
-      }
+    const { size } = this, edge = size - 1;
+    let score = 0, two = edge, one = edge;
+    for (const written of [...word, null]) {
+      const letter = written === null ? edge : this.letters.get(written) ?? -1;
+      let chance = 1 / (size + 1);
+      if (letter >= 0)
+        this.#contexts(two, one).forEach((context, before) => {
+          const count = this.counts[before][context * size + letter];
+          chance = (count + BACKOFF * chance) / (this.totals[before][context] + BACKOFF);
+        });
       score += Math.log(chance);
+      [two, one] = [one, letter < 0 ? edge : letter];
     }
     return score;
   }
