@@ -82,7 +82,7 @@ export class KeyMap {
     const own = this.locale.letters ?? "", parted = (all) => all ? all.split(" ") : [];
     const latin = parted(this.holds[key]);
     const first = [...parted(this.locale.holds?.[key]), ...parted(this.layout.holds?.[key]),
-      ...latin.filter((one) => own.includes(one))];
+      ...[...own].filter((one) => latin.includes(one))];
     const place = this.rows[0].indexOf(key);
     const digit = place >= 0 && DIGITS[place] ? [DIGITS[place]] : [];
     return [...new Set([...first, ...digit, ...latin])].filter((one) => one !== key);
