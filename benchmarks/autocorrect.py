@@ -60,7 +60,7 @@ console.log(JSON.stringify(given.typed.map(({ row, typed, begins }) => {
   const began = performance.now();
   const found = corrector.correct(typed, chance, { begins });
   const ms = performance.now() - began;
-  return { word: found ? tokenizer.words[found.id] : null, gain: found?.gain ?? null,
+  return { word: found?.word ?? null, gain: found?.gain ?? null,
     sure: found?.sure ?? false, ms };
 })));
 """
@@ -91,7 +91,9 @@ class Typed:
     begins: bool = False
 
 
-def places_of(texts: list[str], tokenizer: Tokenizer, count: int, draw: random.Random) -> list[Place]:
+def places_of(
+    texts: list[str], tokenizer: Tokenizer, count: int, draw: random.Random
+) -> list[Place]:
     """Draw words of letters, two at least, as often as people write them, and a quarter as many
     more of those that the vocabulary lacks."""
     found: dict[bool, list[tuple[list[str], int]]] = {True: [], False: []}
@@ -178,7 +180,9 @@ def predictions(model: Model, places: list[Place]) -> np.ndarray:
     rows = []
     for place in places:
         hidden = models.hidden_of(model.spec, model.parameters, np.array([place.context]))[0, -1:]
-        rows.append(torch.softmax(models.scores(model.spec, model.parameters, hidden)[0].double(), 0))
+        rows.append(
+            torch.softmax(models.scores(model.spec, model.parameters, hidden)[0].double(), 0)
+        )
     return torch.stack(rows).float().numpy()
 
 
@@ -237,7 +241,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--layout", default="qwerty")
     parser.add_argument("--misspellings", type=Path)
-    parser.add_argument("--each", type=Path, help="write every word and answer there, as JSON lines")
+    parser.add_argument(
+        "--each", type=Path, help="write every word and answer there, as JSON lines"
+    )
     options = parser.parse_args()
     draw = random.Random(options.seed)
     tokenizer, model = Tokenizer.open(options.tokenizer), load_model(options.model)
@@ -246,7 +252,10 @@ def main() -> None:
     wrong = misspellings(options.misspellings) if options.misspellings else None
     if wrong is not None:
         texts = [text for text in texts if not wrong.keys().isdisjoint(text.split())]
-    places, fingers = places_of(texts, tokenizer, options.words, draw), Fingers(options.layout, draw)
+    places, fingers = (
+        places_of(texts, tokenizer, options.words, draw),
+        Fingers(options.layout, draw),
+    )
     rows: list[dict[str, Any]] = []
     for start in range(0, len(places), CHUNK):
         part = places[start : start + CHUNK]

@@ -100,11 +100,13 @@ class App {
   meant(before, typed) {
     const chance = this.predictor.chancesNow(this.predictor.context(before));
     if (!this.settings.choices.autocorrect || !this.corrector || !chance) return null;
-    const about = { known: (word) => this.personal.knows(word), begins: begins(before) };
+    const about = { own: this.personal.lexicon(), begins: begins(before) };
     const found = this.corrector.correct(typed, chance, about), shape = shapeOf(typed, before, this.keys.shift);
     const capital = found?.sure ? null : this.corrector.capital(typed, (word) => cased(word, "lower", this.locale));
     if (capital) return { text: capital, sure: true };
-    return found && { text: cased(this.tokenizer.shown(found.id), shape, this.locale), sure: found.sure };
+    if (!found) return null;
+    const word = found.id === null ? this.personal.written(found.word) : this.tokenizer.shown(found.id);
+    return { text: cased(word, shape, this.locale), sure: found.sure };
   }
 
   wordAt(caret) {

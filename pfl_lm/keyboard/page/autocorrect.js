@@ -21,14 +21,21 @@ export const MARGINS = {
 };
 const MOST_COST = 9.5; // nats of slips looked for: two at most
 const COST_OF = [4, 1.5]; // of which a short word may have fewer: a constant, and for each letter
-const FEWEST = 2, MOST = 24; // letters of a word that is corrected
+const FEWEST = 2, MOST = 24; // letters of a word that is corrected, or meant
 const RAREST = 1e-4; // of an unknown word, where the model says less
 
 /**
  * @typedef {object} Correction
- * @property {number} id of the word meant
+ * @property {number | null} id of the word meant; null if it is one of the owner's own
+ * @property {string} word
  * @property {number} gain nats by which it is likelier than what was typed
  * @property {boolean} sure whether that is more than the margin
+ */
+
+/**
+ * @typedef {object} OwnWords words that the vocabulary lacks and the owner typed
+ * @property {Lexicon} lexicon
+ * @property {{word: string, share: number}[]} words in its order; share: of all new words typed
  */
 
 export class Corrector {
@@ -67,25 +74,37 @@ export class Corrector {
    * The word that was meant by what was typed, or null where nothing speaks for another.
    * @param {string} typed
    * @param {(id: number) => number} chance of each word after the text before
-   * @param {{known?: (word: string) => boolean, begins?: boolean}} about known: words of the
-   *   owner's own; begins: whether a sentence begins, so that a capital tells nothing
+   * @param {{own?: OwnWords, begins?: boolean}} about begins: whether a sentence begins, so that a
+   *   capital tells nothing
    * @returns {Correction | null}
    */
-  correct(typed, chance, { known = () => false, begins = false } = {}) {
+  correct(typed, chance, { own: others = null, begins = false } = {}) {
     const word = this.tokenizer.normalise(typed), letters = word.toLowerCase();
-    if (!this.#concerns(typed, letters) || known(word)) return null;
+    if (!this.#concerns(typed, letters) || others?.words.some((one) => one.word === letters)) return null;
     const id = this.tokenizer.id(word), listed = id !== this.tokenizer.rules.unk_id;
     const own = listed ? Math.log(chance(id)) : this.#unknown(letters, chance);
     const margins = this.#margins(letters, listed, !begins && typed !== typed.toLowerCase());
-    const most = Math.min(MOST_COST, COST_OF[0] + COST_OF[1] * letters.length);
     let best = null;
-    for (const { at, cost } of this.lexicon.near(letters, this.slips, most)) {
-      if (this.words[at] === letters) continue;
-      const margin = this.#bare(this.words[at]) === letters ? margins.joined : margins.other;
-      const gain = Math.log(chance(this.ids[at])) - cost - own;
-      if (best === null || gain - margin > best.gain - best.margin) best = { at, gain, margin };
+    for (const { word: meant, id, chance: likely, cost } of this.#meant(letters, chance, others)) {
+      if (meant === letters || meant.length < FEWEST) continue;
+      const margin = this.#bare(meant) === letters ? margins.joined : margins.other;
+      const gain = Math.log(likely) - cost - own;
+      if (best === null || gain - margin > best.gain - best.margin) best = { word: meant, id, gain, margin };
     }
-    return best && { id: this.ids[best.at], gain: best.gain, sure: best.gain > best.margin };
+    return best && { id: best.id, word: best.word, gain: best.gain, sure: best.gain > best.margin };
+  }
+
+  // The words near to what was typed, each with its chance here and the cost of the slips.
+  *#meant(letters, chance, others) {
+    const most = Math.min(MOST_COST, COST_OF[0] + COST_OF[1] * letters.length);
+    for (const { at, cost } of this.lexicon.near(letters, this.slips, most))
+      yield { word: this.words[at], id: this.ids[at], chance: chance(this.ids[at]), cost };
+    if (!others) return;
+    const unknown = chance(this.tokenizer.rules.unk_id);
+    for (const { at, cost } of others.lexicon.near(letters, this.slips, most)) {
+      const { word, share } = others.words[at];
+      yield { word, id: null, chance: unknown * share, cost };
+    }
   }
 
   /**

@@ -4,6 +4,7 @@
 // a word is to drop the messages that hold it and to count the others again: what remains is exactly
 // what would have been learnt had the word never been typed.
 
+import { Lexicon } from "./lexicon.js";
 import { OwnWords } from "./own_words.js";
 
 const STORE = "pfl-lm keyboard";
@@ -112,8 +113,17 @@ export class Personal {
 
   // Whether its owner typed a word that the vocabulary lacks.
   knows(word) {
-    const words = this.once("known", () => new Set(this.newWords().map((one) => one.word.toLowerCase())));
-    return words.has(word.toLowerCase());
+    return this.lexicon().words.some((one) => one.word === word.toLowerCase());
+  }
+
+  // The new words in small letters, in order, with their shares of all: what a slip may have meant.
+  lexicon() {
+    return this.once("lexicon", () => {
+      const found = this.newWords(), all = found.reduce((total, { count }) => total + count, 0);
+      const words = found.map(({ word, count }) => ({ word: word.toLowerCase(), share: count / all }))
+        .sort((a, b) => (a.word < b.word ? -1 : 1));
+      return { words, lexicon: new Lexicon(words.map(({ word }) => word)) };
+    });
   }
 
   // A new word as its owner writes it: Zorblax, where it was mostly written so inside of sentences.

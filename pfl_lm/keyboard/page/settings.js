@@ -35,7 +35,7 @@ export class Settings {
     const dialog = document.createElement("dialog"), sheet = document.createElement("div");
     const grip = document.createElement("div"), title = document.createElement("h2");
     dialog.id = "settings";
-    sheet.className = "sheet";
+    Object.assign(sheet, { className: "sheet", tabIndex: -1, autofocus: true });
     grip.className = "grip";
     title.textContent = TEXTS.title;
     title.id = "settings-title";

@@ -88,13 +88,22 @@ class Browser:
 
     def tap(self, selector: str) -> None:
         """Touch the middle of an element."""
+        self._touch(selector)
+        self._call("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
+
+    def hold(self, selector: str) -> None:
+        """Press a key for long, until it offers other characters; let go on the first."""
+        self._touch(selector)
+        self.until("document.querySelector('.hold') !== null")
+        self._call("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
+
+    def _touch(self, selector: str) -> None:
         spot = self.run(
             f"(() => {{ const b = document.querySelector({json.dumps(selector)})"
             ".getBoundingClientRect(); return [b.x + b.width / 2, b.y + b.height / 2]; })()"
         )
-        for kind in ("touchStart", "touchEnd"):
-            points = [{"x": spot[0], "y": spot[1]}] if kind == "touchStart" else []
-            self._call("Input.dispatchTouchEvent", type=kind, touchPoints=points)
+        points = [{"x": spot[0], "y": spot[1]}]
+        self._call("Input.dispatchTouchEvent", type="touchStart", touchPoints=points)
 
     def tap_text(self, text: str) -> None:
         """Type with a finger on the keys of the page."""
