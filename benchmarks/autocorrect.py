@@ -1,17 +1,16 @@
 """How well the keyboard page corrects slips of the finger: the table of RESULTS.
 
-    python -m benchmarks.autocorrect MODEL TOKENIZER TEXT [--words 3000] [--seed 1] [--layout qwerty]
+    python -m benchmarks.autocorrect MODEL TOKENIZER TEXT [--words 4000] [--misspellings LIST]
 
-TEXT holds messages, a line each as JSON with a field `text`. Words are drawn from it with what stands before
-them in the message, and the model says what it expects there. Each word of the vocabulary is typed once as
-it is and once with one slip; words that the vocabulary lacks are typed as they are. Slips are drawn here, by
-no rule of the page's: most are touches that miss the middle of the key by a normal error and land on another
-one. The page's own modules then say, in Node, what they would put in place.
+TEXT holds messages, a line each as JSON with a field `text`. Words are drawn from it with what
+stands before them in the message, and the model says what it expects there. Each word of the
+vocabulary is typed once as it is and once with one slip; words that the vocabulary lacks are typed
+as they are. Slips are drawn here, by no rule of the page's: most are touches that miss the middle
+of the key by a normal error and land on another one. The page's own modules then say, in Node,
+what they would put in place.
 
-    python -m benchmarks.autocorrect MODEL TOKENIZER TEXT --misspellings LIST
-
-types in place of a drawn slip a misspelling of the word that LIST has (`wrong->right`, as the package codespell
-writes its dictionary), for words that it has any of.
+LIST has misspellings that people made (`wrong->right`, as the package codespell writes its
+dictionary). With it one of these is typed in place of a drawn slip.
 """
 
 from __future__ import annotations
@@ -237,7 +236,7 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("tokenizer", type=Path)
     parser.add_argument("text", type=Path)
-    parser.add_argument("--words", type=int, default=3000)
+    parser.add_argument("--words", type=int, default=4000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--layout", default="qwerty")
     parser.add_argument("--misspellings", type=Path)

@@ -2,10 +2,10 @@
 
     python -m benchmarks.keyboard_page BUNDLE [--words 60]
 
-Serves the page of a bundle, opens it in headless Chromium at 390 × 844, and types words with touches, every
-third with a slip. Of each touch it takes three times: what the page's own code took, the wait until the
-frame with the glyph was painted, and from then the wait until the bar showed suggestions to it. Needs
-Chromium and the web runtime (`make keyboard-web`).
+Serves the page of a bundle, opens it in headless Chromium at 390 × 844, and types words with
+touches, every third with a slip. Of each touch it takes three times: what the page's own code took,
+the wait until the frame with the glyph was painted, and from then the wait until the bar showed
+suggestions to it. Needs Chromium and the web runtime (`make keyboard-web`).
 """
 
 from __future__ import annotations

@@ -32,16 +32,16 @@ const data = JSON.parse(fs.readFileSync("./layouts.json"));
 const given = JSON.parse(fs.readFileSync(0, "utf8"));
 """
 WORDS = {  # how often people write them, of a thousand
-    "the": 50, "you": 30, "are": 20, "how": 10, "who": 5, "hello": 3, "help": 3, "don't": 30, "dont": 1,
-    "its": 14, "it's": 20, "well": 10, "we'll": 2, "friend": 4, "tycoon": 1, "boat": 2, "boats": 1,
-    "cats": 2, "cat": 3, "dogs": 2, "dog": 3, "trees": 2, "tree": 3, "été": 2, "for": 20, "fir": 1,
-    "because": 5, "keyboard": 1, "hell": 2, "this": 9, "that": 9, "there": 9, "jealous": 1,
+    "the": 50, "you": 30, "are": 20, "how": 10, "who": 5, "hello": 3, "help": 3, "don't": 30,
+    "dont": 1, "its": 14, "it's": 20, "well": 10, "we'll": 2, "friend": 4, "tycoon": 1, "boat": 2,
+    "boats": 1, "cats": 2, "cat": 3, "dogs": 2, "dog": 3, "trees": 2, "tree": 3, "été": 2,
+    "for": 20, "fir": 1, "because": 5, "keyboard": 1, "hell": 2, "this": 9, "that": 9, "there": 9, "jealous": 1,
 }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def node(tmp_path_factory):
-    """A function that runs a script beside the page's modules on some JSON, and returns its answer."""
+    """A function that runs a script beside the page's modules and returns its answer."""
     if (program := shutil.which("node")) is None:
         pytest.skip("needs Node, which is not installed")
     folder = tmp_path_factory.mktemp("page")
@@ -90,7 +90,8 @@ def test_every_letter_of_a_locale_s_frequent_words_can_be_typed(node) -> None:
     script = """
     console.log(JSON.stringify(given.map((locale) => {
       const layouts = new Layouts(data, locale);
-      return layouts.locale.layouts.map((name) => [name, [...layouts.open(name).typable()].join("")]);
+      const typable = (name) => [...layouts.open(name).typable()].join("");
+      return layouts.locale.layouts.map((name) => [name, typable(name)]);
     })));
     """
     assert len(locales) > 40
@@ -104,11 +105,11 @@ def test_every_letter_of_a_locale_s_frequent_words_can_be_typed(node) -> None:
 
 def test_layouts_hold_together(node) -> None:
     script = """
-    const rows = (layout) => layout.rows.map((row) => row.split(" "));
+    const parted = (rows) => rows?.map((row) => row.split(" ")) ?? null;
     console.log(JSON.stringify(Object.entries(data.layouts).map(([name, layout]) => ({
-      name, rows: rows(layout), shifted: layout.shifted?.map((row) => row.split(" ").length) ?? null,
+      name, rows: parted(layout.rows), shifted: parted(layout.shifted),
       used: Object.values(data.locales).some((one) => one.layouts.includes(name))
-        || data.latin.includes(name), holds: Object.keys(layout.holds ?? {}),
+        || data.latin.includes(name),
     }))));
     """
     for layout in node(script):
@@ -118,7 +119,7 @@ def test_layouts_hold_together(node) -> None:
         assert max(map(len, layout["rows"])) <= 12, layout["name"]
         assert layout["used"], layout["name"]
         if layout["shifted"]:
-            assert layout["shifted"] == [len(row) for row in layout["rows"]], layout["name"]
+            assert [*map(len, layout["shifted"])] == [*map(len, layout["rows"])], layout["name"]
 
 
 def test_a_locale_chooses_its_layout_and_offers_others(node) -> None:
@@ -149,8 +150,8 @@ const tokenizer = new Tokenizer(given.rules, given.table);
 const corrector = new Corrector(tokenizer, new Layouts(data, "en_US").open(given.layout));
 const own = { words: [{ word: "zorblax", share: 1 }], lexicon: new Lexicon(["zorblax"]) };
 for (const word of given.accepted ?? []) corrector.accept(word);
-const chances = new Map(Object.entries(given.counts).map(([word, count]) => [tokenizer.id(word), count / 1000]));
-const chance = (id) => chances.get(id) ?? 1e-3;
+const counts = new Map(Object.entries(given.counts));
+const chance = (id) => (counts.get(tokenizer.words[id]) ?? 1) / 1000;
 console.log(JSON.stringify(given.typed.map((typed) => {
   const found = corrector.correct(typed, chance, { own });
   return found?.sure ? found.word : null;
@@ -209,15 +210,18 @@ def test_neighbours_are_those_of_the_layout(corrected) -> None:
 
 def test_the_bar_always_offers_what_was_typed(node) -> None:
     script = """
-    const words = [["one", .1], ["two", .3], ["three", .2]].map(([text, score]) => ({ text, score }));
+    const word = (text, score) => ({ text, score });
+    const words = [word("one", .1), word("two", .3), word("three", .2)];
     const own = { text: "zorblax", score: .01, own: true };
-    const said = (bar) => bar.map((one) => one && `${one.literal ? "=" : one.fixes ? "!" : ""}${one.text}`);
+    const sign = (one) => one.literal ? "=" : one.fixes ? "!" : "";
+    const said = (bar) => bar.map((one) => one && sign(one) + one.text);
     console.log(JSON.stringify([
       arrange("", true, words, null), arrange("", true, [...words, own], null),
       arrange("", true, [...words, { ...own, score: 1 }], null),
       arrange("tw", false, words, { text: "two", sure: true }), arrange("tw", false, words, null),
       arrange("tw", false, [...words, own], null),
-      arrange("tw", false, [], { text: "two", sure: false }), arrange("dont", true, words, { text: "don't", sure: true }),
+      arrange("tw", false, [], { text: "two", sure: false }),
+      arrange("dont", true, words, { text: "don't", sure: true }),
     ].map(said)));
     """
     assert node(script) == [
@@ -258,9 +262,11 @@ def test_keys_change_the_text(node) -> None:
     erase = "erase"
     cases = {
         "how ": [*"hwo "], "how, ": [*"hwo", ",", " "], "hwo ": [*"hwo ", erase],
-        "hwo": [*"hwo ", erase, erase], "hwo hw": [*"hwo ", erase, *"hw"], "how": [*"hwo a", erase, erase],
+        "hwo": [*"hwo ", erase, erase], "hwo hw": [*"hwo ", erase, *"hw"],
+        "how": [*"hwo a", erase, erase],
         "hwo .": [*"hwo", " ", erase, "."], "how. ": [*"hwo  "], "ab. ": [*"ab  "], "é. ": [*"é  "],
-        "é": ["e", "~é"], "hey! ": [">hey", ".", "~!"], "hey. ": [">hey", "."], "a": ["a", "👩‍💻", erase],
+        "é": ["e", "~é"], "hey! ": [">hey", ".", "~!"], "hey. ": [">hey", "."],
+        "a": ["a", "👩‍💻", erase],
         "how? ": [*"hwo", ".", "~?", " "],
     }  # fmt: skip
     assert node(EDIT, [*cases.values()]) == [*cases]
