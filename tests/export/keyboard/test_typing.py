@@ -35,7 +35,8 @@ WORDS = {  # how often people write them, of a thousand
     "the": 50, "you": 30, "are": 20, "how": 10, "who": 5, "hello": 3, "help": 3, "don't": 30,
     "dont": 1, "its": 14, "it's": 20, "well": 10, "we'll": 2, "friend": 4, "tycoon": 1, "boat": 2,
     "boats": 1, "cats": 2, "cat": 3, "dogs": 2, "dog": 3, "trees": 2, "tree": 3, "été": 2,
-    "for": 20, "fir": 1, "because": 5, "keyboard": 1, "hell": 2, "this": 9, "that": 9, "there": 9, "jealous": 1,
+    "for": 20, "fir": 1, "because": 5, "keyboard": 1, "hell": 2, "this": 9, "that": 9, "there": 9,
+    "jealous": 1,
 }  # fmt: skip
 
 
