@@ -139,14 +139,12 @@ class App {
   }
 
   show(before, typed, words) {
-    const shape = shapeOf(typed, before, this.keys.shift), listed = new Set(words.map(({ text }) => text));
-    const { unk_id } = this.tokenizer.rules, normal = typed && this.tokenizer.normalise(typed);
-    const { shares } = this.personal.counted.mixture(this.predictor.context(before));
-    const own = this.personal.own(typed, before).map(({ word, share }) =>
-      ({ text: cased(this.personal.written(word), shape, this.locale), score: share * (shares.get(unk_id) ?? 0), own: true }))
-      .filter(({ text }) => !listed.has(text));
+    const normal = typed && this.tokenizer.normalise(typed), { unk_id } = this.tokenizer.rules;
     const known = !typed || this.tokenizer.id(normal) !== unk_id || this.personal.knows(normal);
-    this.suggestions = arrange(typed, known, [...words, ...own], typed ? this.meant(before, typed) : null);
+    const all = [...words, ...this.ownWords(before, typed)];
+    if (!known && all.length < 2) all.push(...this.inSpiteOfSlips(before, typed));
+    const once = all.filter(({ text }, at) => all.findIndex((one) => one.text === text) === at);
+    this.suggestions = arrange(typed, known, once, typed ? this.meant(before, typed) : null);
     this.buttons.forEach((button, place) => {
       const one = this.suggestions[place];
       button.textContent = one ? (one.literal ? `“${one.text}”` : one.text) : "";
@@ -156,6 +154,23 @@ class App {
       button.setAttribute("aria-label", one ? `Suggestion ${one.text}` : "No suggestion");
     });
     document.documentElement.dataset.suggested = `${before}|${typed}`;
+  }
+
+  // Words of the owner's own that go on from what was typed.
+  ownWords(before, typed) {
+    const { shares } = this.personal.counted.mixture(this.predictor.context(before));
+    const unknown = shares.get(this.tokenizer.rules.unk_id) ?? 0, shape = shapeOf(typed, before, this.keys.shift);
+    return this.personal.own(typed, before).map(({ word, share }) =>
+      ({ text: cased(this.personal.written(word), shape, this.locale), score: share * unknown, own: true }));
+  }
+
+  // Words that what was typed would begin but for a slip; they come after those that it begins.
+  inSpiteOfSlips(before, typed) {
+    const chance = this.predictor.chancesNow(this.predictor.context(before));
+    if (!this.settings.choices.autocorrect || !this.corrector || !chance) return [];
+    const shape = shapeOf(typed, before, this.keys.shift);
+    return this.corrector.completions(typed, chance, 2)
+      .map(({ id, score }) => ({ text: cased(this.tokenizer.shown(id), shape, this.locale), score: score * 1e-9 }));
   }
 
   choose(place) {

@@ -22,6 +22,7 @@ export const MARGINS = {
 const MOST_COST = 9.5; // nats of slips looked for: two at most
 const COST_OF = [4, 1.5]; // of which a short word may have fewer: a constant, and for each letter
 const FEWEST = 2, MOST = 24; // letters of a word that is corrected, or meant
+const FEWEST_BEGUN = 3; // letters typed of a word that is completed in spite of a slip
 const RAREST = 1e-4; // of an unknown word, where the model says less
 
 /**
@@ -94,9 +95,28 @@ export class Corrector {
     return best && { id: best.id, word: best.word, gain: best.gain, sure: best.gain > best.margin };
   }
 
+  /**
+   * Words that what was typed would begin but for a slip, best first.
+   * @param {string} typed
+   * @param {(id: number) => number} chance
+   * @param {number} count
+   * @returns {{id: number, score: number}[]} score: chance times that of the slips
+   */
+  completions(typed, chance, count) {
+    const letters = this.tokenizer.normalise(typed).toLowerCase();
+    if (!this.#concerns(typed, letters) || letters.length < FEWEST_BEGUN) return [];
+    return this.lexicon.near(letters, this.slips, this.#most(letters), true)
+      .map(({ at, cost }) => ({ id: this.ids[at], score: chance(this.ids[at]) * Math.exp(-cost) }))
+      .sort((a, b) => b.score - a.score).slice(0, count);
+  }
+
+  #most(letters) {
+    return Math.min(MOST_COST, COST_OF[0] + COST_OF[1] * letters.length);
+  }
+
   // The words near to what was typed, each with its chance here and the cost of the slips.
   *#meant(letters, chance, others) {
-    const most = Math.min(MOST_COST, COST_OF[0] + COST_OF[1] * letters.length);
+    const most = this.#most(letters);
     for (const { at, cost } of this.lexicon.near(letters, this.slips, most))
       yield { word: this.words[at], id: this.ids[at], chance: chance(this.ids[at]), cost };
     if (!others) return;

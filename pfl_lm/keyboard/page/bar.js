@@ -26,9 +26,7 @@ export function arrange(typed, known, words, correction) {
     const [best, second, third] = rank(words, 3);
     return [second, best, third];
   }
-  const guess = correction && words.length < 2 && !words.some(({ text }) => text === correction.text)
-    ? [{ text: correction.text, score: 0 }] : [];
-  return [literal, ...rank([...words, ...guess], 2)];
+  return [literal, ...rank(words, 2)];
 }
 
 // The best first; a word of the owner's own is among them where there is more than one place.

@@ -30,25 +30,32 @@ export class Lexicon {
    * @param {string} typed in lower case
    * @param {import("./slips.js").Slips} slips
    * @param {number} most nats
+   * @param {boolean} begun whether only the beginning of a word was typed
    * @returns {{at: number, cost: number}[]}
    */
-  near(typed, slips, most) {
+  near(typed, slips, most, begun = false) {
     const { starts, text, shared, least } = this, found = [], width = typed.length + 1;
     const costs = this.#costs(typed, slips), rows = new Float64Array((LONGEST + 1) * width);
     for (let at = 1; at < width; at++) rows[at] = rows[at - 1] + costs.extra[at - 1];
+    const reached = [Infinity]; // by depth: the least cost at which what was typed begins the word
     least[0] = 0;
     let filled = 0; // rows that belong to the word before
     for (let at = 0; at < shared.length; at++) {
-      if (shared[at] > filled) continue; // begins as a word does that was given up
+      if (shared[at] > filled) { // begins as a word does that was given up
+        if (begun && reached[filled] <= most) found.push({ at, cost: reached[filled] });
+        continue;
+      }
       const from = starts[at], length = Math.min(starts[at + 1] - from, LONGEST);
       let depth = filled = shared[at];
       while (depth < length && (least[depth] <= most
         || (depth > 0 && least[depth - 1] + costs.swapped <= most))) {
         fill(rows, width, depth, text, from, costs, least);
         filled = ++depth;
+        reached[depth] = Math.min(reached[depth - 1], rows[depth * width + width - 1]);
       }
-      const cost = rows[depth * width + width - 1];
-      if (depth === starts[at + 1] - from && cost <= most) found.push({ at, cost });
+      const whole = depth === starts[at + 1] - from ? rows[depth * width + width - 1] : Infinity;
+      const cost = begun ? reached[depth] : whole;
+      if (cost <= most) found.push({ at, cost });
     }
     return found;
   }

@@ -199,6 +199,18 @@ def test_a_word_typed_on_purpose_stays(corrected) -> None:
     assert corrected("hwo", "helo", accepted=["Hwo"]) == [None, "hello"]
 
 
+def test_a_word_that_a_slip_begins_is_completed(node) -> None:
+    script = (
+        CORRECT
+        + """
+    const words = (typed) => corrector.completions(typed, chance, 2).map(({ id }) => tokenizer.words[id]);
+    process.stdout.write(JSON.stringify(["keyv", "becsu", "zz"].map(words)));
+    """
+    )
+    given = vocabulary(WORDS) | {"typed": []}
+    assert node(script.replace("console.log", "void", 1), given) == [["keyboard"], ["because"], []]
+
+
 def test_neighbours_are_those_of_the_layout(corrected) -> None:
     assert corrected("tgere", layout="qwerty") == ["there"]
     far = corrected("cou", layout="azerty"), corrected("cou", layout="dvorak")
@@ -221,7 +233,7 @@ def test_the_bar_always_offers_what_was_typed(node) -> None:
       arrange("", true, [...words, { ...own, score: 1 }], null),
       arrange("tw", false, words, { text: "two", sure: true }), arrange("tw", false, words, null),
       arrange("tw", false, [...words, own], null),
-      arrange("tw", false, [], { text: "two", sure: false }),
+      arrange("tw", false, [word("two", .1)], { text: "the", sure: false }),
       arrange("dont", true, words, { text: "don't", sure: true }),
     ].map(said)));
     """
