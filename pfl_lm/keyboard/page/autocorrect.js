@@ -10,8 +10,8 @@ import { Lexicon } from "./lexicon.js";
 import { Slips } from "./slips.js";
 import { Spelling } from "./spelling.js";
 
-/** Nats by which a correction must be likelier. */
-export const MARGINS = {
+// Nats by which a correction must be likelier.
+const MARGINS = {
   unknown: 4, // than a word that the vocabulary lacks
   short: 2, // more, where that has three letters at most: an abbreviation
   inflected: 4, // more, where it is a known word with an ending, such as tycoons

@@ -148,15 +148,14 @@ export class Keys {
     const key = event.target.closest(".key");
     event.preventDefault(); // the caret stays where it is
     if (!key) return;
-    const name = key.dataset.key, upper = this.shift !== "off";
+    const name = key.dataset.key;
     if (this.waits(name)) return;
     key.setPointerCapture?.(event.pointerId);
     key.classList.add("pressed");
     if (event.pointerType !== "mouse") key.classList.add("touched");
     if (this.options.haptics && navigator.userActivation?.hasBeenActive) navigator.vibrate?.(4);
     if (this.page === "letters" && !NAMES[name])
-      this.hold.begin(key, this.map.alternatives(name).map((one) =>
-        upper && this.isLetter(name) ? this.map.upper(one) : one));
+      this.hold.begin(key, this.map.offered(name, this.shift !== "off"));
     this.act(name);
     if (name === "erase") this.repeat();
   }

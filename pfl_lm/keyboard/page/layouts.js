@@ -66,6 +66,18 @@ export class KeyMap {
     this.places = this.#places();
   }
 
+  /**
+   * What a long press on a key offers while shift is on, or off.
+   * @param {string} key
+   * @param {boolean} upper
+   * @returns {string[]}
+   */
+  offered(key, upper) {
+    if (!upper || !this.keys.has(key)) return this.alternatives(key);
+    if (this.caseless) return this.alternatives(this.upper(key));
+    return this.alternatives(key).map((one) => this.upper(one));
+  }
+
   /** Whether shift does anything. */
   get shifts() {
     return !this.caseless || Boolean(this.shifted);
@@ -74,7 +86,7 @@ export class KeyMap {
   /**
    * What a long press on a key offers, the first as default: the locale's letters, the digit of a
    * key in the first row, then the letters of other languages.
-   * @param {string} key in lower case
+   * @param {string} key in lower case, or what shift shows where a script has no capitals
    * @returns {string[]}
    */
   alternatives(key) {
@@ -108,15 +120,6 @@ export class KeyMap {
     for (const [at, row] of this.rows.entries())
       if (row.includes(key)) return this.shifted[at][row.indexOf(key)] ?? key;
     return key;
-  }
-
-  /**
-   * Every character that keys and long presses write.
-   * @returns {Set<string>}
-   */
-  typable() {
-    const keys = [...this.rows, ...(this.shifted ?? [])].flat();
-    return new Set([...keys, ...keys.flatMap((key) => this.alternatives(key)), this.comma, this.stop]);
   }
 
   // Key → [x, y] of its middle, in widths of a key. A shifted key lies where its key does, and a

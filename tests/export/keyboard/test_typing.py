@@ -91,7 +91,10 @@ def test_every_letter_of_a_locale_s_frequent_words_can_be_typed(node) -> None:
     script = """
     console.log(JSON.stringify(given.map((locale) => {
       const layouts = new Layouts(data, locale);
-      const typable = (name) => [...layouts.open(name).typable()].join("");
+      const typable = (name) => {
+        const map = layouts.open(name), keys = [...map.rows, ...(map.shifted ?? [])].flat();
+        return [...keys, ...keys.flatMap((key) => map.alternatives(key))].join("");
+      };
       return layouts.locale.layouts.map((name) => [name, typable(name)]);
     })));
     """
@@ -128,18 +131,18 @@ def test_a_locale_chooses_its_layout_and_offers_others(node) -> None:
     const about = (locale, name) => {
       const layouts = new Layouts(data, locale), map = layouts.open(name);
       return [map.id, layouts.names.length > 1, map.alternatives("e").slice(0, 3), map.upper("i"),
-        map.comma, map.stop, map.shifts];
+        map.comma, map.stop, map.shifts, map.offered(map.rows[0][2], true).slice(0, 1)];
     };
     console.log(JSON.stringify(given.map(([locale, name]) => about(locale, name))));
     """
     asked = [["fr_FR", ""], ["fr-CA", ""], ["tr_TR", ""], ["ar_EG", ""], ["hi_IN", ""], ["art", ""],
              ["de_DE", "azerty"], ["de_DE", "arabic"]]  # fmt: skip
     fr, ca, tr, ar, hi, art, chosen, wrong = node(script, asked)
-    assert fr == ["azerty", True, ["é", "è", "ê"], "I", ",", ".", True]
+    assert fr == ["azerty", True, ["é", "è", "ê"], "I", ",", ".", True, ["É"]]
     assert ca[0] == art[0] == "qwerty"
     assert tr[3] == "İ"
-    assert (ar[0], ar[3:]) == ("arabic", ["i", "،", ".", False])
-    assert (hi[0], hi[5], hi[6]) == ("hindi", "।", True)
+    assert (ar[0], ar[3:]) == ("arabic", ["i", "،", ".", False, ["3"]])
+    assert (hi[0], hi[5], hi[6], hi[7]) == ("hindi", "।", True, ["ऑ"]), "of the shifted key"
     assert chosen[0] == "azerty"
     assert wrong[0] == "qwertz_de", "not among the locale's"
 
