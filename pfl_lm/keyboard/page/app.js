@@ -39,7 +39,7 @@ class App {
   listen() {
     this.text.addEventListener("input", () => { this.editor.touched(); this.changed(); });
     document.addEventListener("selectionchange", () => {
-      if (document.activeElement === this.text) this.suggest();
+      if (document.activeElement === this.text && this.asked !== this.place()) this.suggest();
     });
     this.text.addEventListener("keydown", (event) => this.physical(event, true));
     this.text.addEventListener("keyup", (event) => this.physical(event, false));
@@ -109,6 +109,11 @@ class App {
     return { text: cased(word, shape, this.locale), sure: found.sure };
   }
 
+  // Text and caret, by which suggestions are asked once.
+  place() {
+    return `${this.text.selectionEnd} ${this.text.value}`;
+  }
+
   wordAt(caret) {
     return this.tokenizer.atCaret(this.text.value.slice(0, caret));
   }
@@ -124,6 +129,7 @@ class App {
   // thrown away.
   async suggest() {
     const turn = ++this.turn;
+    this.asked = this.place();
     await painted();
     if (turn !== this.turn) return;
     const { before, typed } = this.wordAt(this.text.selectionEnd);
