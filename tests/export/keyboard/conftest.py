@@ -1,4 +1,4 @@
-"""Headless Chromium, driven over its debugging pipe: no driver, no package, no port."""
+"""Headless Chromium, driven over its debugging pipe (no driver, no package, no port), and Node."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from pfl_lm.keyboard.site import PAGE
 
 WAIT = 60.0  # seconds for anything to happen; the machine may be busy
 
@@ -199,3 +201,39 @@ def serving():
     for server in servers:
         server.shutdown()
         server.server_close()
+
+
+SETUP = """
+import fs from "fs";
+import { Corrector } from "./autocorrect.js";
+import { arrange } from "./bar.js";
+import { Editor } from "./editor.js";
+import { Layouts } from "./layouts.js";
+import { Lexicon } from "./lexicon.js";
+import { begins, cased, shapeOf } from "./text_rules.js";
+import { Tokenizer } from "./tokenizer.js";
+const data = JSON.parse(fs.readFileSync("./layouts.json"));
+const given = JSON.parse(fs.readFileSync(0, "utf8"));
+"""
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory):
+    """A function that runs a script beside the page's modules and returns its answer."""
+    if (program := shutil.which("node")) is None:
+        pytest.skip("needs Node, which is not installed")
+    folder = tmp_path_factory.mktemp("page")
+    for path in [*PAGE.glob("*.js"), *PAGE.glob("*.json")]:
+        shutil.copy(path, folder)
+    (folder / "package.json").write_text('{"type": "module"}')
+
+    def run(script: str, given: Any = None) -> Any:
+        (folder / "run.js").write_text(SETUP + script)
+        done = subprocess.run(
+            [program, "run.js"], cwd=folder, input=json.dumps(given), capture_output=True,
+            encoding="utf-8", check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    return run

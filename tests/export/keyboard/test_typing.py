@@ -1,36 +1,15 @@
-"""What the page's keys do to a text, in Node: layouts, slips of the finger, the bar, the editor."""
+"""What the page's keys do to a text, in Node: slips of the finger, the bar, the editor."""
 
 from __future__ import annotations
 
-import json
-import shutil
-import subprocess
-import unicodedata
-from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import pytest
-import wordfreq
 
 from pfl_lm.keyboard.site import PAGE
 from pfl_lm.text.tokenizer import Tokenizer
-from pfl_lm.text.wordfreq_list import language_of
 from tests.export.keyboard.test_tokenizer import RULES
 
-RECIPES = Path(__file__).resolve().parents[3] / "tokenizers" / "locales"
-SETUP = """
-import fs from "fs";
-import { Corrector } from "./autocorrect.js";
-import { arrange } from "./bar.js";
-import { Editor } from "./editor.js";
-import { Layouts } from "./layouts.js";
-import { Lexicon } from "./lexicon.js";
-import { begins, cased, shapeOf } from "./text_rules.js";
-import { Tokenizer } from "./tokenizer.js";
-const data = JSON.parse(fs.readFileSync("./layouts.json"));
-const given = JSON.parse(fs.readFileSync(0, "utf8"));
-"""
 WORDS = {  # how often people write them, of a thousand
     "the": 50, "you": 30, "are": 20, "how": 10, "who": 5, "hello": 3, "help": 3, "don't": 30,
     "dont": 1, "its": 14, "it's": 20, "well": 10, "we'll": 2, "friend": 4, "tycoon": 1, "boat": 2,
@@ -40,111 +19,11 @@ WORDS = {  # how often people write them, of a thousand
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def node(tmp_path_factory):
-    """A function that runs a script beside the page's modules and returns its answer."""
-    if (program := shutil.which("node")) is None:
-        pytest.skip("needs Node, which is not installed")
-    folder = tmp_path_factory.mktemp("page")
-    for path in [*PAGE.glob("*.js"), *PAGE.glob("*.json")]:
-        shutil.copy(path, folder)
-    (folder / "package.json").write_text('{"type": "module"}')
-
-    def run(script: str, given: Any = None) -> Any:
-        (folder / "run.js").write_text(SETUP + script)
-        done = subprocess.run(
-            [program, "run.js"], cwd=folder, input=json.dumps(given), capture_output=True,
-            encoding="utf-8", check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
-
-    return run
-
-
 def test_the_page_stays_small() -> None:
     sizes = {path.name: path.stat().st_size for path in PAGE.iterdir()}
     assert sum(sizes.values()) < 200_000, (
         "what a phone loads beside the model, its words and the runtime"
     )
-
-
-# ── layouts ────────────────────────────────────────────────────────────────────────────────────
-
-
-def head(locale: str) -> set[str]:
-    """Letters of a locale's frequent words, in the scripts of its language."""
-    words = wordfreq.top_n_list(language_of(locale), 1500, wordlist="small")
-    if locale == "el_GR":
-        words = [word.upper().lower() for word in words]  # knows the final sigma
-    letters = [one for word in words for one in unicodedata.normalize("NFC", word)]
-    counts = Counter(one for one in letters if unicodedata.category(one)[0] in "LM")
-    scripts: Counter[str] = Counter()
-    for one, count in counts.items():
-        scripts[unicodedata.name(one).split()[0]] += count
-    ((ours, _),) = scripts.most_common(1)
-    return {one for one, n in counts.items() if n > 1 and unicodedata.name(one).split()[0] == ours}
-
-
-def test_every_letter_of_a_locale_s_frequent_words_can_be_typed(node) -> None:
-    locales = sorted(path.stem for path in RECIPES.glob("*.toml"))
-    script = """
-    console.log(JSON.stringify(given.map((locale) => {
-      const layouts = new Layouts(data, locale);
-      const typable = (name) => {
-        const map = layouts.open(name), keys = [...map.rows, ...(map.shifted ?? [])].flat();
-        return [...keys, ...keys.flatMap((key) => map.alternatives(key))].join("");
-      };
-      return layouts.locale.layouts.map((name) => [name, typable(name)]);
-    })));
-    """
-    assert len(locales) > 40
-    for locale, answers in zip(locales, node(script, locales), strict=True):
-        letters = head(locale)
-        for name, typable in answers:
-            assert name in json.loads((PAGE / "layouts.json").read_text("utf-8"))["layouts"]
-            written = set(unicodedata.normalize("NFC", typable)) | set(typable)
-            assert letters <= written, (locale, name, letters - written)
-
-
-def test_layouts_hold_together(node) -> None:
-    script = """
-    const parted = (rows) => rows?.map((row) => row.split(" ")) ?? null;
-    console.log(JSON.stringify(Object.entries(data.layouts).map(([name, layout]) => ({
-      name, rows: parted(layout.rows), shifted: parted(layout.shifted),
-      used: Object.values(data.locales).some((one) => one.layouts.includes(name))
-        || data.latin.includes(name),
-    }))));
-    """
-    for layout in node(script):
-        keys = [key for row in layout["rows"] for key in row]
-        assert len(layout["rows"]) == 3
-        assert len(keys) == len(set(keys)), layout["name"]
-        assert max(map(len, layout["rows"])) <= 12, layout["name"]
-        assert layout["used"], layout["name"]
-        if layout["shifted"]:
-            assert [*map(len, layout["shifted"])] == [*map(len, layout["rows"])], layout["name"]
-
-
-def test_a_locale_chooses_its_layout_and_offers_others(node) -> None:
-    script = """
-    const about = (locale, name) => {
-      const layouts = new Layouts(data, locale), map = layouts.open(name);
-      return [map.id, layouts.names.length > 1, map.alternatives("e").slice(0, 3), map.upper("i"),
-        map.comma, map.stop, map.shifts, map.offered(map.rows[0][2], true).slice(0, 1)];
-    };
-    console.log(JSON.stringify(given.map(([locale, name]) => about(locale, name))));
-    """
-    asked = [["fr_FR", ""], ["fr-CA", ""], ["tr_TR", ""], ["ar_EG", ""], ["hi_IN", ""], ["art", ""],
-             ["de_DE", "azerty"], ["de_DE", "arabic"]]  # fmt: skip
-    fr, ca, tr, ar, hi, art, chosen, wrong = node(script, asked)
-    assert fr == ["azerty", True, ["é", "è", "ê"], "I", ",", ".", True, ["É"]]
-    assert ca[0] == art[0] == "qwerty"
-    assert tr[3] == "İ"
-    assert (ar[0], ar[3:]) == ("arabic", ["i", "،", ".", False, ["3"]])
-    assert (hi[0], hi[5], hi[6], hi[7]) == ("hindi", "।", True, ["ऑ"]), "of the shifted key"
-    assert chosen[0] == "azerty"
-    assert wrong[0] == "qwertz_de", "not among the locale's"
 
 
 # ── slips ──────────────────────────────────────────────────────────────────────────────────────
@@ -206,7 +85,8 @@ def test_a_word_that_a_slip_begins_is_completed(node) -> None:
     script = (
         CORRECT
         + """
-    const words = (typed) => corrector.completions(typed, chance, 2).map(({ id }) => tokenizer.words[id]);
+    const found = (typed) => corrector.completions(typed, chance, 2);
+    const words = (typed) => found(typed).map(({ id }) => tokenizer.words[id]);
     process.stdout.write(JSON.stringify(["keyv", "becsu", "zz"].map(words)));
     """
     )
@@ -295,3 +175,10 @@ def test_capitals_follow_the_language(node) -> None:
       begins("हाँ। "), cased("été", "upper", "xx-not a locale")]));
     """
     assert node(script) == ["İstanbul", "I'm", "i", "lower", True, True, "ÉTÉ"]
+
+
+def test_a_sentence_begins(node) -> None:
+    begun = ["", "He said. ", 'He said. "', "¿", "hola ¿", "नहीं। "]
+    goes_on = ["e.g. ", "see the U.S. ", "hello ", "hello, "]
+    found = node("console.log(JSON.stringify(given.map(begins)));", [*begun, *goes_on])
+    assert found == [True] * len(begun) + [False] * len(goes_on)
