@@ -31,7 +31,10 @@ PART = (
     " state: 'off', text: '' }).open()).then(() => 1)"
 )
 # What is read, but for what the owner types, the model's words and what stays in English.
-OUTSIDE = ".bar, .keys .key, .bubble, bdi, p[lang=en], [hidden], #title, #learned-count, script"
+OUTSIDE = (
+    ".bar, .keys .key, .bubble, bdi, p[lang=en], [hidden], #title, #learned-count, script,"
+    ".layouts label"
+)
 SAID = f"""(() => {{
   const found = [], own = (one) => one.closest("{OUTSIDE}");
   const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
@@ -90,6 +93,7 @@ def test_the_page_speaks_its_readers_language(browser, address, code):
     said = [browser.run(PART % (json.dumps(TASK), "true")) and browser.run(SAID)]
     browser.run("document.querySelectorAll('dialog').forEach((one) => one.close())")
     browser.tap("#about-open")
+    browser.run("app.settings.open(); 1")
     said += [browser.run(SAID)]
     assert browser.run(f"{root}.scrollWidth") == 390
     wide = "(one) => one.scrollWidth > one.clientWidth + 1 && one.clientWidth"
@@ -97,6 +101,7 @@ def test_the_page_speaks_its_readers_language(browser, address, code):
         browser.run(f"[...document.querySelectorAll('.sheet, .actions')].filter({wide}).length")
         == 0
     )
+    assert language.text("settings.numberRow") in [text.strip() for text in said[1]]
     assert any("ε" in text for text in said[0])
     assert not [text for text in said[0] + said[1] if "undefined" in text or "{{" in text]
 
@@ -128,15 +133,14 @@ def test_everything_that_is_read_comes_from_the_catalogue(
         )
         read(browser, serving(site), "en")
     said = browser.run(SAID)
-    browser.run(
-        "for (const mode of ['numbers', 'letters', 'shift', 'shift']) app.keys.act(mode); 1"
-    )
-    said += browser.run(SAID)
+    for modes in (["numbers"], ["emoji"], ["letters", "shift", "shift"]):
+        browser.run(f"app.emoji.use('🙂'); {modes}.forEach((mode) => app.keys.act(mode)); 1")
+        said += browser.run(SAID)
     send(browser, "zorblax zorblax")
     send(browser, "zorblax zorblax")
     browser.tap("#learned-open")
     browser.until("document.querySelectorAll('.words li').length === 1")
-    browser.run("app.sheets.about(); 1")
+    browser.run("app.sheets.about(); app.settings.open(); 1")
     for on, trial in (("true", "false"), ("false", "true")):
         task = json.dumps({**TASK, "trial": json.loads(trial)})
         browser.run("document.querySelectorAll('dialog').forEach((one) => one.close())")
