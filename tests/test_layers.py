@@ -21,6 +21,7 @@ ROWS = {
         "numbers",
         "validate",
         "opacus_modules",
+        "translations",
         "web_device",
     ),
     "helpers": ("recipes", "distributed", "pages"),

@@ -1,13 +1,16 @@
-"""What an argument of any verb may not be: empty, as an unset variable of a shell leaves it.
+"""Arguments of any verb: none may be empty, and a text is read as UTF-8.
 
-An empty path would be read as the current folder.
+A shell's unset variable leaves an empty argument, and an empty path would be read as the current
+folder.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 _OPTION = re.compile(r"-[a-z]|--[a-z][a-z-]*")
 _STATED_EMPTY = re.compile(r"(--[a-z][a-z-]*)=")
@@ -27,3 +30,16 @@ def refuse_empty(arguments: Sequence[str]) -> None:
         if not value and arguments[0] != "suggest":
             after = f" after {before!r}" if before else ""
             raise ValueError(f"an argument{after} is empty: an unset variable of the shell?")
+
+
+def typed(value: Any) -> Any:
+    """Return what was typed, a text or several, also where the locale's encoding is not UTF-8.
+
+    Python then reads each byte that is not ASCII as half a surrogate pair. Paths stay so, because
+    that is how the operating system takes them back.
+    """
+    if isinstance(value, list):
+        return [typed(one) for one in value]
+    if isinstance(value, str):
+        return os.fsencode(value).decode("utf-8", "replace")
+    return value

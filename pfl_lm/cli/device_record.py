@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from pfl_lm.cli.outputs import destination
+from pfl_lm.cli.outputs import destination, language_option
 
 
 def record(
@@ -19,6 +19,7 @@ def record(
         destination("Also write a page (HTML) to this file."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print every field as JSON.")] = False,
+    language: Annotated[str, language_option("Language of the sentences and of the page")] = "en",
 ) -> None:
     """Say what this phone took part in.
 
@@ -27,10 +28,11 @@ def record(
     """
     from pfl_lm.network.participation_record import ParticipationRecord
     from pfl_lm.network.record_page import summary, table, write_page
+    from pfl_lm.translations import Language
 
     if not path.is_file():
         raise ValueError(f"{path}: no such record; `pfl-lm device run` keeps one beside the key")
-    kept = ParticipationRecord(path)
+    reader, kept = Language.of(language), ParticipationRecord(path)
     if as_json:
         content = {
             "installation": asdict(kept.installation),
@@ -38,9 +40,18 @@ def record(
         }
         typer.echo(json.dumps(content, indent=2))
     else:
-        typer.echo("\n".join(summary(kept)))
-        for row in table(kept):
-            typer.echo("  ".join(row))
+        typer.echo("\n".join(summary(kept, reader)))
+        _print(table(kept, reader))
     if output is not None:
-        write_page(kept, output)
+        write_page(kept, output, reader)
         typer.echo(f"wrote {output}", err=as_json)
+
+
+def _print(rows: list[tuple[str, ...]]) -> None:
+    """Print columns; a cell is as wide as a terminal shows it."""
+    from rich.cells import cell_len, set_cell_size
+
+    widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = map(set_cell_size, row, widths)
+        typer.echo("  ".join(cells).rstrip())

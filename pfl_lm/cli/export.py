@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pfl_lm.cli.bounds import number
-from pfl_lm.cli.outputs import destination
+from pfl_lm.cli.outputs import destination, language_option
 
 if TYPE_CHECKING:
     from pfl_lm.export.build import MeasuredFile
@@ -179,6 +179,9 @@ def keyboard(
         destination("Write the page as a folder and serve nothing."),
     ] = None,
     browser: Annotated[bool, typer.Option(help="Open the page in a browser.")] = True,
+    language: Annotated[
+        str | None, language_option("Language of the page [the browser's, else the bundle's]")
+    ] = None,
 ) -> None:
     """Open a page with a keyboard that suggests words, and learns, by the graphs of a bundle."""
     from pfl_lm.export.bundle import opened
@@ -186,7 +189,7 @@ def keyboard(
     from pfl_lm.keyboard.site import Site, write_site
 
     with opened(bundle) as opened_bundle:
-        site = Site.of(opened_bundle, precision, server)
+        site = Site.of(opened_bundle, precision, server, language)
         if output is not None:
             typer.echo(str(write_site(site, output)))
             return

@@ -11,6 +11,7 @@ from pfl_lm.cli.serving import quieten
 
 if TYPE_CHECKING:
     from pfl_lm.network.hostile.watch import Outcome
+    from pfl_lm.network.web import Browsers
     from pfl_lm.run.scenario import Scenario
 
 OUTCOMES = "hostile.json"
@@ -48,7 +49,8 @@ Device = Annotated[
     str | None,
     typer.Option(
         metavar="COMMAND",
-        help="With --hostile: starts the device, for each case anew; {case} stands for its name.",
+        help="With --hostile: starts the device, for each case anew; {case} stands for its name, "
+        "with --web-listen {page} for the address below which devices call.",
     ),
 ]
 
@@ -58,7 +60,7 @@ def attack(
     command: str | None,
     scenario: Scenario,
     keys: Path,
-    address: str,
+    at: tuple[str, Browsers | None],
     seconds: tuple[float, float, float],
     trial: bool,
     output: Path,
@@ -66,6 +68,7 @@ def attack(
     """Play cases, print how each ended, and end with status 1 if the device was cheated.
 
     Args:
+        at: address for gRPC; where devices call over HTTPS, if they do.
         seconds: to train, for a phase, and a third that no case needs; see ``serving_of``.
     """
     quieten()
@@ -79,13 +82,17 @@ def attack(
     wanted = chosen(cases)
     if (output / OUTCOMES).exists():
         raise ValueError(f"{output / OUTCOMES} exists already; choose another folder")
+    address, browsers = at
+    if command and browsers is not None:
+        command = command.replace("{page}", browsers.at.page)
     start = Command(command, output) if command else None
     patience = Patience(*seconds[:2])
-    prepared = prepare(scenario, ServerKeys(keys), address, patience, trial, start)
+    prepared = prepare(scenario, ServerKeys(keys), address, patience, trial, start, browsers)
     output.mkdir(parents=True, exist_ok=True)
     screen = Console(stderr=True)
     outcomes: list[Outcome] = []
-    told = "" if command else f" on {address}: start the device now, and again for each case"
+    where = address if browsers is None else browsers.at.page
+    told = "" if command else f" on {where}: start the device now, and again for each case"
     screen.print(f"{len(wanted)} cases{told}", highlight=False)
     for outcome in play_all(prepared, wanted):
         outcomes.append(outcome)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pfl_lm.cli.bounds import number
-from pfl_lm.cli.browsers import keyboard_page
+from pfl_lm.cli.browsers import WEB_LISTEN, answered
 from pfl_lm.cli.device_setups import own_setup, played_setups, setups_of_store
 from pfl_lm.cli.hostile import Device, Hostile, attack
 from pfl_lm.cli.recipes import ScenarioPath, Settings, read
@@ -88,11 +88,12 @@ def serve(
         ),
     ] = None,
     web_listen: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="IP address and port for browsers: HTTP on the loopback address, else HTTPS."
+            help="IP address and port for browsers: HTTP on the loopback address, else HTTPS "
+            f"[{WEB_LISTEN} with --web]. Without --web it answers devices and gives no page."
         ),
-    ] = "127.0.0.1:8444",
+    ] = None,
     resume: Annotated[bool, typer.Option(help="Go on after a stop or a crash.")] = False,
     overwrite: Annotated[
         bool, typer.Option(help="Delete an earlier run in that folder first.")
@@ -126,20 +127,21 @@ def serve(
     folder whether the device let itself be cheated. The exit status is 1 if it did, or if it left
     before the lie. Use keys made for this test: KEYS/authority.key certifies the other devices of
     each round, which the server plays itself. --phase-seconds is how long it waits for a device
-    that says nothing.
+    that says nothing. With --web-listen it attacks a device that calls over HTTPS.
     """
+    from pfl_lm.network.identity import ServerKeys
     from pfl_lm.run.scenario import Scenario
 
     if resume and overwrite:
         raise ValueError("--resume goes on with a run and --overwrite deletes it: choose one")
     if device is not None and hostile is None:
         raise ValueError("--device belongs to --hostile: an honest server starts no device")
-    if web is not None and hostile is not None:
-        raise ValueError("--web: a hostile server answers by gRPC alone; leave it out")
     seconds = training_seconds, phase_seconds, grace_seconds
     if hostile is not None:
         scenario = read(Scenario, recipe, settings)
-        attack(hostile, device, scenario, keys, listen, seconds, trial, output)
+        with ExitStack() as opened:
+            browsers = answered(web, web_listen, ServerKeys(keys), opened)
+            attack(hostile, device, scenario, keys, (listen, browsers), seconds, trial, output)
         return
     serving = serving_of(keys, listen, present, seconds, revoked, trial, ledgers)
     from pfl_lm.cli.progress import RunLines, summarise
@@ -147,9 +149,7 @@ def serve(
     from pfl_lm.report.page import write_report
 
     with ExitStack() as opened:
-        if web is not None:
-            page = keyboard_page(web, web_listen, serving.keys, opened)
-            serving = replace(serving, browsers=page)
+        serving = replace(serving, browsers=answered(web, web_listen, serving.keys, opened))
         scenario = read(Scenario, recipe, settings)
         folder = run(scenario, output, serving, RunLines(), resume, overwrite)
     summarise(folder, write_report(folder.path))

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from pfl_lm.translations import Language, languages
+
 Ledgers = Annotated[
     Path | None,
     typer.Option(
@@ -35,4 +37,23 @@ def writable(param: typer.CallbackParam, value: Path | None) -> Path | None:
     for parent in value.parents:
         if parent.exists() and not parent.is_dir():
             raise ValueError(f"{name} {value}: {parent} is a file, not a folder")
+    return value
+
+
+def language_option(help: str) -> Any:
+    """Describe the option ``--language``, one of the catalogue's languages."""
+    return typer.Option("--language", help=f"{help} ({', '.join(languages())}).", callback=known)
+
+
+def known(value: str | None) -> str | None:
+    """Refuse a language that the catalogue lacks.
+
+    Raises:
+        ValueError: naming those that it has.
+    """
+    if value is not None:
+        try:
+            Language.of(value)
+        except ValueError as error:
+            raise ValueError(f"--language: {error}") from error
     return value

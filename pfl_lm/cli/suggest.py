@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from pfl_lm.cli.arguments import typed
 from pfl_lm.cli.bounds import number
 
 Tokenizer = Annotated[
@@ -24,11 +25,16 @@ def suggest(
     ],
     texts: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[TEXT]...", help="What was typed, a message each [a dozen]."),
+        typer.Argument(
+            metavar="[TEXT]...", help="What was typed, a message each [a dozen].", callback=typed
+        ),
     ] = None,
     count: Annotated[int, number(1, 100, "How many words.")] = 3,
     letters: Annotated[
-        str, typer.Option(help="Letters typed of the next word: only words that begin so.")
+        str,
+        typer.Option(
+            help="Letters typed of the next word: only words that begin so.", callback=typed
+        ),
     ] = "",
     tokenizer: Tokenizer = None,
 ) -> None:

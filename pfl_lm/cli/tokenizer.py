@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pfl_lm.cli.arguments import typed
 from pfl_lm.cli.outputs import destination
 from pfl_lm.cli.recipes import Settings, read
 
@@ -55,7 +56,9 @@ def build(
 @app.command()
 def describe(
     folder: Annotated[Path, typer.Argument(help="A folder that `tokenizer build` wrote.")],
-    text: Annotated[str | None, typer.Option(help="Show how this text is encoded.")] = None,
+    text: Annotated[
+        str | None, typer.Option(help="Show how this text is encoded.", callback=typed)
+    ] = None,
     measure: Annotated[
         Path | None,
         typer.Option(help="Measure unknown words and capitals on this text: .txt or .jsonl."),

@@ -15,6 +15,7 @@ from pfl_lm.keyboard import runtime
 from pfl_lm.models.own_words import OwnWordsRule
 from pfl_lm.run.folder import read_json
 from pfl_lm.text.tokenizer import FORMS_FILE, VOCABULARY_FILE
+from pfl_lm.translations import FOLDER, languages
 
 PAGE = Path(__file__).parent / "page"
 
@@ -27,15 +28,23 @@ class Site:
         predict: entry of the graph that suggests.
         in_page: whether the browser computes, or this machine by ONNX Runtime.
         because: why not the browser, if it was not chosen.
+        language: of what the page says; None: its reader's browser decides.
     """
 
     bundle: Bundle
     predict: dict[str, Any]
     in_page: bool
     because: str = ""
+    language: str | None = None
 
     @classmethod
-    def of(cls, bundle: Bundle, precision: str | None = None, server: bool = False) -> Site:
+    def of(
+        cls,
+        bundle: Bundle,
+        precision: str | None = None,
+        server: bool = False,
+        language: str | None = None,
+    ) -> Site:
         """Choose the graph, and where it runs.
 
         Raises:
@@ -55,11 +64,12 @@ class Site:
         in_page = not server and not because
         if not in_page and (remedy := format_of("onnx").runtime_missing()):
             raise ValueError(f"{because or '--server'}; {remedy}")
-        return cls(bundle, chosen, in_page, because)
+        return cls(bundle, chosen, in_page, because, language)
 
     def files(self) -> dict[str, Path]:
         """Return every file that the page may ask for, by its place in the site."""
         files = {path.name: path for path in PAGE.iterdir() if path.is_file()}
+        files |= {f"languages/{code}.json": FOLDER / f"{code}.json" for code in languages()}
         if self.in_page:
             files |= {f"runtime/{name}": runtime.FOLDER / name for name in runtime.FILES}
         wanted = [INDEX, BLOCKLIST, f"{TOKENIZER}/{VOCABULARY_FILE}", self.predict["path"]]
@@ -73,6 +83,8 @@ class Site:
             {
                 "runtime": "web" if self.in_page else "server",
                 "predict": self.predict["path"],
+                "language": self.language,
+                "languages": languages(),
                 "own_words": self.bundle.index.model.get("own_words", asdict(OwnWordsRule())),
                 "statements": read_json(self.bundle.path(PRIVACY))["statements"],
             }

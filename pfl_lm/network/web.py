@@ -82,6 +82,12 @@ class WebAddress:
         digest = hmac.digest(self.keys.tls()[0], b"pfl_lm page for browsers", hashlib.sha256)
         return base64.urlsafe_b64encode(digest[:16]).decode().rstrip("=")
 
+    @property
+    def page(self) -> str:
+        """The address of the page, below which devices call."""
+        scheme = "http" if self.is_local else "https"
+        return f"{scheme}://{self.names()[0]}:{self.port}/{self.secret}/"
+
     def names(self) -> tuple[str, ...]:
         """Return how browsers may call the server: by the names in its certificate."""
         if self.is_local:

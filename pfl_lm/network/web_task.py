@@ -157,6 +157,7 @@ def _policy(policy: Policy) -> dict[str, Any]:
     private = policy.noise.at == "device"
     return {
         "digest": policy_digest(policy),
+        "unit": policy.unit,
         "epsilon": policy.epsilon,
         "delta": policy.delta,
         "rounds": policy.rounds,

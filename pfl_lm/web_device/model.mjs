@@ -15,6 +15,10 @@ const bytesOf = (values) => new Uint8Array(values.buffer, values.byteOffset, val
 
 const product = (shape) => shape.reduce((size, length) => size * length, 1);
 
+/** @param {object} task of web_task.py @returns {number} of the whole model: no answer is longer */
+export const modelBytes = ({ parameters }) =>
+  4 * parameters.reduce((sum, { shape }) => sum + product(shape), 0);
+
 /** @returns {{name: string, size: number, rows: Int32Array | null, width: number}[]} */
 function segmentsOf(task, rows) {
   const shapes = new Map(task.parameters.map(({ name, shape }) => [name, shape]));

@@ -9,7 +9,7 @@ import { RoundConfig } from "./config.mjs";
 import { KeysAdvertised } from "./device.mjs";
 import { Grid, encode } from "./encoding.mjs";
 import { Refused, SecaggError } from "./errors.mjs";
-import { apply, gather, modelDigest } from "./model.mjs";
+import { apply, gather, modelBytes, modelDigest } from "./model.mjs";
 import { NoisePlan } from "./noise.mjs";
 import { choosePayload, payloadDigest } from "./payload.mjs";
 import { Keystream } from "./primitives.mjs";
@@ -69,7 +69,7 @@ export class Participant {
    *   payload: import("./payload.mjs").Payload, round: number) => Promise<Float32Array>} setup.train
    *   returns the update
    * @param {import("./record.mjs").ParticipationRecord | null} setup.record null in a trial alone
-   * @param {(event: {kind: string, round?: number, text: string}) => void} [setup.says]
+   * @param {(event: {kind: string, round?: number, text: string, error?: Error}) => void} [setup.says]
    * @param {number} [setup.last] the round last taken part in, if it was joined before: in none twice
    */
   constructor({ service, task, train, record, says = () => {}, last = -1 }) {
@@ -121,7 +121,7 @@ export class Participant {
     } catch (error) {
       const known = [DroppedFromRound, InvitationRefused, SecaggError];
       if (!known.some((kind) => error instanceof kind)) throw error;
-      this.says({ kind: "left", round, text: error.message });
+      this.says({ kind: "left", round, text: error.message, error });
       return false;
     }
     this.says({ kind: "done", round, text: "took part" });
@@ -160,7 +160,7 @@ export class Participant {
   /** Bring the model up to date; it must be the one that the invitation is about. */
   async #receive(round, stated) {
     for (const have of this.#have < 0 ? [-1] : [this.#have, -1]) {
-      const values = await this.service.model(have, round);
+      const values = await this.service.model(have, round, modelBytes(this.task));
       const model = apply(this.task, this.#parameters, values, have, round);
       if (model && equal(await modelDigest(this.service.taskConfig, model), stated)) {
         [this.#parameters, this.#have] = [model, round];

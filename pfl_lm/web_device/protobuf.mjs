@@ -100,7 +100,14 @@ function safe(value) {
   return number;
 }
 
-const text = (bytes) => new TextDecoder("utf-8", { fatal: true }).decode(bytes);
+/** @throws {MalformedMessage} */
+function text(bytes) {
+  try {
+    return new TextDecoder("utf-8", { fatal: true }).decode(bytes);
+  } catch {
+    throw new MalformedMessage("a text is no UTF-8");
+  }
+}
 
 function readField(cursor, wire, type) {
   if (wire !== (WIRE[type] ?? 2)) throw new MalformedMessage("a field has another type");

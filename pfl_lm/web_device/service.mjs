@@ -14,6 +14,7 @@ const FIRST_SECONDS = 0.2;
 const MOST_SECONDS = 10;
 const GIVE_UP_SECONDS = 600;
 const CALL_SECONDS = 60; // more than the server holds a Fetch
+const MOST_BYTES = 64 << 20; // of an answer: a device reads no more
 
 /** The round goes on without this device; the next one may invite it again. */
 export class DroppedFromRound extends Error {}
@@ -40,6 +41,23 @@ class Status extends Error {
 
 const toBase64 = (bytes) => btoa(String.fromCharCode(...bytes));
 const wait = (seconds) => new Promise((done) => setTimeout(done, 1000 * seconds));
+
+/** Read an answer, and stop at more bytes than may come. @throws {MalformedMessage} */
+async function bytesOf(answer, most) {
+  const reader = answer.body.getReader();
+  const parts = [];
+  let size = 0;
+  for (;;) {
+    const { done, value } = await reader.read();
+    if (done) return concat(...parts);
+    size += value.length;
+    if (size > most) {
+      reader.cancel().catch(() => {});
+      throw new MalformedMessage(`it is longer than the ${most} bytes that may come`);
+    }
+    parts.push(value);
+  }
+}
 
 /** Every method may be called again with the same arguments: the server takes a message once. */
 export class Service {
@@ -93,18 +111,22 @@ export class Service {
     return this.#retried(async () => decode("Item", await this.#called("Send", upload)));
   }
 
-  /** @returns {Promise<Uint8Array>} what has changed since the model of round `have` (-1: all) */
-  model(have, want) {
+  /**
+   * @param {number} have @param {number} want @param {number} most bytes of the whole model
+   * @returns {Promise<Uint8Array>} what has changed since the model of round `have` (-1: all)
+   */
+  model(have, want, most) {
     const version = encode("Version", { have, want });
+    const withLengths = Math.ceil(1.125 * most) + CHUNK_BYTES; // each piece stands behind its length
     return this.#retried(async () => {
-      const chunks = decodeAll("Chunk", await this.#called("Model", version));
+      const chunks = decodeAll("Chunk", await this.#called("Model", version, withLengths));
       return concat(...chunks.map((chunk) => chunk.values));
     });
   }
 
-  async #called(method, request) {
+  async #called(method, request, most) {
     if (!this.#token) await this.#authenticate();
-    return this.#post(method, request, { "session-bin": toBase64(this.#token) });
+    return this.#post(method, request, { "session-bin": toBase64(this.#token) }, most);
   }
 
   async #authenticate() {
@@ -121,20 +143,21 @@ export class Service {
     this.taskConfig = session.task_config;
   }
 
-  async #post(method, body, headers = {}) {
+  async #post(method, body, headers = {}, most = MOST_BYTES) {
     const late = AbortSignal.timeout(1000 * CALL_SECONDS);
     const signal = AbortSignal.any([late, this.#stopped.signal]);
     let answer;
     try {
       answer = await fetch(this.address + method, { method: "POST", body, headers, signal });
-      const content = new Uint8Array(await answer.arrayBuffer());
+      const content = await bytesOf(answer, most);
       if (answer.ok) return content;
       const code = Number(answer.headers.get("grpc-status") ?? 2);
       throw new Status(code, new TextDecoder().decode(content));
     } catch (error) {
-      if (error instanceof Status) throw error;
+      if (error instanceof Status || error instanceof MalformedMessage) throw error;
       if (this.#stopped.signal.aborted) throw this.#stopped.signal.reason;
-      throw new Status(14, `no answer from the server (${error.message})`);
+      const why = error.cause?.message ?? error.message; // of a certificate, where a program may know
+      throw new Status(14, `no answer from the server (${why})`);
     }
   }
 

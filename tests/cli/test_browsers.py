@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import sys
 
 import pytest
 from typer.testing import CliRunner
@@ -38,6 +39,22 @@ def test_a_link_for_each_device(keys):
     carried = [json.loads(base64.urlsafe_b64decode(one + "=" * (-len(one) % 4))) for one in coded]
     assert [one["number"] for one in carried] == [0, 2]
     assert all(one["first_install"] for one in carried)
+
+
+def test_a_link_as_a_qr_code(keys):
+    pytest.importorskip("segno", reason="draws QR codes; the extra network has it")
+    *drawn, last = link(keys, "--page", PAGE, "--qr").output.splitlines()
+    assert last.startswith(f"{PAGE}#enrol=")
+    code = [line for line in drawn if line and set(line) <= set(" ▀▄█")]
+    assert len({len(line) for line in code}) == 1
+    assert len(code[0]) % 4 == 1  # 17 + 4 × version modules, and a margin of 4 on each side
+    assert set(code[0]) == {"█"}
+
+
+def test_a_qr_code_needs_segno(keys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "segno", None)
+    found = link(keys, "--page", PAGE, "--qr")
+    assert "--qr needs segno" in str(found.exception)
 
 
 def test_an_address_that_is_no_page_is_refused(keys):

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 import pfl_lm.cli
 from pfl_lm import __version__
 from pfl_lm.cli import app, main
+from pfl_lm.cli.arguments import typed
 
 
 def verbs(command, path=()):
@@ -176,6 +177,13 @@ def test_a_terminal_without_greek_ends_no_verb(encoding):
     shown = subprocess.run(command, capture_output=True, env=environment)
     assert shown.returncode == 0, shown.stderr
     assert b"Usage" in shown.stdout
+
+
+def test_a_text_is_utf_8_in_every_locale():
+    as_the_c_locale_reads = "çığ شكرا".encode().decode("ascii", "surrogateescape")
+    assert typed(as_the_c_locale_reads) == typed("çığ شكرا") == "çığ شكرا"
+    assert typed([as_the_c_locale_reads, "a"]) == ["çığ شكرا", "a"]
+    assert typed(None) is None
 
 
 @pytest.mark.parametrize("output", ["", ".", "file/run", "file/deep/run"])

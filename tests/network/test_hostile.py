@@ -23,6 +23,7 @@ from pfl_lm.network.hostile.watch import Patience, Verdict
 from pfl_lm.network.participation_record import ParticipationRecord
 from pfl_lm.recipes import load
 from pfl_lm.secagg import checks
+from tests.network.conftest import free_port
 
 PATIENCE = Patience(arrival=60.0, silence=10.0)
 VICTIM = 2
@@ -221,10 +222,13 @@ def test_the_command_line_ends_with_1_if_the_device_shows_nothing(tmp_path, tria
     assert "no case is called 'roster_cut'" in str(refused.exception)
     assert not output.exists()
     words[words.index("roster_cut,task_rounds")] = "roster_frame_cut,task_rounds"
-    ended = CliRunner().invoke(app, [*words, "--device", f"{sys.executable} -c pass"])
+    words += ["--web-listen", f"127.0.0.1:{free_port()}"]
+    line = f"{sys.executable} -c \"print('{{page}}')\""
+    ended = CliRunner().invoke(app, [*words, "--device", line])
     assert ended.exit_code == 1
     assert "withstood 0 of 1 cases" in ended.output
     rows = json.loads((output / "hostile.json").read_text(encoding="utf-8"))["cases"]
     assert [row["verdict"] for row in rows] == ["not reached", "not played"]
+    assert f"no device called: http://{words[-1]}/" in rows[0]["device"]
     again = CliRunner().invoke(app, words)
     assert "exists already" in str(again.exception)

@@ -14,6 +14,7 @@ from functools import partial
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.cells import cell_len
 from typer.testing import CliRunner
 
 from pfl_lm.cli.device import app
@@ -29,6 +30,7 @@ from pfl_lm.network.participation_rules import (
     refusal,
 )
 from pfl_lm.network.participation_rules import Participation as Entry
+from pfl_lm.translations import Language
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -218,6 +220,21 @@ class TestVerb:
         assert "<b>" not in page
         assert "http" not in page
         assert "1 of at most 4 rounds" in page
+
+    @pytest.mark.parametrize("code", ["es", "ar"])
+    def test_speaks_other_languages_in_columns(self, record, code, tmp_path):
+        """A terminal shows some letters twice as wide as others, and some not at all."""
+        for number in (2, 9):
+            record.enter(Task("日é" * 16, "b" * 64, 3), POLICY, number)
+        page = tmp_path / "page.html"
+        text = self.printed(str(record.path), "--language", code, "-o", str(page))
+        language = Language.of(code)
+        assert language.text("record.firstInstall", day="x").split("x")[0] in text
+        header, *rows = [line for line in text.splitlines() if "  " in line]
+        place = cell_len(header.split(language.text("record.round"))[0])
+        ends = [row.index(f"  {number} ") + 2 for row, number in zip(rows, (2, 9), strict=True)]
+        assert [cell_len(row[:end]) for row, end in zip(rows, ends, strict=True)] == [place] * 2
+        assert f'lang="{code}" dir="{language.direction}"' in page.read_text(encoding="utf-8")
 
     def test_json_has_every_field(self, record):
         record.enter(TASK, POLICY, 2)

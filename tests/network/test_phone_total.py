@@ -14,6 +14,7 @@ from pfl_lm.dp.population_spent import Total
 from pfl_lm.network.participation_record import ParticipationRecord
 from pfl_lm.network.participation_rules import InvitationRefused, Task
 from pfl_lm.network.record_page import summary, table
+from pfl_lm.translations import Language
 from tests.network.test_participation_record import POLICY, policy_of
 
 TRAINING = Task("a" * 32, "b" * 64, 3)
@@ -40,10 +41,10 @@ def test_a_phone_trains_and_answers_within_one_total(tmp_path: Path) -> None:
     assert answered.epsilon_limit == 2.5
     with pytest.raises(InvitationRefused, match="took part in round 0 already"):
         record.check(QUESTION, ASKING, 0)
-    text = " ".join(summary(record))
+    text = " ".join(summary(record, Language.of("en")))
     assert "3 rounds of 2 runs and questions" in text
     assert "its total of 2.500" in text
-    assert [row[1].strip() for row in table(record)] == [
+    assert [row[1] for row in table(record, Language.of("en"))] == [
         "what for",
         "training",
         "training",

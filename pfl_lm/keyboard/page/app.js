@@ -1,38 +1,46 @@
 // The page: puts the parts together. What is typed goes from the text field to the graph and back.
 
+import { Corrector } from "./autocorrect.js";
+import { arrange } from "./bar.js";
+import { Editor } from "./editor.js";
+import { Emoji } from "./emoji.js";
 import { Keys } from "./keys.js";
+import { isOpen, number, openLanguage, t } from "./language.js";
+import { Layouts } from "./layouts.js";
 import { Personal } from "./personal.js";
 import { Predictor } from "./predictor.js";
 import { openGraphs } from "./runtime.js";
+import { Settings } from "./settings.js";
 import { Sheets } from "./sheets.js";
+import { begins, cased, gapAfter, languageName, shapeOf } from "./text_rules.js";
 import { Tokenizer } from "./tokenizer.js";
 
 const $ = (id) => document.getElementById(id);
-const MARKS = ".,?!:;";
-const OPENING = "[\"'“‘«(¿¡\\[]*";
-// A sentence begins: at the start of the text or a line, or after a mark that ends one.
-const ENDS = new RegExp(`(^|\\n\\s*|[.!?…]["'”’»)\\]]*\\s+)${OPENING}$|(^|\\s)[¿¡]$`, "u");
-const CLOSED = /[\p{L}\p{N}.,!?:;…”’»)\]]$/u; // what a word does not follow without a space
-const SHORT = /(^|[^\p{L}])(\p{L}\.)+\p{L}\.\s+$/u; // e.g. and the like end no sentence
 
 class App {
-  constructor(site, index, tokenizer, predictor, personal) {
-    Object.assign(this, { site, index, tokenizer, predictor, personal });
+  constructor(site, index, tokenizer, predictor, personal, layouts, emoji) {
+    Object.assign(this, { site, index, tokenizer, predictor, personal, layouts });
     this.text = $("text");
     this.buttons = [...$("bar").children];
     this.suggestions = [];
     this.turn = 0;
-    this.spaced = false; // the space before the caret came with a suggestion
-    this.keys = new Keys($("keys"), (key) => this.press(key), language(index.vocabulary.locale));
+    this.locale = index.vocabulary.locale;
+    this.corrector = null; // until the page is at rest
+    this.editor = new Editor(this.text, () => this.correction(), (typed) => this.corrector?.accept(typed));
+    this.settings = new Settings(layouts, (choices) => this.setUp(choices));
+    this.emoji = new Emoji(emoji, (name, kind) => this.keys.key(name, kind));
+    this.keys = new Keys($("keys"), (key, instead) => this.press(key, instead), languageName(this.locale),
+      this.emoji);
+    this.setUp(this.settings.choices);
     this.sheets = new Sheets(this);
     this.listen();
     this.changed();
   }
 
   listen() {
-    this.text.addEventListener("input", () => { this.spaced = false; this.changed(); });
+    this.text.addEventListener("input", () => { this.editor.touched(); this.changed(); });
     document.addEventListener("selectionchange", () => {
-      if (document.activeElement === this.text) this.suggest();
+      if (document.activeElement === this.text && this.asked !== this.place()) this.suggest();
     });
     this.text.addEventListener("keydown", (event) => this.physical(event, true));
     this.text.addEventListener("keyup", (event) => this.physical(event, false));
@@ -59,92 +67,126 @@ class App {
     } else if (place >= 0 && !event.shiftKey && this.suggestions[place]) {
       event.preventDefault();
       this.choose(place);
-    } else if (event.key.length === 1 && MARKS.includes(event.key) && this.spaced) {
+    } else if (!event.ctrlKey && !event.metaKey && this.editor.concerns(name)) {
       event.preventDefault();
-      this.press(event.key);
+      this.press(name);
     }
   }
 
-  press(key) {
+  press(key, instead) {
     if (key === "send") return this.send();
-    const { selectionStart: from, selectionEnd: to, value } = this.text;
-    if (key === "erase") {
-      const last = [...value.slice(0, from)].at(-1) ?? "";
-      this.replace(from === to ? from - last.length : from, to, "");
-      this.spaced = false;
-    } else if (MARKS.includes(key) && this.spaced && value[from - 1] === " ") {
-      this.replace(from - 1, to, `${key} `);
-    } else if (key === " " && / $/.test(value.slice(0, from)) && /\w $/.test(value.slice(0, from))) {
-      this.replace(from - 1, to, ". ");
-    } else {
-      this.replace(from, to, key);
-      this.spaced = false;
-    }
+    if (key === "settings") return this.settings.open();
+    if (this.keys.page === "emoji" && key !== "erase") this.emoji.use(key);
+    this.editor.press(key, instead);
     this.changed();
   }
 
-  replace(from, to, text) {
-    this.text.setRangeText(text, from, to, "end");
+  // Lay the keys out as the settings say.
+  setUp(choices) {
+    const map = this.layouts.open(choices.layout);
+    this.keys.use(map, choices);
+    this.editor.stop = map.stop;
+    this.corrector?.use(map);
+    document.documentElement.classList.toggle("rtl", Boolean(map.layout.rtl));
+  }
+
+  // What a space would put in place of the word before the caret; null if it stays.
+  correction() {
+    const caret = this.text.selectionEnd, { before, typed } = this.wordAt(caret);
+    const found = caret === this.text.selectionStart && typed && this.meant(before, typed);
+    return found?.sure && found.text !== typed ? { from: before.length, typed, text: found.text } : null;
+  }
+
+  // What was meant by a half-typed word: { text, sure }; null where nothing speaks for another.
+  meant(before, typed) {
+    const chance = this.predictor.chancesNow(this.predictor.context(before));
+    if (!this.settings.choices.autocorrect || !this.corrector || !chance) return null;
+    const about = { own: this.personal.lexicon(), begins: begins(before) };
+    const found = this.corrector.correct(typed, chance, about), shape = shapeOf(typed, before, this.keys.shift);
+    const capital = found?.sure ? null : this.corrector.capital(typed, (word) => cased(word, "lower", this.locale));
+    if (capital) return { text: capital, sure: true };
+    if (!found) return null;
+    const word = found.id === null ? this.personal.written(found.word) : this.tokenizer.shown(found.id);
+    return { text: cased(word, shape, this.locale), sure: found.sure };
+  }
+
+  // Text and caret, by which suggestions are asked once.
+  place() {
+    return `${this.text.selectionEnd} ${this.text.value}`;
+  }
+
+  wordAt(caret) {
+    return this.tokenizer.atCaret(this.text.value.slice(0, caret));
   }
 
   changed() {
     this.text.style.height = "auto";
     this.text.style.height = `${this.text.scrollHeight + 2}px`;
-    if (this.keys.shift !== "locked")
-      this.keys.setShift(begins(this.text.value.slice(0, this.text.selectionEnd)) ? "once" : "off");
+    this.keys.beginSentence(begins(this.text.value.slice(0, this.text.selectionEnd)));
     return this.suggest();
   }
 
-  // Ask for suggestions; an answer that comes after the next key is thrown away.
+  // Ask for suggestions once the glyph is on the screen; an answer that comes after the next key is
+  // thrown away.
   async suggest() {
     const turn = ++this.turn;
-    const { before, typed } = this.tokenizer.atCaret(this.text.value.slice(0, this.text.selectionEnd));
+    this.asked = this.place();
+    await painted();
+    if (turn !== this.turn) return;
+    const { before, typed } = this.wordAt(this.text.selectionEnd);
     const context = this.predictor.context(before);
     try {
       const shape = shapeOf(typed, before, this.keys.shift);
-      const shown = (id) => cased(this.tokenizer.shown(id), shape, this.index.vocabulary);
+      const shown = (id) => cased(this.tokenizer.shown(id), shape, this.locale);
       const found = await this.predictor.suggest(context, typed, true, shown);
-      if (turn === this.turn) this.show(before, typed, found);
+      if (turn === this.turn) this.show(before, typed, found.map(({ id, score }) => ({ text: shown(id), score })));
     } catch (error) {
       this.failed(error);
     }
   }
 
-  show(before, typed, found) {
-    const words = found.map(({ id }) => ({ word: this.tokenizer.shown(id) }));
-    // One word of one's own at most, the last of the three.
-    const shape = shapeOf(typed, before, this.keys.shift);
-    const shown = new Set(words.map(({ word }) => cased(word, shape, this.index.vocabulary)));
-    const own = this.personal.own(typed, before)
-      .filter((word) => !shown.has(cased(word, shape, this.index.vocabulary)))
-      .slice(0, 1).map((word) => ({ word, own: true }));
-    const wanted = typed ? this.tokenizer.normalise(typed) : "";
-    const known = !wanted || this.tokenizer.id(wanted) !== this.tokenizer.rules.unk_id;
-    const literal = wanted && !known ? [{ word: typed, literal: true }] : [];
-    const [best, second, third] = [...words.slice(0, 3 - own.length - literal.length), ...own,
-      ...words.slice(3 - own.length - literal.length)];
-    this.suggestions = literal.length ? [literal[0], best, second] : [second, best, third];
-    this.suggestions = this.suggestions.map((one) => one &&
-      { ...one, text: one.literal ? one.word : cased(one.word, shape, this.index.vocabulary) });
+  show(before, typed, words) {
+    const normal = typed && this.tokenizer.normalise(typed), { unk_id } = this.tokenizer.rules;
+    const known = !typed || this.tokenizer.id(normal) !== unk_id || this.personal.knows(normal);
+    const all = [...words, ...this.ownWords(before, typed)];
+    if (!known && all.length < 2) all.push(...this.inSpiteOfSlips(before, typed));
+    const once = all.filter(({ text }, at) => all.findIndex((one) => one.text === text) === at);
+    this.suggestions = arrange(typed, known, once, typed ? this.meant(before, typed) : null);
     this.buttons.forEach((button, place) => {
       const one = this.suggestions[place];
       button.textContent = one ? (one.literal ? `“${one.text}”` : one.text) : "";
       button.disabled = !one;
       button.classList.toggle("own", Boolean(one?.own));
-      button.setAttribute("aria-label", one ? `Suggestion ${one.text}` : "No suggestion");
+      button.classList.toggle("fixes", Boolean(one?.fixes));
+      button.setAttribute("aria-label", one ? t("page.suggestion", { word: one.text }) : t("page.noSuggestion"));
     });
     document.documentElement.dataset.suggested = `${before}|${typed}`;
+  }
+
+  // Words of the owner's own that go on from what was typed.
+  ownWords(before, typed) {
+    const { shares } = this.personal.counted.mixture(this.predictor.context(before));
+    const unknown = shares.get(this.tokenizer.rules.unk_id) ?? 0, shape = shapeOf(typed, before, this.keys.shift);
+    return this.personal.own(typed, before).map(({ word, share }) =>
+      ({ text: cased(this.personal.written(word), shape, this.locale), score: share * unknown, own: true }));
+  }
+
+  // Words that what was typed would begin but for a slip; they come after those that it begins.
+  inSpiteOfSlips(before, typed) {
+    const chance = this.predictor.chancesNow(this.predictor.context(before));
+    if (!this.settings.choices.autocorrect || !this.corrector || !chance) return [];
+    const shape = shapeOf(typed, before, this.keys.shift);
+    return this.corrector.completions(typed, chance, 2)
+      .map(({ id, score }) => ({ text: cased(this.tokenizer.shown(id), shape, this.locale), score: score * 1e-9 }));
   }
 
   choose(place) {
     const one = this.suggestions[place];
     if (!one) return;
-    const caret = this.text.selectionEnd;
-    const { before, typed } = this.tokenizer.atCaret(this.text.value.slice(0, caret));
-    const gap = gapAfter(before, typed);
-    const space = /\p{L}['’]$/u.test(one.text) ? "" : " "; // l'école is written without
-    this.replace(before.length, caret, `${gap}${one.text}${space}`);
-    this.spaced = space !== "";
+    const { before, typed } = this.wordAt(this.text.selectionEnd);
+    if (one.literal) this.corrector?.accept(typed);
+    const spaced = !/\p{L}['’]$/u.test(one.text); // l'école is written without
+    this.editor.choose(before.length, `${gapAfter(before, typed)}${one.text}`, spaced);
     $("announce").textContent = one.text;
     this.changed();
   }
@@ -155,7 +197,7 @@ class App {
     this.text.value = "";
     $("hint").hidden = true;
     const bubble = document.createElement("p");
-    bubble.className = "bubble";
+    Object.assign(bubble, { className: "bubble", dir: "auto" });
     bubble.textContent = text;
     $("thread").append(bubble);
     bubble.scrollIntoView({ block: "end" });
@@ -178,47 +220,23 @@ class App {
   }
 
   count() {
-    $("learned-count").textContent = this.personal.messages.length;
+    $("learned-count").textContent = number(this.personal.messages.length);
     document.documentElement.dataset.learned = this.personal.messages.length;
   }
 
   failed(error) {
     document.documentElement.classList.add("failed");
-    $("status").textContent = `Cannot run the model: ${error.message ?? error}`;
+    $("status").textContent = t("status.modelFailed", { reason: error.message ?? String(error) });
     console.error(error);
   }
 }
 
-// How a suggestion begins: as what was typed does, or as the beginning of a sentence.
-function shapeOf(typed, before, shift) {
-  const letters = typed.replace(/[^\p{L}]/gu, "");
-  if (letters.length > 1 && letters === letters.toUpperCase() || shift === "locked") return "upper";
-  if (letters) return letters[0] !== letters[0].toLowerCase() ? "title" : "lower";
-  return begins(before + gapAfter(before, typed)) ? "title" : "lower";
-}
-
-// The space that a suggestion puts between itself and what it does not follow without one.
-function gapAfter(before, typed) {
-  return !typed && CLOSED.test(before) ? " " : "";
-}
-
-function begins(before) {
-  return ENDS.test(before) && !SHORT.test(before);
-}
-
-function cased(word, shape, words) {
-  if (shape === "upper") return word.toUpperCase();
-  if (words.locale.startsWith("en") && /^i('|$)/.test(word)) word = `I${word.slice(1)}`;
-  return shape === "title" ? word[0].toUpperCase() + word.slice(1) : word;
-}
-
-function language(locale) {
-  try {
-    const tag = locale.replace("_", "-");
-    return new Intl.DisplayNames([tag], { type: "language" }).of(tag.split("-")[0]);
-  } catch {
-    return "space";
-  }
+// The next frame has been painted; a page that nobody sees paints none.
+function painted() {
+  return new Promise((done) => {
+    requestAnimationFrame(() => setTimeout(done));
+    setTimeout(done, 60);
+  });
 }
 
 async function get(path, kind = "json") {
@@ -230,8 +248,10 @@ async function get(path, kind = "json") {
 async function start() {
   const site = await get("site.json");
   const index = await get("bundle/bundle.json");
-  const [table, blocked, forms] = await Promise.all([
+  await openLanguage(site, index.vocabulary.locale);
+  const [table, blocked, layouts, emoji, forms] = await Promise.all([
     get("bundle/tokenizer/vocabulary.tsv", "text"), get("bundle/blocklist.txt", "text"),
+    get("layouts.json"), get("emoji.json"),
     index.vocabulary.written_forms ? get("bundle/tokenizer/forms.tsv", "text") : "",
   ]);
   const tokenizer = new Tokenizer(
@@ -242,16 +262,17 @@ async function start() {
   const personal = new Personal(index.digest, tokenizer, site.own_words);
   const predictor = new Predictor(open(entry.path), entry, tokenizer, personal, index.limits);
   personal.read = (messages) => predictor.carry(messages);
-  const app = new App(site, index, tokenizer, predictor, personal);
+  const app = new App(site, index, tokenizer, predictor, personal,
+    new Layouts(layouts, index.vocabulary.locale ?? ""), emoji);
   window.app = app;
   await app.suggest();
   if (document.documentElement.classList.contains("failed")) return;
   document.documentElement.classList.add("ready");
-  $("title").textContent = index.title ?? "Notes";
-  $("status").textContent = site.runtime === "web" ? "Runs in this page" : "Runs on this computer";
-  app.keys.draw();
+  $("title").textContent = index.title ?? t("status.unnamed");
+  $("status").textContent = t(site.runtime === "web" ? "status.inPage" : "status.onComputer");
   app.text.focus(); // no keyboard of the phone's own appears: inputmode is none
   await app.busy(personal.restore());
+  setTimeout(() => { app.corrector = new Corrector(tokenizer, app.keys.map); });
   if (site.take_part) await openTakePart(app, open);
 }
 
@@ -269,5 +290,6 @@ async function openTakePart(app, open) {
 
 start().catch((error) => {
   document.documentElement.classList.add("failed");
-  $("status").textContent = `Cannot open the bundle: ${error.message}`;
+  const reason = error.message;
+  $("status").textContent = isOpen() ? t("status.bundleFailed", { reason }) : reason;
 });

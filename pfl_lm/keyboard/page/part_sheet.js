@@ -1,13 +1,8 @@
 // The sheet about taking part: what would leave, what it costs, and the switch.
 
+import { number, t } from "./language.js";
+
 const $ = (id) => document.getElementById(id);
-const STATES = {
-  off: "Off", waiting: "Waiting", training: "Training", reporting: "Reporting", done: "Reported", left: "Left out",
-  finished: "Finished", failed: "Stopped",
-};
-const STAYS = "Nothing you type leaves it.";
-const STAYS_TAKING_PART = "Your messages stay here. While you take part, what your phone learned from "
-  + "them leaves, clipped, noised and masked.";
 
 export class PartSheet {
   constructor(part) {
@@ -30,65 +25,75 @@ export class PartSheet {
   show() {
     const { part } = this, { task, key, on } = part;
     $("part-open").classList.toggle("on", on);
-    $("stays").textContent = on ? STAYS_TAKING_PART : STAYS;
+    $("stays").textContent = t(on ? "page.staysTakingPart" : "page.stays");
     $("taking-part").checked = on;
     $("taking-part").disabled = !key;
     $("part-leave").disabled = !key;
     $("part-forget").disabled = !part.record && part.state !== "failed";
-    $("part-note").textContent = key
-      ? "While this is on and the page is open, your phone trains the shared model on the messages that "
-        + "you sent here. The messages stay here."
-      : "To take part, open the link that you were given: it holds a key for this phone.";
-    $("part-state").textContent = [STATES[part.state], part.text].filter(Boolean).join(" · ");
+    $("part-note").textContent = t(key ? "part.note" : "part.noKey");
+    $("part-state").textContent = [t(`state.${part.state}`), part.text].filter(Boolean).join(" · ");
     $("part-state").classList.toggle("failed", part.state === "failed");
     this.list("part-leaves", leaves(task, part.personal.messages.length));
     this.list("part-costs", costs(task, part.record, part.rounds));
-    $("part-policy").textContent = task.trial
-      ? "This is a trial: its noise is made for an experiment, and nobody is protected." : task.statement;
-    $("part-ends").textContent = "Leave deletes the key. Forget deletes the record too" + (task.trial ? "."
-      : `: then this phone waits ${task.policy.trust_days} days before it takes part again.`);
+    $("part-policy").textContent = task.trial ? t("part.trial") : sentence(task);
+    $("part-statement").hidden = task.trial;
+    $("part-statement").querySelector("p").textContent = task.statement;
+    $("part-ends").textContent = task.trial ? t("part.ends")
+      : t("part.endsWaits", { count: task.policy.trust_days });
   }
 
   list(name, facts) {
     $(name).replaceChildren(...Object.entries(facts).flatMap(([title, text]) => {
       const term = document.createElement("dt"), said = document.createElement("dd");
-      term.textContent = title;
+      term.textContent = t(`part.${title}`);
       said.textContent = text;
       return [term, said];
     }));
   }
 }
 
+// The policy in a sentence, where its noise is the phones' own.
+function sentence({ rounds, policy }) {
+  if (!policy?.costs.length) return "";
+  const most = t("part.times", { count: policy.participations });
+  const { epsilon, delta, unit } = policy;
+  return t(`part.policy_${unit}`, { rounds, epsilon: figure(epsilon), delta: exact(delta), most });
+}
+
 function leaves(task, messages) {
   const { round, grid, upload_bytes: bytes, noise_multiplier: noise } = task;
   return {
-    "Trained on": `${messages} message${messages === 1 ? "" : "s"} kept here`,
-    "Sent": `${round.dim.toLocaleString("en")} numbers, ${size(bytes)}`,
-    "Clipped": `to length ${figure(grid.clip_norm)}`,
-    "Noise": noise ? `${figure(noise, Math.floor)} × that, on the sum` : "none",
-    "Masked": `read in sums of ${round.min_reports.toLocaleString("en")} or more`,
+    trainedOn: t("part.trainedOnIs", { count: messages }),
+    sent: t("part.sentIs", { count: round.dim, size: size(bytes) }),
+    clipped: t("part.clippedIs", { length: figure(grid.clip_norm) }),
+    noise: noise ? t("part.noiseIs", { multiplier: figure(noise, Math.floor) }) : t("part.noNoise"),
+    masked: t("part.maskedIs", { least: round.min_reports }),
   };
 }
 
 function costs(task, record, rounds) {
   const { policy } = task;
-  if (!policy || task.trial) return { "Rounds": `${rounds.length} on this page` };
+  if (!policy || task.trial) return { rounds: t("part.roundsHere", { rounds: rounds.length }) };
   const past = record?.participations.length ?? 0;
   const next = past < policy.participations ? policy.costs[past] : undefined;
+  const { epsilon, delta, participations: most } = policy;
   return {
-    "Rounds": `${past} of at most ${policy.participations}`,
-    "ε so far": figure(record?.epsilon ?? 0),
-    "ε after next": next === undefined ? "none is left" : figure(next),
-    "ε at most": `${figure(policy.epsilon)}, δ = ${policy.delta}`,
+    rounds: t("part.roundsOf", { rounds: past, most }),
+    epsilonNow: figure(record?.epsilon ?? 0),
+    epsilonNext: next === undefined ? t("part.noneLeft") : figure(next),
+    epsilonMost: t("part.epsilonMostIs", { epsilon: figure(epsilon), delta: exact(delta) }),
   };
 }
 
 // Four digits; ε is rounded up, and noise down.
 const figure = (value, round = Math.ceil) => {
   const unit = 10 ** (Math.floor(Math.log10(value || 1)) - 3);
-  return Number((round(value / unit) * unit).toPrecision(4)).toString();
+  return number(round(value / unit) * unit, { maximumSignificantDigits: 4 });
 };
 
+const exact = (value) => number(value, { maximumSignificantDigits: 17 });
+
 function size(bytes) {
-  return bytes < 1e6 ? `${Math.ceil(bytes / 1e3)} KB` : `${(bytes / 1e6).toFixed(1)} MB`;
+  const [value, unit] = bytes < 1e6 ? [Math.ceil(bytes / 1e3), "kilobyte"] : [bytes / 1e6, "megabyte"];
+  return number(value, { style: "unit", unit, maximumFractionDigits: 1 });
 }

@@ -4,6 +4,7 @@
 // a word is to drop the messages that hold it and to count the others again: what remains is exactly
 // what would have been learnt had the word never been typed.
 
+import { Lexicon } from "./lexicon.js";
 import { OwnWords } from "./own_words.js";
 
 const STORE = "pfl-lm keyboard";
@@ -23,6 +24,7 @@ export class Personal {
 
   count(messages) {
     this.messages = messages;
+    this.remembered = new Map(); // what follows from the messages, by the question
     this.counted = new OwnWords(this.rule, this.tokenizer.rules.bos_id);
     for (const text of messages) this.counted.addMessage(this.ids(text));
   }
@@ -36,6 +38,7 @@ export class Personal {
     if (!this.learning || !this.tokenizer.encode(text).length) return;
     if (this.messages.length >= MOST) return this.relearn([...this.messages.slice(1), text]);
     this.messages.push(text);
+    this.remembered.clear();
     this.counted.addMessage(this.ids(text));
     await this.changed();
   }
@@ -59,10 +62,21 @@ export class Personal {
     return this.read(this.messages.slice(-CARRIED).map((text) => this.ids(text)));
   }
 
+  // An answer that the messages give, kept until there are others.
+  once(question, answer) {
+    if (!this.remembered.has(question)) this.remembered.set(question, answer());
+    return this.remembered.get(question);
+  }
+
   // Words that the vocabulary lacks, by how often they were typed: { word, count }.
   newWords() {
+    return this.once("new words", () => this.counts(this.pieces()));
+  }
+
+  // New words among pieces: { word, count }, the most frequent first.
+  counts(pieces) {
     const counts = new Map();
-    for (const piece of this.pieces())
+    for (const piece of pieces)
       if (this.unknown(piece)) counts.set(piece, (counts.get(piece) ?? 0) + 1);
     return [...counts].map(([word, count]) => ({ word, count }))
       .sort((a, b) => b.count - a.count || (a.word < b.word ? -1 : 1));
@@ -78,16 +92,48 @@ export class Personal {
     return this.tokenizer.id(piece) === this.tokenizer.rules.unk_id && /^\p{L}/u.test(piece);
   }
 
-  // New words that begin with the letters typed, or that followed the word before.
+  // New words that begin with the letters typed, or that followed the word before, each with its
+  // share of all new words typed, or of those that followed: { word, share }.
   own(typed, before) {
-    const start = this.tokenizer.normalise(typed), last = this.tokenizer.split(before).at(-1);
-    const words = this.newWords().map(({ word }) => word);
-    const begins = (word) => word.toLowerCase().startsWith(start.toLowerCase());
-    if (start) return words.filter((word) => begins(word) && word !== start);
-    return words.filter((word) => this.messages.some((text) => {
+    const start = this.tokenizer.normalise(typed).toLowerCase(), last = this.tokenizer.split(before).at(-1);
+    const found = start ? this.newWords() : this.followers(last);
+    const all = found.reduce((total, { count }) => total + count, 0);
+    return found.filter(({ word }) => word.toLowerCase().startsWith(start) && word.toLowerCase() !== start)
+      .map(({ word, count }) => ({ word, share: count / all }));
+  }
+
+  // New words that followed a word: { word, count }.
+  followers(last) {
+    if (!last) return [];
+    return this.once(`after ${last}`, () => this.counts(this.messages.flatMap((text) => {
       const pieces = this.tokenizer.split(text);
-      return pieces.some((piece, at) => piece === word && pieces[at - 1] === last && last);
-    }));
+      return pieces.filter((_, at) => pieces[at - 1] === last);
+    })));
+  }
+
+  // Whether its owner typed a word that the vocabulary lacks.
+  knows(word) {
+    return this.lexicon().words.some((one) => one.word === word.toLowerCase());
+  }
+
+  // The new words in small letters, in order, with their shares of all: what a slip may have meant.
+  lexicon() {
+    return this.once("lexicon", () => {
+      const found = this.newWords(), all = found.reduce((total, { count }) => total + count, 0);
+      const words = found.map(({ word, count }) => ({ word: word.toLowerCase(), share: count / all }))
+        .sort((a, b) => (a.word < b.word ? -1 : 1));
+      return { words, lexicon: new Lexicon(words.map(({ word }) => word)) };
+    });
+  }
+
+  // A new word as its owner writes it: Zorblax, where it was mostly written so inside of sentences.
+  written(word) {
+    return this.once(`written ${word}`, () => {
+      const counts = new Map();
+      for (const text of this.messages)
+        for (const form of this.tokenizer.writtenForms(text, word)) counts.set(form, (counts.get(form) ?? 0) + 1);
+      return [...counts].sort((a, b) => b[1] - a[1])[0]?.[0] ?? word;
+    });
   }
 
   // Words in their contexts, newest first, once each: { before, word, id, context }.
@@ -115,7 +161,7 @@ export class Personal {
     const stored = localStorage.getItem(this.key);
     this.keeping = stored !== null;
     const messages = read(stored).filter((text) => typeof text === "string");
-    if (messages.length) await this.relearn(messages.slice(-this.most));
+    if (messages.length) await this.relearn(messages.slice(-MOST));
   }
 }
 

@@ -80,12 +80,32 @@ export class Predictor {
 
   // The probability of each word after a context: the model's, mixed with the owner's words.
   async chances(context, personal) {
-    const before = await this.after(context.slice(0, -1), personal);
-    const { logits } = await this.call(context.at(-1), before);
-    const scores = logits.data;
+    const found = this.latest(context, personal) ?? await this.read(context, personal);
+    return this.mixed(found, context, personal);
+  }
+
+  // What `chances` returns, without waiting: null if the model has not read the context last.
+  chancesNow(context) {
+    const found = this.latest(context, true);
+    return found && this.mixed(found, context, true);
+  }
+
+  // The letters of one word ask for the same scores again and again: the last ones are kept.
+  latest(context, personal) {
+    const { of, root } = this.scored ?? {};
+    return of === name(context, personal) && root === this.carried ? this.scored : null;
+  }
+
+  async read(context, personal) {
+    const root = this.carried, before = await this.after(context.slice(0, -1), personal);
+    const { logits } = await this.call(context.at(-1), before), scores = logits.data;
     let highest = -Infinity, total = 0;
     for (const score of scores) if (score > highest) highest = score;
     for (const score of scores) total += Math.exp(score - highest);
+    return this.scored = { of: name(context, personal), root, scores, highest, total };
+  }
+
+  mixed({ scores, highest, total }, context, personal) {
     const { factor, shares } = personal
       ? this.personal.counted.mixture(context) : { factor: 1, shares: new Map() };
     return (id) => factor * Math.exp(scores[id] - highest) / total + (shares.get(id) ?? 0);
@@ -93,7 +113,7 @@ export class Predictor {
 
   async after(context, personal) {
     if (!context.length) return personal ? this.carried : this.start;
-    const key = `${personal} ${context.join(" ")}`;
+    const key = name(context, personal);
     if (this.states.has(key)) return this.states.get(key);
     const root = this.carried;
     const before = await this.after(context.slice(0, -1), personal);
@@ -123,4 +143,8 @@ export class Predictor {
     this.turn = done.catch(() => {});
     return done;
   }
+}
+
+function name(context, personal) {
+  return `${personal} ${context.join(" ")}`;
 }

@@ -1,5 +1,7 @@
 // The two sheets: what was learnt here, with a way to take it back; and what the model is.
 
+import { number, t } from "./language.js";
+
 const $ = (id) => document.getElementById(id);
 const SHOWN = 8, LOOKED_AT = 60; // habits shown, and contexts compared to find them
 
@@ -28,12 +30,10 @@ export class Sheets {
     $("keeping").checked = personal.keeping;
     const words = personal.newWords(), count = personal.messages.length;
     $("learned-note").textContent = count
-      ? `From ${count} message${count > 1 ? "s" : ""}, on this page only. Forgetting a word drops `
-        + "every message that holds it."
-      : "Nothing yet. Send a message, and it learns from it, on this page only.";
+      ? t("learned.note", { count }) : t("learned.nothing");
     $("forget-all").disabled = !count;
     this.list("words", words.slice(0, 30).map(({ word, count }) =>
-      this.item(word, [word, count > 1 ? ` ×${count}` : ""])));
+      this.item(word, [isolated(word), count > 1 ? ` ×${number(count)}` : ""])));
     this.list("habits", []);
     const habits = personal.habits((text) => predictor.context(text));
     const turn = (this.turn = (this.turn ?? 0) + 1), found = [];
@@ -48,10 +48,11 @@ export class Sheets {
       const item = this.item(word, []);
       const phrase = document.createElement("span"), places = document.createElement("span");
       const context = document.createElement("i"), better = document.createElement("b");
-      context.textContent = before ? `${before} ` : "begins with ";
-      phrase.append(context, word);
-      better.textContent = ordinal(now);
-      places.append(`${ordinal(then)} → `, better);
+      context.textContent = before || t("learned.begins");
+      phrase.dir = before ? "auto" : "";
+      phrase.append(context, " ", isolated(word));
+      better.textContent = place(now);
+      places.append(t("learned.moved", { then: place(then) }), " ", better);
       item.prepend(phrase, places);
       return item;
     }));
@@ -67,7 +68,7 @@ export class Sheets {
     const item = document.createElement("li"), button = document.createElement("button");
     button.type = "button";
     button.textContent = "×";
-    button.setAttribute("aria-label", `Forget ${word}`);
+    button.setAttribute("aria-label", t("learned.forget", { word }));
     button.addEventListener("click", () => this.forget(word));
     item.append(...texts, button);
     return item;
@@ -90,24 +91,24 @@ export class Sheets {
     const entry = predictor.entry, figures = entry.parity ?? {};
     const bytes = index.files[entry.path]?.bytes;
     const facts = {
-      "Name": index.name,
-      "Words": index.vocabulary.size.toLocaleString("en"),
-      "Graph": `${entry.format} ${entry.precision}, ${(bytes / 1e6).toFixed(1)} MB`,
-      "Runs": site.runtime === "web" ? "in this page; what you type stays in it"
-        : "on this computer; what you type stays on it",
-      "Last key": `${predictor.milliseconds.toFixed(1)} ms`,
-      "Top-3 agreement": figures.top3_agreement == null ? null
-        : `${(100 * figures.top3_agreement).toFixed(1)}% with the trained model`,
-      "Keystrokes saved": figures.keystrokes_saved == null ? null
-        : `${(100 * figures.keystrokes_saved).toFixed(0)}% on held-out text`,
-      "Blocked words": index.vocabulary.blocked.words.toLocaleString("en"),
-      "Bundle": index.digest.slice(0, 16),
+      name: isolated(index.name),
+      words: number(index.vocabulary.size),
+      graph: t("about.graphIs", { format: entry.format, precision: entry.precision,
+        size: figure(bytes / 1e6, 1, "megabyte") }),
+      runs: t(site.runtime === "web" ? "about.inPage" : "about.onComputer"),
+      lastKey: figure(predictor.milliseconds, 1, "millisecond"),
+      agreement: figures.top3_agreement == null ? null
+        : t("about.agreementIs", { share: share(figures.top3_agreement, 1) }),
+      saved: figures.keystrokes_saved == null ? null
+        : t("about.savedIs", { share: share(figures.keystrokes_saved, 0) }),
+      blocked: number(index.vocabulary.blocked.words),
+      bundle: isolated(index.digest.slice(0, 16)),
     };
     $("about-facts").replaceChildren(...Object.entries(facts).filter(([, value]) => value)
       .flatMap(([name, value]) => {
         const term = document.createElement("dt"), said = document.createElement("dd");
-        term.textContent = name;
-        said.textContent = value;
+        term.textContent = t(`about.${name}`);
+        said.append(value);
         return [term, said];
       }));
     $("guaranteed").textContent = site.statements.guaranteed;
@@ -115,8 +116,17 @@ export class Sheets {
   }
 }
 
-function ordinal(n) {
-  const tens = n % 100, last = n % 10;
-  const end = tens > 10 && tens < 14 ? "th" : ["th", "st", "nd", "rd"][last] ?? "th";
-  return `${n.toLocaleString("en")}${end}`;
+const place = (count) => t("learned.place", { count }, "ordinal");
+
+const share = (value, digits) =>
+  number(value, { style: "percent", minimumFractionDigits: digits, maximumFractionDigits: digits });
+
+const figure = (value, digits, unit) => number(value,
+  { style: "unit", unit, minimumFractionDigits: digits, maximumFractionDigits: digits });
+
+// A text whose direction is its own.
+function isolated(text) {
+  const element = document.createElement("bdi");
+  element.textContent = text;
+  return element;
 }

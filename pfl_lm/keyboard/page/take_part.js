@@ -3,13 +3,17 @@
 // The messages that were sent on this page are what it trains on. What leaves is one vector, clipped,
 // with noise of this phone's own, and masked, so that the server reads only the sum of many.
 
-import { checkDates, plainKey, readKey } from "./web_device/enrolment.mjs";
-import { Participant } from "./web_device/participant.mjs";
-import { ParticipationRecord } from "./web_device/record.mjs";
-import { Service } from "./web_device/service.mjs";
+import { NoKey, checkDates, plainKey, readKey } from "./web_device/enrolment.mjs";
+import { SecaggError } from "./web_device/errors.mjs";
+import { OtherTask, Participant } from "./web_device/participant.mjs";
+import { DamagedRecord, InvitationRefused, ParticipationRecord } from "./web_device/record.mjs";
+import { DroppedFromRound, RefusedByServer, Service } from "./web_device/service.mjs";
 import { Trainer } from "./web_device/training.mjs";
+import { t } from "./language.js";
 import { Store } from "./store.js";
 
+const REASONS = { NoKey, OtherTask, InvitationRefused, DamagedRecord, DroppedFromRound, RefusedByServer,
+  SecaggError };
 const LOCK = "pfl-lm take part"; // two pages of one browser are one device
 
 export class TakePart {
@@ -88,9 +92,9 @@ export class TakePart {
   start() {
     if (this.on || !this.key) return;
     const service = new Service(new URL("./", location).href, readKey(this.key),
-      (text) => this.service === service && this.say("waiting", text));
+      (detail) => this.service === service && this.say("waiting", t("event.serverAgain", { detail })));
     this.service = service;
-    this.say("waiting", "for another page of this browser");
+    this.say("waiting", t("event.otherPage"));
     const work = () => this.service === service && this.run(service);
     navigator.locks.request(LOCK, work)
       .catch((error) => { if (this.service === service) this.fail(error); });
@@ -100,13 +104,14 @@ export class TakePart {
     if (!this.task.trial) await this.openRecord();
     const train = (values, parameters, payload) =>
       this.trainer.train(values, parameters, payload, this.tokens());
-    const says = ({ kind, round, text }) => {
+    const says = ({ kind, round, text, error }) => {
       if (service !== this.service) return;
       if (kind === "done") this.rounds.push(round);
-      this.say(kind, round === undefined ? text : `Round ${round}: ${text}`);
+      const said = error ? reason(error) : t(`event.${kind}`, { detail: text });
+      this.say(kind, round === undefined ? said : t("event.round", { round, text: said }));
     };
     const { task } = this, record = this.record ?? null;
-    this.say("waiting", "for the server");
+    this.say("waiting", t("event.server"));
     const last = this.participant?.last ?? -1;
     this.participant = new Participant({ service, task, train, record, says, last });
     await this.participant.run();
@@ -118,7 +123,7 @@ export class TakePart {
   }
 
   fail(error) {
-    this.say("failed", error.message ?? String(error));
+    this.say("failed", reason(error));
     console.error(error);
   }
 
@@ -127,4 +132,10 @@ export class TakePart {
     document.documentElement.dataset.takingPart = state;
     this.shown();
   }
+}
+
+// Why it stopped, as its owner reads it; the detail is in English, for the person who is asked for help.
+function reason(error) {
+  const found = Object.keys(REASONS).find((name) => error instanceof REASONS[name]) ?? "other";
+  return t(`reason.${found}`, { detail: error.message ?? String(error) });
 }

@@ -65,11 +65,23 @@ export class Tokenizer {
     return this.split(entry).filter((piece) => /^[\p{L}\p{N}]/u.test(piece));
   }
 
+  // How a word is written inside of the sentences of a text, as often as it stands there.
+  writtenForms(text, word) {
+    const pieces = this.straighten(text).match(this.pieces) ?? [];
+    return pieces.filter((piece, at) => /^[\p{L}\p{N}]/u.test(pieces[at - 1] ?? "")
+      && this.normalise(piece) === word);
+  }
+
   normalise(text) {
+    text = this.straighten(text);
+    return this.rules.casing === "lower" ? text.toLowerCase().normalize("NFC") : text;
+  }
+
+  straighten(text) {
     text = text.replace(this.stacked, "$1").normalize("NFKC");
     text = text.replace(/[‘’ʼ‛“”„]/g, (mark) => STRAIGHT[mark]);
     if (this.letters.size) text = [...text].map((one) => this.letters.get(one) ?? one).join("");
-    return this.rules.casing === "lower" ? text.toLowerCase().normalize("NFC") : text;
+    return text;
   }
 
   split(text) {

@@ -15,6 +15,7 @@ from pfl_lm.network.hostile.server import Attack, Running, play
 from pfl_lm.network.hostile.watch import Outcome, Patience
 from pfl_lm.network.identity import ServerKeys
 from pfl_lm.network.task_config import TaskConfig, served
+from pfl_lm.network.web import Browsers
 from pfl_lm.run.folder import write_json
 from pfl_lm.run.scenario import Scenario
 from pfl_lm.run.setup import open_run
@@ -31,16 +32,19 @@ def prepare(
     patience: Patience,
     trial: bool = False,
     start: Callable[[str], Running] | None = None,
+    browsers: Browsers | None = None,
 ) -> Attack:
     """Return what is needed to attack devices of these keys.
 
     Args:
         trial: attack devices that take part where nobody is protected.
         start: starts the device for each case; None: somebody else does.
+        browsers: attack devices that call over HTTPS.
 
     Raises:
         ValueError: the keys are in use, the authority's secret is not in their folder, the run is
-            none that devices accept, or its cohort is too large to be played here.
+            none that devices accept, or that browsers cannot take part in, or its cohort is too
+            large to be played here.
     """
     if keys.account().path.exists():
         raise ValueError(
@@ -61,9 +65,11 @@ def prepare(
     if policy is not None and not trial:
         enrolled = max(enrolled, policy.population)  # the others exist on paper only
     context = served(context, enrolled, trial)
+    if browsers is not None:
+        browsers.check(context, trial)
     task = TaskConfig.of(context, os.urandom(16).hex(), trial)
     authority = _authority(keys)
-    return Attack(scenario, context, task, keys, authority, address, patience, start)
+    return Attack(scenario, context, task, keys, authority, address, patience, start, browsers)
 
 
 def _authority(keys: ServerKeys) -> bytes:

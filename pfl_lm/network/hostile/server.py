@@ -23,6 +23,7 @@ from pfl_lm.network.model_delta import model_digest
 from pfl_lm.network.service import Requests, Service
 from pfl_lm.network.task_config import TaskConfig, round_config
 from pfl_lm.network.transport import Limits, Message, largest_frame
+from pfl_lm.network.web import Browsers, WebServer
 from pfl_lm.run.scenario import Scenario
 from pfl_lm.run.setup import RunContext, choose_payload
 from pfl_lm.secagg.errors import SecaggError
@@ -53,6 +54,7 @@ class Attack:
         task: its task configuration.
         authority: secret of the authority that certified the device.
         start: starts the device for a case of this name; None: somebody else starts it.
+        browsers: where devices that call over HTTPS are attacked too; None: over gRPC alone.
     """
 
     scenario: Scenario
@@ -63,6 +65,7 @@ class Attack:
     address: str
     patience: Patience
     start: Callable[[str], Running] | None = None
+    browsers: Browsers | None = None
 
 
 async def play(attack: Attack, case: Case) -> Outcome:
@@ -73,6 +76,8 @@ async def play(attack: Attack, case: Case) -> Outcome:
     if case.rounds is not None and case.rounds != context.scenario.adversary:
         return Outcome(case, Verdict.SKIPPED, f'only where adversary = "{case.rounds}"')
     if case.stage is Stage.CERTIFICATE:
+        if attack.browsers is not None and attack.browsers.at.is_local:
+            return Outcome(case, Verdict.SKIPPED, "HTTP on the loopback address has no certificate")
         return await _offer_certificate(attack, case)
     try:
         if case.stage is Stage.TASK:
@@ -87,8 +92,9 @@ async def _offer_certificate(attack: Attack, case: Case) -> Outcome:
     """Show another certificate for the same names, and wait whether the device speaks."""
     devices: list[Running] = []
     watch = Watch(case, attack.patience, lambda: any(d.has_ended() for d in devices))
-    context = another_certificate(attack.keys.server_certificate())
-    server = await offer(context, attack.address, watch, attack.patience.silence)
+    browsers, context = attack.browsers, another_certificate(attack.keys.server_certificate())
+    address = attack.address if browsers is None else browsers.at.listen
+    server = await offer(context, address, watch, attack.patience.silence)
     try:
         if attack.start is not None:
             devices.append(attack.start(case.name))
@@ -132,6 +138,7 @@ class _Play:
         """Listen, let the device come, and wait for what it does."""
         listener = Listener(self._service, self._attack.address, self._attack.keys.tls())
         await listener.start()
+        web = self._open_web()
         if self._attack.start is not None:
             self._device = self._attack.start(self._case.name)
         rounds = asyncio.create_task(self._round())
@@ -142,8 +149,17 @@ class _Play:
             await asyncio.gather(rounds, return_exceptions=True)
             await self._dismiss()
             await listener.stop(grace=0.2)
+            if web is not None:
+                await asyncio.to_thread(web.close)
             if self._device is not None:
                 self._device.stop()
+
+    def _open_web(self) -> WebServer | None:
+        """Open the port for browsers; a device there holds the run that an honest server states."""
+        attack = self._attack
+        if attack.browsers is None:
+            return None
+        return attack.browsers.open(self._service, attack.context, attack.task.trial)
 
     async def _round(self) -> None:
         """Play a round with the device, whatever becomes of it."""

@@ -1,4 +1,4 @@
-"""Headless Chromium, driven over its debugging pipe: no driver, no package, no port."""
+"""Headless Chromium, driven over its debugging pipe (no driver, no package, no port), and Node."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from pfl_lm.keyboard.site import PAGE
 
 WAIT = 60.0  # seconds for anything to happen; the machine may be busy
 
@@ -54,6 +56,7 @@ class Browser:
             self._call(f"{domain}.enable")
         self.size(390, 844)
         self.dark(dark)
+        self.reads("en-US")
 
     def size(self, width: int, height: int, mobile: bool = True) -> None:
         self._call("Emulation.setDeviceMetricsOverride", width=width, height=height,
@@ -64,6 +67,12 @@ class Browser:
         theme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         still = {"name": "prefers-reduced-motion", "value": "reduce"}  # a tap must not miss
         self._call("Emulation.setEmulatedMedia", features=[theme, still])
+
+    def reads(self, *tags: str) -> None:
+        """Set the languages of the browser's owner, as pages see them."""
+        agent = self.run("navigator.userAgent")
+        self._call("Emulation.setUserAgentOverride", userAgent=agent,
+                   acceptLanguage=",".join(tags))  # fmt: skip
 
     def open(self, address: str) -> None:
         self._call("Page.navigate", url=address)
@@ -88,13 +97,22 @@ class Browser:
 
     def tap(self, selector: str) -> None:
         """Touch the middle of an element."""
+        self._touch(selector)
+        self._call("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
+
+    def hold(self, selector: str) -> None:
+        """Press a key for long, until it offers other characters; let go on the first."""
+        self._touch(selector)
+        self.until("document.querySelector('.hold') !== null")
+        self._call("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
+
+    def _touch(self, selector: str) -> None:
         spot = self.run(
             f"(() => {{ const b = document.querySelector({json.dumps(selector)})"
             ".getBoundingClientRect(); return [b.x + b.width / 2, b.y + b.height / 2]; })()"
         )
-        for kind in ("touchStart", "touchEnd"):
-            points = [{"x": spot[0], "y": spot[1]}] if kind == "touchStart" else []
-            self._call("Input.dispatchTouchEvent", type=kind, touchPoints=points)
+        points = [{"x": spot[0], "y": spot[1]}]
+        self._call("Input.dispatchTouchEvent", type="touchStart", touchPoints=points)
 
     def tap_text(self, text: str) -> None:
         """Type with a finger on the keys of the page."""
@@ -190,3 +208,39 @@ def serving():
     for server in servers:
         server.shutdown()
         server.server_close()
+
+
+SETUP = """
+import fs from "fs";
+import { Corrector } from "./autocorrect.js";
+import { arrange } from "./bar.js";
+import { Editor } from "./editor.js";
+import { Layouts } from "./layouts.js";
+import { Lexicon } from "./lexicon.js";
+import { begins, cased, shapeOf } from "./text_rules.js";
+import { Tokenizer } from "./tokenizer.js";
+const data = JSON.parse(fs.readFileSync("./layouts.json"));
+const given = JSON.parse(fs.readFileSync(0, "utf8"));
+"""
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory):
+    """A function that runs a script beside the page's modules and returns its answer."""
+    if (program := shutil.which("node")) is None:
+        pytest.skip("needs Node, which is not installed")
+    folder = tmp_path_factory.mktemp("page")
+    for path in [*PAGE.glob("*.js"), *PAGE.glob("*.json")]:
+        shutil.copy(path, folder)
+    (folder / "package.json").write_text('{"type": "module"}')
+
+    def run(script: str, given: Any = None) -> Any:
+        (folder / "run.js").write_text(SETUP + script)
+        done = subprocess.run(
+            [program, "run.js"], cwd=folder, input=json.dumps(given), capture_output=True,
+            encoding="utf-8", check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    return run

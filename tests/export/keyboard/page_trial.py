@@ -33,22 +33,24 @@ class PageTrial(Trial):
         return enrolment_link(address, self.key(number), self.keys.server_certificate())
 
     def expected(self, update_of) -> dict[str, torch.Tensor]:
-        """The model after one round in which the pages' devices send these updates, float32[d]."""
+        """The model after all rounds; the pages' devices send these updates, float32[d]."""
         context, scenario = self.context, self.scenario
         state = ServerState(0, context.start.parameters)
-        broadcast = open_round(state, choose_payload(context, 0))
-        grid, task = context.privacy.grid(broadcast.payload.dim), context.task(broadcast, {})
-        task = replace(task, parameters=dict(state.parameters))
-        total = np.zeros(grid.dim, np.int64)
-        for user in range(6):
-            if user in IN_PAGES:
-                update = update_of(task, user)[None]
-            else:
-                update, _ = train(task, [text_of(context, user, 0)], [user])
-            bits = context.privacy.bits("device", 0, user)
-            total += protect(update, grid, None, [bits])[0][0]
-        mean = decode(total, grid, scenario.cohort)
-        return dict(close_round(state, broadcast, mean, scenario.server).parameters)
+        for number in range(scenario.rounds):
+            broadcast = open_round(state, choose_payload(context, number))
+            grid = context.privacy.grid(broadcast.payload.dim)
+            task = context.task(broadcast, dict(state.parameters))
+            total = np.zeros(grid.dim, np.int64)
+            for user in range(scenario.cohort):
+                if user in IN_PAGES:
+                    update = update_of(task, user)[None]
+                else:
+                    update, _ = train(task, [text_of(context, user, number)], [user])
+                bits = context.privacy.bits("device", number, user)
+                total += protect(update, grid, None, [bits])[0][0]
+            mean = decode(total, grid, scenario.cohort)
+            state = close_round(state, broadcast, mean, scenario.server)
+        return dict(state.parameters)
 
     def windows_of(self, user: int) -> np.ndarray:
         tokens = own_tokens("\n".join(IN_PAGES[user]), self.context.tokenizer)

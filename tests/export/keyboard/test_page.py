@@ -130,23 +130,42 @@ class TestTyping:
         assert page.run(TEXT) == f"hello. {best} "
         assert best[0].isupper(), "a sentence begins after the space that comes with it"
 
-    @pytest.mark.parametrize(
-        ("typed", "shift"),
-        [
-            ("", "once"),
-            ("He said. ", "once"),
-            ('He said. "', "once"),
-            ("¿", "once"),
-            ("hola ¿", "once"),
-            ("e.g. ", "off"),
-            ("see the U.S. ", "off"),
-            ("hello ", "off"),
-            ("hello, ", "off"),
-        ],
-    )
-    def test_a_capital_where_a_sentence_begins(self, page, typed, shift):
-        page.run(f"app.text.value = {typed!r}; app.changed(); 1")
-        assert page.run("app.keys.shift") == shift
+    def test_a_slip_is_corrected_and_what_else_keys_do(self, page, source):
+        word = max((w for w in source.tokenizer.words[4:] if w.isalpha()), key=len)
+        slip = word[0] + word
+        page.until("app.corrector")
+        page.run(
+            f"window.meant = app.tokenizer.id({word!r});"
+            "app.predictor.chancesNow = () => (id) => id === meant ? 0.5 : 1e-4; 1"
+        )
+        write(page, slip)
+        assert page.run("app.suggestions[0].literal && app.suggestions[1].fixes")
+        page.tap_text(" ")
+        assert page.run(TEXT) == f"{word.capitalize()} "
+        page.tap('.key[data-key="erase"]')
+        assert page.run(TEXT) == f"{slip.capitalize()} ", "the correction is undone"
+        page.hold('.key[data-key="e"]')
+        assert page.run(TEXT).endswith(" 3"), (
+            "a long press on a key of the first row writes its digit"
+        )
+        page.tap('.key[data-key="emoji"]')
+        page.tap('.key[data-key="😄"]')
+        assert page.run(TEXT).endswith("😄")
+        page.tap('.key[data-key="letters"]')
+        page.tap('.key[data-key="numbers"]')
+        page.tap('.key[data-key="settings"]')
+        page.tap('[name="settings-numberRow"]')
+        page.run("document.querySelectorAll('[name=settings-layout]')[2].click()")
+        page.tap("#settings .close")
+        rows = "[...document.querySelectorAll('.row')].map((row) => row.children[1].dataset.key)"
+        assert page.run(rows) == ["2", "z", "s", "w", "emoji"]
+        assert page.run("JSON.parse(Object.values(localStorage)[0]).layout") == "azerty"
+        page.run("localStorage.clear(); 1")
+
+    def test_a_capital_where_a_sentence_begins(self, page):
+        for typed, shift in (("hello ", "off"), ("He said. ", "once")):
+            page.run(f"app.text.value = {typed!r}; app.changed(); 1")
+            assert page.run("app.keys.shift") == shift
 
     def test_words_that_are_shown_alike_are_one(self, page):
         ask = "app.predictor.suggest([app.tokenizer.rules.bos_id], '', true, "

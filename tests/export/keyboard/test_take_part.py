@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -127,7 +128,7 @@ def without_runtime():
 
 def take_part(run: PageTrial, browsers, new_watcher, checks=lambda browser: None):
     """Let two pages take part in the run, and return its folder."""
-    run.start_devices([user for user in range(6) if user not in IN_PAGES])
+    run.start_devices([user for user in range(run.scenario.cohort) if user not in IN_PAGES])
     folders = []
     run.start(lambda: folders.append(run.serve(new_watcher())))
     for browser, (user, messages) in zip(browsers, IN_PAGES.items(), strict=True):
@@ -141,7 +142,7 @@ def take_part(run: PageTrial, browsers, new_watcher, checks=lambda browser: None
         browser.tap("#taking-part")
     for browser in browsers:
         browser.until("app.part.state === 'finished'")
-        assert browser.run("app.part.rounds") == [0]
+        assert browser.run("app.part.rounds") == [*range(run.scenario.rounds)]
     run.join()
     return folders[0]
 
@@ -171,7 +172,7 @@ def untouched(browser) -> None:
     assert browser.run("document.getElementById('part-state').textContent") == "Off"
     assert "#" not in browser.run("location.href")
     said = sheet(browser)
-    assert said["Sent"] == "3,172 numbers, 6 KB"
+    assert said["Sent"] in ("3,172 numbers, 6 kB", "3,172 numbers, 7 kB")
     assert said["Clipped"] == "to length 0.5"
     assert said["Trained on"] in ("2 messages kept here", "1 message kept here")
     assert "nobody is protected" in browser.run("document.getElementById('part').textContent")
@@ -179,22 +180,11 @@ def untouched(browser) -> None:
     assert calls == []
 
 
-def test_two_pages_take_part_and_the_model_is_the_simulations(
-    bundle_folder,
-    whole,
-    keys,
-    address,
-    browsers,
-    without_runtime,
-    tmp_path,
-    new_watcher,
-    quick_text,
-):
+def is_the_simulations(run, bundle_folder, browsers, new_watcher) -> bool:
+    """Whether the model of a run with two pages has the bytes of a sum in one process."""
     with opened(bundle_folder) as bundle:
-        page = KeyboardPage.of(bundle, address)
-        page = replace(page, files={**page.files, "runtime.js": STUB.encode()})
-        run = PageTrial(whole, tmp_path / "run", keys)
-        run.page = page
+        page = KeyboardPage.of(bundle, WebAddress(f"127.0.0.1:{free_port()}", run.keys))
+        run.page = replace(page, files={**page.files, "runtime.js": STUB.encode()})
         with pytest.MonkeyPatch.context() as patch:  # the bundle is of another payload's run
             patch.setattr(KeyboardPage, "check", lambda *about: None)
             folder = take_part(run, browsers, new_watcher, untouched)
@@ -205,7 +195,28 @@ def test_two_pages_take_part_and_the_model_is_the_simulations(
         return (task.values - np.float32(0.5) * gradient) - task.values
 
     found, expected = load_model(folder.model_path).parameters, run.expected(update)
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    return all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.skipif(
+    "PFL_LM_TEST_MINUTES" not in os.environ,
+    reason="takes a minute; PFL_LM_TEST_MINUTES=1 plays 22 devices for three rounds",
+)
+def test_two_pages_beside_twenty_devices_for_three_rounds(
+    bundle_folder, whole, browsers, without_runtime, tmp_path, new_watcher, quick_text
+):
+    enrol(tmp_path / "keys", 22)
+    people = PopulationConfig("synthetic", users=22, tokens_per_user=40)
+    longer = replace(whole, population=people, rounds=3, cohort=22)
+    run = PageTrial(longer, tmp_path / "run", ServerKeys(tmp_path / "keys"))
+    assert is_the_simulations(run, bundle_folder, browsers, new_watcher)
+
+
+def test_two_pages_take_part_and_the_model_is_the_simulations(
+    bundle_folder, whole, keys, browsers, without_runtime, tmp_path, new_watcher, quick_text
+):
+    run = PageTrial(whole, tmp_path / "run", keys)
+    assert is_the_simulations(run, bundle_folder, browsers, new_watcher)
     first = browsers[0]
     assert first.run("app.part.key.number") == 1
     first.tap("#taking-part")

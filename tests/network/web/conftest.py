@@ -60,7 +60,7 @@ class WebTrial(Trial):
 
     @property
     def page(self) -> str:
-        return f"http://127.0.0.1:{self.web.port}/{self.web.secret}/"
+        return self.web.page
 
     def serving(self, **changes):
         return replace(super().serving(**changes), browsers=Browsers(self.web))

@@ -1,0 +1,96 @@
+// How the keyboard is set up, kept in this browser once its owner changed it: a sheet of its own.
+
+import { t } from "./language.js";
+
+const KEY = "pfl-lm keyboard settings";
+const USUAL = { layout: "", numberRow: false, autocorrect: true, haptics: true };
+const SWITCHES = { autocorrect: "settings.autocorrect", numberRow: "settings.numberRow",
+  haptics: "settings.haptics" };
+
+/** @typedef {{layout: string, numberRow: boolean, autocorrect: boolean, haptics: boolean}} Choices */
+
+export class Settings {
+  /**
+   * @param {{names: string[], data: {layouts: Record<string, {name: string}>}}} layouts
+   * @param {(choices: Choices) => void} changed
+   */
+  constructor(layouts, changed) {
+    Object.assign(this, { layouts, changed });
+    /** @type {Choices} */
+    this.choices = { ...USUAL, ...read() };
+  }
+
+  /** Open the sheet; it is built when it is first opened. */
+  open() {
+    this.dialog ??= this.#build();
+    this.dialog.showModal();
+  }
+
+  #set(name, value) {
+    this.choices = { ...this.choices, [name]: value };
+    localStorage.setItem(KEY, JSON.stringify(this.choices));
+    this.changed(this.choices);
+  }
+
+  #build() {
+    const dialog = document.createElement("dialog"), sheet = document.createElement("div");
+    const grip = document.createElement("div"), title = document.createElement("h2");
+    dialog.id = "settings";
+    Object.assign(sheet, { className: "sheet", tabIndex: -1, autofocus: true });
+    grip.className = "grip";
+    title.textContent = t("page.title");
+    title.id = "settings-title";
+    dialog.setAttribute("aria-labelledby", title.id);
+    const switches = Object.keys(SWITCHES).filter((name) => name !== "haptics" || "vibrate" in navigator);
+    sheet.append(grip, title, this.#layouts(), ...switches.map((name) => this.#switch(name)), this.#close(dialog));
+    dialog.append(sheet);
+    dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
+    document.body.append(dialog);
+    return dialog;
+  }
+
+  #layouts() {
+    const group = document.createElement("fieldset"), legend = document.createElement("legend");
+    const chosen = this.layouts.open(this.choices.layout).id;
+    group.className = "layouts";
+    legend.textContent = t("settings.layout");
+    group.append(legend, ...this.layouts.names.map((id) => this.#input("radio", "layout", id === chosen,
+      this.layouts.data.layouts[id].name, (input) => { if (input.checked) this.#set("layout", id); })));
+    return group;
+  }
+
+  #switch(name) {
+    const label = this.#input("checkbox", name, this.choices[name], t(SWITCHES[name]),
+      (input) => this.#set(name, input.checked));
+    label.className = "switch";
+    return label;
+  }
+
+  #input(type, name, checked, text, changed) {
+    const label = document.createElement("label"), input = document.createElement("input");
+    Object.assign(input, { type, name: `settings-${name}`, checked });
+    input.addEventListener("change", () => changed(input));
+    label.append(input, ` ${text}`);
+    return label;
+  }
+
+  #close(dialog) {
+    const actions = document.createElement("div"), button = document.createElement("button");
+    actions.className = "actions";
+    Object.assign(button, { type: "button", className: "close", textContent: t("page.done") });
+    button.addEventListener("click", () => dialog.close());
+    actions.append(button);
+    return actions;
+  }
+}
+
+// What was kept, as far as it has the right types; nothing where it is damaged.
+function read() {
+  try {
+    const kept = JSON.parse(localStorage.getItem(KEY)) ?? {};
+    return Object.fromEntries(Object.entries(USUAL).filter(([name, usual]) => typeof kept[name] === typeof usual)
+      .map(([name]) => [name, kept[name]]));
+  } catch {
+    return {};
+  }
+}

@@ -1,0 +1,86 @@
+// How words stand in a text: where sentences begin, capitals, and the space before a suggestion.
+
+import { t } from "./language.js";
+
+const OPENING = "[\"'“‘«(¿¡\\[]*";
+// A sentence begins: at the start of the text or a line, or after a mark that ends one.
+const ENDS = new RegExp(`(^|\\n\\s*|[.!?…؟।۔]["'”’»)\\]]*\\s+)${OPENING}$|(^|\\s)[¿¡]$`, "u");
+const CLOSED = /[\p{L}\p{N}.,!?:;…”’»)\]،؛؟।۔]$/u; // what a word does not follow without a space
+const SHORT = /(^|[^\p{L}])(\p{L}\.)+\p{L}\.\s+$/u; // e.g. and the like end no sentence
+
+/** Marks that take the place of the space that came with a suggestion. */
+export const MARKS = ".,?!:;،؛؟।۔";
+
+/** @typedef {"lower" | "title" | "upper"} Shape */
+
+/**
+ * Whether a sentence begins after a text.
+ * @param {string} before
+ */
+export function begins(before) {
+  return ENDS.test(before) && !SHORT.test(before);
+}
+
+/**
+ * The space that a suggestion puts between itself and what it does not follow without one.
+ * @param {string} before the text before the half-typed word
+ * @param {string} typed
+ */
+export function gapAfter(before, typed) {
+  return !typed && CLOSED.test(before) ? " " : "";
+}
+
+/**
+ * How a suggestion begins: as what was typed does, or as the beginning of a sentence.
+ * @param {string} typed
+ * @param {string} before
+ * @param {"off" | "once" | "locked"} shift
+ * @returns {Shape}
+ */
+export function shapeOf(typed, before, shift) {
+  const letters = typed.replace(/[^\p{L}]/gu, "");
+  if (letters.length > 1 && isUpper(letters) || shift === "locked") return "upper";
+  if (letters) return letters[0] !== letters[0].toLowerCase() ? "title" : "lower";
+  return begins(before + gapAfter(before, typed)) ? "title" : "lower";
+}
+
+// Whether letters are capitals; those of a script that has none are not.
+function isUpper(letters) {
+  return letters === letters.toUpperCase() && letters !== letters.toLowerCase();
+}
+
+/**
+ * A word as it stands in a text.
+ * @param {string} word as it is written inside of a sentence
+ * @param {Shape} shape
+ * @param {string} locale
+ */
+export function cased(word, shape, locale) {
+  const tag = languageTag(locale);
+  if (shape === "upper") return word.toLocaleUpperCase(tag);
+  if (locale.startsWith("en") && /^i('|$)/.test(word)) word = `I${word.slice(1)}`;
+  return shape === "title" ? word[0].toLocaleUpperCase(tag) + word.slice(1) : word;
+}
+
+/**
+ * A language in its own words, such as français; the name of the space key where nobody knows the locale.
+ * @param {string} locale
+ */
+export function languageName(locale) {
+  try {
+    const tag = locale.replace("_", "-");
+    return new Intl.DisplayNames([tag], { type: "language" }).of(tag.split("-")[0]);
+  } catch {
+    return t("keys.space");
+  }
+}
+
+// The language of a locale: ı and i are two letters in Turkish. English where a locale is none, not the
+// browser's own, by which the same words would be written otherwise elsewhere.
+function languageTag(locale) {
+  try {
+    return Intl.getCanonicalLocales(locale.replace("_", "-").split("-")[0])[0];
+  } catch {
+    return "en";
+  }
+}
