@@ -25,6 +25,7 @@ from pfl_lm.devices.batches import LocalTraining
 from tests.devices.test_training import PLANS, run, setting, spec_of, text_of
 
 NAME = "card"
+USERS = [10, 11, 12]
 METHODS: tuple[dict[str, Any], ...] = (
     {},
     {"loss": "softmax"},
@@ -106,11 +107,12 @@ def _difference(kind: str, case: str, changes: dict[str, Any]) -> float | str:
     spec = spec_of(kind, **more)
     local = LocalTraining(**{"learning_rate": 0.1, "batch_size": 2, "loss": "sampled"} | changes)
     parameters, payload, values = setting(spec, plan)
-    here, _ = run(spec, parameters, payload, values, text_of(), local)
+    windows = text_of((2, 0, 1))
+    here, _ = run(spec, parameters, payload, values, windows, local, USERS)
     try:
         with Card():
             there = {name: value.to(NAME) for name, value in parameters.items()}
-            updates, _ = run(spec, there, payload, values, text_of(), local)
+            updates, _ = run(spec, there, payload, values, windows, local, USERS)
     except (RuntimeError, TypeError) as problem:
         where = traceback.extract_tb(problem.__traceback__)
         ours = [f"{f.filename}:{f.lineno}" for f in where if "pfl_lm/" in f.filename]
