@@ -1,7 +1,7 @@
 // The page: puts the parts together. What is typed goes from the text field to the graph and back.
 
 import { Corrector } from "./autocorrect.js";
-import { arrange } from "./bar.js";
+import { arrange, likeliest } from "./bar.js";
 import { Editor } from "./editor.js";
 import { Emoji } from "./emoji.js";
 import { Keys } from "./keys.js";
@@ -15,6 +15,7 @@ import { Sheets } from "./sheets.js";
 import { begins, cased, gapAfter, languageName, shapeOf } from "./text_rules.js";
 import { Tokenizer } from "./tokenizer.js";
 
+const EMOJI = 3; // its place in the bar
 const $ = (id) => document.getElementById(id);
 
 class App {
@@ -151,11 +152,14 @@ class App {
     const all = [...words, ...this.ownWords(before, typed)];
     if (!known && all.length < 2) all.push(...this.inSpiteOfSlips(before, typed));
     const once = all.filter(({ text }, at) => all.findIndex((one) => one.text === text) === at);
-    this.suggestions = arrange(typed, known, once, typed ? this.meant(before, typed) : null);
+    const chance = typed ? null : this.predictor.chancesNow(this.predictor.context(before));
+    this.suggestions = [...arrange(typed, known, once, typed ? this.meant(before, typed) : null),
+      likeliest(this.index.vocabulary.emoji_ids ?? [], this.tokenizer.words, chance)];
     this.buttons.forEach((button, place) => {
       const one = this.suggestions[place];
       button.textContent = one ? (one.literal ? `“${one.text}”` : one.text) : "";
       button.disabled = !one;
+      button.hidden = place === EMOJI && !one;
       button.classList.toggle("own", Boolean(one?.own));
       button.classList.toggle("fixes", Boolean(one?.fixes));
       button.setAttribute("aria-label", one ? t("page.suggestion", { word: one.text }) : t("page.noSuggestion"));

@@ -1,4 +1,4 @@
-// The three places of the bar above the keys: what was typed, what was meant, what comes next.
+// The places of the bar above the keys: what was typed, what was meant, what comes next; an emoji.
 
 /**
  * @typedef {object} Shown
@@ -27,6 +27,18 @@ export function arrange(typed, known, words, correction) {
     return [second, best, third];
   }
   return [literal, ...rank(words, 2)];
+}
+
+/**
+ * Choose the emoji of the fourth place, which stands there until a letter is typed.
+ * @param {number[]} ids of the emoji that the bundle lists
+ * @param {string[]} words by id
+ * @param {((id: number) => number) | null} chance of each word; null: not known yet
+ * @returns {Shown | undefined}
+ */
+export function likeliest(ids, words, chance) {
+  if (!ids.length || !chance) return undefined;
+  return { text: words[ids.reduce((best, id) => (chance(id) > chance(best) ? id : best))] };
 }
 
 // The best first; a word of the owner's own is among them where there is more than one place.

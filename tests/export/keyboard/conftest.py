@@ -213,7 +213,7 @@ def serving():
 SETUP = """
 import fs from "fs";
 import { Corrector } from "./autocorrect.js";
-import { arrange } from "./bar.js";
+import { arrange, likeliest } from "./bar.js";
 import { Editor } from "./editor.js";
 import { Layouts } from "./layouts.js";
 import { Lexicon } from "./lexicon.js";

@@ -127,6 +127,16 @@ def test_the_bar_always_offers_what_was_typed(node) -> None:
     ]  # fmt: skip
 
 
+def test_the_fourth_place_has_the_likeliest_emoji(node) -> None:
+    script = """
+    const words = ["the", "😀", "❤️", "🎉"], chance = (id) => [.9, .1, .3, .2][id];
+    console.log(JSON.stringify([likeliest([1, 2, 3], words, chance).text,
+      likeliest([1, 3], words, chance).text, likeliest([], words, chance) ?? null,
+      likeliest([1], words, null) ?? null]));
+    """
+    assert node(script) == ["❤️", "🎉", None, None]
+
+
 EDIT = """
 class Text {
   value = ""; selectionStart = 0; selectionEnd = 0;
