@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from benchmarks.workloads import BATCH, LENGTH, VOCABULARY, WINDOWS
-from pfl_lm.models import dense, losses
+from pfl_lm.models import dense, exact_softmax
 from pfl_lm.native import products as kernels
 
 STEPS, ROWS = WINDOWS // BATCH, BATCH * LENGTH
@@ -122,7 +122,7 @@ def _output(work: str, kind: str, at_once: int) -> Iterator[Product]:
         for way in ("forward", "backward", "gradient"):
             yield Product("output", way, STEPS / at_once, at_once, ROWS, CANDIDATES, width)
         return
-    words = losses.block_width(ROWS)
+    words = exact_softmax.block_width(ROWS)
     for way in ("scores", "mixture", "table"):
         yield Product("output", way, STEPS * VOCABULARY[work] / words, 1, words, ROWS, width)
 

@@ -51,7 +51,7 @@ from pfl_lm.devices import candidates as compiled
 from pfl_lm.devices.local_losses import LOSSES
 from pfl_lm.devices.tables import Table
 from pfl_lm.devices.task import Task
-from pfl_lm.models import dense, losses
+from pfl_lm.models import dense, exact_softmax
 from pfl_lm.models.losses import Candidates
 from pfl_lm.streams import stream
 
@@ -200,7 +200,7 @@ class Objective:
     ) -> tuple[Tensor, Tensor]:
         """Exact softmax: device by device over their own tables, at once over a frozen one."""
         if table.now is None:
-            loss, gradient = losses.full_softmax(
+            loss, gradient = exact_softmax.full_softmax(
                 vectors.flatten(0, 1),
                 table.frozen,
                 None if bias is None else bias.frozen,
@@ -212,7 +212,7 @@ class Objective:
         loss, gradient = torch.empty_like(weight), torch.empty_like(vectors)
         scratch = self._scratch(vectors[0], table.now[0])
         for k in range(len(vectors)):
-            loss[k], gradient[k] = losses.full_softmax(
+            loss[k], gradient[k] = exact_softmax.full_softmax(
                 vectors[k],
                 table.now[k],
                 None if bias is None or bias.now is None else bias.now[k],
@@ -231,6 +231,6 @@ class Objective:
     def _scratch(self, vectors: Tensor, table: Tensor) -> Tensor:
         """One buffer for all devices and steps; made anew when the number of rows changes."""
         if self._buffer is None or self._buffer[0] != len(vectors):
-            made = losses.scratch_for(vectors, table, self.precision)
+            made = exact_softmax.scratch_for(vectors, table, self.precision)
             self._buffer = (len(vectors), made)
         return self._buffer[1]

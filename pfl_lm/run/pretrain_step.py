@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from pfl_lm.models import losses
+from pfl_lm.models import exact_softmax, losses
 from pfl_lm.models.models import Parameters, hidden
 from pfl_lm.streams import stream
 from pfl_lm.text.population import PAD_ID
@@ -82,7 +82,7 @@ class Trainer:
         bias = self.parameters.get("output_bias")
         into = (table.grad, None if bias is None else bias.grad)
         if self.recipe.loss == "softmax":
-            return losses.full_softmax(vectors, table, bias, targets, weight, into)
+            return exact_softmax.full_softmax(vectors, table, bias, targets, weight, into)
         words, log_weight = self._candidates(number)
         scores = vectors @ table[words].mT  # (N, C)
         own = (vectors * table[targets]).sum(1)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pfl_lm.models import losses
+from pfl_lm.models import exact_softmax, losses
 
 V, P, N = 50, 6, 9
 WORDS = np.arange(V)
@@ -33,10 +33,10 @@ def by_autograd(vectors, table, bias, targets, weight):
 @pytest.fixture(params=["one block", "many blocks", "many blocks, made twice"])
 def blocks(request, monkeypatch) -> None:
     if request.param != "one block":
-        monkeypatch.setattr(losses, "BLOCK_BYTES", 0)
-        monkeypatch.setattr(losses, "LEAST_BLOCK", 7)
+        monkeypatch.setattr(exact_softmax, "BLOCK_BYTES", 0)
+        monkeypatch.setattr(exact_softmax, "LEAST_BLOCK", 7)
     if request.param.endswith("twice"):
-        monkeypatch.setattr(losses, "KEEP_BYTES", 0)
+        monkeypatch.setattr(exact_softmax, "KEEP_BYTES", 0)
 
 
 @pytest.mark.usefixtures("blocks")
@@ -44,7 +44,7 @@ def test_full_softmax_is_torchs() -> None:
     vectors, table, bias, targets, weight = problem()
     expected, gradients = by_autograd(vectors, table, bias, targets, weight)
     into = (torch.zeros_like(table), torch.zeros_like(bias))
-    loss, gradient = losses.full_softmax(vectors, table, bias, targets, weight, into, 2.0)
+    loss, gradient = exact_softmax.full_softmax(vectors, table, bias, targets, weight, into, 2.0)
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(gradient, gradients[0])
     torch.testing.assert_close(into[0], 2 * gradients[1])
@@ -56,7 +56,9 @@ def test_full_softmax_may_step_on_its_own_table() -> None:
     vectors, table, bias, targets, weight = problem()
     _, gradients = by_autograd(vectors, table, bias, targets, weight)
     expected = table - 0.3 * gradients[1]
-    _, gradient = losses.full_softmax(vectors, table, bias, targets, weight, (table, bias), -0.3)
+    _, gradient = exact_softmax.full_softmax(
+        vectors, table, bias, targets, weight, (table, bias), -0.3
+    )
     torch.testing.assert_close(table, expected)
     torch.testing.assert_close(gradient, gradients[0])
 
@@ -64,7 +66,7 @@ def test_full_softmax_may_step_on_its_own_table() -> None:
 def test_full_softmax_survives_huge_scores() -> None:
     vectors, table, bias, targets, weight = problem()
     expected, _ = by_autograd(1e4 * vectors, table, bias, targets, weight)
-    loss, gradient = losses.full_softmax(1e4 * vectors, table, bias, targets, weight)
+    loss, gradient = exact_softmax.full_softmax(1e4 * vectors, table, bias, targets, weight)
     torch.testing.assert_close(loss, expected)
     assert gradient.isfinite().all()
 

@@ -25,7 +25,7 @@ from pfl_lm import native
 from pfl_lm.devices.candidates import contrast
 from pfl_lm.devices.tables import Table, slots_of
 from pfl_lm.dp.sampler.discrete_noise import table as noise_table
-from pfl_lm.models import losses, transformer
+from pfl_lm.models import exact_softmax, transformer
 from pfl_lm.models.compiled import recurrence, top_words
 from pfl_lm.models.losses import Candidates
 from pfl_lm.models.models import LoraSpec, ModelSpec, roles
@@ -110,7 +110,7 @@ def run_softmax(_: Any) -> None:
     table, bias = numbers(331, 17), numbers(331)
     targets = torch.randint(0, 331, (21,), generator=torch.Generator().manual_seed(2))
     into = (torch.zeros_like(table), torch.zeros_like(bias))
-    losses.full_softmax(numbers(21, 17), table, bias, targets, numbers(21).abs(), into, 2.0)
+    exact_softmax.full_softmax(numbers(21, 17), table, bias, targets, numbers(21).abs(), into, 2.0)
 
 
 def run_top_words(_: Any) -> None:

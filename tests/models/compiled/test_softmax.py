@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from pfl_lm import native
-from pfl_lm.models import losses
+from pfl_lm.models import exact_softmax
 from pfl_lm.models.compiled import softmax
 
 
@@ -20,7 +20,7 @@ def compiled_here():
 @pytest.fixture(params=["kept", "made twice"])
 def powers(request, monkeypatch) -> None:
     if request.param == "made twice":
-        monkeypatch.setattr(losses, "KEEP_BYTES", 0)
+        monkeypatch.setattr(exact_softmax, "KEEP_BYTES", 0)
 
 
 def problem(rows: int, words: int, width: int, size: float = 1.0):
@@ -50,7 +50,7 @@ def test_loss_and_gradients_are_autograds_on_odd_sizes(shape) -> None:
     expected, gradients = exact(vectors, table, bias, targets, weight)
     into = (torch.ones_like(table), torch.ones_like(bias))
     assert softmax.supports(table, bias, *into)
-    loss, gradient = losses.full_softmax(vectors, table, bias, targets, weight, into, 2.0)
+    loss, gradient = exact_softmax.full_softmax(vectors, table, bias, targets, weight, into, 2.0)
     close(loss, expected)
     for found, wanted in zip((gradient, into[0] - 1, into[1] - 1), gradients, strict=True):
         close(found / 2 if found is not gradient else found, wanted)
@@ -67,7 +67,7 @@ def test_it_may_step_on_its_own_table_and_on_parts_of_it(parts: str) -> None:
     into = (table if parts != "bias" else None, bias if parts not in ("table", "no bias") else None)
     into = (None, None) if parts == "neither" else into
     held = None if parts == "no bias" else bias
-    loss, gradient = losses.full_softmax(vectors, table, held, targets, weight, into, -0.3)
+    loss, gradient = exact_softmax.full_softmax(vectors, table, held, targets, weight, into, -0.3)
     close(loss, expected)
     close(gradient, gradients[0])
     for found, wanted in zip(into, stepped, strict=True):
@@ -79,18 +79,18 @@ def test_scores_beyond_the_range_of_powers_are_shifted() -> None:
     vectors, table, bias, targets, weight = problem(17, 400, 33, size=50.0)
     expected, gradients = exact(vectors, table, bias, targets, weight)
     into = (torch.zeros_like(table), torch.zeros_like(bias))
-    loss, gradient = losses.full_softmax(vectors, table, bias, targets, weight, into)
+    loss, gradient = exact_softmax.full_softmax(vectors, table, bias, targets, weight, into)
     close(loss, expected)
     close(gradient, gradients[0])
     torch.testing.assert_close(into[0].double(), gradients[1], rtol=1e-3, atol=1e-3)
-    huge, _ = losses.full_softmax(vectors, table, bias + 1e30, targets, weight, into)
+    huge, _ = exact_softmax.full_softmax(vectors, table, bias + 1e30, targets, weight, into)
     assert huge.isfinite().all()
 
 
 def test_nan_is_seen_by_the_rows_that_it_reaches() -> None:
     vectors, table, bias, targets, weight = problem(17, 400, 33)
     vectors[3, 0] = torch.nan
-    loss, gradient = losses.full_softmax(vectors, table, bias, targets, weight)
+    loss, gradient = exact_softmax.full_softmax(vectors, table, bias, targets, weight)
     assert loss[3].isnan()
     assert gradient[3].isnan().all()
     assert loss[:3].isfinite().all()
@@ -98,9 +98,9 @@ def test_nan_is_seen_by_the_rows_that_it_reaches() -> None:
 
 def test_a_row_has_the_same_bits_beside_any_others() -> None:
     vectors, table, bias, targets, weight = problem(40, 3001, 33)
-    loss, gradient = losses.full_softmax(vectors, table, bias, targets, weight)
+    loss, gradient = exact_softmax.full_softmax(vectors, table, bias, targets, weight)
     for rows in (slice(0, 1), slice(7, 30)):
         part = (vectors[rows], table, bias, targets[rows], weight[rows])
-        alone, own = losses.full_softmax(*part)
+        alone, own = exact_softmax.full_softmax(*part)
         assert torch.equal(alone, loss[rows])
         assert torch.equal(own, gradient[rows])
