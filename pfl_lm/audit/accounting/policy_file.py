@@ -13,7 +13,11 @@ from pfl_lm.numbers import format_epsilon
 
 _REQUIRED = ("unit", "neighboring", "epsilon", "delta", "population", "report_goal", "rounds")
 # Keys and tables that a policy may leave out, with what holds then.
-_OPTIONAL: dict[str, Any] = {"accepted_server_epsilon": None, "groups": 1}
+_OPTIONAL: dict[str, Any] = {
+    "accepted_server_epsilon": None,
+    "groups": 1,
+    "public_labels": (),
+}
 _TABLES: dict[str, dict[str, Any]] = {
     "participation": {"kind": None, "min_separation": None, "max_participations": None},
     "noise": {
