@@ -1,9 +1,9 @@
 """Where simulated devices compute: on this machine's processor, or on a graphics card.
 
 The same code trains in both places; compiled kernels are the processor's. A card gets the model
-once for each group of devices and returns their updates: clip, rounding and exact noise are the
-processor's, from the operating system's randomness, wherever an update was computed. A card sums
-in an order of its own, so its updates are the processor's to float32's rounding, not to the bit.
+once a round and returns updates: the processor clips, rounds and adds exact noise, from the run's
+own source of randomness, wherever an update was computed. A card sums in an order of its own, so
+its updates are the processor's to float32's rounding, not to the bit.
 """
 
 from __future__ import annotations
