@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pfl_lm.evaluation.labels import AS_TYPED
 from pfl_lm.streams import stream
 
 DRAWS = 2000
@@ -43,9 +44,9 @@ FIGURES = (
     Figure("perplexity", "nats", "predictions", True, False),
     Figure("top-3 recall", "top3", "words", False, True),
     Figure("keystrokes saved", "saved", "keystrokes", False, True),
-    Figure("punctuation, top-3", "marks_top3", "marks", False, True),
-    Figure("emoji, top-3", "emoji_top3", "emoji", False, True),
-    Figure("all keys saved", "keys_saved", "keys", False, True),
+    Figure(AS_TYPED["marks_top3"], "marks_top3", "marks", False, True),
+    Figure(AS_TYPED["emoji_top3"], "emoji_top3", "emoji", False, True),
+    Figure(AS_TYPED["keys_saved"], "keys_saved", "keys", False, True),
 )
 
 
