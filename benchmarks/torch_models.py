@@ -41,6 +41,41 @@ class LSTM(nn.Module):
         return self.output(self.projection(vectors))
 
 
+class CIFG(nn.Module):
+    """Embedding → LSTM whose input gate is 1 − forget, with recurrent projection → tied output."""
+
+    def __init__(self, start: dict[str, np.ndarray]) -> None:
+        super().__init__()
+        vocabulary, width = start["embedding"].shape
+        gates = len(start["layer0.input"])  # three for each cell: forget, cell, output
+        self.embedding = nn.Embedding(vocabulary, width)
+        self.input = nn.Linear(width, gates)
+        self.recurrent = nn.Linear(width, gates, bias=False)
+        self.projection = nn.Linear(gates // 3, width, bias=False)
+        self.output_bias = nn.Parameter(torch.empty(vocabulary))
+        pairs: Parameters = {
+            "embedding": self.embedding.weight,
+            "output_bias": self.output_bias,
+            "layer0.input": self.input.weight,
+            "layer0.input_bias": self.input.bias,
+            "layer0.recurrent": self.recurrent.weight,
+            "layer0.projection": self.projection.weight,
+        }
+        self.by_name = _fill(pairs, start)
+
+    def forward(self, words: torch.Tensor) -> torch.Tensor:
+        sums = self.input(self.embedding(words)).unbind(1)  # (B, 3H) for each word
+        r = sums[0].new_zeros(len(words), self.projection.out_features)
+        c = sums[0].new_zeros(len(words), self.projection.in_features)
+        vectors = []
+        for now in sums:
+            forget, cell, out = (now + self.recurrent(r)).chunk(3, 1)
+            c = torch.lerp(torch.tanh(cell), c, torch.sigmoid(forget))
+            r = self.projection(torch.sigmoid(out) * torch.tanh(c))
+            vectors.append(r)
+        return F.linear(torch.stack(vectors, 1), self.embedding.weight, self.output_bias)
+
+
 class Transformer(nn.Module):
     """Learned positions → pre-norm blocks → norm → tied output."""
 
