@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pfl_lm.files import write_atomically
 from pfl_lm.queries.folder import QuestionFolder
 from pfl_lm.queries.paid import open_paid
+from pfl_lm.queries.table import TabTable, numbers
 from pfl_lm.text.discovered import DiscoveredWords
 
 WORDS_FILE = "words.tsv"
-_HEADER = "word\tnoisy_sum\tdeviations"
+_TABLE = TabTable("list of discovered words", ("word", "noisy_sum", "deviations"))
 
 
 @dataclass(frozen=True)
@@ -32,24 +32,13 @@ class FoundWord:
 def write_words(path: Path, words: Sequence[FoundWord]) -> None:
     """Write the table of words, largest sum first, whole or not at all."""
     rows = sorted(words, key=lambda found: (-found.sum, found.word))
-    lines = [_HEADER, *(f"{w.word}\t{w.sum:.4f}\t{w.deviations:.2f}" for w in rows)]
-    with write_atomically(path) as temporary:
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    _TABLE.write(path, ((w.word, f"{w.sum:.4f}", f"{w.deviations:.2f}") for w in rows))
 
 
 def read_words(path: Path) -> list[FoundWord]:
     """Read the table; raises ValueError where it is damaged."""
-    header, *lines = Path(path).read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    if header != _HEADER:
-        raise ValueError(f"{path} is no list of discovered words: its header is {header!r}")
-    found = []
-    for number, line in enumerate(lines, 2):
-        try:
-            word, total, deviations = line.split("\t")
-            found.append(FoundWord(word, float(total), float(deviations)))
-        except ValueError:
-            raise ValueError(f"{path}:{number}: expected a word and two numbers") from None
-    return found
+    rows = _TABLE.read(path)
+    return [FoundWord(word, *numbers(place, figures)) for place, (word, *figures) in rows]
 
 
 def open_discovered(folder: Path) -> DiscoveredWords:

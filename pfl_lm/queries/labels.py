@@ -14,11 +14,12 @@ from pfl_lm.phones.fleet import phones
 from pfl_lm.queries.ask import QuerySession
 from pfl_lm.queries.groups import place_of
 from pfl_lm.queries.query import Cells
+from pfl_lm.queries.table import TabTable
 from pfl_lm.text.population import PopulationStore
 from pfl_lm.text.population_build import BuildOptions, user_digest
 
 PHONES = "phones"
-_HEADER = "user\tgroup"
+_TABLE = TabTable("table of labels", ("user", "group"))
 
 
 @dataclass(frozen=True)
@@ -60,12 +61,12 @@ def read_labels(path: Path, names: tuple[str, ...], store: PopulationStore, spli
     """
     number_of = _numbers(store, split)
     places = np.full(store.users(split), -1, dtype=np.int64)
-    for number, (user, group) in enumerate(_rows(path), start=2):
-        place, at = place_of(group, names, f"{path}:{number}"), number_of(user)
+    for line, (user, group) in _TABLE.read(path):
+        place, at = place_of(group, names, line), number_of(user)
         if at is None:
             continue
         if places[at] >= 0:
-            raise ValueError(f"{path}:{number}: user {user!r} is there twice; keep one row of them")
+            raise ValueError(f"{line}: user {user!r} is there twice; keep one row of them")
         places[at] = place
     unnamed = int((places < 0).sum())
     if unnamed == len(places):
@@ -97,16 +98,3 @@ def _numbers(store: PopulationStore, split: str) -> Callable[[str], int | None]:
     own = {store.user_digest(split, user): user for user in range(store.users(split))}
     key = BuildOptions().split_key
     return lambda user: own.get(user_digest(user, key)[0])
-
-
-def _rows(path: Path) -> list[list[str]]:
-    try:
-        header, *lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"--groups {path} cannot be read: {error}") from None
-    if header.removesuffix("\r") != _HEADER:
-        raise ValueError(f"{path}: the first line must be user and group, with a tab between them")
-    rows = [line.removesuffix("\r").split("\t") for line in lines]
-    if wrong := [number for number, row in enumerate(rows, start=2) if len(row) != 2]:
-        raise ValueError(f"{path}:{wrong[0]}: expected a user and a group, with a tab between them")
-    return rows

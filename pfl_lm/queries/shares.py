@@ -14,10 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from pfl_lm.dp.sampler.arrays import Doubles
-from pfl_lm.files import write_atomically
+from pfl_lm.queries.table import TabTable, numbers
 
 RESULT_FILE = "mixture.tsv"
-_HEADER = "cell\tpublic_text\tnoisy_sum\tdeviations\tweight"
+_COLUMNS = ("cell", "public_text", "noisy_sum", "deviations", "weight")
+_TABLE = TabTable("table of shares", _COLUMNS)
 
 
 @dataclass(frozen=True)
@@ -64,25 +65,11 @@ def shares_of(
 
 def write_shares(path: Path, shares: Sequence[CellShare]) -> None:
     """Write the table, in the order of the cells, whole or not at all."""
-    rows = (
-        "\t".join([label, *(f"{figure:.6g}" for figure in figures)])
-        for label, *figures in map(astuple, shares)
-    )
-    with write_atomically(path) as temporary:
-        temporary.write_text("\n".join([_HEADER, *rows]) + "\n", encoding="utf-8")
+    rows = map(astuple, shares)
+    _TABLE.write(path, ([cell, *(f"{x:.6g}" for x in figures)] for cell, *figures in rows))
 
 
 def read_shares(path: Path) -> list[CellShare]:
     """Read the table; raises ValueError where it is damaged."""
-    header, *lines = Path(path).read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    if header != _HEADER:
-        raise ValueError(f"{path} is no table of shares: its header is {header!r}")
-    found = []
-    for number, line in enumerate(lines, 2):
-        try:
-            label, *figures = line.split("\t")
-            expected, total, deviations, weight = map(float, figures)
-        except ValueError:
-            raise ValueError(f"{path}:{number}: expected a cell and four numbers") from None
-        found.append(CellShare(label, expected, total, deviations, weight))
-    return found
+    rows = _TABLE.read(path)
+    return [CellShare(cell, *numbers(place, figures)) for place, (cell, *figures) in rows]

@@ -247,7 +247,7 @@ class TestTable:
         [
             ([*ROWS, "u0\tlow"], "user 'u0' is there twice"),
             ([*ROWS, "u0\thuge"], "'huge' is none of the policy's public_labels"),
-            ([*ROWS, "u0"], ":302: expected a user and a group"),
+            ([*ROWS, "u0"], ":302: expected user and group"),
             (["stranger\tlow"], "names no user"),
         ],
     )
