@@ -29,7 +29,7 @@ from pfl_lm.numbers import format_epsilon
 from pfl_lm.run.folder import RunFolder
 
 _WORST_CASE = 10  # trainings, an officer's rule of thumb where none were stated
-_NAME = "hyperparameter tuning"
+TUNING = "hyperparameter tuning"
 
 
 def tuning(
@@ -59,7 +59,7 @@ def tuning(
             known = choices_of(chain, ledgers)
             if isinstance(known, str):
                 text = f"What choosing cost is unknown. The ledger of these people: {known}."
-                return Finding(_NAME, False, text)
+                return Finding(TUNING, False, text)
             return _paid(guarantee, known, others, trials)
         hint = NOT_GIVEN if names_people(chain) else NOT_NAMED if ledgers is not None else ""
     if trials is not None:
@@ -72,7 +72,7 @@ def tuning(
             f"training on these users {_WORST_CASE} times, all would count: ε = "
             f"{format_epsilon(_of_trials(guarantee, _WORST_CASE))}."
         )
-        found = Finding(_NAME, None, text)
+        found = Finding(TUNING, None, text)
     return replace(found, text=found.text + hint)
 
 
@@ -103,7 +103,7 @@ def _paid(
         f"{'within' if paid else 'ABOVE'} the total of these people, {format_epsilon(epsilon)}"
     )
     text += f" ({free[0]} had no noise)." if free else "."
-    return Finding(_NAME, None if beside else paid, text + UNKNOWN)
+    return Finding(TUNING, None if beside else paid, text + UNKNOWN)
 
 
 def _counted(names: Sequence[str], what: str) -> str:
@@ -131,16 +131,16 @@ def epsilon_of_all(guarantees: Sequence[StatedGuarantee]) -> tuple[float, float]
 
 def _stated(guarantee: StatedGuarantee, trials: int) -> Finding:
     if trials <= 1:
-        return Finding(_NAME, True, "Stated: this is the only training on these users.")
+        return Finding(TUNING, True, "Stated: this is the only training on these users.")
     total = _of_trials(guarantee, trials)
     text = (
         f"Stated: this training was chosen among {trials:,} on these users. All of them count: "
         f"ε = {format_epsilon(total)}"
     )
     if total <= guarantee.stated_epsilon * (1 + 1e-3):
-        return Finding(_NAME, True, f"{text}, which the stated ε covers.")
+        return Finding(TUNING, True, f"{text}, which the stated ε covers.")
     text += ", and the stated ε leaves them unpaid."
-    return Finding(_NAME, False, text + if_random(guarantee, trials))
+    return Finding(TUNING, False, text + if_random(guarantee, trials))
 
 
 def if_random(guarantee: StatedGuarantee, trials: int) -> str:
@@ -164,7 +164,7 @@ def _found(guarantee: StatedGuarantee, others: list[RunArtifacts]) -> Finding:
         f"to choose this recipe, all count: together ε = {format_epsilon(total)}"
     )
     text += f" ({free[0]} had no noise)." if free else "."
-    return Finding(_NAME, None, text)
+    return Finding(TUNING, None, text)
 
 
 def _without_noise(others: list[RunArtifacts]) -> list[str]:

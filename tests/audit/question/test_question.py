@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from pfl_lm.audit.accounting.tuning import TUNING
+from pfl_lm.audit.question.accounting import audit_question_accounting
 from pfl_lm.audit.question.artifacts import QuestionArtifacts, is_question
 from pfl_lm.audit.question.ledger import audit_question_ledger
 from pfl_lm.audit.question.mechanism import audit_question_mechanism
@@ -70,6 +72,14 @@ class TestHonest:
         assert "Everything that was checked holds" in done.output
         assert "this very answer" in done.output
         assert "question asked" in (question / "audit.html").read_text()
+
+    def test_choosing_is_told_in_a_question_s_own_words(self, question: Path) -> None:
+        part = audit_question_accounting(QuestionArtifacts.open(question))
+        told = next(found.text for found in part.findings if found.name == TUNING)
+        assert "answers" in told
+        assert "training" not in told
+        chosen = audit_question_accounting(QuestionArtifacts.open(question), trials=5)
+        assert any(found.name == TUNING and found.holds is False for found in chosen.findings)
 
     def test_a_question_is_told_from_a_run(self, question: Path, tmp_path: Path) -> None:
         assert is_question(question)
