@@ -36,9 +36,10 @@ from pfl_lm.native.tuning import tune
 from pfl_lm.network.identity import ServerKeys, enrol
 from pfl_lm.network.server import Serving, serve
 from pfl_lm.network.transport import Limits
+from pfl_lm.run.context import choose_payload
 from pfl_lm.run.progress import ProgressListener
 from pfl_lm.run.scenario import EvaluationConfig, PopulationConfig, Scenario
-from pfl_lm.run.setup import choose_payload, open_run
+from pfl_lm.run.setup import open_run
 from pfl_lm.secagg import server as phases
 
 _PATIENT = 3600.0  # seconds: devices share the processors with the server

@@ -20,7 +20,8 @@ from pfl_lm.evaluation.evaluate import Evaluation, ModelScorer, evaluate
 from pfl_lm.native.tuning import tune
 from pfl_lm.queries.mixture import open_mixture
 from pfl_lm.recipes import load
-from pfl_lm.run.pretrain import Pretraining, pretrain, steps_of
+from pfl_lm.run.pretrain import pretrain, steps_of
+from pfl_lm.run.pretrain_recipe import Pretraining
 from pfl_lm.text.population import PopulationStore
 from pfl_lm.text.tokenizer import Tokenizer
 

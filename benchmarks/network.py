@@ -35,10 +35,11 @@ from pfl_lm.network.server import Serving, serve
 from pfl_lm.network.store import Store
 from pfl_lm.network.task_config import DeviceSetup
 from pfl_lm.network.transport import Limits, channel_to
+from pfl_lm.run.context import RunContext
 from pfl_lm.run.folder import RunFolder, read_json
 from pfl_lm.run.progress import ProgressListener
 from pfl_lm.run.scenario import EvaluationConfig, PopulationConfig, Scenario
-from pfl_lm.run.setup import RunContext, open_run
+from pfl_lm.run.setup import open_run
 from pfl_lm.run.simulate import simulate
 
 LIMITS = Limits(training_seconds=900.0, phase_seconds=300.0, grace_seconds=5.0)

@@ -33,8 +33,9 @@ from pfl_lm.dp.noise import NoiseShare, add_central_gaussian
 from pfl_lm.dp.sampler.discrete_noise import add_noise, table
 from pfl_lm.dp.sampler.pmf import Kind
 from pfl_lm.dp.sampler.random_bits import RandomBits, secure_bits
+from pfl_lm.run.context import RunContext
 from pfl_lm.run.recorder import RoundRecorder
-from pfl_lm.run.setup import RunContext, open_run
+from pfl_lm.run.setup import open_run
 from pfl_lm.run.simulate import choose_payload, run_round
 from pfl_lm.secagg.ideal import IdealAggregator
 from pfl_lm.server.state import ServerState

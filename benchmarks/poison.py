@@ -36,11 +36,12 @@ from pfl_lm.evaluation.evaluate import ModelScorer
 from pfl_lm.native.tuning import tune
 from pfl_lm.recipes import load
 from pfl_lm.run.availability import Cohort, invite
+from pfl_lm.run.context import RunContext, choose_payload
 from pfl_lm.run.evaluation import validate
 from pfl_lm.run.progress import ProgressListener
 from pfl_lm.run.recorder import RoundRecorder
 from pfl_lm.run.scenario import Scenario
-from pfl_lm.run.setup import RunContext, choose_payload, open_run
+from pfl_lm.run.setup import open_run
 from pfl_lm.run.simulate import Ends, run_round
 from pfl_lm.server.state import ServerState, open_round
 

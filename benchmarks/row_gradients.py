@@ -21,8 +21,9 @@ from pfl_lm.devices.task import Task
 from pfl_lm.devices.training import train
 from pfl_lm.payload.layout import Payload, PayloadPlan, choose, gather
 from pfl_lm.recipes import load
+from pfl_lm.run.context import RunContext, text_of
 from pfl_lm.run.scenario import Scenario
-from pfl_lm.run.setup import RunContext, open_run, text_of
+from pfl_lm.run.setup import open_run
 
 BINS = (0, 500, 1_000, 2_000, 4_000, 8_000, 16_000, 30_000)
 USERS = 8

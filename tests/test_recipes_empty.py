@@ -11,7 +11,7 @@ import pytest
 from pfl_lm.dp.policy import Policy
 from pfl_lm.phones.fleet import Fleet
 from pfl_lm.recipes import RecipeError, load
-from pfl_lm.run.pretrain import Pretraining
+from pfl_lm.run.pretrain_recipe import Pretraining
 from pfl_lm.run.scenario import Scenario
 from pfl_lm.text.tokenizer_recipe import TokenizerRecipe
 

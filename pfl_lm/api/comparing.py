@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from pfl_lm.api.runs import Run
+from pfl_lm.pages.html import framed
 from pfl_lm.report.comparison.compare import Comparison
 from pfl_lm.report.comparison.compare import compare as compare_folders
+from pfl_lm.report.comparison.page import render
 from pfl_lm.report.comparison.people import USERS
 
 
-def compare(*runs: Run | Path | str, users: int = USERS) -> Comparison:
+@dataclass(frozen=True)
+class ShownComparison(Comparison):
+    """A comparison that a notebook shows as its page."""
+
+    def _repr_html_(self) -> str:
+        return framed(render(self), 900)
+
+
+def compare(*runs: Run | Path | str, users: int = USERS) -> ShownComparison:
     """Compare runs with the first one, all measured on the same held-out users.
 
     Args:
@@ -37,4 +48,4 @@ def compare(*runs: Run | Path | str, users: int = USERS) -> Comparison:
     True
     """
     folders = [run.folder if isinstance(run, Run) else Path(run) for run in runs]
-    return compare_folders(folders, users)
+    return ShownComparison(**vars(compare_folders(folders, users)))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pfl_lm.audit.artifacts import AuditTarget, RunArtifacts
     from pfl_lm.audit.findings import Part
     from pfl_lm.audit.question.artifacts import QuestionArtifacts
-    from pfl_lm.run.setup import RunContext
+    from pfl_lm.run.context import RunContext
 
 
 class PartName(StrEnum):

@@ -52,9 +52,9 @@ def pretrain(
     from pfl_lm.models.file import save_model
     from pfl_lm.native.tuning import tune
     from pfl_lm.queries.mixture import open_mixture
-    from pfl_lm.run.pretrain import Pretraining
     from pfl_lm.run.pretrain import pretrain as train
     from pfl_lm.run.pretrain_checkpoint import PretrainCheckpoint
+    from pfl_lm.run.pretrain_recipe import Pretraining
     from pfl_lm.text.mixture import cost_of_votes
 
     tune()

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from pfl_lm.models.file import save_model
 from pfl_lm.recipes import load
-from pfl_lm.run.pretrain import Pretraining, pretrain
+from pfl_lm.run.pretrain import pretrain
+from pfl_lm.run.pretrain_recipe import Pretraining
 from pfl_lm.run.progress import ProgressListener
 from pfl_lm.run.scenario import Scenario
 from pfl_lm.run.setup import invented

@@ -14,8 +14,8 @@ from pfl_lm.keyboard.site import Site
 from pfl_lm.network.certificates import ServerCertificate
 from pfl_lm.network.identity import DeviceKey
 from pfl_lm.network.web import Browsers, WebAddress
+from pfl_lm.run.context import RunContext
 from pfl_lm.run.folder import read_json
-from pfl_lm.run.setup import RunContext
 from pfl_lm.web_device import FOLDER
 
 

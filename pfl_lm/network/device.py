@@ -17,8 +17,8 @@ from pfl_lm.network.rpc_client import DroppedFromRound, RpcClient
 from pfl_lm.network.task_config import DeviceSetup, TaskConfig, policy_digest, round_config
 from pfl_lm.network.transport import Message
 from pfl_lm.payload.layout import Payload
+from pfl_lm.run.context import choose_payload, text_of
 from pfl_lm.run.privacy import RunPrivacy
-from pfl_lm.run.setup import choose_payload, text_of
 from pfl_lm.secagg.config import RoundConfig
 from pfl_lm.server.state import Broadcast, ServerState, open_round
 

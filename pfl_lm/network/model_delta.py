@@ -21,7 +21,7 @@ import torch
 from pfl_lm.models.models import Parameters
 from pfl_lm.network.task_config import TaskConfig
 from pfl_lm.payload.layout import Payload, gather
-from pfl_lm.run.setup import RunContext, choose_payload
+from pfl_lm.run.context import RunContext, choose_payload
 
 _VERSIONS = 16  # of which the changes are kept, of a round
 _PIECE_BYTES = 1 << 17  # of a download: thousands of slow readers hold one each

@@ -24,11 +24,11 @@ from pfl_lm.network.model_delta import model_digest
 from pfl_lm.network.store import RoundRow, Store
 from pfl_lm.network.task_config import TaskConfig, round_config
 from pfl_lm.network.transport import Limits
+from pfl_lm.run.context import RunContext, choose_payload
 from pfl_lm.run.figures import clip_figures
 from pfl_lm.run.privacy import RunPrivacy
 from pfl_lm.run.recorder import RunRecorder
 from pfl_lm.run.round import Release, record_failure, release, step
-from pfl_lm.run.setup import RunContext, choose_payload
 from pfl_lm.secagg.config import RoundConfig
 from pfl_lm.secagg.errors import SecaggError, SumLost
 from pfl_lm.secagg.opening import OpenedRound

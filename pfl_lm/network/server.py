@@ -29,6 +29,7 @@ from pfl_lm.network.task_config import TaskConfig, served
 from pfl_lm.network.transport import Limits, largest_frame
 from pfl_lm.network.web import Browsers
 from pfl_lm.run.checkpoints import newest_checkpoint
+from pfl_lm.run.context import RunContext, choose_payload
 from pfl_lm.run.evaluable import require_held_out
 from pfl_lm.run.evaluation import final_evaluation, validate, write_results
 from pfl_lm.run.folder import RunFolder
@@ -37,7 +38,7 @@ from pfl_lm.run.progress import ProgressListener
 from pfl_lm.run.recorder import RunRecorder
 from pfl_lm.run.round import Release, step
 from pfl_lm.run.scenario import Scenario
-from pfl_lm.run.setup import RunContext, choose_payload, open_run
+from pfl_lm.run.setup import open_run
 from pfl_lm.server.state import Broadcast, ServerState, open_round
 
 log = logging.getLogger("pfl_lm.network")

@@ -33,7 +33,7 @@ from pfl_lm.network.transport import methods
 from pfl_lm.network.web_call import WebCall
 from pfl_lm.network.web_task import web_task
 from pfl_lm.pages.local import LOOPBACK, LocalHandler, LocalServer
-from pfl_lm.run.setup import RunContext
+from pfl_lm.run.context import RunContext
 
 log = logging.getLogger("pfl_lm.network")
 

@@ -19,7 +19,7 @@ from pfl_lm.dp.policy import Policy
 from pfl_lm.network import requirements
 from pfl_lm.network.participation_rules import cost
 from pfl_lm.network.task_config import TaskConfig, policy_digest, round_config, stated
-from pfl_lm.run.setup import RunContext, choose_payload
+from pfl_lm.run.context import RunContext, choose_payload
 from pfl_lm.secagg.config import RoundConfig
 from pfl_lm.server.state import Broadcast
 

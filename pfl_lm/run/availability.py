@@ -15,7 +15,7 @@ from pfl_lm.phones.fleet import Fleet, Phones, phones
 from pfl_lm.phones.flops import training_flops
 from pfl_lm.phones.memory import predict_memory
 from pfl_lm.phones.round_timing import Demand, RoundTiming, Selection, able
-from pfl_lm.run.setup import RunContext
+from pfl_lm.run.context import RunContext
 from pfl_lm.secagg.config import MessageKind
 from pfl_lm.server.state import Broadcast
 

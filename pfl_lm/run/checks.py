@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pfl_lm.dp.policy import Policy
 from pfl_lm.payload.layout import Payload
 from pfl_lm.run.aggregation import ExternalAggregator
+from pfl_lm.run.context import RunContext
 from pfl_lm.run.scenario import Scenario
-
-if TYPE_CHECKING:
-    from pfl_lm.run.setup import RunContext
 
 
 def check_external(

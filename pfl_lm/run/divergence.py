@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from pfl_lm.numbers import significant
+from pfl_lm.run.context import RunContext
 from pfl_lm.run.look import noise_in_mean
-from pfl_lm.run.setup import RunContext
 from pfl_lm.server.state import ServerState
 
 _LARGEST_LOSS = 700.0  # float64 has no e^710

@@ -20,8 +20,8 @@ from pfl_lm.evaluation.suggestions import prompts_of, suggest
 from pfl_lm.models.file import Model, save_model
 from pfl_lm.models.models import Parameters
 from pfl_lm.run.availability import fits, phones_of
+from pfl_lm.run.context import RunContext, choose_payload
 from pfl_lm.run.folder import RunFolder, write_json
-from pfl_lm.run.setup import RunContext, choose_payload
 from pfl_lm.server.state import ServerState
 from pfl_lm.text.population import Population
 

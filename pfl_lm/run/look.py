@@ -21,8 +21,8 @@ import numpy as np
 
 from pfl_lm.devices.training import train
 from pfl_lm.numbers import duration, format_epsilon, percent, significant
+from pfl_lm.run.context import RunContext, choose_payload
 from pfl_lm.run.privacy import RunPrivacy
-from pfl_lm.run.setup import RunContext, choose_payload
 from pfl_lm.run.trimmed import noise_ratio
 from pfl_lm.server.state import ServerState, open_round
 from pfl_lm.text.population import windows

@@ -14,8 +14,8 @@ from pfl_lm.code_digest import code_digest
 from pfl_lm.models.models import size
 from pfl_lm.payload.layout import Payload, describe
 from pfl_lm.run.availability import demand, fits
+from pfl_lm.run.context import RunContext, choose_payload
 from pfl_lm.run.privacy import RunPrivacy
-from pfl_lm.run.setup import RunContext, choose_payload
 from pfl_lm.text.mixture import cost_of_votes
 
 _ALONE = (

@@ -27,9 +27,9 @@ import numpy as np
 
 from pfl_lm.files import sweep, write_atomically
 from pfl_lm.run.availability import invite
+from pfl_lm.run.context import RunContext, choose_payload
 from pfl_lm.run.folder import RunFolder
 from pfl_lm.run.round import Release, step
-from pfl_lm.run.setup import RunContext, choose_payload
 from pfl_lm.server.state import ServerState, abandon_round, open_round
 
 

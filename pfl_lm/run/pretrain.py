@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,79 +30,19 @@ from pfl_lm.models.models import (
 )
 from pfl_lm.models.spec import differences
 from pfl_lm.run.pretrain_checkpoint import PretrainCheckpoint
+from pfl_lm.run.pretrain_recipe import Pretraining
 from pfl_lm.run.pretrain_step import Trainer
 from pfl_lm.run.progress import ProgressListener
 from pfl_lm.streams import stream
 from pfl_lm.text.mixture import Mixture
 from pfl_lm.text.population import PopulationStore
 from pfl_lm.text.tokenizer import Tokenizer
-from pfl_lm.validate import below_one, positive
 
 NORMALISING_WINDOWS = 200
 
 
 class Diverged(ValueError):
     """Training whose loss is not finite: nothing of it is worth keeping."""
-
-
-@dataclass(frozen=True)
-class Pretraining:
-    """How a model is trained centrally (a recipe in ``simulations/``).
-
-    Attributes:
-        tokenizer: folder of the tokenizer.
-        text: folder of a population store; its training split is the text.
-        text_is: ``public``; or ``private``, which makes the model a ceiling to compare with and
-            never a start for one under a guarantee.
-        model: what is trained.
-        start: a model file to go on from.
-        trunk: a model file of another vocabulary, such as a related language's: training begins
-            with its layers between the two tables of words; the words begin as they do without.
-        epochs: passes over the text.
-        window, batch_size: T and B.
-        learning_rate: Adam's, after a warm-up of 2% of the steps, falling to 0 along a cosine.
-        loss: ``softmax``, or ``sampled`` with some words per step instead of all.
-        candidates: those words, drawn from the tokenizer's public unigram, for ``sampled``.
-        gradient_clip: ℓ2 bound on the gradient of the dense part.
-        self_normalise: weight α of the penalty α (log Z)² on the log-partition, with
-            ``loss = "sampled"``: scores become log-probabilities in every context, which
-            noise-contrastive estimation on the devices takes them for (Devlin et al. 2014,
-            "Fast and robust neural network joint models", section 2.4).
-        description: one line for people.
-        seed: of the first weights, the order of the text and the candidates.
-    """
-
-    tokenizer: Path
-    text: Path
-    text_is: Literal["public", "private"]
-    model: ModelSpec
-    description: str = ""
-    start: Path | None = None
-    trunk: Path | None = None
-    epochs: float = 1.0
-    window: int = 20
-    batch_size: int = 64
-    learning_rate: float = 2e-3
-    loss: Literal["softmax", "sampled"] = "sampled"
-    candidates: int = 2048
-    gradient_clip: float = 1.0
-    self_normalise: float = 0.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        positive(
-            epochs=self.epochs,
-            window=self.window,
-            batch_size=self.batch_size,
-            learning_rate=self.learning_rate,
-            candidates=self.candidates,
-            gradient_clip=self.gradient_clip,
-        )
-        below_one(self_normalise=self.self_normalise)
-        if self.self_normalise and self.loss != "sampled":
-            raise ValueError('self_normalise needs loss = "sampled"')
-        if self.start and self.trunk:
-            raise ValueError("start and trunk: a model goes on from one of them; leave one out")
 
 
 def pretrain(

@@ -10,16 +10,14 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from pfl_lm.files import sha256_of, sweep, write_atomically
 from pfl_lm.models.file import load_tensors, write_tensors
 from pfl_lm.run.folder import digest_of
-
-if TYPE_CHECKING:
-    from pfl_lm.run.pretrain import Pretraining
+from pfl_lm.run.pretrain_recipe import Pretraining
 
 SECONDS = 60.0  # between checkpoints
 

@@ -7,18 +7,15 @@ of the hidden vectors, C candidates, V words.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from pfl_lm.models import exact_softmax, losses
 from pfl_lm.models.models import Parameters, hidden
+from pfl_lm.run.pretrain_recipe import Pretraining
 from pfl_lm.streams import stream
 from pfl_lm.text.population import PAD_ID
-
-if TYPE_CHECKING:
-    from pfl_lm.run.pretrain import Pretraining
 
 
 class Trainer:

@@ -20,6 +20,7 @@ from pfl_lm.dp.population_ledger import PopulationAccount, PopulationLedger
 from pfl_lm.files import sha256_of
 from pfl_lm.numbers import format_epsilon
 from pfl_lm.run.checkpoints import save_checkpoint
+from pfl_lm.run.context import RunContext, choose_payload
 from pfl_lm.run.folder import RunFolder, RunLog, write_json
 from pfl_lm.run.means import Means
 from pfl_lm.run.noise_state import NoiseStates
@@ -27,7 +28,6 @@ from pfl_lm.run.privacy import RunPrivacy
 from pfl_lm.run.progress import ProgressListener
 from pfl_lm.run.resume import begin_run, resume_run
 from pfl_lm.run.round import Release
-from pfl_lm.run.setup import RunContext, choose_payload
 from pfl_lm.server.state import ServerState
 
 

@@ -14,11 +14,11 @@ from pfl_lm.dp.clipping import clip_before
 from pfl_lm.dp.ledger import Ledger, LedgerError, verify
 from pfl_lm.files import sweep
 from pfl_lm.run.checkpoints import newest_checkpoint, save_checkpoint
+from pfl_lm.run.context import RunContext
 from pfl_lm.run.folder import RunFolder, digest_of, write_json
 from pfl_lm.run.manifest import manifest
 from pfl_lm.run.means import replay
 from pfl_lm.run.progress import ProgressListener
-from pfl_lm.run.setup import RunContext
 from pfl_lm.server.state import ServerState
 
 _CHOSEN = ("scenario", "policy", "tokenizer", "population", "model")

@@ -22,6 +22,7 @@ from pfl_lm.distributed import ALONE, Ranks
 from pfl_lm.distributed.interrupts import interruptible
 from pfl_lm.run.aggregation import ExternalAggregator
 from pfl_lm.run.availability import Cohort, invite
+from pfl_lm.run.context import RunContext, choose_payload, text_of
 from pfl_lm.run.control import clear, heed
 from pfl_lm.run.divergence import LossWatch, require_finite
 from pfl_lm.run.evaluable import require_held_out
@@ -33,7 +34,7 @@ from pfl_lm.run.progress import ProgressListener
 from pfl_lm.run.recorder import RoundRecorder, RunRecorder
 from pfl_lm.run.round import Release, protect_updates, record_failure, release, step
 from pfl_lm.run.scenario import Scenario
-from pfl_lm.run.setup import RunContext, account_of, choose_payload, open_run, text_of
+from pfl_lm.run.setup import account_of, open_run
 from pfl_lm.run.trimmed import noise_ratio
 from pfl_lm.secagg.errors import SecaggError
 from pfl_lm.secagg.rounds import Aggregator

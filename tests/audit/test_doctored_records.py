@@ -23,7 +23,7 @@ from pfl_lm.audit.mechanism.records import record_findings
 from pfl_lm.code_digest import code_digest
 from pfl_lm.payload import layout
 from pfl_lm.payload.plan import PayloadPlan
-from pfl_lm.run import setup
+from pfl_lm.run import context as opened
 from tests.audit.doctoring import (
     entries_of,
     failing,
@@ -184,12 +184,12 @@ def recorded(run: Path) -> dict[str, str]:
 
 
 def test_payload_rows_weighted_by_what_users_typed(tiny_run, tmp_path, monkeypatch):
-    genuine = setup.choose
+    genuine = opened.choose
 
     def by_users(plan, roles, unigram, *public):
         return genuine(plan, roles, unigram[::-1] / unigram.sum(), *public)
 
-    monkeypatch.setattr(setup, "choose", by_users)
+    monkeypatch.setattr(opened, "choose", by_users)
     run = tiny_run(tmp_path, rounds=2, payload=PayloadPlan(rows=100, draw="unigram"))
     assert "round 0" in recorded(run)["payload is the public draw"]
 

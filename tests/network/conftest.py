@@ -24,8 +24,9 @@ from pfl_lm.network.server import Serving, serve
 from pfl_lm.network.task_config import DeviceSetup
 from pfl_lm.network.transport import Limits, channel_to
 from pfl_lm.recipes import load
+from pfl_lm.run.context import choose_payload
 from pfl_lm.run.scenario import EvaluationConfig, PopulationConfig
-from pfl_lm.run.setup import choose_payload, open_run
+from pfl_lm.run.setup import open_run
 from pfl_lm.server.state import ServerState, close_round, open_round
 from pfl_lm.text.population import windows
 

@@ -19,9 +19,10 @@ from pfl_lm.network.task_config import policy_digest, served
 from pfl_lm.network.transport import messages
 from pfl_lm.recipes import load
 from pfl_lm.run.checkpoints import newest_checkpoint
+from pfl_lm.run.context import choose_payload
 from pfl_lm.run.folder import RunFolder
 from pfl_lm.run.resume import begin_run
-from pfl_lm.run.setup import choose_payload, open_run
+from pfl_lm.run.setup import open_run
 from pfl_lm.secagg.errors import Refused
 from pfl_lm.server.state import Broadcast, open_round
 from tests.network.test_full_strength import POLICY, Key, Scripted, setup_of, strong  # noqa: F401

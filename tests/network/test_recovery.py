@@ -18,10 +18,11 @@ from pfl_lm.network.server import recover, serve
 from pfl_lm.network.store import Store
 from pfl_lm.network.task_config import served
 from pfl_lm.run.checkpoints import newest_checkpoint
+from pfl_lm.run.context import choose_payload
 from pfl_lm.run.folder import RunFolder
 from pfl_lm.run.resume import begin_run
 from pfl_lm.run.round import Release, abandon, ledger_entry
-from pfl_lm.run.setup import choose_payload, open_run
+from pfl_lm.run.setup import open_run
 from pfl_lm.server.state import close_round, open_round
 
 PRELOADED = ["tests.network.warm", "pytest"]

@@ -16,7 +16,8 @@ from pfl_lm.network.store import Store
 from pfl_lm.network.task_config import DeviceSetup, TaskConfig, own_tokens, served
 from pfl_lm.payload.layout import PayloadPlan
 from pfl_lm.recipes import load
-from pfl_lm.run.setup import choose_payload, open_run
+from pfl_lm.run.context import choose_payload
+from pfl_lm.run.setup import open_run
 from pfl_lm.server.state import ServerState, close_round, open_round
 
 RUN = "0" * 32

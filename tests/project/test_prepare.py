@@ -10,7 +10,7 @@ import pytest
 from pfl_lm.cli import main
 from pfl_lm.project.prepare import Preparation, prepare
 from pfl_lm.recipes import load
-from pfl_lm.run.pretrain import Pretraining
+from pfl_lm.run.pretrain_recipe import Pretraining
 from pfl_lm.run.scenario import Scenario
 from pfl_lm.run.setup import open_run
 from pfl_lm.text.population import PopulationStore

@@ -17,10 +17,11 @@ from pfl_lm.models.models import ModelSpec
 from pfl_lm.payload.layout import PayloadPlan
 from pfl_lm.run.aggregation import Aggregation, absences
 from pfl_lm.run.availability import invite
+from pfl_lm.run.context import choose_payload
 from pfl_lm.run.folder import RunFolder
 from pfl_lm.run.recorder import RoundRecorder
 from pfl_lm.run.scenario import PopulationConfig
-from pfl_lm.run.setup import choose_payload, open_run
+from pfl_lm.run.setup import open_run
 from pfl_lm.run.simulate import Ends, run_round, simulate
 from pfl_lm.run.sum_check import check_sum
 from pfl_lm.secagg.config import MessageKind

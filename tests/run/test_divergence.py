@@ -95,8 +95,8 @@ def test_a_loss_without_a_perplexity_has_diverged(loss):
 
 def test_the_loss_of_a_round_is_that_of_its_healthy_devices(tiny_scenario):
     from pfl_lm.run.availability import invite
+    from pfl_lm.run.context import choose_payload
     from pfl_lm.run.figures import RoundFigures
-    from pfl_lm.run.setup import choose_payload
     from pfl_lm.server.state import ServerState, open_round
 
     context = open_run(tiny_scenario())

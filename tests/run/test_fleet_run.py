@@ -13,9 +13,10 @@ from pfl_lm.recipes import load
 from pfl_lm.report.fleet import fleet_charts, fleet_facts
 from pfl_lm.report.source import read_run
 from pfl_lm.run.availability import demand, invite, phones_of
+from pfl_lm.run.context import choose_payload
 from pfl_lm.run.folder import RunFolder, read_json
 from pfl_lm.run.scenario import PopulationConfig, Scenario
-from pfl_lm.run.setup import choose_payload, open_run
+from pfl_lm.run.setup import open_run
 from pfl_lm.run.simulate import simulate
 from pfl_lm.secagg.config import MessageKind
 

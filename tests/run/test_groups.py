@@ -21,9 +21,10 @@ from pfl_lm.dp.policy import Policy
 from pfl_lm.queries.ask import QuerySession
 from pfl_lm.recipes import load
 from pfl_lm.run import groups as module
+from pfl_lm.run.context import RunContext, choose_payload
 from pfl_lm.run.groups import GroupedRound, divide
 from pfl_lm.run.progress import ProgressListener
-from pfl_lm.run.setup import RunContext, choose_payload, open_run
+from pfl_lm.run.setup import open_run
 from pfl_lm.run.simulate import run_round, simulate
 from pfl_lm.run.trimmed import noise_ratio, trimmed_mean
 from pfl_lm.secagg.errors import TooFewReports

@@ -12,8 +12,9 @@ import torch
 from pfl_lm.models.file import Model, save_model
 from pfl_lm.models.models import ModelSpec, hidden_of, initialise, roles, scores
 from pfl_lm.run import pretrain as module
-from pfl_lm.run.pretrain import Pretraining, normalise, pretrain
+from pfl_lm.run.pretrain import normalise, pretrain
 from pfl_lm.run.pretrain_checkpoint import PretrainCheckpoint
+from pfl_lm.run.pretrain_recipe import Pretraining
 from pfl_lm.run.progress import ProgressListener
 from pfl_lm.text.population import PopulationStore
 from pfl_lm.text.population_build import Input, build_population

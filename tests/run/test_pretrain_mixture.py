@@ -11,8 +11,9 @@ import torch
 
 from pfl_lm.models.file import Model, load_model, save_model
 from pfl_lm.models.models import ModelSpec
-from pfl_lm.run.pretrain import Pretraining, pretrain
+from pfl_lm.run.pretrain import pretrain
 from pfl_lm.run.pretrain_checkpoint import PretrainCheckpoint
+from pfl_lm.run.pretrain_recipe import Pretraining
 from pfl_lm.run.progress import ProgressListener
 from pfl_lm.text.clusters import cluster
 from pfl_lm.text.mixture import Mixture, cost_of_votes

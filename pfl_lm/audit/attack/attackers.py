@@ -16,7 +16,7 @@ from pfl_lm.audit.attack import canaries
 from pfl_lm.audit.attack.estimators import one_run_bound, one_run_bound_fdp
 from pfl_lm.audit.attack.scores import Scores, bound_at_counts, gaussian_bound
 from pfl_lm.audit.gaussians import gaussian_epsilon
-from pfl_lm.run.setup import RunContext
+from pfl_lm.run.context import RunContext
 
 SIGNIFICANCE = 0.05
 _DEVIATIONS = 5.0  # how far a fitted distance is pulled back before it may accuse

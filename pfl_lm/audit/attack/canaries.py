@@ -20,7 +20,7 @@ import numpy as np
 from pfl_lm.audit.attack.scores import Scores
 from pfl_lm.audit.mechanism.harness import probed_round, rounds_of
 from pfl_lm.payload.layout import Payload, gather
-from pfl_lm.run.setup import RunContext, choose_payload
+from pfl_lm.run.context import RunContext, choose_payload
 from pfl_lm.streams import stream
 
 _MOST_COORDINATES = 1 << 14

@@ -18,8 +18,8 @@ from pfl_lm.audit.attack.one_shot import OneShot, one_shot
 from pfl_lm.audit.findings import Finding, Part, Plot, TextTable
 from pfl_lm.audit.mechanism.harness import everybody_reports
 from pfl_lm.numbers import format_epsilon, format_epsilon_bound
+from pfl_lm.run.context import RunContext
 from pfl_lm.run.deployment import Deployment
-from pfl_lm.run.setup import RunContext
 
 CANARIES = 400
 MOST_ROUNDS = 200

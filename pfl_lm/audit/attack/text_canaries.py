@@ -23,7 +23,7 @@ from pfl_lm.audit.findings import Finding, TextTable
 from pfl_lm.audit.mechanism.harness import probed_round, quiet_recorder
 from pfl_lm.models.models import Parameters, hidden_of, scores
 from pfl_lm.run.availability import Cohort, invite
-from pfl_lm.run.setup import RunContext, text_of
+from pfl_lm.run.context import RunContext, text_of
 from pfl_lm.run.simulate import Ends, run_round
 from pfl_lm.server.state import Broadcast, ServerState
 from pfl_lm.streams import stream

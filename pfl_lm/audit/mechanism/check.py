@@ -27,7 +27,7 @@ from pfl_lm.audit.mechanism.harness import (
 )
 from pfl_lm.audit.mechanism.records import record_findings
 from pfl_lm.audit.mechanism.stream_tests import stream_findings
-from pfl_lm.run.setup import RunContext
+from pfl_lm.run.context import RunContext
 
 _ROUNDS = 4  # consecutive ones: reuse in every second or third round shows
 

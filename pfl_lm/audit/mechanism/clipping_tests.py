@@ -12,7 +12,7 @@ from scipy import stats
 from pfl_lm.audit.findings import Finding
 from pfl_lm.audit.ledger.clipping import after
 from pfl_lm.audit.mechanism.harness import Opened, places, probe_round, probed_round
-from pfl_lm.run.setup import RunContext
+from pfl_lm.run.context import RunContext
 
 _ROUNDS = 20
 _UNLIKELY = 1e-6

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from pfl_lm.audit.findings import Finding
 from pfl_lm.run import availability
-from pfl_lm.run.setup import RunContext
+from pfl_lm.run.context import RunContext
 
 _NAME = "separation of a user's rounds"
 

@@ -21,7 +21,7 @@ from pfl_lm.audit.mechanism.harness import (
     probed_round,
     zeros,
 )
-from pfl_lm.run.setup import RunContext
+from pfl_lm.run.context import RunContext
 
 DEVIATIONS = 5.0  # two-sided chance 6e-7
 UNLIKELY = 1e-6

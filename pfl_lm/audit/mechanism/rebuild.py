@@ -13,11 +13,12 @@ from pfl_lm.dp.policy import Policy
 from pfl_lm.phones.fleet import Fleet
 from pfl_lm.recipes import from_plain, load
 from pfl_lm.run.aggregation import ExternalAggregator
+from pfl_lm.run.context import RunContext
 from pfl_lm.run.deployment import Deployment
 from pfl_lm.run.manifest import manifest
 from pfl_lm.run.privacy import simulated_rule
 from pfl_lm.run.scenario import Scenario
-from pfl_lm.run.setup import RunContext, open_run
+from pfl_lm.run.setup import open_run
 
 
 def rebuild_context(

@@ -8,7 +8,7 @@ from typing import Any
 from pfl_lm.audit.artifacts import RunArtifacts
 from pfl_lm.audit.findings import Finding
 from pfl_lm.audit.mechanism.harness import repeated_round
-from pfl_lm.run.setup import RunContext
+from pfl_lm.run.context import RunContext
 
 _NAME = "noise of no printed seed"
 

@@ -26,10 +26,10 @@ from pfl_lm.audit.mechanism.harness import (
     zeros,
 )
 from pfl_lm.run import availability
+from pfl_lm.run.context import RunContext
 from pfl_lm.run.folder import RunFolder
 from pfl_lm.run.noise_state import NoiseStates
 from pfl_lm.run.round import Release
-from pfl_lm.run.setup import RunContext
 from pfl_lm.run.simulate import run_round
 from pfl_lm.server.state import ServerState
 

@@ -19,8 +19,8 @@ from pfl_lm.audit.mechanism.harness import (
     probed_round,
 )
 from pfl_lm.audit.mechanism.noise_tests import DEVIATIONS
+from pfl_lm.run.context import RunContext
 from pfl_lm.run.privacy import RunPrivacy
-from pfl_lm.run.setup import RunContext
 
 _ADVERSARIES = 800  # devices; a fault in one of a hundred is missed with chance 3e-4
 _MOST_COORDINATES = 150_000_000  # encoded for the sensitivity test

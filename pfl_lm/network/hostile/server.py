@@ -24,8 +24,8 @@ from pfl_lm.network.service import Requests, Service
 from pfl_lm.network.task_config import TaskConfig, round_config
 from pfl_lm.network.transport import Limits, Message, largest_frame
 from pfl_lm.network.web import Browsers, WebServer
+from pfl_lm.run.context import RunContext, choose_payload
 from pfl_lm.run.scenario import Scenario
-from pfl_lm.run.setup import RunContext, choose_payload
 from pfl_lm.secagg.errors import SecaggError
 from pfl_lm.secagg.server import CollectingKeys
 from pfl_lm.server.state import ServerState, open_round

@@ -12,8 +12,9 @@ from pfl_lm.network.model_delta import ModelCache
 from pfl_lm.network.task_config import TaskConfig, served
 from pfl_lm.network.transport import CHUNK_BYTES
 from pfl_lm.payload.layout import PayloadPlan
+from pfl_lm.run.context import RunContext, choose_payload
 from pfl_lm.run.scenario import Scenario
-from pfl_lm.run.setup import RunContext, choose_payload, open_run
+from pfl_lm.run.setup import open_run
 
 _EXCESS_BYTES = 64 << 20  # more than the buffers between a server and a device that stops reading
 

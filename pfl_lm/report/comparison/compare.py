@@ -50,12 +50,6 @@ class Comparison:
     judged: tuple[Judged, ...]
     notes: tuple[str, ...]
 
-    def _repr_html_(self) -> str:
-        from pfl_lm.pages.html import framed
-        from pfl_lm.report.comparison.page import render
-
-        return framed(render(self), 900)
-
 
 def compare(
     folders: Sequence[Path],

@@ -159,7 +159,7 @@ def moved_by_one_round(scenario, path, monkeypatch, format: str = "") -> np.ndar
 
     monkeypatch.setattr(pfl_lm.run.setup, "PUBLIC_USERS", 20)
     context = pfl_lm.run.setup.open_run(scenario)
-    payload = pfl_lm.run.setup.choose_payload(context, 0)
+    payload = pfl_lm.run.context.choose_payload(context, 0)
     state, ledger = begin_run(context, RunFolder(path))
     before, ends = payloads.gather(state.parameters, payload), Ends()
     if format:

@@ -11,7 +11,7 @@ from pfl_lm.devices.training import train
 from pfl_lm.dp.encoding import decode, protect
 from pfl_lm.keyboard.take_part import KeyboardPage, enrolment_link
 from pfl_lm.network.task_config import own_tokens
-from pfl_lm.run.setup import choose_payload, text_of
+from pfl_lm.run.context import choose_payload, text_of
 from pfl_lm.server.state import ServerState, close_round, open_round
 from pfl_lm.text.population import windows
 from tests.network.conftest import Trial

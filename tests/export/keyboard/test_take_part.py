@@ -29,8 +29,9 @@ from pfl_lm.network.identity import ServerKeys, enrol
 from pfl_lm.network.task_config import served
 from pfl_lm.network.web import WebAddress
 from pfl_lm.payload.layout import PayloadPlan
+from pfl_lm.run.context import choose_payload
 from pfl_lm.run.scenario import EvaluationConfig, PopulationConfig
-from pfl_lm.run.setup import choose_payload, open_run
+from pfl_lm.run.setup import open_run
 from pfl_lm.run.simulate import simulate
 from tests.export.keyboard.conftest import Browser, chromium
 from tests.export.keyboard.page_trial import IN_PAGES, PageTrial

@@ -12,7 +12,7 @@ from pfl_lm.network.hostile.cases import CASES
 from pfl_lm.network.hostile.run import Command, play_all, prepare
 from pfl_lm.network.hostile.watch import Patience, Verdict
 from pfl_lm.network.web import Browsers, WebAddress
-from pfl_lm.run.setup import choose_payload
+from pfl_lm.run.context import choose_payload
 from pfl_lm.web_device import FOLDER
 from tests.network.conftest import free_port
 from tests.network.test_hostile import POLICY, VICTIM

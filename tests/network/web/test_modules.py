@@ -14,7 +14,8 @@ from pfl_lm.network.task_config import TaskConfig, served
 from pfl_lm.network.transport import messages, methods
 from pfl_lm.network.web_task import web_task
 from pfl_lm.payload.layout import PayloadPlan, gather, scatter_add
-from pfl_lm.run.setup import choose_payload, open_run
+from pfl_lm.run.context import choose_payload
+from pfl_lm.run.setup import open_run
 from pfl_lm.streams import key
 from pfl_lm.text.population import windows
 from tests.network.web.conftest import in_node, needs_node

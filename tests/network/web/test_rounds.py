@@ -16,7 +16,8 @@ from pfl_lm.network.task_config import DeviceSetup, served
 from pfl_lm.network.web_task import web_task
 from pfl_lm.payload.layout import PayloadPlan
 from pfl_lm.recipes import load
-from pfl_lm.run.setup import choose_payload, open_run, text_of
+from pfl_lm.run.context import choose_payload, text_of
+from pfl_lm.run.setup import open_run
 from pfl_lm.server.state import ServerState, open_round
 from tests.network.web.conftest import needs_node
 
