@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pfl_lm.dp.encoding import decode
 from pfl_lm.dp.events import RoundEvent
@@ -12,9 +12,6 @@ from pfl_lm.dp.noise import NoiseShare
 from pfl_lm.dp.sampler.arrays import Doubles, Int64s, Updates
 from pfl_lm.dp.sampler.pmf import Kind
 from pfl_lm.dp.sampler.random_bits import RandomBits
-
-if TYPE_CHECKING:
-    from pfl_lm.dp.policy import Policy
 
 Place = Literal["device", "server", "none"]
 
@@ -87,8 +84,14 @@ class Mechanism:
     stateful: ClassVar[bool] = False
     initial_state: bytes = b""
 
-    def for_policy(self, policy: Policy) -> Mechanism:
-        """Return the mechanism with the numbers that follow from a policy; itself where none do."""
+    def for_rounds(self, rounds: int, min_separation: int, participations: int) -> Mechanism:
+        """Return the mechanism with the numbers that follow from these; itself where none do.
+
+        Args:
+            rounds: of the run.
+            min_separation: rounds from one participation of a user to the next, at the least.
+            participations: of one user, at the most.
+        """
         return self
 
     def event(self, event: RoundEvent, dim: int, grid_steps: float, shares: int) -> RoundEvent:

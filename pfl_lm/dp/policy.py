@@ -157,7 +157,9 @@ class Policy:
     @property
     def mechanism(self) -> Mechanism:
         """The kind of noise, with the numbers that follow from this policy."""
-        return MECHANISMS[self.noise.kind].for_policy(self)
+        separation = self.participation.min_separation or 1
+        kind = MECHANISMS[self.noise.kind]
+        return kind.for_rounds(self.rounds, separation, self.participations)
 
     @property
     def rate(self) -> float:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -27,10 +27,6 @@ from pfl_lm.dp.correlated.toeplitz import inverse
 from pfl_lm.dp.events import MOST_STREAM_ROUNDS, RoundEvent, StreamPlan
 from pfl_lm.dp.mechanism import Mechanism, Opened, Place
 from pfl_lm.dp.sampler.arrays import Doubles, Updates
-
-if TYPE_CHECKING:
-    from pfl_lm.dp.policy import Policy
-
 
 _SALT = 32  # bytes
 _MOST_PAIRS = 4_000_000  # rounds times participations
@@ -92,10 +88,9 @@ class Correlated(Mechanism):
         self.plan, self.min_separation = plan, min_separation
         self.participations = participations
 
-    def for_policy(self, policy: Policy) -> Mechanism:
-        separation = policy.participation.min_separation or 1
-        times = policy.participations
-        return type(self)(self.planned(policy.rounds, separation, times), separation, times)
+    def for_rounds(self, rounds: int, min_separation: int, participations: int) -> Mechanism:
+        plan = self.planned(rounds, min_separation, participations)
+        return type(self)(plan, min_separation, participations)
 
     def planned(self, rounds: int, min_separation: int, participations: int) -> StreamPlan:
         """Return the stream of a run; its numbers follow from these three and nothing else.

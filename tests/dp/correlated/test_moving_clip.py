@@ -10,7 +10,7 @@ import pytest
 from pfl_lm.dp.clipping import Clipping
 from pfl_lm.dp.correlated.sensitivity import sensitivity
 from pfl_lm.dp.grid import Grid
-from pfl_lm.dp.mechanisms import MECHANISMS, Opened
+from pfl_lm.dp.mechanisms import Opened
 from pfl_lm.dp.policy import Noise, Participation, Policy
 from pfl_lm.dp.sampler.random_bits import reproducible_bits
 from pfl_lm.streams import key
@@ -25,7 +25,7 @@ def mechanism_of(kind: str):
         Noise("server", kind),
         clipping=Clipping(1e-3, 1e3),
     )
-    return MECHANISMS[kind].for_policy(policy)
+    return policy.mechanism
 
 
 def run(kind: str, ratios, sums=None) -> np.ndarray:
