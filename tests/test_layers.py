@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -116,6 +117,23 @@ def test_imports_point_down(path):
         other = part_of(module)
         if other not in (None, part) and is_part(other) and (part, other) not in SIDEWAYS:
             assert row_of(other) < row_of(part), f"{part} imports {module}, not below it"
+
+
+def test_no_files_import_each_other():
+    """Not even for their types, nor within a part: a reader can begin at the bottom."""
+    own = {
+        path: ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts) for path in modules()
+    }
+    names = {name.removesuffix(".__init__") for name in own.values()}
+    below = {
+        own[path].removesuffix(".__init__"): names.intersection(imports_of(path)) for path in own
+    }
+    packages = {own[path].removesuffix(".__init__") for path in own if path.stem == "__init__"}
+    files = {name: found - packages - {name} for name, found in below.items()}
+    try:
+        graphlib.TopologicalSorter(files).prepare()
+    except graphlib.CycleError as error:
+        pytest.fail("a circle of imports: " + " -> ".join(error.args[1]))
 
 
 @pytest.mark.parametrize(("who", "whom"), NEVER, ids=lambda name: name)
