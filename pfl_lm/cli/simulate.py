@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 from contextlib import nullcontext
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -53,6 +54,19 @@ OnProcessor = Annotated[
 DEVICES_PER_WORKER = 16  # of a round; a process trains about as many at once
 
 
+@dataclass(frozen=True)
+class Request:
+    """What a call of the verb asks beside its scenario, in the words of its options."""
+
+    output: Path
+    resume: bool = False
+    overwrite: bool = False
+    ledgers: Path | None = None
+    anyway: bool = False
+    track: tuple[str, ...] = ()
+    processor: ProcessorKind = ProcessorKind.cpu
+
+
 def simulate(
     recipe: ScenarioPath,
     output: Output,
@@ -95,18 +109,10 @@ def simulate(
     if resume and overwrite:
         raise ValueError("--resume goes on with a run and --overwrite deletes it: choose one")
     scenario = read(Scenario, recipe, settings)
+    trackers = tuple(track or ())
+    request = Request(output, resume, overwrite, ledgers, anyway, trackers, processor)
     try:
-        _run(
-            scenario,
-            output,
-            resume,
-            overwrite,
-            workers,
-            ledgers,
-            anyway,
-            tuple(track or ()),
-            processor,
-        )
+        _run(scenario, request, workers)
     except KeyboardInterrupt:
         _say_what_is_kept(scenario, output)
         raise
@@ -152,20 +158,10 @@ def demo(
         shutil.rmtree(start)
     with StepBar("pretraining on public text") as bar:
         scenario = prepare(start, bar)
-    _run(scenario, output, False, overwrite, workers)
+    _run(scenario, Request(output, overwrite=overwrite), workers)
 
 
-def _run(
-    scenario: Scenario,
-    output: Path,
-    resume: bool,
-    overwrite: bool,
-    workers: int | None,
-    ledgers: Path | None = None,
-    anyway: bool = False,
-    track: tuple[str, ...] = (),
-    processor: ProcessorKind = ProcessorKind.cpu,
-) -> None:
+def _run(scenario: Scenario, request: Request, workers: int | None) -> None:
     """Simulate in one process or in several, then write the report and print a summary."""
     from pfl_lm.cli.progress import summarise
     from pfl_lm.distributed import ALONE
@@ -178,30 +174,19 @@ def _run(
         if workers is not None:
             raise ValueError("torchrun has started the processes already; leave --workers out")
         with join() as ranks:
-            _work(ranks, scenario, output, resume, overwrite, ledgers, anyway, track, processor)
+            _work(ranks, scenario, request)
         if not ranks.is_first:
             return  # rank 0 reports
     else:
-        count = workers or (_workers(scenario) if processor == "cpu" else 1)
-        about = (scenario, output, resume, overwrite, ledgers, anyway, track, processor)
+        count = workers or (_workers(scenario) if request.processor == "cpu" else 1)
         if count == 1:
-            _work(ALONE, *about)
+            _work(ALONE, scenario, request)
         else:
-            launch(count, _work, *about)
-    summarise(RunFolder.open(output), write_report(output))
+            launch(count, _work, scenario, request)
+    summarise(RunFolder.open(request.output), write_report(request.output))
 
 
-def _work(
-    ranks: Ranks,
-    scenario: Scenario,
-    output: Path,
-    resume: bool,
-    overwrite: bool,
-    ledgers: Path | None,
-    anyway: bool,
-    track: tuple[str, ...],
-    processor: ProcessorKind,
-) -> None:
+def _work(ranks: Ranks, scenario: Scenario, request: Request) -> None:
     """Simulate as one of the processes, or alone; rank 0 shows how far the run is."""
     from pfl_lm.cli.errors import write_anything
     from pfl_lm.cli.progress import RunScreen
@@ -216,23 +201,23 @@ def _work(
     # One thread, whatever the number of processes: threads split sums, and so change their bits.
     tune(None if "OMP_NUM_THREADS" in os.environ else 1)
     external = external_aggregator(scenario.aggregator)
-    screen = RunScreen(scenario.description or f"run {output.name}")
-    names = track if ranks.is_first else ()
+    screen = RunScreen(scenario.description or f"run {request.output.name}")
+    names = request.track if ranks.is_first else ()
     with (
         screen if ranks.is_first else nullcontext(),
-        tracked(names, output, screen) as listener,
+        tracked(names, request.output, screen) as listener,
     ):
         simulate(
             scenario,
-            output,
+            request.output,
             listener,
-            resume,
-            overwrite,
+            request.resume,
+            request.overwrite,
             ranks,
             external,
-            ledgers,
-            before=lambda context: judge(foresee(context), anyway, screen.say),
-            processor=open_processor(processor.value, ranks.rank),
+            request.ledgers,
+            before=lambda context: judge(foresee(context), request.anyway, screen.say),
+            processor=open_processor(request.processor.value, ranks.rank),
         )
 
 
