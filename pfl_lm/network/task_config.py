@@ -28,8 +28,9 @@ from pfl_lm.recipes import from_plain
 from pfl_lm.run.context import RunContext
 from pfl_lm.run.deployment import Deployment
 from pfl_lm.run.folder import digest_of
-from pfl_lm.run.privacy import RunPrivacy, simulated_rule
+from pfl_lm.run.privacy import RunPrivacy
 from pfl_lm.run.scenario import PopulationConfig, Scenario
+from pfl_lm.run.simulated_rule import simulated_rule
 from pfl_lm.secagg.config import RoundConfig
 from pfl_lm.secagg.parameters import Adversary
 from pfl_lm.server.state import Broadcast

@@ -28,9 +28,10 @@ from pfl_lm.phones.fleet import Fleet
 from pfl_lm.queries.query import Answer, Query
 from pfl_lm.run.aggregation import Aggregation
 from pfl_lm.run.deployment import Deployment
-from pfl_lm.run.privacy import RunPrivacy, simulated_rule
+from pfl_lm.run.privacy import RunPrivacy
 from pfl_lm.run.recorder import Budget
 from pfl_lm.run.round import protect_updates, record_failure, release
+from pfl_lm.run.simulated_rule import simulated_rule
 from pfl_lm.secagg.config import MessageKind
 from pfl_lm.secagg.errors import SecaggError
 from pfl_lm.secagg.parameters import Adversary

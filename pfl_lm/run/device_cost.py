@@ -73,7 +73,8 @@ def _grid(scenario: Scenario, dim: int) -> Grid:
         )
     policy = load(Policy, scenario.policy)
     from pfl_lm.run.deployment import Deployment
-    from pfl_lm.run.privacy import RunPrivacy, simulated_rule
+    from pfl_lm.run.privacy import RunPrivacy
+    from pfl_lm.run.simulated_rule import simulated_rule
 
     goal = policy.report_goal
     rule = simulated_rule(policy, policy.population, goal)

@@ -18,8 +18,9 @@ from pfl_lm.run.aggregation import ExternalAggregator
 from pfl_lm.run.checks import check_external, check_groups, check_payload, check_processor
 from pfl_lm.run.context import PublicText, RunContext, choose_payload
 from pfl_lm.run.deployment import Deployment
-from pfl_lm.run.privacy import RunPrivacy, simulated_rule
+from pfl_lm.run.privacy import RunPrivacy
 from pfl_lm.run.scenario import Scenario
+from pfl_lm.run.simulated_rule import simulated_rule
 from pfl_lm.text.population import Population, PopulationStore
 from pfl_lm.text.tokenizer import Tokenizer
 

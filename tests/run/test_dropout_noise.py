@@ -21,10 +21,11 @@ from pfl_lm.dp.policy import Noise, Policy
 from pfl_lm.recipes import load
 from pfl_lm.run.aggregation import Aggregation
 from pfl_lm.run.deployment import Deployment
-from pfl_lm.run.privacy import RunPrivacy, simulated_rule
+from pfl_lm.run.privacy import RunPrivacy
 from pfl_lm.run.round import protect_updates, release
 from pfl_lm.run.setup import open_run
 from pfl_lm.run.simulate import simulate
+from pfl_lm.run.simulated_rule import simulated_rule
 from pfl_lm.secagg.config import MessageKind
 from pfl_lm.secagg.errors import TooFewReports
 from pfl_lm.secagg.noise import RemovableNoise

@@ -15,9 +15,10 @@ from pfl_lm.dp.encoding import protect
 from pfl_lm.dp.policy import Policy
 from pfl_lm.recipes import load
 from pfl_lm.run.deployment import Deployment
-from pfl_lm.run.privacy import RunPrivacy, simulated_rule
+from pfl_lm.run.privacy import RunPrivacy
 from pfl_lm.run.recorder import Budget
 from pfl_lm.run.round import noisy_mean, protect_updates
+from pfl_lm.run.simulated_rule import simulated_rule
 from pfl_lm.secagg.ideal import OpenedSum
 from pfl_lm.server.state import Broadcast
 

@@ -16,9 +16,9 @@ from pfl_lm.run.aggregation import ExternalAggregator
 from pfl_lm.run.context import RunContext
 from pfl_lm.run.deployment import Deployment
 from pfl_lm.run.manifest import manifest
-from pfl_lm.run.privacy import simulated_rule
 from pfl_lm.run.scenario import Scenario
 from pfl_lm.run.setup import open_run
+from pfl_lm.run.simulated_rule import simulated_rule
 
 
 def rebuild_context(
