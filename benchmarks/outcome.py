@@ -115,13 +115,14 @@ def main() -> None:
     row.output.mkdir(parents=True, exist_ok=True)
     write_input(scenario, start, row.output / "in.npz")
     cost = train(row, scenario, row.output)
+    noise = cost["noise"] * row.reports / scenario.cohort  # pfl scales it to the simulated sum
     with np.load(row.output / "out.npz") as trained:
         parameters = {name: torch.from_numpy(trained[name]) for name in trained}
     model = Model(start.spec, parameters, {**start.origin, "kind": "private"})
     save_model(row.output / "model.pt", model)
     print(
         f"| pfl-research | {row.epsilon:g} | {row.rate:g}, {row.adaptivity:g}, {row.local_rate:g}, "
-        f"{row.clip:g} | {cost['noise']:.3f} | {row.seed} | {measured(row, scenario, model)} | "
+        f"{row.clip:g} | {noise:.3f} | {row.seed} | {measured(row, scenario, model)} | "
         f"{cost['bytes'] / 1e6:.2f} | {cost['cpu']:.0f} |"
     )
 
