@@ -30,6 +30,7 @@ PLACEHOLDER_SHARE = 0.0005  # each
 PUNCTUATION_SHARE = 0.12  # all marks together, falling as 1 / rank
 EMOJI_SHARE = 0.005  # all emoji together; books and encyclopaedias, most of a list, have none
 _SUBWORD_SAMPLE = 50_000  # most frequent words to learn subwords from; more adds only time
+_SUBWORD_TEXT = 1_000_000  # their counts add up to about so many at most: a word is read as often
 
 
 class NoWrittenForms(ValueError):
@@ -204,7 +205,11 @@ def _about(recipe: TokenizerRecipe) -> dict[str, Any]:
 
 
 def _train_subwords(words: Counter[str], size: int) -> tuple[bytes, list[Row]]:
-    """Train the unigram model on the public words that found no place of their own."""
+    """Train the unigram model on the public words that found no place of their own.
+
+    sentencepiece lays out a word as often as it counts: a language's counts as they are, 50 million
+    of Ukrainian words, take 15 GB.
+    """
     import sentencepiece
 
     if not words:
@@ -212,8 +217,9 @@ def _train_subwords(words: Counter[str], size: int) -> tuple[bytes, list[Row]]:
     model = io.BytesIO()
     with tempfile.TemporaryDirectory() as folder:
         table = Path(folder) / "words.tsv"
-        frequent = words.most_common(_SUBWORD_SAMPLE)
-        lines = (f"{word}\t{max(1, count)}\n" for word, count in frequent)
+        frequent = Counter(dict(words.most_common(_SUBWORD_SAMPLE)))
+        shorter = min(1.0, _SUBWORD_TEXT / max(1, frequent.total()))
+        lines = (f"{word}\t{max(1, round(n * shorter))}\n" for word, n in frequent.items())
         table.write_text("".join(lines), encoding="utf-8")
         try:
             sentencepiece.SentencePieceTrainer.train(
@@ -223,7 +229,7 @@ def _train_subwords(words: Counter[str], size: int) -> tuple[bytes, list[Row]]:
             )  # fmt: skip
         except (RuntimeError, OSError) as error:
             raise ValueError(f"subwords.size = {size}: {error}") from error
-    content = model.getvalue()
+    content = _without_its_source(model.getvalue())
     processor = sentencepiece.SentencePieceProcessor(model_proto=content)
     counts: Counter[int] = Counter()
     for word, count in words.items():
@@ -232,3 +238,14 @@ def _train_subwords(words: Counter[str], size: int) -> tuple[bytes, list[Row]]:
     return content, [
         (processor.id_to_piece(i), "subword", counts[i]) for i in range(1, len(processor))
     ]
+
+
+def _without_its_source(model: bytes) -> bytes:
+    """Return a sentencepiece model without the name of the temporary file that it learnt from."""
+    from sentencepiece import sentencepiece_model_pb2
+
+    schema: Any = sentencepiece_model_pb2  # generated code without types
+    parsed = schema.ModelProto.FromString(model)
+    parsed.trainer_spec.ClearField("input")
+    content: bytes = parsed.SerializeToString(deterministic=True)
+    return content

@@ -7,6 +7,7 @@ import itertools
 import json
 import pickle
 import re
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from sentencepiece import SentencePieceProcessor
 
 from pfl_lm.recipes import RecipeError, load
+from pfl_lm.text import tokenizer_build
 from pfl_lm.text.normalisation import Normalisation, is_word
 from pfl_lm.text.synthetic.population import synthetic_words
 from pfl_lm.text.tokenizer import MODEL_FILE, VOCABULARY_FILE, Tokenizer
@@ -201,6 +203,12 @@ class TestFolder:
         other = build_tokenizer(replace(recipe, punctuation="keep"), tmp_path / "other")
         assert other.digest != plain.digest
 
+    def test_so_does_one_with_subwords(
+        self, recipe: TokenizerRecipe, spelling: Tokenizer, tmp_path: Path
+    ) -> None:
+        chosen = replace(recipe, subwords=Subwords(600), punctuation="keep", casing="natural")
+        assert build_tokenizer(chosen, tmp_path / "again").digest == spelling.digest
+
     def test_manifest_states_provenance_licence_and_normalisation(self, plain: Tokenizer) -> None:
         manifest = plain.manifest
         assert manifest["provenance"] == "invented"
@@ -253,6 +261,18 @@ class TestSources:
         steps: list[str] = []
         build_tokenizer(replace(recipe, subwords=Subwords(600)), tmp_path / "t", steps.append)
         assert [step.split()[0] for step in steps] == ["counting", "learning", "writing"]
+
+    def test_subwords_are_learnt_from_the_shares_of_words(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A large language's counts would be laid out as text, which takes gigabytes."""
+        words = Counter({word: 100 + 7 * place for place, word in enumerate(synthetic_words(900))})
+        monkeypatch.setattr(tokenizer_build, "_SUBWORD_TEXT", words.total())
+        few = tokenizer_build._train_subwords(words, 400)
+        often = Counter({word: 10**7 * count for word, count in words.items()})
+        many = tokenizer_build._train_subwords(often, 400)
+        assert many[0] == few[0]
+        assert [row[2] for row in many[1]] == [10**7 * row[2] for row in few[1]]
 
     def test_wordfreq(self, tmp_path: Path) -> None:
         source = VocabularySource("wordfreq", "wordfreq 3", "CC-BY-SA-4.0")
