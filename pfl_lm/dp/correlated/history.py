@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -154,7 +154,7 @@ class History:
             past = Past(*nothing)
             return self.remember(strategy, False, self.round, nobody, nothing, past, error)
         kept = _newer(self.records, self.round + 1 - strategy.memory)
-        return replace(self, records=kept, round=self.round + 1, error=error)
+        return History(self.size, kept, (0,) * len(kept), self.round + 1, error)
 
     def remember(
         self,
