@@ -22,10 +22,10 @@ from torch.distributed import TCPStore
 import pfl_lm
 from pfl_lm.distributed import ALONE, Ranks
 from pfl_lm.distributed.processes import RESTARTS, launch
+from pfl_lm.dp.secret_state import SecretState
 from pfl_lm.native.tuning import tune
 from pfl_lm.recipes import load
 from pfl_lm.run.folder import RunFolder
-from pfl_lm.run.noise_state import SecretState
 from pfl_lm.run.scenario import Scenario
 from pfl_lm.run.simulate import _check_ranks, simulate
 from pfl_lm.secagg.errors import Refused, TooFewReports

@@ -71,7 +71,7 @@ class Mechanism:
         stateful: the noise of a round depends on that of earlier rounds. The state that
             :meth:`mean` returns is then never empty; it opens past sums and is kept secret
             (``run.noise_state``). The ledger publishes its digest, so it must hold 256 random bits
-            that nothing else tells.
+            that nothing else tells. It may have parts (``dp.secret_state``), each written once.
         initial_state: what :meth:`mean` is given in the first round.
     """
 

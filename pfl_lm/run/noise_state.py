@@ -1,37 +1,35 @@
 """The secret state that correlated noise keeps between rounds: one file a round, mode 0600.
 
-The state before round r is in ``noise/round-r.bin``. A round commits in this order, each write on
-the disk before the next begins:
+The state before round r is in ``noise/round-r.bin``. Parts that it names (``dp.secret_state``) are
+in ``noise/part-….bin``, each written once, whichever states name it. A round commits in this order,
+each write on the disk before the next begins:
 
-    1. file     the state after the round
-    2. ledger   the round, with the digest of that state
+    1. parts    what no state before had
+    2. file     the state after the round
+    3. ledger   the round, with the digest of that state
 
 The newest round in the ledger that names a state therefore says which one the next round takes
-up. A run killed between 1 and 2 has released nothing: it takes up the state before the round and
-draws again. Files are kept for the checkpoints and the two newest rounds, and erased when the run
-is finished. Mechanisms whose rounds are independent have an empty state, and no file.
+up. A run killed before 3 has released nothing: it takes up the state before the round and draws
+again. Files are kept for the checkpoints and the two newest rounds, with the parts that these name,
+and erased when the run is finished. Mechanisms whose rounds are independent have an empty state,
+and no file.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import re
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from pfl_lm.dp.secret_state import SecretState, name_of, part_names
 from pfl_lm.files import sweep, write_atomically
 from pfl_lm.run.folder import RunFolder
 
 _NEWEST = 2  # the state of the last recorded round, and that of one whose record was cut off
-
-
-class SecretState(bytes):
-    """A state in the memory of the process that draws the noise; sent to another, it is empty."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return bytes, (b"",)
 
 
 class NoiseStates:
@@ -47,23 +45,24 @@ class NoiseStates:
             return
         if not self._folder.exists():
             self._folder.mkdir(mode=0o700)
-        with write_atomically(self._path(round), mode=0o600) as temporary:
-            temporary.write_bytes(state)
+        for name, part in SecretState(state).parts.items():
+            if not self._part(name).exists():
+                self._write(self._part(name), part)
+        self._write(self._path(round), state)
         self._prune()
 
     def read(self, round: int) -> bytes:
         """Return the state that was saved for ``round``.
 
         Raises:
-            ValueError: there is none.
+            ValueError: there is none, or one of its parts is missing or changed.
         """
-        try:
-            return SecretState(self._path(round).read_bytes())
-        except FileNotFoundError:
-            raise ValueError(
-                f"{self._path(round)} is missing: without the state of its noise the run cannot "
-                "go on; start it again in another folder"
-            ) from None
+        state, parts = _read(self._path(round)), dict[bytes, bytes]()
+        for name in part_names(io.BytesIO(state)):
+            parts[name] = _read(self._part(name))
+            if name_of(parts[name]) != name:
+                raise _changed(self._part(name))
+        return SecretState(state, parts)
 
     def before(self, round: int, entries: Iterable[Mapping[str, Any]]) -> bytes:
         """Return the state that ``round`` takes up; empty where no earlier round left one.
@@ -80,10 +79,7 @@ class NoiseStates:
             return b""
         state = self.read(max(earlier) + 1)
         if hashlib.sha256(state).hexdigest() != left[max(earlier)]:
-            raise ValueError(
-                f"{self._path(max(earlier) + 1)} is not the state that the ledger names: put that "
-                "file back, or start the run again in another folder"
-            )
+            raise _changed(self._path(max(earlier) + 1))
         return state
 
     def erase(self) -> None:
@@ -93,6 +89,13 @@ class NoiseStates:
 
     def _path(self, round: int) -> Path:
         return self._folder / f"round-{round:06d}.bin"
+
+    def _part(self, name: bytes) -> Path:
+        return self._folder / f"part-{name.hex()}.bin"
+
+    def _write(self, path: Path, content: bytes) -> None:
+        with write_atomically(path, mode=0o600) as temporary:
+            temporary.write_bytes(content)
 
     def _prune(self) -> None:
         sweep(self._folder)
@@ -105,3 +108,26 @@ class NoiseStates:
             kept |= set(sorted(number for number in files if number <= checkpoint)[-1:])
         for number in files.keys() - kept:
             files[number].unlink()
+        named = set[Path]()
+        for number in kept:
+            with files[number].open("rb") as file:
+                named |= {self._part(name) for name in part_names(file)}
+        for path in set(self._folder.glob("part-*.bin")) - named:
+            path.unlink()
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise ValueError(
+            f"{path} is missing: without the state of its noise the run cannot go on; start it "
+            "again in another folder"
+        ) from None
+
+
+def _changed(path: Path) -> ValueError:
+    return ValueError(
+        f"{path} is not the state that the ledger names: put that file back, or start the run "
+        "again in another folder"
+    )

@@ -28,8 +28,8 @@ from pfl_lm.dp.mechanisms import Opened
 from pfl_lm.dp.noise import NoiseShare, cohort_noise
 from pfl_lm.dp.sampler.arrays import Int64s, Integers, Updates
 from pfl_lm.dp.sampler.random_bits import RandomBits
+from pfl_lm.dp.secret_state import SecretState
 from pfl_lm.payload.layout import Payload
-from pfl_lm.run.noise_state import SecretState
 from pfl_lm.run.privacy import RunPrivacy
 from pfl_lm.run.scenario import Scenario
 from pfl_lm.run.sum_check import check_sum

@@ -21,6 +21,7 @@ from pfl_lm.audit.mechanism import check as mechanism_check
 from pfl_lm.audit.mechanism.rebuild import rebuild_context
 from pfl_lm.audit.mechanism.stream_tests import stream_findings
 from pfl_lm.dp.correlated import tree
+from pfl_lm.dp.correlated.history import History
 from pfl_lm.dp.correlated.mechanism import Blt
 from pfl_lm.dp.correlated.sensitivity import sensitivity
 from pfl_lm.dp.correlated.strategy import choose
@@ -87,6 +88,19 @@ def test_the_accounting_names_the_server_first(blt_run):
 
 def test_a_state_that_is_reset_after_a_resumption(run, monkeypatch):
     monkeypatch.setattr(NoiseStates, "before", lambda self, round, entries: b"")
+    assert "noise correlates as stated" in stream_failures(run)
+
+
+def test_banded_noise_whose_records_come_from_the_disk(tiny_run, tmp_path, monkeypatch):
+    run = tiny_run(tmp_path, POLICY.replace('"blt"', '"banded"'))
+    assert stream_failures(run) == {}
+    genuine = History.look_back
+
+    def forgetful(self, strategy, own_time, places):
+        newest = replace(self, records=self.records[:1], ended=self.ended[:1])
+        return genuine(newest, strategy, own_time, places)
+
+    monkeypatch.setattr(History, "look_back", forgetful)
     assert "noise correlates as stated" in stream_failures(run)
 
 

@@ -17,6 +17,8 @@ POINTS = {
     "figures": (recorder.RunRecorder, "round_done"),
     "checkpoint": (recorder, "save_checkpoint"),
 }
+# Each file of a state by itself, where a state has parts.
+WRITE = "write"
 
 
 def killed(work, point: str, when: str, calls: int) -> None:
@@ -27,7 +29,7 @@ def killed(work, point: str, when: str, calls: int) -> None:
         assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL
         return
     try:  # the child never goes on with the tests, whatever it raises
-        owner, name = POINTS[point]
+        owner, name = (POINTS | {WRITE: (NoiseStates, "_write")})[point]
         action, seen = getattr(owner, name), [0]
 
         def dying(*arguments, **more):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import stat
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 from pfl_lm.devices.training import LocalTraining
 from pfl_lm.dp.accounting.accountant import compose
 from pfl_lm.dp.correlated import stream
-from pfl_lm.dp.correlated.stream import StreamState
+from pfl_lm.dp.correlated.buffers import Buffers
 from pfl_lm.dp.events import RoundEvent
 from pfl_lm.dp.ledger import verify
 from pfl_lm.dp.mechanisms import MECHANISMS, Opened
@@ -24,11 +25,12 @@ from pfl_lm.payload.layout import PayloadPlan
 from pfl_lm.recipes import load
 from pfl_lm.run import round as privacy_path
 from pfl_lm.run import simulate
+from pfl_lm.run.folder import RunFolder
 from pfl_lm.run.noise_state import NoiseStates
 from pfl_lm.run.setup import open_run
 from pfl_lm.secagg.errors import SumLost
 from pfl_lm.streams import key
-from tests.run.killing import POINTS, killed
+from tests.run.killing import POINTS, WRITE, killed
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -118,6 +120,51 @@ def test_killed_anywhere_no_noise_value_serves_two_sums(
         assert (straight / "model.pt").read_bytes() == (run / "model.pt").read_bytes()
 
 
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("write", [5, 6], ids=["record", "state"])
+def test_killed_at_a_write_of_banded_noise_no_noise_value_serves_two_sums(
+    scenario_of, draws, new_watcher, tmp_path, when, write
+):
+    """A round of banded noise writes two files: of the third round either is the last one."""
+    scenario, run = scenario_of("banded", 6, payload=SOME_ROWS), tmp_path / "run"
+    killed(lambda: simulate.simulate(scenario, run, new_watcher()), WRITE, when, write)
+    left = {path.name: path.stat() for path in (run / "noise").iterdir()}
+    assert len(left) == write - (when == "before")
+    assert all(stat.S_IMODE(found.st_mode) == 0o600 for found in left.values())
+    simulate.simulate(scenario, run, new_watcher(), resume=True)
+    entries, taken_up = recorded(run), digest(b"")
+    assert [entry["round"] for entry in entries] == list(range(ROUNDS))
+    for entry in entries:
+        assert entry["noise_taken_up"] == taken_up
+        taken_up = entry["noise_state"]
+    assert all(len(sums) == 1 for sums in draws().values())
+    assert not (run / "noise").exists()
+
+
+def test_a_record_of_banded_noise_is_written_once_and_must_be_as_it_was(
+    scenario_of, new_watcher, tmp_path
+):
+    scenario, run = scenario_of("banded", 6, payload=SOME_ROWS), tmp_path / "run"
+    killed(lambda: simulate.simulate(scenario, run, new_watcher()), "record", "after", 4)
+    states = NoiseStates(RunFolder(run))
+    parts = {path.name: path for path in (run / "noise").glob("part-*.bin")}
+    named = [list(states.read(round).parts) for round in (3, 4)]
+    assert named[1][1:] == named[0]
+    assert len(named[1]) == 4
+    assert {f"part-{name.hex()}.bin" for name in named[1]} == parts.keys()
+    part = parts[f"part-{named[1][1].hex()}.bin"]
+    content = part.read_bytes()
+    part.write_bytes(content[::-1])
+    with pytest.raises(ValueError, match=f"{part.name} is not the state that the ledger names"):
+        simulate.simulate(scenario, run, new_watcher(), resume=True)
+    part.unlink()
+    with pytest.raises(ValueError, match=f"{part.name} is missing: without the state"):
+        simulate.simulate(scenario, run, new_watcher(), resume=True)
+    part.write_bytes(content)
+    simulate.simulate(scenario, run, new_watcher(), resume=True)
+    assert len(recorded(run)) == ROUNDS
+
+
 @pytest.mark.parametrize("kind", ["banded", "banded_inverse_root", "tree"])
 def test_every_kind_runs_and_goes_on_after_a_crash(scenario_of, draws, new_watcher, tmp_path, kind):
     payload = PayloadPlan() if kind == "tree" else SOME_ROWS
@@ -141,7 +188,7 @@ def test_the_published_digest_of_a_state_tells_nothing_of_the_sums(scenario_of):
         opened = Opened(total, grid, 6, 1.0, bits, 0, None, 50)
         states.append(mechanism.mean(opened, b"")[1])
     assert states[0][:32] != states[1][:32]
-    pasts = [StreamState.from_bytes(state[32:]) for state in states]
+    pasts = [Buffers.from_bytes(state[32:]) for state in states]
     assert (pasts[0].sums == pasts[1].sums).all()
     again = mechanism.mean(replace(opened, bits=secure_bits(), round=1), states[1])[1]
     assert again[:32] not in (states[0][:32], states[1][:32])
@@ -175,7 +222,7 @@ def test_a_lost_round_passes_the_stream_by(scenario_of, new_watcher, tmp_path, m
     save = NoiseStates.save
 
     def saving(self, round, state):
-        states[round] = StreamState.from_bytes(state[32:])
+        states[round] = Buffers.from_bytes(state[32:])
         save(self, round, state)
 
     monkeypatch.setattr(NoiseStates, "save", saving)

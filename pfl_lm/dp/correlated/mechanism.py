@@ -1,12 +1,14 @@
 """Noise that is correlated between rounds, as kinds of noise that a policy may name.
 
-    kind                 C                                         the server keeps, of a coordinate
-    blt                  a sum of geometric sequences              a buffer for each, 1 to 4
-    banded               Toeplitz with few diagonals               one sum for each but the first
-    banded_inverse_root  C⁻¹ = the first coefficients of (1−x)^½   one product for each
+    kind                 C                                         the server keeps
+    blt                  a sum of geometric sequences              1 to 4 buffers of all coordinates
+    banded               Toeplitz with few diagonals               the last rounds' sums
+    banded_inverse_root  C⁻¹ = the first coefficients of (1−x)^½   the last rounds' products
     tree                 dyadic intervals; a reference             a partial sum for each level
 
-The server adds it: it sees every sum without noise and must be trusted.
+It keeps the same of what was released. Of banded noise it keeps a record of each round that a later
+one looks back at, of the coordinates that travelled in it (``history``): each is a part of the
+state, written once. The server adds the noise: it sees every sum without and must be trusted.
 """
 
 from __future__ import annotations
@@ -20,13 +22,16 @@ import numpy as np
 
 from pfl_lm.dp.accounting.lattice import check_coordinates
 from pfl_lm.dp.correlated import tree_stream
+from pfl_lm.dp.correlated.buffers import Buffers
+from pfl_lm.dp.correlated.history import History, Record
 from pfl_lm.dp.correlated.sensitivity import TREE, sensitivity, strategy_of
-from pfl_lm.dp.correlated.strategy import StrategyKind, choose
-from pfl_lm.dp.correlated.stream import Stream, StreamState
+from pfl_lm.dp.correlated.strategy import Strategy, StrategyKind, choose
+from pfl_lm.dp.correlated.stream import Memory, Stream
 from pfl_lm.dp.correlated.toeplitz import inverse
 from pfl_lm.dp.events import MOST_STREAM_ROUNDS, RoundEvent, StreamPlan
 from pfl_lm.dp.mechanism import Mechanism, Opened, Place
 from pfl_lm.dp.sampler.arrays import Doubles, Updates
+from pfl_lm.dp.secret_state import SecretState, join, name_of, rest
 
 _SALT = 32  # bytes
 _MOST_PAIRS = 4_000_000  # rounds times participations
@@ -40,6 +45,27 @@ def _salted(state: bytes, opened: Opened) -> bytes:
     random bits in front, the digest tells nothing.
     """
     return opened.bits.octets(_SALT).tobytes() + state
+
+
+def _restored(state: bytes, strategy: Strategy) -> Memory:
+    """Return the memory that a state holds."""
+    if not strategy.is_banded:
+        return Buffers.from_bytes(state[_SALT:])
+    parts = SecretState(state).parts.items()
+    records = [Record.from_bytes(memoryview(part)[_SALT:], name) for name, part in parts]
+    return History.from_bytes(rest(state)[_SALT:], records)
+
+
+def _kept(memory: Memory, before: bytes, opened: Opened) -> bytes:
+    """Return a memory as a state: a record that it took over from the state before stays a part."""
+    content = _salted(memory.to_bytes(), opened)
+    if isinstance(memory, Buffers):
+        return content
+    parts, old = dict[bytes, bytes](), SecretState(before).parts
+    for record in memory.records:
+        part = old.get(record.name) or _salted(record.to_bytes(), opened)
+        parts[record.name or name_of(part)] = part
+    return join(parts, content)
 
 
 def _mean(noisy: Doubles, opened: Opened) -> Updates:
@@ -109,9 +135,8 @@ class Correlated(Mechanism):
 
     def mean(self, opened: Opened, state: bytes) -> tuple[Updates, bytes]:
         stream = self._stream()
-        begin = StreamState.begin(stream.strategy.memory, opened.size)
         noisy, after = stream.release(
-            StreamState.from_bytes(state[_SALT:]) if state else begin,
+            _restored(state, stream.strategy) if state else stream.begin(opened.size),
             opened.in_model_units / opened.clip_ratio,
             round=opened.round,
             clip_norm=opened.sensitivity / opened.clip_ratio,
@@ -119,7 +144,7 @@ class Correlated(Mechanism):
             bits=opened.bits,
             places=opened.places,
         )
-        return _mean(noisy, opened), _salted(after.to_bytes(), opened)
+        return _mean(noisy, opened), _kept(after, state, opened)
 
     def drawn(self, separately: bool) -> str:
         return "by the server, on the sum, correlated between rounds"

@@ -65,6 +65,11 @@ class Strategy:
         return len(self.weights)
 
     @property
+    def is_banded(self) -> bool:
+        """Whether a round looks back at past rounds themselves, and not at buffers of them."""
+        return self.kind in ("banded", "banded_inverse_root")
+
+    @property
     def remembers_products(self) -> bool:
         """Whether the memory holds (Cx)_t, for a C whose inverse is banded, and not x_t."""
         return self.kind == "banded_inverse_root"

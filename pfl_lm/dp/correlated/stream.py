@@ -18,60 +18,18 @@ Legend: D coordinates that ever travel, d of them in this round; m values of eac
 from __future__ import annotations
 
 import math
-import struct
 from dataclasses import dataclass
 
 import numpy as np
 
+from pfl_lm.dp.correlated.buffers import Buffers
+from pfl_lm.dp.correlated.history import History
 from pfl_lm.dp.correlated.strategy import Strategy
 from pfl_lm.dp.noise import add_on_lattice, lattice_step
 from pfl_lm.dp.sampler.arrays import Doubles, Int64s
 from pfl_lm.dp.sampler.random_bits import RandomBits
 
-_HEAD = struct.Struct("<8sQQQd")  # magic, m, D, round, error
-_MAGIC = b"pfl-lm s"
-
-
-@dataclass(frozen=True)
-class StreamState:
-    """What a stream remembers of its past.
-
-    Attributes:
-        sums: float64[m, D], SECRET: of the true sums (or of C times them), without noise.
-        released: float64[m, D], the same of what was released.
-        round: the next round that the stream may have.
-        error: bound on the rounding errors in ``sums``, in units of the sums.
-    """
-
-    sums: Doubles
-    released: Doubles
-    round: int = 0
-    error: float = 0.0
-
-    @classmethod
-    def begin(cls, memory: int, size: int) -> StreamState:
-        """Return the state before the first round, of D = ``size`` coordinates."""
-        return cls(np.zeros((memory, size)), np.zeros((memory, size)))
-
-    def to_bytes(self) -> bytes:
-        """Return the state as bytes; SECRET."""
-        head = _HEAD.pack(_MAGIC, *self.sums.shape, self.round, self.error)
-        return b"".join((head, self.sums.tobytes(), self.released.tobytes()))
-
-    @classmethod
-    def from_bytes(cls, content: bytes) -> StreamState:
-        """Read what :meth:`to_bytes` wrote.
-
-        Raises:
-            ValueError: it is no state of a stream.
-        """
-        if content[: len(_MAGIC)] != _MAGIC or len(content) < _HEAD.size:
-            raise ValueError("this is no state of correlated noise")
-        _, memory, size, round, error = _HEAD.unpack_from(content)
-        if len(content) != _HEAD.size + 16 * memory * size:
-            raise ValueError("the state of the correlated noise is damaged: it was cut off")
-        values = np.frombuffer(content, np.float64, offset=_HEAD.size).reshape(2, memory, size)
-        return cls(values[0], values[1], round, error)
+Memory = Buffers | History
 
 
 @dataclass(frozen=True)
@@ -91,9 +49,15 @@ class Stream:
     sensitivity: float
     own_time: bool
 
+    def begin(self, size: int) -> Memory:
+        """Return the state before the first round, of D = ``size`` coordinates."""
+        if self.strategy.is_banded:
+            return History(size)
+        return Buffers.begin(self.strategy.memory, size)
+
     def release(
         self,
-        state: StreamState,
+        state: Memory,
         total: Doubles,
         *,
         round: int,
@@ -101,7 +65,7 @@ class Stream:
         noise_multiplier: float,
         bits: RandomBits,
         places: Int64s | None = None,
-    ) -> tuple[Doubles, StreamState]:
+    ) -> tuple[Doubles, Memory]:
         """Add one round's correlated noise to a sum: float64[d], and return the state after it.
 
         Args:
@@ -146,31 +110,24 @@ class Stream:
         """
         self._check(state, total, round, noise_multiplier)
         while not self.own_time and state.round < round:
-            state = self._passed_by(state)
-        here: Int64s | slice = slice(None) if places is None else places
-        weights, size = np.array(self.strategy.weights), state.sums.shape[1]
-        sums, released = state.sums[:, here], state.released[:, here]
-        product = total + weights @ sums
+            state = state.pass_by(self.strategy, self._errors(state, 0.0)[1])
+        past = state.look_back(self.strategy, self.own_time, places)
+        product = total + past.sums
         step = lattice_step(clip_norm, noise_multiplier)
         off, error = self._errors(state, float(np.abs(total).max(initial=0.0)))
         if not off <= step / 2:
             raise ValueError(
                 f"the sums cannot be kept to {step:.1e} by float64: errors may reach {off:.1e}"
             )
-        slack = 2 * step * math.sqrt(self.rounds * size)
+        slack = 2 * step * math.sqrt(self.rounds * state.size)
         widened = noise_multiplier * (1 + slack / (self.sensitivity * clip_norm)) * (1 + 2.0**-48)
         noisy = add_on_lattice(product, step, widened * clip_norm / step, bits)
-        mean = noisy - weights @ released
+        mean = noisy - past.released
         pair = (product, noisy) if self.strategy.remembers_products else (total, mean)
-        before = state if self.own_time or places is None else self._passed_by(state)
-        after = [_placed(memory, here, _remember(self.strategy, past, value))
-                 for memory, past, value in ((before.sums, sums, pair[0]),
-                                             (before.released, released, pair[1]))]  # fmt: skip
-        return mean, StreamState(after[0], after[1], round + 1, max(error, state.error))
+        after = state.remember(self.strategy, self.own_time, round, places, pair, past, error)
+        return mean, after
 
-    def _check(
-        self, state: StreamState, total: Doubles, round: int, noise_multiplier: float
-    ) -> None:
+    def _check(self, state: Memory, total: Doubles, round: int, noise_multiplier: float) -> None:
         if not 0 <= round < self.rounds:
             raise ValueError(f"the stream was planned for {self.rounds} rounds; {round} is none")
         if round < state.round:
@@ -180,18 +137,7 @@ class Stream:
         if not np.isfinite(total).all():
             raise ValueError("the sum must be finite")
 
-    def _passed_by(self, state: StreamState) -> StreamState:
-        """Return the state after a round that released nothing: 0 was summed, 0 released."""
-        _, error = self._errors(state, 0.0)
-        weights, memories = np.array(self.strategy.weights), (state.sums, state.released)
-        products = self.strategy.remembers_products
-        sums, released = (
-            _remember(self.strategy, m, weights @ m if products else np.zeros(m.shape[1]))
-            for m in memories
-        )
-        return StreamState(sums, released, state.round + 1, max(error, state.error))
-
-    def _errors(self, state: StreamState, new: float) -> tuple[float, float]:
+    def _errors(self, state: Memory, new: float) -> tuple[float, float]:
         """Bound the rounding errors of a round's product, and of the sums remembered after it.
 
         An operation of float64 is off by 2^-53 of its result; each bound here has twice that.
@@ -202,25 +148,9 @@ class Stream:
         strategy = self.strategy
         if not strategy.memory:
             return 0.0, 0.0
-        gain = float(np.abs(strategy.weights).sum())
-        old = float(np.abs(state.sums).max(initial=0.0))
+        gain, old = float(np.abs(strategy.weights).sum()), state.largest
         off = gain * state.error + (strategy.memory + 1) * 2.0**-52 * (new + gain * old)
+        after = off if strategy.remembers_products else 0.0
         if strategy.kind == "blt":
-            return off, max(strategy.decays) * state.error + 2.0**-52 * (new + 2 * old)
-        return off, max(off, state.error) if strategy.remembers_products else 0.0
-
-
-def _remember(strategy: Strategy, memory: Doubles, value: Doubles) -> Doubles:
-    """Return the memory after one more value: decayed and added to, or shifted by one."""
-    if strategy.kind == "blt":
-        return np.array(strategy.decays)[:, None] * memory + value
-    return np.concatenate([value[None], memory[:-1]]) if len(memory) else memory
-
-
-def _placed(memory: Doubles, here: Int64s | slice, values: Doubles) -> Doubles:
-    """Return the memory with ``values`` at the coordinates that travelled."""
-    if isinstance(here, slice):
-        return values
-    placed = memory.copy()
-    placed[:, here] = values
-    return placed
+            after = max(strategy.decays) * state.error + 2.0**-52 * (new + 2 * old)
+        return off, max(after, state.error)

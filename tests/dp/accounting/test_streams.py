@@ -14,7 +14,7 @@ from pfl_lm.dp.accounting.accountant import compose
 from pfl_lm.dp.accounting.streams import stream_sensitivity
 from pfl_lm.dp.correlated.sensitivity import sensitivity, strategy_of
 from pfl_lm.dp.correlated.strategy import choose
-from pfl_lm.dp.correlated.stream import Stream, StreamState
+from pfl_lm.dp.correlated.stream import Stream
 from pfl_lm.dp.events import RoundEvent, StreamPlan
 from pfl_lm.dp.guarantee import guarantee
 from pfl_lm.dp.policy import Noise, Participation, Policy
@@ -188,7 +188,7 @@ def test_a_million_users_for_150_rounds():
     # that travels in every tenth round alone has the noise of 15 rounds in a row.
     dim, often = 600, 400
     stream = Stream(strategy_of(found.stream), 150, found.sensitivity, own_time=True)
-    state, noise = StreamState.begin(stream.strategy.memory, dim), np.zeros((150, dim))
+    state, noise = stream.begin(dim), np.zeros((150, dim))
     for round in range(150):
         places = np.arange(dim if round % 10 == 0 else often)
         noise[round, places], state = stream.release(
