@@ -1,0 +1,91 @@
+"""What a front end runs: ``python -m pfl_lm.network.front_ends.process DESCRIPTOR``.
+
+It loads gRPC and the service, and no model. It ends with the process that started it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pfl_lm.network.front_ends.remote import LogHandler, RemoteBackend
+from pfl_lm.network.front_ends.wire import Wire
+from pfl_lm.network.listener import Listener
+from pfl_lm.network.service import Service
+from pfl_lm.network.transport import Limits
+
+_LAST_SECONDS = 2.0  # to close connections once nobody answers
+
+
+@dataclass(frozen=True)
+class FrontEndSetup:
+    """What a front end is told when it starts.
+
+    Attributes:
+        address: ``host:port``, which it shares.
+        tls: secret key and certificate, PEM.
+        task_config, limits, frame_bytes: of ``Service``.
+    """
+
+    address: str
+    tls: tuple[bytes, bytes]
+    task_config: str
+    limits: Limits
+    frame_bytes: int
+
+    def values(self) -> list[Any]:
+        """Return plain values, from which ``of`` makes this again."""
+        key, certificate = (part.decode() for part in self.tls)
+        about = [self.address, key, certificate, self.task_config]
+        return [*about, asdict(self.limits), self.frame_bytes]
+
+    @classmethod
+    def of(cls, values: list[Any]) -> FrontEndSetup:
+        address, key, certificate, task_config, limits, frame_bytes = values
+        tls = key.encode(), certificate.encode()
+        return cls(address, tls, task_config, Limits(**limits), frame_bytes)
+
+
+async def answer(end: socket.socket) -> None:
+    """Answer devices until the process at the other end stops this one, or is gone."""
+    wire = await Wire.over(end)
+    if (told := await wire.read()) is None:
+        return
+    setup = FrontEndSetup.of(told[0])
+    logger = logging.getLogger("pfl_lm.network")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(LogHandler(wire))
+    logger.propagate = False
+    backend = RemoteBackend(wire)
+    service = Service(backend, setup.task_config, setup.limits, setup.frame_bytes)
+    listener = Listener(service, setup.address, setup.tls, shared=True)
+    reading = asyncio.create_task(backend.read())
+    try:
+        port = await listener.start()
+    except ValueError as error:
+        wire.write(["ready", str(error)])
+        await wire.drain()
+        return
+    wire.write(["ready", port])
+    grace = await backend.stopped
+    await asyncio.wait([asyncio.create_task(listener.stop(grace))], timeout=_LAST_SECONDS)
+    wire.close()
+    reading.cancel()
+
+
+def main() -> None:
+    """Run one front end; the argument is the descriptor of its end of the connection."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started it
+    logging.getLogger("grpc").setLevel(logging.CRITICAL)
+    asyncio.run(answer(socket.socket(fileno=int(sys.argv[1]))))
+    os._exit(0)  # gRPC's threads may hold a process whose connections are gone
+
+
+if __name__ == "__main__":
+    main()
