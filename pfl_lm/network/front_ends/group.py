@@ -74,7 +74,7 @@ class FrontEnds:
         """End the processes; calls under way get ``grace`` seconds to end."""
         self._stopping = True
         for _, wire in self._running.values():
-            wire.write(["stop", grace])
+            wire.write(["stop", grace or 0.0])
         if self._kept:
             _, late = await asyncio.wait(self._kept, timeout=(grace or 0.0) + _END_SECONDS)
             for process, _ in self._running.values():
@@ -122,7 +122,7 @@ class FrontEnds:
 
         self._running[number] = process, wire
         if self._stopping:
-            wire.write(["stop", None])
+            wire.write(["stop", 0.0])
         try:
             await Answers(self._backend, wire, heard).run()
         except Exception:

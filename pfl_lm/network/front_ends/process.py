@@ -20,8 +20,6 @@ from pfl_lm.network.listener import Listener
 from pfl_lm.network.service import Service
 from pfl_lm.network.transport import Limits
 
-_LAST_SECONDS = 2.0  # to close connections once nobody answers
-
 
 @dataclass(frozen=True)
 class FrontEndSetup:
@@ -73,18 +71,17 @@ async def answer(end: socket.socket) -> None:
         await wire.drain()
         return
     wire.write(["ready", port])
-    grace = await backend.stopped
-    await asyncio.wait([asyncio.create_task(listener.stop(grace))], timeout=_LAST_SECONDS)
-    wire.close()
-    reading.cancel()
+    if (grace := await backend.stopped) is not None:
+        stopping = asyncio.create_task(listener.stop(grace))
+        await asyncio.wait([stopping, reading], return_when=asyncio.FIRST_COMPLETED)
 
 
 def main() -> None:
     """Run one front end; the argument is the descriptor of its end of the connection."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started it
     logging.getLogger("grpc").setLevel(logging.CRITICAL)
-    asyncio.run(answer(socket.socket(fileno=int(sys.argv[1]))))
-    os._exit(0)  # gRPC's threads may hold a process whose connections are gone
+    asyncio.new_event_loop().run_until_complete(answer(socket.socket(fileno=int(sys.argv[1]))))
+    os._exit(0)  # the connections end with the process, at once
 
 
 if __name__ == "__main__":

@@ -33,8 +33,8 @@ class RemoteBackend:
     async def read(self) -> None:
         """Take in answers until the process that holds the round is gone.
 
-        ``stopped`` is set then, or when that process asks to stop: to the seconds that calls under
-        way get.
+        ``stopped`` is set when that process asks to stop, to the seconds that calls under way get,
+        and to None when it is gone.
         """
         while (frame := await self.wire.read()) is not None:
             (number, *said), body = frame
