@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import resource
 import socket
@@ -70,9 +71,10 @@ class SharedPort:
             )
             self.port = int(port)
             for family, kind, protocol, _, place in found:
-                self._free(family, kind, protocol, place)
-                self._hold(family, kind, protocol, place)
-        except (OSError, ValueError) as error:
+                self._take(family, kind, protocol, place)
+            if not self._sockets:
+                raise OSError("this machine has no such address")
+        except (OSError, ValueError, OverflowError) as error:
             self.close()
             raise ValueError(f"cannot listen on {address}: {error}") from error
 
@@ -84,6 +86,15 @@ class SharedPort:
         for held in self._sockets:
             held.close()
 
+    def _take(self, family: int, kind: int, protocol: int, place: tuple[Any, ...]) -> None:
+        """Hold the port at one of the host's addresses, if this machine has that."""
+        try:
+            self._free(family, kind, protocol, place)
+            self._hold(family, kind, protocol, place)
+        except OSError as error:
+            if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                raise
+
     def _free(self, family: int, kind: int, protocol: int, place: tuple[Any, ...]) -> None:
         """Wait until nobody listens there, who need not share the port with us."""
         until = time.monotonic() + _PATIENCE
@@ -92,8 +103,8 @@ class SharedPort:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 try:
                     probe.bind(self._at(place))
-                except OSError:
-                    if time.monotonic() > until:
+                except OSError as error:
+                    if error.errno != errno.EADDRINUSE or time.monotonic() > until:
                         raise
                 else:
                     return
@@ -101,9 +112,13 @@ class SharedPort:
 
     def _hold(self, family: int, kind: int, protocol: int, place: tuple[Any, ...]) -> None:
         held = socket.socket(family, kind, protocol)
+        try:
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            held.bind(self._at(place))
+        except OSError:
+            held.close()
+            raise
         self._sockets.append(held)
-        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        held.bind(self._at(place))
         self.port = held.getsockname()[1]
 
     def _at(self, place: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -39,7 +39,7 @@ def test_a_port_is_shared_by_those_who_say_so_and_refused_to_another_server():
     SharedPort(held.address).close()
 
 
-@pytest.mark.parametrize("address", ["nowhere.invalid:8443", "127.0.0.1:port", "127.0.0.1:99999"])
+@pytest.mark.parametrize("address", ["127.0.0.1:port", "127.0.0.1:99999", "8443"])
 def test_an_address_that_cannot_be_read_is_named(address):
     with pytest.raises(ValueError, match=f"cannot listen on {address}"):
         SharedPort(address)
