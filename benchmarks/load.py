@@ -110,7 +110,7 @@ class _Watch(ProgressListener):
             "reports": entry["reports"],
             "seconds": entry["seconds"],
             "arithmetic": dict(self._arithmetic),
-            "processes": [_used(pid) for pid in [os.getpid(), *_children()]],
+            "processes": [_used(pid) for pid in [str(os.getpid()), *_children()]],
         }
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
@@ -173,7 +173,7 @@ def _children() -> list[str]:
     return sorted((pid for path in lists for pid in path.read_text().split()), key=int)
 
 
-def _used(pid: int | str) -> dict[str, float]:
+def _used(pid: str) -> dict[str, float]:
     """CPU seconds of a process, and its resident memory now and at its most, bytes."""
     lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
     fields = {line.split(":")[0]: line.split()[1] for line in lines if line.startswith("Vm")}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import Any, ClassVar
 
 from pfl_lm.network.backend import Backend, Call
@@ -34,7 +34,6 @@ class Answers:
         try:
             while (frame := await self._wire.read()) is not None:
                 (kind, *about), body = frame
-                del frame
                 await self._take(kind, about, body)
         finally:
             self._wire.close()
@@ -75,7 +74,8 @@ class Answers:
             answer = [number, "failed", "the server failed", False]
         self._wire.write(answer, content)
         if kind in _LONG:
-            await self._wire.drain()
+            with suppress(ConnectionError):  # the front end is gone
+                await self._wire.drain()
 
     async def _challenge(self, device: int, body: bytes) -> tuple[Any, bytes]:
         return None, await self._backend.challenge(device)

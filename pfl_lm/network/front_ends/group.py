@@ -114,11 +114,13 @@ class FrontEnds:
         wire.write(self._setup.values())
 
         def heard(said: int | str) -> None:
-            if not ready.done():
-                if isinstance(said, int):
-                    ready.set_result(None)
-                else:
-                    ready.set_exception(ValueError(said))
+            if ready.done():
+                if isinstance(said, str):
+                    log.warning("front end %d: %s", number, said)
+            elif isinstance(said, int):
+                ready.set_result(None)
+            else:
+                ready.set_exception(ValueError(said))
 
         self._running[number] = process, wire
         if self._stopping:
