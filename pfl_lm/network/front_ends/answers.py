@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from typing import Any, ClassVar
 
 from pfl_lm.network.backend import Backend, Call
@@ -14,7 +14,8 @@ from pfl_lm.network.refusals import NotAdmitted, NotNow, TooOften
 
 log = logging.getLogger("pfl_lm.network")
 
-_LONG = ("fetch", "download", "piece")  # they wait; what follows them does not wait for them
+_PIECES = ("download", "piece")
+_LONG = ("fetch", *_PIECES)  # they wait; what follows them does not wait for them
 
 
 class Answers:
@@ -28,6 +29,7 @@ class Answers:
         self._backend, self._wire, self._ready = backend, wire, ready
         self._calls: dict[int, _Entered] = {}
         self._tasks: dict[int, asyncio.Task[None]] = {}  # by request
+        self._turn = asyncio.Lock()  # who gives the front end much
 
     async def run(self) -> None:
         """Answer until the front end is gone."""
@@ -55,27 +57,32 @@ class Answers:
             self._ready(about[0])
         elif kind in _LONG:
             number = about[0]
-            task = asyncio.create_task(self._answer(kind, about, body))
+            task = asyncio.create_task(self._answer_long(kind, about, body))
             self._tasks[number] = task
             task.add_done_callback(lambda _: self._tasks.pop(number, None))
         else:
-            await self._answer(kind, about, body)
+            self._wire.write(*await self._answer(kind, about, body))
 
-    async def _answer(self, kind: str, about: list[Any], body: bytes) -> None:
+    async def _answer_long(self, kind: str, about: list[Any], body: bytes) -> None:
+        """Answer when the front end has read what others were answered before.
+
+        So a slow one leaves little in memory: no item of thousands, and one piece of the model.
+        """
+        answer = None if kind in _PIECES else await self._answer(kind, about, body)
+        async with self._turn:
+            self._wire.write(*answer or await self._answer(kind, about, body))
+            await self._wire.drain()
+
+    async def _answer(self, kind: str, about: list[Any], body: bytes) -> tuple[list[Any], bytes]:
         number, *values = about
-        content = b""
         try:
             said, content = await self._methods[kind](self, *values, body)
-            answer = [number, said]
+            return [number, said], content
         except (NotAdmitted, TooOften, NotNow) as error:
-            answer = [number, *refusal_values(error)]
+            return [number, *refusal_values(error)], b""
         except Exception:
             log.exception("a front end's %s failed", kind)
-            answer = [number, "failed", "the server failed", False]
-        self._wire.write(answer, content)
-        if kind in _LONG:
-            with suppress(ConnectionError):  # the front end is gone
-                await self._wire.drain()
+            return [number, "failed", "the server failed", False], b""
 
     async def _challenge(self, device: int, body: bytes) -> tuple[Any, bytes]:
         return None, await self._backend.challenge(device)

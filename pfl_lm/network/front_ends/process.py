@@ -14,11 +14,14 @@ import sys
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pfl_lm.native.tuning import give_memory_back
 from pfl_lm.network.front_ends.remote import LogHandler, RemoteBackend
 from pfl_lm.network.front_ends.wire import Wire
 from pfl_lm.network.listener import Listener
 from pfl_lm.network.service import Service
 from pfl_lm.network.transport import Limits
+
+_TRIM_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -71,9 +74,18 @@ async def answer(end: socket.socket) -> None:
         await wire.drain()
         return
     wire.write(["ready", port])
+    trimming = asyncio.create_task(_give_memory_back())
     if (grace := await backend.stopped) is not None:
         stopping = asyncio.create_task(listener.stop(grace))
         await asyncio.wait([stopping, reading], return_when=asyncio.FIRST_COMPLETED)
+    trimming.cancel()
+
+
+async def _give_memory_back() -> None:
+    """Give what a phase's messages took back to the system, now and then."""
+    while True:
+        await asyncio.sleep(_TRIM_SECONDS)
+        await asyncio.to_thread(give_memory_back)
 
 
 def main() -> None:

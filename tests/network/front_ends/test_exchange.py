@@ -158,7 +158,7 @@ def test_a_front_end_that_dies_leaves_no_call_behind(exchange):
                 waiting = asyncio.create_task(call.fetch(-1, 0))
                 while not round.mailbox.presence._bells:
                     await asyncio.sleep(0.01)
-                one.wire._writer.transport.abort()
+                one.wire._transport.abort()
                 await waiting
         await one.answering
         assert not round.backend.uploading
