@@ -11,7 +11,7 @@ import os
 import signal
 import socket
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pfl_lm.native.tuning import give_memory_back
@@ -35,7 +35,7 @@ class FrontEndSetup:
     """
 
     address: str
-    tls: tuple[bytes, bytes]
+    tls: tuple[bytes, bytes] = field(repr=False)
     task_config: str
     limits: Limits
     frame_bytes: int
