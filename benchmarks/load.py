@@ -60,6 +60,7 @@ def main() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
+    (folder / "server.jsonl").unlink(missing_ok=True)  # of an earlier run
     gc.freeze()
     started = time.monotonic()
     server = _fork(partial(_serve, scenario, folder, address, arguments))

@@ -61,6 +61,9 @@ class Serving:
         revoked: public keys whose devices are left out.
         browsers: how browsers are answered, beside gRPC; None: they are not.
         front_ends: processes that hold the devices' connections; 1: this one does.
+
+    Raises:
+        ValueError: at construction: this system has no place for several front ends.
     """
 
     keys: ServerKeys
@@ -73,6 +76,9 @@ class Serving:
     revoked: frozenset[bytes] = frozenset()
     browsers: Browsers | None = None
     front_ends: int = 1
+
+    def __post_init__(self) -> None:
+        check_shared_ports(self.front_ends)
 
 
 def serve(
@@ -172,12 +178,8 @@ def doors(
         downloads: what devices download for a round.
         task_config: what devices are told when they authenticate.
         dim: coordinates of the largest vector that a device sends.
-
-    Raises:
-        ValueError: this system has no place for the front ends.
     """
     count = serving.front_ends
-    check_shared_ports(count)
     identities, limits = store.devices(), serving.limits
     exclusions = Exclusions(identities, serving.revoked, store.expelled(), store.expel)
     server = serving.keys.server_certificate().digest

@@ -10,6 +10,8 @@ import sys
 import time
 from typing import Any
 
+from pfl_lm.validate import positive
+
 _SPARE = 200  # descriptors of a process for everything else
 _UNEVEN = 1.2  # a front end may get so much more than its share of the devices
 _PATIENCE = 5.0  # seconds: front ends of a killed server hold the port for a moment
@@ -19,8 +21,9 @@ def check_shared_ports(front_ends: int) -> None:
     """Refuse several front ends where the system does not spread a port's connections.
 
     Raises:
-        ValueError: it does not.
+        ValueError: it does not, or there is no front end.
     """
+    positive(front_ends=front_ends)
     if front_ends > 1 and not (sys.platform == "linux" and hasattr(socket, "SO_REUSEPORT")):
         raise ValueError(
             f"--front-ends {front_ends}: only Linux spreads the connections of a port over several "
