@@ -138,9 +138,9 @@ def serve(
         raise ValueError("--resume goes on with a run and --overwrite deletes it: choose one")
     if device is not None and hostile is None:
         raise ValueError("--device belongs to --hostile: an honest server starts no device")
-    seconds = training_seconds, phase_seconds, grace_seconds
     if hostile is not None and front_ends > 1:
         raise ValueError("--front-ends does not go with --hostile: it attacks one device")
+    seconds = training_seconds, phase_seconds, grace_seconds
     if hostile is not None:
         scenario = read(Scenario, recipe, settings)
         with ExitStack() as opened:
