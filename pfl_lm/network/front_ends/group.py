@@ -37,6 +37,8 @@ class FrontEnds:
         self._backend, self._count, self._setup = backend, count, setup
         self._kept: list[asyncio.Task[None]] = []
         self._running: dict[int, tuple[asyncio.subprocess.Process, Wire]] = {}
+        self._loaded: set[int] = set()
+        self._all_loaded = asyncio.Event()
         self._port: SharedPort | None = None
         self._stopping = False
 
@@ -73,6 +75,7 @@ class FrontEnds:
     async def stop(self, grace: float | None) -> None:
         """End the processes; calls under way get ``grace`` seconds to end."""
         self._stopping = True
+        self._all_loaded.set()
         for _, wire in self._running.values():
             wire.write(["stop", grace or 0.0])
         if self._kept:
@@ -111,7 +114,7 @@ class FrontEnds:
                 env=_environment(),
             )
         wire = await Wire.over(ours)
-        wire.write(self._setup.values())
+        self._running[number] = process, wire
 
         def heard(said: int | str) -> None:
             if ready.done():
@@ -122,17 +125,27 @@ class FrontEnds:
             else:
                 ready.set_exception(ValueError(said))
 
-        self._running[number] = process, wire
-        if self._stopping:
-            wire.write(["stop", 0.0])
         try:
-            await Answers(self._backend, wire, heard).run()
+            if await wire.read() is not None:
+                await self._listen_together(number, wire)
+                await Answers(self._backend, wire, heard).run()
         except Exception:
             log.exception("what front end %d says cannot be read; it is ended", number)
             process.kill()
         status = await process.wait()
         del self._running[number]
         return status
+
+    async def _listen_together(self, number: int, wire: Wire) -> None:
+        """Let the first front ends listen at one moment: else one would get all who wait already.
+
+        Devices stay where they have connected.
+        """
+        self._loaded.add(number)
+        if len(self._loaded) == self._count:
+            self._all_loaded.set()
+        await self._all_loaded.wait()
+        wire.write(["stop", 0.0] if self._stopping else self._setup.values())
 
 
 def _environment() -> dict[str, str]:

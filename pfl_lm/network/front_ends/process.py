@@ -56,7 +56,8 @@ class FrontEndSetup:
 async def answer(end: socket.socket) -> None:
     """Answer devices until the process at the other end stops this one, or is gone."""
     wire = await Wire.over(end)
-    if (told := await wire.read()) is None:
+    wire.write(["loaded"])
+    if (told := await wire.read()) is None or told[0][0] == "stop":
         return
     setup = FrontEndSetup.of(told[0])
     logger = logging.getLogger("pfl_lm.network")

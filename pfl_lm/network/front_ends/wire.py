@@ -4,7 +4,8 @@ A frame is two lengths of 4 bytes, little-endian, the list as JSON, and the byte
 ``[method, number of the request, …]``; the answer is ``[number, value]`` or, refused,
 ``[number, kind, text, again]``. ``answers`` has the methods. What needs no answer is
 ``["leave", call]``, ``["cancel", request]``, ``["log", level, text]``; the round's process says
-``["stop", grace]``.
+``["stop", grace]``. Before all that a front end says ``["loaded"]``, is told its setup, and says
+``["ready", port]``.
 
 The two ends of the connection belong to one server and its own child, and nobody else has them.
 The round's side reads nothing from a frame but plain values all the same: a front end reads what
