@@ -66,7 +66,7 @@ class Answers:
     async def _answer_long(self, kind: str, about: list[Any], body: bytes) -> None:
         """Answer when the front end has read what others were answered before.
 
-        So a slow one leaves little in memory: no item of thousands, and one piece of the model.
+        So little waits to be sent to a slow one: one answer, and of the model one piece.
         """
         answer = None if kind in _PIECES else await self._answer(kind, about, body)
         async with self._turn:
