@@ -42,6 +42,7 @@ import grpc
 
 from pfl_lm.demo import RECIPE
 from pfl_lm.network.admission import Admission
+from pfl_lm.network.backend import LocalBackend
 from pfl_lm.network.exclusions import Exclusions
 from pfl_lm.network.identity import Credentials, DeviceKey, ServerKeys, enrol
 from pfl_lm.network.listener import Listener
@@ -80,12 +81,11 @@ async def _serve(keys: ServerKeys, port: int) -> None:
     mailbox._round = SimpleNamespace(  # type: ignore[assignment]  # a round that never ends
         config=SimpleNamespace(round=7), places={n: n for n in identities}, dropped={}, taken={}
     )
-    task_config: Any = SimpleNamespace(text=lambda: "{}")
     recipe = load(Scenario, RECIPE)
     context = open_run(replace(recipe, model=replace(recipe.model, embedding_dim=WIDTH)))
     models = ModelCache(context)
     models.put(7, context.start.parameters)
-    service = Service(admission, mailbox, models, task_config, limits, 1 << 20)
+    service = Service(LocalBackend(admission, mailbox, models), "{}", limits, 1 << 20)
     await Listener(service, f"127.0.0.1:{port}", keys.tls()).start()
     await asyncio.Event().wait()
 

@@ -1,8 +1,9 @@
 """Thousands of devices, played by a few processes, take part in rounds of one server over TLS.
 
-    python -m benchmarks.load --devices 1000 [--dim 140000] [--rounds 3] [--folder FOLDER]
+    python -m benchmarks.load --devices 1000 [--dim 140000] [--rounds 3] [--front-ends 2]
 
-The server is ``pfl_lm.network.server.serve``, in a process of its own. Every device has its own
+The server is ``pfl_lm.network.server.serve``, in a process of its own, with front ends or without.
+Every device has its own
 key, session and connection, downloads the model, and speaks secure aggregation with real
 cryptography; what it reports is ready-made, and nobody trains. In every round a tenth of the
 devices fall silent, a fourth of them before each of the four messages; a twentieth are slow, send
@@ -10,7 +11,8 @@ garbage, or replay the report of the round before; others each time (``load_devi
 those of ``secagg.parameters`` for a cohort of this size, 5% corrupt devices and 20% dropouts.
 
 Printed are reports against those that devices handed in, CPU seconds of server and devices, the
-part of them that is the protocol's arithmetic, and the server's memory after each round.
+part of them that is the protocol's arithmetic, and the server's memory after each round: of its
+process and its front ends together, and of each.
 """
 
 from __future__ import annotations
@@ -59,6 +61,7 @@ def main() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
+    (folder / "server.jsonl").unlink(missing_ok=True)  # of an earlier run
     gc.freeze()
     started = time.monotonic()
     server = _fork(partial(_serve, scenario, folder, address, arguments))
@@ -108,9 +111,8 @@ class _Watch(ProgressListener):
             "round": entry["round"],
             "reports": entry["reports"],
             "seconds": entry["seconds"],
-            "cpu": time.process_time(),
             "arithmetic": dict(self._arithmetic),
-            **_memory(),
+            "processes": [_used(pid) for pid in [str(os.getpid()), *_children()]],
         }
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
@@ -131,7 +133,9 @@ def _serve(scenario: Scenario, folder: Path, address: str, arguments: argparse.N
         grace_seconds=arguments.grace,
         hold_seconds=100.0,  # thousands that ask every 20 s would keep the server busy
     )
-    serving = Serving(keys, address, limits, arguments.devices, trial=True)
+    serving = Serving(
+        keys, address, limits, arguments.devices, trial=True, front_ends=arguments.front_ends
+    )
     watch = _Watch(folder / "server.jsonl", arithmetic)
     if not arguments.profile:
         serve(scenario, folder / "served", serving, watch, overwrite=True)
@@ -165,11 +169,29 @@ def _play(folder: Path, address: str, number: int, arguments: argparse.Namespace
     (folder / f"devices-{number}.json").write_text(json.dumps(figures), encoding="utf-8")
 
 
-def _memory() -> dict[str, int]:
-    """Resident memory of this process now and at its most, bytes."""
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+def _children() -> list[str]:
+    """The processes that this one started: the front ends, in the order of their start."""
+    lists = Path("/proc/self/task").glob("*/children")
+    return sorted((pid for path in lists for pid in path.read_text().split()), key=int)
+
+
+def _used(pid: str) -> dict[str, float]:
+    """CPU seconds of a process, and its resident memory now and at its most, bytes."""
+    lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
     fields = {line.split(":")[0]: line.split()[1] for line in lines if line.startswith("Vm")}
-    return {"resident": 1024 * int(fields["VmRSS"]), "peak": 1024 * int(fields["VmHWM"])}
+    ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return {
+        "cpu": sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK"),
+        "resident": 1024 * int(fields["VmRSS"]),
+        "peak": 1024 * int(fields["VmHWM"]),
+    }
+
+
+def _each(line: dict[str, Any], figure: str, unit: float) -> str:
+    """Write a figure of all processes together, and of each where there are several."""
+    parts = [process[figure] / unit for process in line["processes"]]
+    each = " = " + " + ".join(f"{part:.0f}" for part in parts) if len(parts) > 1 else ""
+    return f"{sum(parts):.0f}{each}"
 
 
 def _print(folder: Path, dim: int, arguments: argparse.Namespace, seconds: float) -> None:
@@ -186,6 +208,8 @@ def _print(folder: Path, dim: int, arguments: argparse.Namespace, seconds: float
     print(f"keystream {stream / 1e9:.1f} GB/s, {agreements:,.0f} agreements/s")
     print("| round | reports | handed in | seconds | server CPU s | of it arithmetic | memory MB |")
     print("|---|---|---|---|---|---|---|")
+    for line in rounds:
+        line["cpu"] = sum(process["cpu"] for process in line["processes"])
     before: dict[str, Any] = {"cpu": 0.0, "arithmetic": {}}
     for line in rounds:
         handed = sum(figures["reports"].get(str(line["round"]), 0) for figures in played)
@@ -193,7 +217,7 @@ def _print(folder: Path, dim: int, arguments: argparse.Namespace, seconds: float
         own = sum(line["arithmetic"].values()) - sum(before["arithmetic"].values())
         print(
             f"| {line['round']} | {line['reports']} | {handed} | {line['seconds']:.0f} "
-            f"| {spent:.1f} | {own:.1f} | {line['resident'] / 1e6:.0f} |"
+            f"| {spent:.1f} | {own:.1f} | {_each(line, 'resident', 1e6)} |"
         )
         before = line
     parts = ", ".join(f"{name} {used:.2f}" for name, used in before["arithmetic"].items())
@@ -201,9 +225,9 @@ def _print(folder: Path, dim: int, arguments: argparse.Namespace, seconds: float
     count = arguments.devices * len(rounds)
     own = sum(before["arithmetic"].values())
     print(
-        f"server: {before['cpu']:.1f} CPU s, {before['cpu'] / own:.2f} x its arithmetic, "
+        f"server: {_each(before, 'cpu', 1)} CPU s, {before['cpu'] / own:.2f} x its arithmetic, "
         f"{1000 * before['cpu'] / count:.1f} ms a device and round, "
-        f"peak memory {before['peak'] / 1e6:.0f} MB"
+        f"peak memory {_each(before, 'peak', 1e6)} MB"
     )
     print(
         f"devices: {1000 * total['cpu'] / count:.1f} ms of CPU each a round, "
@@ -227,6 +251,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--dim", type=int, default=140_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--processes", type=int, default=2, help="that play the devices")
+    parser.add_argument("--front-ends", type=int, default=1)
     parser.add_argument("--grace", type=float, default=15.0, help="seconds for the last tenth")
     parser.add_argument("--adversary", default="semi-honest", choices=["semi-honest", "active"])
     parser.add_argument("--folder", help="keeps keys, logs and the run")

@@ -18,6 +18,7 @@ from pfl_lm.cli.device_setups import own_setup, played_setups, setups_of_store
 from pfl_lm.cli.hostile import Device, Hostile, attack
 from pfl_lm.cli.recipes import ScenarioPath, Settings, read
 from pfl_lm.cli.serving import (
+    FrontEndCount,
     GraceSeconds,
     Keys,
     Listen,
@@ -94,6 +95,7 @@ def serve(
             f"[{WEB_LISTEN} with --web]. Without --web it answers devices and gives no page."
         ),
     ] = None,
+    front_ends: FrontEndCount = 1,
     resume: Annotated[bool, typer.Option(help="Go on after a stop or a crash.")] = False,
     overwrite: Annotated[
         bool, typer.Option(help="Delete an earlier run in that folder first.")
@@ -136,6 +138,8 @@ def serve(
         raise ValueError("--resume goes on with a run and --overwrite deletes it: choose one")
     if device is not None and hostile is None:
         raise ValueError("--device belongs to --hostile: an honest server starts no device")
+    if hostile is not None and front_ends > 1:
+        raise ValueError("--front-ends does not go with --hostile: it attacks one device")
     seconds = training_seconds, phase_seconds, grace_seconds
     if hostile is not None:
         scenario = read(Scenario, recipe, settings)
@@ -149,7 +153,8 @@ def serve(
     from pfl_lm.report.page import write_report
 
     with ExitStack() as opened:
-        serving = replace(serving, browsers=answered(web, web_listen, serving.keys, opened))
+        browsers = answered(web, web_listen, serving.keys, opened)
+        serving = replace(serving, browsers=browsers, front_ends=front_ends)
         scenario = read(Scenario, recipe, settings)
         folder = run(scenario, output, serving, RunLines(), resume, overwrite)
     summarise(folder, write_report(folder.path))

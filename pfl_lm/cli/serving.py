@@ -36,6 +36,15 @@ Revoked = Annotated[
         "left out. State it again with --resume.",
     ),
 ]
+FrontEndCount = Annotated[
+    int,
+    number(
+        1,
+        64,
+        "Processes that hold the devices' connections and speak gRPC and TLS, on the one port "
+        "(Linux). With 1 the server does it itself; more use more processors.",
+    ),
+]
 ServedLedgers = Annotated[
     Path | None,
     typer.Option(help="Folder of the populations' ledgers [KEYS/server/ledgers]."),

@@ -8,18 +8,18 @@ Nothing here grows with what strangers send: a challenge carries its own proof o
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import hmac
 import logging
 import os
 import struct
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 from pfl_lm.network.exclusions import Exclusions
 from pfl_lm.network.identity import Credentials
+from pfl_lm.network.refusals import NotAdmitted, Suspended, TooOften
 from pfl_lm.network.transport import Limits
 from pfl_lm.secagg.errors import Refused
 
@@ -30,26 +30,6 @@ _NONCE_SECONDS = 60.0
 _NONCE = struct.Struct("<dI4s")  # when it was made, for which device, random bytes; then 16 of MAC
 _WAITS = 10  # bursts of calls that a device may make while it was told to wait
 _LINES_PER_MINUTE = 20.0
-
-
-class NotAdmitted(ValueError):
-    """A caller that is not admitted; ``again`` tells whether authenticating again could help."""
-
-    def __init__(self, text: str, again: bool = False) -> None:
-        self.again = again
-        super().__init__(text)
-
-
-class Suspended(NotAdmitted):
-    """A device that called on where it was told to wait: it is suspended from now on."""
-
-    def __init__(self, device: int) -> None:
-        self.device = device
-        super().__init__(f"device {device} called on where it was told to wait: it is suspended")
-
-
-class TooOften(ValueError):
-    """More calls than a device's budget: it must wait."""
 
 
 class Admission:
@@ -220,39 +200,6 @@ class Admission:
 
     def _mac(self, content: bytes) -> bytes:
         return hmac.digest(self._secret, content, hashlib.sha256)[:16]
-
-
-class StrangerPool:
-    """Open calls of callers who have not authenticated: few, and short.
-
-    Args:
-        most: open calls; where another comes the oldest ends, so that callers who say nothing
-            cannot keep out one who speaks.
-        seconds: after which a call ends.
-    """
-
-    def __init__(self, most: int, seconds: float) -> None:
-        self._most, self._seconds = most, seconds
-        self._open: dict[asyncio.Timeout, None] = {}  # the oldest first
-
-    @asynccontextmanager
-    async def call(self) -> AsyncIterator[None]:
-        """Run a stranger's call.
-
-        Raises:
-            TimeoutError: its time is over, or others came.
-        """
-        while len(self._open) >= self._most:
-            oldest = next(iter(self._open))
-            del self._open[oldest]
-            if not oldest.expired():
-                oldest.reschedule(asyncio.get_running_loop().time())
-        async with asyncio.timeout(self._seconds) as limit:
-            self._open[limit] = None
-            try:
-                yield
-            finally:
-                self._open.pop(limit, None)
 
 
 class Bucket:

@@ -26,10 +26,18 @@ class Listener:
         service: whose methods answer (``transport.handler``).
         address: ``host:port``; port 0 takes a free one.
         tls: secret key and certificate, PEM; None: without TLS, for tests.
+        shared: other processes listen on the same port.
     """
 
-    def __init__(self, service: Any, address: str, tls: tuple[bytes, bytes] | None) -> None:
+    def __init__(
+        self,
+        service: Any,
+        address: str,
+        tls: tuple[bytes, bytes] | None,
+        shared: bool = False,
+    ) -> None:
         self._service, self._address, self._tls = service, address, tls
+        self._options = server_options(shared)
         self._server: Any = None
         self._watch: asyncio.Task[None] | None = None
         self._stopping = False
@@ -55,7 +63,7 @@ class Listener:
             await self._watch
 
     async def _open(self) -> int:
-        server = grpc.aio.server(options=server_options())
+        server = grpc.aio.server(options=self._options)
         server.add_generic_rpc_handlers((handler(self._service),))
         try:
             if self._tls is None:

@@ -22,6 +22,7 @@ from typing import Any
 from pfl_lm.network.exclusions import Exclusions
 from pfl_lm.network.items import Content, Posted, frame_of
 from pfl_lm.network.presence import Presence, clock
+from pfl_lm.network.refusals import NotNow
 from pfl_lm.network.task_config import stated
 from pfl_lm.network.transport import Limits, Message, messages
 from pfl_lm.secagg.config import RoundConfig
@@ -35,10 +36,6 @@ _KIND_AT = 5  # of a frame: where its kind stands
 _PHASES = {1: "keys", 3: "shares", 5: "report", 7: "confirmation", 9: "answer"}
 _NAMED = 12  # devices that one line of the log names
 _SILENT_SECONDS = 5.0  # a longer wait is announced
-
-
-class NotNow(ValueError):
-    """A message that does not count: this round goes on without its sender."""
 
 
 @dataclass

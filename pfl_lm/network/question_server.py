@@ -13,6 +13,8 @@ from typing import Any
 from pfl_lm.dp.policy import Policy
 from pfl_lm.models.file import Model
 from pfl_lm.native.tuning import give_memory_back
+from pfl_lm.network.front_ends.group import FrontEnds
+from pfl_lm.network.front_ends.port import make_room
 from pfl_lm.network.listener import Listener
 from pfl_lm.network.question_rounds import Content, QuestionServer, ask_round, recover
 from pfl_lm.network.question_task import QuestionTask, session_for
@@ -200,18 +202,18 @@ def _serve(
         task = replace(task, run=store.run, seed=seed)
         session, content = task.session(policy), Content()
         known, number = recover(session, asking.start, ledger, store)
-        _, mailbox, door = doors(serving, store, content, task, asking.start.most_cells)
+        _, mailbox, door = doors(serving, store, content, task.text(), asking.start.most_cells)
         server = QuestionServer(
             session, task, asking.denied, ledger, people, store, mailbox,
             serving.limits, serving.keys.authority(), content, listener, serving.reached,
         )  # fmt: skip
-        known = asyncio.run(_ask_all(server, door, known, number, serving.present))
+        known = asyncio.run(_ask_all(server, door, known, number, serving))
         write(folder.result_path, known)
         folder.finish(ledger, people)
 
 
 async def _ask_all(
-    server: QuestionServer, door: Listener, asked: Asked, number: int, present: int | None
+    server: QuestionServer, door: Listener | FrontEnds, asked: Asked, number: int, serving: Serving
 ) -> Asked:
     """Answer devices and ask the rounds that are left, as long as the policy pays for them.
 
@@ -220,8 +222,9 @@ async def _ask_all(
     """
     session, mailbox = server.session, server.mailbox
     privacy = session.privacy(asked.query(session.policy.noise.min_dim))
-    present = min(session.population, present or session.cohort)
+    present = min(session.population, serving.present or session.cohort)
     least = min(present, max(3, privacy.least_reports))
+    make_room(present, serving.front_ends)
     port = await door.start()
     log.info("listening on port %d for %d devices", port, session.population)
     try:

@@ -1,4 +1,4 @@
-"""The server: one process that opens the run, answers devices, and runs round after round."""
+"""The server: it opens the run, answers devices, and runs round after round."""
 
 from __future__ import annotations
 
@@ -16,14 +16,18 @@ from pfl_lm.dp.cohort import cohort
 from pfl_lm.dp.ledger import Ledger
 from pfl_lm.native.tuning import give_memory_back
 from pfl_lm.network.admission import Admission
+from pfl_lm.network.backend import Downloads, LocalBackend
 from pfl_lm.network.exclusions import Exclusions
+from pfl_lm.network.front_ends.group import FrontEnds
+from pfl_lm.network.front_ends.port import check_shared_ports, make_room
+from pfl_lm.network.front_ends.process import FrontEndSetup
 from pfl_lm.network.identity import Credentials, ServerKeys
 from pfl_lm.network.listener import Listener
 from pfl_lm.network.mailbox import Mailbox
 from pfl_lm.network.model_delta import ModelCache
 from pfl_lm.network.recovery import end_round, open_store
 from pfl_lm.network.rounds import ServerContext, remembered, run_round
-from pfl_lm.network.service import Downloads, Service, Task
+from pfl_lm.network.service import Service
 from pfl_lm.network.store import OVER, RoundRow, Store
 from pfl_lm.network.task_config import TaskConfig, served
 from pfl_lm.network.transport import Limits, largest_frame
@@ -57,6 +61,10 @@ class Serving:
         reached: called with (point, round) after every durable write; tests kill the server there.
         revoked: public keys whose devices are left out.
         browsers: how browsers are answered, beside gRPC; None: they are not.
+        front_ends: processes that hold the devices' connections; 1: this one does.
+
+    Raises:
+        ValueError: at construction: this system has no place for several front ends.
     """
 
     keys: ServerKeys
@@ -68,6 +76,10 @@ class Serving:
     reached: Callable[[str, int], None] = lambda point, round: None
     revoked: frozenset[bytes] = frozenset()
     browsers: Browsers | None = None
+    front_ends: int = 1
+
+    def __post_init__(self) -> None:
+        check_shared_ports(self.front_ends)
 
 
 def serve(
@@ -157,24 +169,33 @@ def _end(
 
 
 def doors(
-    serving: Serving, store: Store, downloads: Downloads, task: Task, dim: int
-) -> tuple[Service, Mailbox, Listener]:
+    serving: Serving, store: Store, downloads: Downloads, task_config: str, dim: int
+) -> tuple[Service, Mailbox, Listener | FrontEnds]:
     """Wire up what answers devices' calls; the listener is not started yet.
+
+    Where there are front ends, the service is what answers browsers, beside them.
 
     Args:
         downloads: what devices download for a round.
-        task: what devices are told when they authenticate.
+        task_config: what devices are told when they authenticate.
         dim: coordinates of the largest vector that a device sends.
     """
+    count = serving.front_ends
     identities, limits = store.devices(), serving.limits
     exclusions = Exclusions(identities, serving.revoked, store.expelled(), store.expel)
     server = serving.keys.server_certificate().digest
     credentials = Credentials(identities, serving.keys.authority(), server)
     admission = Admission(credentials, limits, exclusions)
     mailbox = Mailbox(identities, limits, admission.strike, admission.grant_round, exclusions)
+    backend = LocalBackend(admission, mailbox, downloads)
     frame_bytes = largest_frame(8 * dim, len(identities))  # no ring is wider than 64 bits
-    service = Service(admission, mailbox, downloads, task, limits, frame_bytes)
-    return service, mailbox, Listener(service, serving.address, serving.keys.tls())
+    own = limits.among(1 if count == 1 else count + bool(serving.browsers))
+    service = Service(backend, task_config, own, frame_bytes)
+    address, tls = serving.address, serving.keys.tls()
+    if count == 1:
+        return service, mailbox, Listener(service, address, tls)
+    setup = FrontEndSetup(address, tls, task_config, own, frame_bytes)
+    return service, mailbox, FrontEnds(backend, count, setup)
 
 
 async def _run(
@@ -186,12 +207,13 @@ async def _run(
     authority, folder = serving.keys.authority(), recorder.folder
     models = ModelCache(context)
     dim = context.privacy.summed_dim(choose_payload(context, 0).dim)
-    service, mailbox, listener = doors(serving, store, models, task_config, dim)
+    service, mailbox, listener = doors(serving, store, models, task_config.text(), dim)
     server = ServerContext(
         context, task_config, recorder, store, mailbox, limits, authority, serving.reached
     )
     present = min(len(identities), serving.present or context.scenario.cohort)
     least = min(present, max(3, context.privacy.least_reports))
+    make_room(present, serving.front_ends)
     port = await listener.start()
     log.info("listening on port %d for %d devices", port, len(identities))
     _fill_in(context, store, recorder)

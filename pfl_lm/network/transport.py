@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -70,6 +70,11 @@ class Limits:
 
     def __post_init__(self) -> None:
         positive(**vars(self))
+
+    def among(self, processes: int) -> Limits:
+        """Return what one of several processes may hold of what they may hold together."""
+        strangers, upload_bytes = self.strangers // processes, self.upload_bytes // processes
+        return replace(self, strangers=max(1, strangers), upload_bytes=max(1, upload_bytes))
 
 
 def _compile() -> descriptor_pb2.FileDescriptorProto:
@@ -167,8 +172,12 @@ def largest_frame(vector_bytes: int, devices: int) -> int:
     return SLACK_BYTES + max(vector_bytes, 1024 * devices)
 
 
-def server_options() -> list[tuple[str, int]]:
-    """gRPC's settings of the server: sizes, streams, and connections that say nothing."""
+def server_options(shared: bool = False) -> list[tuple[str, int]]:
+    """gRPC's settings of the server: sizes, streams, and connections that say nothing.
+
+    Args:
+        shared: other processes listen on the same port; else a second server there shall fail.
+    """
     return [
         ("grpc.max_receive_message_length", CHUNK_BYTES + SLACK_BYTES),
         ("grpc.server_handshake_timeout_ms", 10_000),
@@ -179,7 +188,7 @@ def server_options() -> list[tuple[str, int]]:
         ("grpc.max_connection_idle_ms", 600_000),
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_timeout_ms", 20_000),
-        ("grpc.so_reuseport", 0),  # a second server on this port shall fail
+        ("grpc.so_reuseport", int(shared)),
     ]
 
 

@@ -22,6 +22,7 @@ import grpc
 
 from pfl_lm.keyboard.server import Server
 from pfl_lm.network.admission import Admission
+from pfl_lm.network.backend import LocalBackend
 from pfl_lm.network.exclusions import Exclusions
 from pfl_lm.network.identity import Credentials
 from pfl_lm.network.listener import Listener
@@ -81,9 +82,8 @@ async def _serve(place: SimpleNamespace, ready: threading.Event, over: threading
     limits, exclusions = Limits(stranger_seconds=1.0), Exclusions(identities)
     admission = Admission(Credentials(identities, bytes(32), bytes(32)), limits, exclusions)
     mailbox = Mailbox(identities, limits, admission.strike, admission.grant_round, exclusions)
-    task_config: Any = SimpleNamespace(text=lambda: "{}")
     models: Any = None
-    service = Service(admission, mailbox, models, task_config, limits, 1 << 16)
+    service = Service(LocalBackend(admission, mailbox, models), "{}", limits, 1 << 16)
     server = Listener(service, "127.0.0.1:0", None)
     place.port = await server.start()
     ready.set()

@@ -105,9 +105,8 @@ class Trial:
 
     def serve(self, watch, **options):
         """Run the server to its end, in this thread."""
-        changes = {
-            name: options.pop(name) for name in ("reached", "present", "revoked") if name in options
-        }
+        names = ("reached", "present", "revoked", "front_ends")
+        changes = {name: options.pop(name) for name in names if name in options}
         return serve(self.scenario, self.folder, self.serving(**changes), watch, **options)
 
     def reference(self, survivors: list[list[int]]) -> dict[str, torch.Tensor]:

@@ -8,10 +8,12 @@ import pytest
 
 pytest.importorskip("grpc_tools", reason="needs gRPC: pip install pfl-lm[network]")
 
-from pfl_lm.network.admission import Admission, Bucket, NotAdmitted, StrangerPool, TooOften
+from pfl_lm.network.admission import Admission, Bucket
 from pfl_lm.network.exclusions import Exclusions, read_revoked
 from pfl_lm.network.identity import Credentials, DeviceKey
+from pfl_lm.network.refusals import NotAdmitted, TooOften
 from pfl_lm.network.rpc_client import RetryPolicy
+from pfl_lm.network.strangers import StrangerPool
 from pfl_lm.network.transport import Limits
 from pfl_lm.secagg.keys import Validity, certify, public_key
 

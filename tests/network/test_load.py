@@ -12,10 +12,11 @@ import torch
 
 pytest.importorskip("grpc_tools", reason="needs gRPC: pip install pfl-lm[network]")
 
+from pfl_lm.network.backend import LocalBackend
 from pfl_lm.network.exclusions import Exclusions
-from pfl_lm.network.mailbox import NotNow
 from pfl_lm.network.model_delta import _pieces
 from pfl_lm.network.presence import Presence
+from pfl_lm.network.refusals import NotNow
 from pfl_lm.network.service import Service
 from pfl_lm.network.transport import SESSION, Limits, messages
 from pfl_lm.network.upload_pool import UploadPool
@@ -91,9 +92,8 @@ class Turns:
 @pytest.fixture
 def service():
     admission = SimpleNamespace(call=lambda token, cost: nullcontext(7))
-    task = SimpleNamespace(text=lambda: "")
     limits = Limits(phase_seconds=0.05)
-    return Service(admission, Turns(), None, task, limits, frame_bytes=1000)
+    return Service(LocalBackend(admission, Turns(), None), "", limits, frame_bytes=1000)
 
 
 async def upload(size: int, *parts: bytes, stalls: bool = False):
@@ -128,9 +128,9 @@ def test_an_upload_that_does_not_end_well_is_ended(service, case):
         asyncio.run(service.Send(requests(), Call()))
     assert ended.value.args[0].name == code
     assert details in ended.value.args[1]
-    assert service._mailbox.frames == []
+    assert service._backend.mailbox.frames == []
     asyncio.run(service.Send(upload(600, bytes(300), bytes(300)), Call()))  # the device goes on
-    assert service._mailbox.frames == [bytes(600)]
+    assert service._backend.mailbox.frames == [bytes(600)]
 
 
 def test_a_call_that_sends_waits_for_what_comes_next(service):
@@ -141,14 +141,14 @@ def test_a_call_that_sends_waits_for_what_comes_next(service):
             yield messages.Upload(round=5, size=3, part=b"ab", seen=seen)
             yield messages.Upload(part=b"c")
 
-        service._mailbox.stream = requests()
-        return await service.Send(service._mailbox.stream, Call())
+        service._backend.mailbox.stream = requests()
+        return await service.Send(service._backend.mailbox.stream, Call())
 
     assert asyncio.run(send(0)) == messages.Item()
-    assert service._mailbox.fetched == []
+    assert service._backend.mailbox.fetched == []
     assert asyncio.run(send(3)) == messages.Item(round=5, step=4, frame=b"next")
-    assert service._mailbox.fetched == [(7, 5, 3)]
-    assert service._mailbox.frames == [b"abc", b"abc"]
+    assert service._backend.mailbox.fetched == [(7, 5, 3)]
+    assert service._backend.mailbox.frames == [b"abc", b"abc"]
 
 
 def test_a_call_is_held_no_longer_because_its_upload_took_long():

@@ -15,7 +15,8 @@ from pfl_lm.network.hostile.frames import Scene, another_frame, lying_frame, rev
 from pfl_lm.network.hostile.statements import NotPossible, invitation_changes
 from pfl_lm.network.hostile.watch import Verdict, Watch
 from pfl_lm.network.items import Content, Posted
-from pfl_lm.network.mailbox import INVITATION, Mailbox, NotNow
+from pfl_lm.network.mailbox import INVITATION, Mailbox
+from pfl_lm.network.refusals import NotNow
 from pfl_lm.network.task_config import stated
 from pfl_lm.network.transport import Limits, Message, messages
 

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from pfl_lm.dp.cohort import cohort
 from pfl_lm.network.admission import Admission
+from pfl_lm.network.backend import LocalBackend
 from pfl_lm.network.exclusions import Exclusions
 from pfl_lm.network.hostile.cases import Case, Stage
 from pfl_lm.network.hostile.certificate import another_certificate, offer
@@ -129,9 +130,8 @@ class _Play:
         self._models = LyingModels(context, name, self._tells, self._swallowed)
         dim = context.privacy.summed_dim(choose_payload(context, 0).dim)
         frame_bytes = largest_frame(8 * dim, context.scenario.cohort)
-        self._service = HostileService(
-            admission, self._mailbox, self._models, task, self._limits, frame_bytes
-        )
+        backend = LocalBackend(admission, self._mailbox, self._models)
+        self._service = HostileService(backend, task.text(), self._limits, frame_bytes)
         self._service.watch, self._service.lies = self.watch, case.stage is Stage.TASK
 
     async def play(self) -> Outcome:

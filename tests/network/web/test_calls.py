@@ -13,9 +13,11 @@ import pytest
 
 from pfl_lm.network import web_call
 from pfl_lm.network.admission import Admission
+from pfl_lm.network.backend import LocalBackend
 from pfl_lm.network.exclusions import Exclusions
 from pfl_lm.network.identity import Credentials
-from pfl_lm.network.mailbox import Mailbox, NotNow
+from pfl_lm.network.mailbox import Mailbox
+from pfl_lm.network.refusals import NotNow
 from pfl_lm.network.service import Service
 from pfl_lm.network.transport import CHUNK_BYTES, Limits, messages
 from pfl_lm.network.web import WebAddress, WebServer
@@ -42,10 +44,9 @@ class Models:
         return iter([b"abcd", b"efgh" * 100]) if have < 0 else iter([])
 
 
-class TaskConfig:
-    def text(self):
-        config = TASK["task_config"].replace('"run":""', f'"run":"{"ab" * 16}"')
-        return config.replace("0.25", "0.5").replace('"seed":4', '"seed":3')
+def task_config() -> str:
+    config = TASK["task_config"].replace('"run":""', f'"run":"{"ab" * 16}"')
+    return config.replace("0.25", "0.5").replace('"seed":4', '"seed":3')
 
 
 class Served:
@@ -68,7 +69,9 @@ class Served:
         mailbox.check_turn = self._turn
         mailbox.send = lambda device, round, frame: self.frames.append((device, round, frame))
         type(mailbox).under_way = property(lambda self: 7)
-        service = Service(admission, mailbox, Models(), TaskConfig(), LIMITS, FRAME_BYTES)
+        service = Service(
+            LocalBackend(admission, mailbox, Models()), task_config(), LIMITS, FRAME_BYTES
+        )
         return WebServer(service, self.at, FILES)
 
     def _turn(self, device, round):
