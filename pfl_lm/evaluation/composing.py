@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice
@@ -73,15 +73,14 @@ class Wanted:
 class Speller:
     """The pieces of a vocabulary, and the words that they spell."""
 
-    def __init__(self, tokenizer: Tokenizer, blocked: Sequence[str] = ()) -> None:
+    def __init__(self, tokenizer: Tokenizer, blocked: Collection[str] = ()) -> None:
         """Take a tokenizer with subwords.
 
         Args:
-            blocked: words that must not be composed, nor any form of their letters
-                (``text.letters``).
+            blocked: letters, as ``text.letters.same_letters`` writes them, that no composed word
+                may have.
         """
-        self._tokenizer = tokenizer
-        self._blocked = {same_letters(word) for word in blocked}
+        self._tokenizer, self._blocked = tokenizer, frozenset(blocked)
         self.ids = np.flatnonzero([kind == "subword" for kind in tokenizer.kinds])
         pieces = [tokenizer.words[i] for i in self.ids]
         begins = np.array([piece.startswith(_BEGINS) for piece in pieces])
@@ -95,7 +94,7 @@ class Speller:
         self.fitting = lru_cache(maxsize=1 << 14)(self._fitting)
 
     @classmethod
-    def of(cls, tokenizer: object, blocked: Sequence[str] = ()) -> Speller | None:
+    def of(cls, tokenizer: object, blocked: Collection[str] = ()) -> Speller | None:
         """Return the speller of a tokenizer; None where it has no subwords."""
         spells = isinstance(tokenizer, Tokenizer) and "subword" in tokenizer.kinds
         return cls(tokenizer, blocked) if spells else None  # type: ignore[arg-type]
@@ -183,7 +182,7 @@ class _Search:
         longer: list[tuple[float, _Beginning, int]] = []
         for beginning, row in zip(self.beam, rows, strict=True):
             rest = self.wanted.letters[len(beginning.letters) :]
-            if beginning.ids and not rest:
+            if beginning.letters and not rest:
                 self._end(beginning, row)
             if len(beginning.ids) < MOST_PIECES:
                 places = self.speller.fitting(not beginning.ids, rest)
