@@ -222,7 +222,12 @@ def _best(likely: np.ndarray, count: int) -> np.ndarray:
 
 @runtime_checkable
 class SummingScorer(Scorer, Protocol):
-    """A scorer with a quick way to the sum of all words' powers."""
+    """A scorer with a quick way to the sum of all words' powers, and a limit to what it reads."""
+
+    @property
+    def longest(self) -> int | None:
+        """Return how many ids it reads at once, at most; None: any number."""
+        ...
 
     def log_total(self, states: torch.Tensor) -> torch.Tensor:
         """Return its logarithm after states (m, ...), float64[m]."""
@@ -236,12 +241,9 @@ def log_total(scorer: Scorer, states: torch.Tensor) -> torch.Tensor:
     return torch.logsumexp(scorer.scores(states, slice(None)).double(), dim=1)
 
 
-def reader_of(scorer: Scorer, speller: Speller, longest: int | None = None) -> Reader:
-    """Return what reads texts with a model; it keeps every row, for the next letter's search.
-
-    Args:
-        longest: most ids that the model reads at once, the last ones of a text; None: all.
-    """
+def reader_of(scorer: Scorer, speller: Speller) -> Reader:
+    """Return what reads texts with a model; it keeps every row, for the next letter's search."""
+    longest = scorer.longest if isinstance(scorer, SummingScorer) else None
     rows: dict[tuple[int, ...], np.ndarray] = {}
     ids = slice(int(speller.ids[0]), int(speller.ids[-1]) + 1)  # a tokenizer's last ones
 

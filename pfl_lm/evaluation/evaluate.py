@@ -56,6 +56,11 @@ class ModelScorer:
     def __init__(self, spec: ModelSpec, parameters: Parameters) -> None:
         self._spec, self._parameters = spec, parameters
 
+    @property
+    def longest(self) -> int | None:
+        """How many ids a text may have; of a longer one, its last ones can be read."""
+        return self._spec.context if self._spec.kind == "transformer" else None
+
     def states(self, inputs: np.ndarray) -> torch.Tensor:
         """Return the hidden vectors, (n, T, P)."""
         return models.hidden_of(self._spec, self._parameters, inputs)

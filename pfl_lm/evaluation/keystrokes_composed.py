@@ -118,7 +118,7 @@ class Composing:
     def _words(
         self, owners: np.ndarray, tokens: np.ndarray, predicted: np.ndarray, usable: np.ndarray
     ) -> Iterator[_Word]:
-        """Yield the words typed; one that is cut where a user's text ends is left out."""
+        """Yield the words typed; one that is cut where a text or a batch ends is left out."""
         length = tokens.shape[1] - 1
         flat = tokens[:, 1:].reshape(-1)
         owner = np.repeat(owners, length)
@@ -156,23 +156,17 @@ class Composing:
         waiting = list(range(len(words)))
         found.place[at] = SUGGESTIONS
         while waiting:
-            asked = []
             for i in waiting:
-                while typed[i] < len(words[i].word) and (
-                    typed[i] >= ahead.shape[1] or ahead[i, typed[i]] >= SUGGESTIONS
-                ):
-                    typed[i] += 1
-                if typed[i] < len(words[i].word):
-                    asked.append(i)
+                typed[i] = _first_shown(ahead[i], typed[i], len(words[i].word))
+            asked = [i for i in waiting if typed[i] < len(words[i].word)]
             wanted = [
                 Wanted(words[i].text, words[i].word[: typed[i]], -float(nats[at[i]]) + _SLACK)
                 for i in asked
             ]
+            better = self._speller.compose(read, wanted, SUGGESTIONS)
+            ranks = [int(ahead[i, typed[i]]) + len(b) for i, b in zip(asked, better, strict=True)]
             waiting = []
-            for i, better in zip(
-                asked, self._speller.compose(read, wanted, SUGGESTIONS), strict=True
-            ):
-                rank = int(ahead[i, typed[i]]) + len(better)
+            for i, rank in zip(asked, ranks, strict=True):
                 if rank >= SUGGESTIONS:
                     typed[i] += 1
                     waiting.append(i)
@@ -219,6 +213,17 @@ class Composing:
         high = bisect_left(self._sorted, letters + LAST, lo=low)
         best = -np.sort(-_largest(row[low:high]))
         return np.concatenate([best, np.full(SUGGESTIONS - len(best), -np.inf)])
+
+
+def _first_shown(ahead: np.ndarray, typed: int, letters: int) -> int:
+    """Return after how many letters, from ``typed`` on, fewer than three listed words are ahead.
+
+    Args:
+        ahead: int64[1 + P], listed words ahead before any letter, after the first and so on.
+        letters: of the whole word; returned where three are always ahead.
+    """
+    shown = np.flatnonzero(ahead[typed:letters] < SUGGESTIONS)
+    return typed + int(shown[0]) if len(shown) else letters
 
 
 def _largest(values: np.ndarray) -> np.ndarray:

@@ -59,8 +59,7 @@ def suggest(
     speller = Speller.of(tokenizer) if compose else None
     if speller is None:
         return listed
-    longest = _room(spec) + 1 if spec.kind == "transformer" else None
-    read = reader_of(ModelScorer(spec, parameters), speller, longest)
+    read = reader_of(ModelScorer(spec, parameters), speller)
     return with_composed(listed, speller, read, _context(spec, tokenizer, text), letters, count)
 
 

@@ -194,6 +194,14 @@ def first_shown(scorer, speller, tokenizer, text, word):
     return len(word)
 
 
+def test_a_transformer_reads_no_more_than_its_context(tokenizer):
+    spec = ModelSpec(
+        "transformer", tokenizer.vocabulary_size, 8, heads=2, feedforward_dim=16, context=12
+    )
+    model = ModelScorer(spec, models.initialise(spec, 0, tokenizer.unigram))
+    assert evaluate(model, People(tokenizer), "test", tokenizer, 12).words == 60
+
+
 def test_without_subwords_nothing_is_composed():
     rows, _ = choose_rows(Counter(WORDS), Normalisation(), 205)
     assert Speller.of(assemble(rows, Normalisation(), {})) is None
