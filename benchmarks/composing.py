@@ -10,7 +10,7 @@ same keystrokes in all rows: every word of the text at its own length, with its 
 are of the difference to the first row: 95%, by a bootstrap over users.
 
 ``--keys`` measures the time of one key instead, on words of the test users: of the listed words
-alone, and with the search over pieces.
+alone, and of the search over pieces beside it, which has forgotten or kept the last key's rows.
 """
 
 from __future__ import annotations
