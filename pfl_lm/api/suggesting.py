@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
+from pfl_lm.evaluation.composing import MOST_PIECES, Reader, Speller
 from pfl_lm.evaluation.suggestions import (
     LONGEST,
     begins_with,
@@ -17,12 +19,14 @@ from pfl_lm.evaluation.suggestions import (
     suggest,
     suggest_emoji,
     suggestible,
+    with_composed,
 )
-from pfl_lm.export.bundle import INDEX, TOKENIZER, Bundle
+from pfl_lm.export.bundle import BLOCKLIST, INDEX, TOKENIZER, Bundle
 from pfl_lm.export.bundle import opened as opened_bundle
 from pfl_lm.export.formats.registry import ExportedFile, Runner, open_file
 from pfl_lm.export.graphs.predict import AWAY
 from pfl_lm.export.signature import Arrays, Signature
+from pfl_lm.export.vocabulary import blocked_letters
 from pfl_lm.models.file import Model
 from pfl_lm.run.nearby import open_tokenizer
 from pfl_lm.run.trained import load_trained
@@ -94,6 +98,7 @@ class _OfBundle:
     entry: ExportedFile
     tokenizer: Tokenizer
     emoji_ids: tuple[int, ...] = ()
+    speller: Speller | None = None
 
     @classmethod
     def open(cls, bundle: Bundle) -> _OfBundle:
@@ -105,7 +110,10 @@ class _OfBundle:
         file = ExportedFile.from_dict(fields)
         runner = open_file(bundle.path(entry["path"]).parent, file)
         emoji = tuple(bundle.index.vocabulary.get("emoji_ids", ()))
-        return cls(runner, file, Tokenizer.open(bundle.path(TOKENIZER)), emoji)
+        tokenizer = Tokenizer.open(bundle.path(TOKENIZER))
+        listed = bundle.path(BLOCKLIST).read_text(encoding="utf-8").splitlines()
+        speller = Speller.of(tokenizer, blocked_letters(listed, tokenizer))
+        return cls(runner, file, tokenizer, emoji, speller)
 
     @property
     def prompts(self) -> Sequence[str]:
@@ -113,29 +121,69 @@ class _OfBundle:
 
     def suggest(self, text: str, count: int = 3, letters: str = "") -> Suggestions:
         allowed = suggestible(self.tokenizer) & begins_with(self.tokenizer, letters)
-        outputs = self._read(text, allowed)
+        tokens = self._tokens(text)
+        outputs = self._read(tokens, allowed)
         words, scores = outputs["words"].reshape(-1), outputs["scores"].reshape(-1)
         pairs = zip(words.tolist(), scores.tolist(), strict=True)
         kept = [(self.tokenizer.shown(word), score) for word, score in pairs if score > AWAY / 2]
-        return kept[:count]
+        if self.speller is None:
+            return kept[:count]
+        total = _log_total(outputs["logits"][0])
+        listed = [(word, math.exp(score - total)) for word, score in kept[:count]]
+        read = self._reader(self.speller)
+        best = with_composed(listed, self.speller, read, tokens, letters, count)
+        return [(word, math.log(chance) + total) for word, chance in best]
 
     def emoji(self, text: str) -> str:
         if not self.emoji_ids:
             return ""
-        logits = self._read(text, suggestible(self.tokenizer))["logits"][0]
+        logits = self._read(self._tokens(text), suggestible(self.tokenizer))["logits"][0]
         return self.tokenizer.words[self.emoji_ids[int(logits[list(self.emoji_ids)].argmax())]]
 
-    def _read(self, text: str, allowed: np.ndarray) -> Arrays:
+    def _tokens(self, text: str) -> list[int]:
+        room = min(LONGEST, _room(self.entry.signature))
+        return [self.tokenizer.bos_id, *self.tokenizer.encode(text)[-room:]]
+
+    def _read(self, tokens: Sequence[int], allowed: np.ndarray) -> Arrays:
         """Read a text word by word; return what the graph says after its last one."""
+        mask = np.where(allowed, 0, AWAY).astype(np.float32)[None]
+        outputs = None
+        for token in tokens:
+            outputs = self._step(token, mask, outputs)
+        assert outputs is not None
+        return outputs
+
+    def _step(self, token: int, mask: np.ndarray, before: Arrays | None) -> Arrays:
+        """Read one word after what the graph said of the word before it."""
         signature = self.entry.signature
         inputs = {spec.name: np.zeros(spec.shape, spec.dtype) for spec in signature.inputs}
-        tokens = [self.tokenizer.bos_id, *self.tokenizer.encode(text)[-_room(signature) :]]
-        for token in tokens:
-            inputs["token"] = np.array([token], np.int32)
-            inputs["mask"] = np.where(allowed, 0, AWAY).astype(np.float32)[None]
-            outputs = self.runner(**inputs)
-            inputs |= {into: outputs[out] for out, into in signature.state.items()}
-        return outputs
+        inputs |= {"token": np.array([token], np.int32), "mask": mask}
+        if before is not None:
+            inputs |= {into: before[out] for out, into in signature.state.items()}
+        return self.runner(**inputs)
+
+    def _reader(self, speller: Speller) -> Reader:
+        """Return what reads texts and keeps the graph's state after each of their beginnings."""
+        room = _room(self.entry.signature) + 1
+        mask = np.zeros((1, self.tokenizer.vocabulary_size), np.float32)
+        kept: dict[tuple[int, ...], Arrays] = {}
+
+        def after(text: tuple[int, ...]) -> Arrays:
+            if text not in kept:
+                before = after(text[:-1]) if len(text) > 1 else None
+                kept[text] = self._step(text[-1], mask, before)
+            return kept[text]
+
+        def read(texts: Sequence[tuple[int, ...]]) -> np.ndarray:
+            logits = [after(text[-room:])["logits"][0].astype(np.float64) for text in texts]
+            return np.stack([row[speller.ids] - _log_total(row) for row in logits])
+
+        return read
+
+
+def _log_total(logits: np.ndarray) -> float:
+    highest = float(logits.max())
+    return highest + math.log(np.exp(logits.astype(np.float64) - highest).sum())
 
 
 def _room(signature: Signature) -> int:
@@ -144,4 +192,4 @@ def _room(signature: Signature) -> int:
     A transformer's state holds its context, and no word more.
     """
     keys = [spec.shape for spec in signature.inputs if spec.name.startswith("keys")]
-    return min(LONGEST, keys[0][-2] - 1) if keys else LONGEST
+    return keys[0][-2] - 1 if keys else LONGEST + MOST_PIECES

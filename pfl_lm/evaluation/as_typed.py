@@ -1,6 +1,6 @@
 """Text as it is typed: capitals, punctuation, emoji, and every key.
 
-    casing        words of the vocabulary that are shown as their writer wrote them: in the usual
+    casing        words, listed or composed, that are shown as their writer wrote them: in the usual
                   form of the tokenizer's ``written_forms``, with a capital where a sentence begins
     marks_top3    punctuation that is among the three likeliest marks
     emoji_top1    emoji that are the likeliest one: the fourth place of a keyboard shows it
@@ -50,14 +50,21 @@ def columns(
     typed: np.ndarray,
     codes: np.ndarray | None,
     place_apart: np.ndarray | None,
+    offered: np.ndarray,
+    letters: np.ndarray,
 ) -> dict[str, np.ndarray]:
-    """Return the summands of ``SUMS`` for N predictions, as ``Tally.add`` takes them."""
+    """Return the summands of ``SUMS`` for N predictions, as ``Tally.add`` takes them.
+
+    Args:
+        offered: bool[N], words that can be suggested, as ids or composed of pieces.
+        letters: float64[N], their length.
+    """
     none = np.zeros(len(targets), dtype=np.int64)
     apart = none + SUGGESTIONS if place_apart is None else place_apart
     mark, emoji = vocabulary.is_mark[targets], vocabulary.is_emoji[targets]
     keys, shown = (none, none > 0) if codes is None else (codes & KEYS, (codes & SHOWN) > 0)
-    word = vocabulary.is_word[targets] & (keys > 0)
-    suggested = (place < SUGGESTIONS) | (typed < vocabulary.letters[targets])
+    word = offered & (keys > 0)
+    suggested = (place < SUGGESTIONS) | (typed < letters)
     saved = np.where(word & shown & suggested, np.maximum(keys - typed - 1, 0), 0)
     saved += (emoji & (apart < 1)) * np.maximum(keys - 1, 0)
     return {

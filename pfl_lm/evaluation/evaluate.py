@@ -9,7 +9,8 @@ What is predicted, and what counts:
     </s>        yes          no     a keyboard does not suggest that a message ends
     <number>    yes          no     nor what a placeholder stands for
     <unk>       yes          a miss a word outside the vocabulary: typed in full
-    subword     yes          a miss the first piece of such a word; the others do not count
+    subword     yes          at the first piece of such a word; the others do not count. The
+                             keyboard composes it (``keystrokes_composed.py``), or it is a miss
     word        yes          yes
     mark, emoji yes          no     counted by themselves: ``as_typed.py``
 
@@ -36,6 +37,7 @@ from pfl_lm.evaluation.as_typed import places_apart
 from pfl_lm.evaluation.held_out import batches, choose_users
 from pfl_lm.evaluation.interfaces import HeldOut, QuickScorer, Scorer, TokenizerLike
 from pfl_lm.evaluation.keystrokes import SUGGESTIONS, Completions
+from pfl_lm.evaluation.keystrokes_composed import Composing
 from pfl_lm.evaluation.measures import Evaluation, Tally
 from pfl_lm.evaluation.vocabulary import Vocabulary
 from pfl_lm.models import models
@@ -53,6 +55,11 @@ class ModelScorer:
 
     def __init__(self, spec: ModelSpec, parameters: Parameters) -> None:
         self._spec, self._parameters = spec, parameters
+
+    @property
+    def longest(self) -> int | None:
+        """How many ids a text may have; of a longer one, its last ones can be read."""
+        return self._spec.context if self._spec.kind == "transformer" else None
 
     def states(self, inputs: np.ndarray) -> torch.Tensor:
         """Return the hidden vectors, (n, T, P)."""
@@ -113,6 +120,7 @@ def evaluate(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
     ranks: Ranks = ALONE,
+    compose: bool = True,
 ) -> Evaluation:
     """Measure a model on held-out users.
 
@@ -126,14 +134,17 @@ def evaluate(
         max_tokens_per_user: at most so many tokens of each user's stream, its first ones.
         progress: called with (users done, users in all).
         ranks: the processes that share the users out; the figures are the same, to the bit.
+        compose: suggest words that pieces spell beside those of the list. Without subwords there
+            are none.
 
     Raises:
         ValueError: the split has no users, or they typed nothing.
     """
     users = choose_users(population.users(split), split, max_users, seed)
     tally = measure_users(
-        scorer, population, split, users, tokenizer, window, max_tokens_per_user, progress, ranks
-    )
+        scorer, population, split, users, tokenizer, window, max_tokens_per_user, progress, ranks,
+        compose,
+    )  # fmt: skip
     return ranks.on_rank_zero(tally.evaluation)
 
 
@@ -147,6 +158,7 @@ def measure_users(
     max_tokens_per_user: int | None = None,
     progress: Callable[[int, int], None] | None = None,
     ranks: Ranks = ALONE,
+    compose: bool = True,
 ) -> Tally:
     """Measure a model on these users; the first rank returns the sums of each, in their order.
 
@@ -155,6 +167,7 @@ def measure_users(
     """
     vocabulary = Vocabulary.of(tokenizer)
     completions = Completions.of(tokenizer.words, vocabulary.never_suggested)
+    composing = Composing.of(tokenizer, vocabulary, completions) if compose else None
     tally = Tally(len(users), vocabulary)
     starts = range(0, len(users), _USERS)
     with torch.inference_mode():
@@ -164,7 +177,9 @@ def measure_users(
             for owners, tokens, codes in batches(
                 population, split, batch_users, window, max_tokens_per_user
             ):
-                measure_windows(scorer, owners, tokens, vocabulary, completions, tally, codes)
+                measure_windows(
+                    scorer, owners, tokens, vocabulary, completions, tally, codes, composing
+                )
             if progress:
                 progress(int(places[-1]) + 1, len(users))
     for other in ranks.gather(tally)[1:]:
@@ -180,11 +195,13 @@ def measure_windows(
     completions: Completions,
     tally: Tally,
     codes: np.ndarray | None = None,
+    composing: Composing | None = None,
 ) -> None:
     """Add one batch of windows, int64[n, T + 1], of the users ``owners``, int64[n].
 
     Args:
         codes: int64[n, T + 1], how each token was typed; None: nobody knows.
+        composing: composes words of pieces; None: only listed words are suggested.
     """
     inputs, targets = tokens[:, :-1], tokens[:, 1:]
     predicted = vocabulary.is_predicted[targets]
@@ -195,20 +212,24 @@ def measure_windows(
             for i in range(0, len(inputs), _WINDOWS)
         ]
     )  # (N, ...)
-    owners = np.broadcast_to(owners[:, None], targets.shape)[predicted]
+    users = np.broadcast_to(owners[:, None], targets.shape)[predicted]
     targets = targets[predicted]
     nats, suggestions = _predict(scorer, states, targets, vocabulary)
     # A model that has diverged suggests nothing of use, whatever the order of its NaNs.
     place = np.where(suggestions == targets[:, None], np.arange(SUGGESTIONS), SUGGESTIONS)
     place = np.where(np.isfinite(nats), place.min(axis=1), SUGGESTIONS)
-    typed = np.where(place < SUGGESTIONS, 0, completions.letters[targets])
-    wanted = vocabulary.is_word[targets] & (place == SUGGESTIONS) & np.isfinite(nats)
-    typed[wanted] = completions.letters_typed(
-        scorer, states[torch.from_numpy(wanted)], targets[wanted]
-    )
+    spelled = None
+    if composing is None:
+        typed = np.where(place < SUGGESTIONS, 0, completions.letters[targets])
+        wanted = vocabulary.is_word[targets] & (place == SUGGESTIONS) & np.isfinite(nats)
+        typed[wanted] = completions.letters_typed(
+            scorer, states[torch.from_numpy(wanted)], targets[wanted]
+        )
+    else:
+        place, typed, spelled = composing.offered(scorer, owners, tokens, states, nats, place)
     apart = places_apart(scorer, states, targets, vocabulary)
     known_codes = None if codes is None else codes[:, 1:][predicted]
-    tally.add(owners, targets, nats, place, typed, known_codes, apart)
+    tally.add(users, targets, nats, place, typed, known_codes, apart, spelled)
 
 
 def _predict(

@@ -16,7 +16,7 @@ prediction", section 1.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -89,18 +89,37 @@ class Completions:
         """
         typed = self.letters[targets].copy()
         several = np.flatnonzero(typed > 1)  # a tap is no cheaper than a single letter's space
-        several = several[np.argsort(self.first[targets[several], 0], kind="stable")]
-        initials = self.first[targets[several], 0]
-        for group in np.split(several, np.flatnonzero(np.diff(initials)) + 1):
-            for start in range(0, len(group), _ROWS):
-                rows = group[start : start + _ROWS]
-                typed[rows] = self._typed_within_initial(scorer, states[rows], targets[rows])
+        for rows in self._by_initial(targets, several):
+            shown = self._ahead(scorer, states[rows], targets[rows]) < SUGGESTIONS  # (m, P)
+            letters = self.letters[targets[rows]]
+            first = np.minimum(shown.argmax(axis=1) + 1, letters)
+            typed[rows] = np.where(shown.any(axis=1), first, letters)
         return typed
 
-    def _typed_within_initial(
-        self, scorer: Scorer, states: torch.Tensor, targets: np.ndarray
-    ) -> np.ndarray:
-        """Do the work of ``letters_typed`` for targets that share their first letter."""
+    def ahead(self, scorer: Scorer, states: torch.Tensor, targets: np.ndarray) -> np.ndarray:
+        """Count the words ahead of each word after its first letter, its second and so on.
+
+        Args:
+            scorer, states, targets: as of ``letters_typed``.
+
+        Returns:
+            int32[m, P].
+        """
+        counts = np.zeros((len(targets), self.first.shape[1]), dtype=np.int32)
+        for rows in self._by_initial(targets, np.arange(len(targets))):
+            counts[rows] = self._ahead(scorer, states[rows], targets[rows])
+        return counts
+
+    def _by_initial(self, targets: np.ndarray, rows: np.ndarray) -> Iterator[np.ndarray]:
+        """Yield rows whose targets share their first letter, a few at a time."""
+        rows = rows[np.argsort(self.first[targets[rows], 0], kind="stable")]
+        initials = self.first[targets[rows], 0]
+        for group in np.split(rows, np.flatnonzero(np.diff(initials)) + 1):
+            for start in range(0, len(group), _ROWS):
+                yield group[start : start + _ROWS]
+
+    def _ahead(self, scorer: Scorer, states: torch.Tensor, targets: np.ndarray) -> np.ndarray:
+        """Do the work of ``ahead`` for targets that share their first letter."""
         begin, end = self.first[targets[0], 0], self.last[targets[0], 0]
         words = torch.from_numpy(self.order[begin:end])
         scores = scorer.scores(states, words).cpu()  # (m, k), lexicographic
@@ -111,6 +130,5 @@ class Completions:
         torch.cumsum(better, dim=1, dtype=torch.int32, out=ahead[:, 1:])
         first = torch.from_numpy(self.first[targets] - begin)
         last = torch.from_numpy(self.last[targets] - begin)
-        shown = (ahead.gather(1, last) - ahead.gather(1, first) < SUGGESTIONS).numpy()  # (m, P)
-        letters = self.letters[targets]
-        return np.where(shown.any(axis=1), np.minimum(shown.argmax(axis=1) + 1, letters), letters)
+        counts: np.ndarray = (ahead.gather(1, last) - ahead.gather(1, first)).numpy()
+        return counts

@@ -6,4 +6,5 @@ AS_TYPED = {
     "emoji_top1": "emoji, top-1",
     "emoji_top3": "emoji, top-3",
     "keys_saved": "all keys saved",
+    "spelled_offered": "words of pieces, offered",
 }

@@ -25,16 +25,22 @@ SUMS = (
     "keystrokes",
     "known_keystrokes",
     "saved",
+    "known_top1",
+    "known_top3",
+    "known_saved",
+    "spelled",
+    "spelled_offered",
     *as_typed.SUMS,
 )
 # figure → (numerator, denominator) among the sums
 RATIOS = {
     "top1": ("top1", "words"),
     "top3": ("top3", "words"),
-    "top1_known": ("top1", "known_words"),
-    "top3_known": ("top3", "known_words"),
+    "top1_known": ("known_top1", "known_words"),
+    "top3_known": ("known_top3", "known_words"),
     "keystrokes_saved": ("saved", "keystrokes"),
-    "keystrokes_saved_known": ("saved", "known_keystrokes"),
+    "keystrokes_saved_known": ("known_saved", "known_keystrokes"),
+    "spelled_offered": ("spelled_offered", "spelled"),
     **as_typed.RATIOS,
 }
 
@@ -83,12 +89,16 @@ class Evaluation:
         perplexity: over all predictions.
         perplexity_known: over those that are no unknown word.
         top1, top3: share of the words typed that were the first, or among the first three,
-            suggestions before any letter; an unknown word is a miss.
+            suggestions before any letter; an unknown word is a miss, unless it was composed of
+            pieces.
         top1_known, top3_known: the same over in-vocabulary words.
         oov_rate: share of the words typed that are outside the vocabulary.
         keystrokes_saved: share of keystrokes, over all words; an unknown word saves none and
-            counts as long as the mean word of the vocabulary, since its letters are not stored.
+            counts as long as the mean word of the vocabulary, since its letters are not stored;
+            a word that pieces spell has its own length where words are composed.
         keystrokes_saved_known: the same over in-vocabulary words.
+        spelled_offered: share of the words that pieces spell which are suggested before they are
+            typed out; NaN where there are none, or words are not composed.
         casing, marks_top3, emoji_top1, emoji_top3, keys_saved: of text as it was typed, see
             ``as_typed``; NaN where the text, or its store, has none.
         buckets: recall by public frequency rank.
@@ -107,6 +117,7 @@ class Evaluation:
     oov_rate: float
     keystrokes_saved: float
     keystrokes_saved_known: float
+    spelled_offered: float
     casing: float
     marks_top3: float
     emoji_top1: float
@@ -141,6 +152,7 @@ class Tally:
         typed: np.ndarray,
         codes: np.ndarray | None = None,
         place_apart: np.ndarray | None = None,
+        spelled: np.ndarray | None = None,
     ) -> None:
         """Add N predictions.
 
@@ -152,11 +164,16 @@ class Tally:
             typed: int64[N], letters typed before the word was shown.
             codes: int64[N], how each token was typed (``text.as_typed``); None: nobody knows.
             place_apart: int64[N], of a mark or emoji among its kind; None: nobody asked.
+            spelled: int64[N], letters of a word that pieces spell, at its first piece; None or 0:
+                no word is composed there.
         """
         unknown = self._vocabulary.is_unknown[targets]
         known = self._vocabulary.is_word[targets]
         word = self._vocabulary.counts_as_word[targets]
-        keystrokes = (self._letters[targets] + 1) * word
+        by_pieces = np.zeros(len(targets), dtype=np.int64) if spelled is None else spelled
+        letters = np.where(by_pieces > 0, by_pieces, self._letters[targets])
+        offered = known | (by_pieces > 0)
+        keystrokes = (letters + 1) * word
         columns = {
             "predictions": np.ones(len(targets)),
             "nats": nats,
@@ -164,12 +181,19 @@ class Tally:
             "known_nats": np.where(unknown, 0.0, nats),
             "words": word,
             "known_words": known,
-            "top1": known & (place < 1),
-            "top3": known & (place < SUGGESTIONS),
+            "top1": offered & (place < 1),
+            "top3": offered & (place < SUGGESTIONS),
             "keystrokes": keystrokes,
             "known_keystrokes": keystrokes * known,
-            "saved": (self._letters[targets] - typed) * known,
-            **as_typed.columns(self._vocabulary, targets, place, typed, codes, place_apart),
+            "saved": (letters - typed) * offered,
+            "known_top1": known & (place < 1),
+            "known_top3": known & (place < SUGGESTIONS),
+            "known_saved": (letters - typed) * known,
+            "spelled": by_pieces > 0,
+            "spelled_offered": (by_pieces > 0) & (typed < by_pieces),
+            **as_typed.columns(
+                self._vocabulary, targets, place, typed, codes, place_apart, offered, letters
+            ),
         }
         for column, name in enumerate(SUMS):
             self._users[:, column] += np.bincount(owners, columns[name], len(self._users))

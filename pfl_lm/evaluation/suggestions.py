@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from pfl_lm.evaluation.composing import Reader, Speller, Wanted, as_read, reader_of
+from pfl_lm.evaluation.evaluate import ModelScorer
 from pfl_lm.evaluation.interfaces import TokenizerLike
 from pfl_lm.evaluation.keystrokes import SUGGESTIONS
 from pfl_lm.evaluation.vocabulary import Vocabulary
@@ -39,6 +41,7 @@ def suggest(
     text: str,
     count: int = SUGGESTIONS,
     letters: str = "",
+    compose: bool = True,
 ) -> list[tuple[str, float]]:
     """Return the words that the model finds likeliest next, as shown, each with its probability.
 
@@ -46,11 +49,41 @@ def suggest(
         text: what was typed, one message; empty: its first word is suggested.
         count: how many words, at most.
         letters: what was typed of the next word; only words that begin so are suggested.
+        compose: suggest words that pieces spell beside those of the list (``composing.py``).
+            Without subwords there are none.
     """
     chances = _chances(spec, parameters, tokenizer, text)
     places = np.flatnonzero(suggestible(tokenizer) & begins_with(tokenizer, letters))
     best = places[np.argsort(-chances[places], kind="stable")[:count]]
-    return [(tokenizer.shown(place), float(chances[place])) for place in best]
+    listed = [(tokenizer.shown(place), float(chances[place])) for place in best]
+    speller = Speller.of(tokenizer) if compose else None
+    if speller is None:
+        return listed
+    read = reader_of(ModelScorer(spec, parameters), speller)
+    return with_composed(listed, speller, read, _context(spec, tokenizer, text), letters, count)
+
+
+def with_composed(
+    listed: Sequence[tuple[str, float]],
+    speller: Speller,
+    read: Reader,
+    text: Sequence[int],
+    letters: str,
+    count: int,
+) -> list[tuple[str, float]]:
+    """Return the best of some listed words and of those that pieces spell.
+
+    Args:
+        listed: words as shown with their probabilities, best first.
+        text: ids of what was typed, ``<s>`` first.
+        letters: what was typed of the next word.
+        count: how many words, at most; so many listed words if there are.
+    """
+    floor = np.log(max(listed[-1][1], 1e-300)) if len(listed) == count else -np.inf
+    wanted = Wanted(tuple(text), speller.typed(letters), floor)
+    found = speller.compose(read, [wanted], count)[0]
+    composed = [(speller.shown(one.word), float(np.exp(one.log_probability))) for one in found]
+    return sorted([*listed, *composed], key=lambda pair: -pair[1])[:count]
 
 
 def suggest_emoji(
@@ -69,7 +102,7 @@ def _chances(
     spec: ModelSpec, parameters: Parameters, tokenizer: Tokenizer, text: str
 ) -> np.ndarray:
     """Return the probability of each id after a text, float64[V]."""
-    context = [tokenizer.bos_id, *tokenizer.encode(text)[-_room(spec) :]]
+    context = _context(spec, tokenizer, text)
     hidden = models.hidden_of(spec, parameters, np.array([context]))[0, -1:]  # (1, P)
     logits = models.scores(spec, parameters, hidden)[0].double()
     chances: np.ndarray = torch.softmax(logits, 0).numpy()
@@ -78,7 +111,7 @@ def _chances(
 
 def begins_with(tokenizer: Tokenizer, letters: str) -> np.ndarray:
     """Say which ids are shown as text that begins with some letters, bool[V]."""
-    begin = "".join(tokenizer.normalisation.pieces(letters))
+    begin = as_read(tokenizer, letters)
     return np.array([word.startswith(begin) for word in tokenizer.words])
 
 
@@ -94,6 +127,10 @@ def prompts_of(tokenizer: Tokenizer) -> Sequence[str]:
     words = suggestible(tokenizer)
     order = np.argsort(-np.where(words, tokenizer.unigram, -1.0), kind="stable")
     return [tokenizer.words[place] for place in order[: len(PROMPTS)]]
+
+
+def _context(spec: ModelSpec, tokenizer: Tokenizer, text: str) -> list[int]:
+    return [tokenizer.bos_id, *tokenizer.encode(text)[-_room(spec) :]]
 
 
 def _room(spec: ModelSpec) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,9 +46,8 @@ class BlockList:
                 vocabulary, or one that blocks all of them.
         """
         listed = () if path is None else _entries(Path(path))
-        words_of = {entry: _words_of(entry, tokenizer) for entry in listed}
-        phrases = tuple(entry for entry, words in words_of.items() if len(words) > 1)
-        blocked = {same_letters(words[0]) for words in words_of.values() if len(words) == 1}
+        phrases = tuple(entry for entry in listed if len(_words_of(entry, tokenizer)) > 1)
+        blocked = blocked_letters(listed, tokenizer)
         listed_emoji = {without_look(entry) for entry in listed if is_emoji(entry)}
         words, ids, emoji = [], [], []
         for id, (word, kind) in enumerate(zip(tokenizer.words, tokenizer.kinds, strict=True)):
@@ -69,6 +69,12 @@ class BlockList:
     @property
     def text(self) -> str:
         return "".join(f"{entry}\n" for entry in self.listed)
+
+
+def blocked_letters(listed: Iterable[str], tokenizer: Tokenizer) -> frozenset[str]:
+    """Return what all forms of the listed words' letters share (``text.letters``)."""
+    words_of = (_words_of(entry, tokenizer) for entry in listed)
+    return frozenset(same_letters(words[0]) for words in words_of if len(words) == 1)
 
 
 def _entries(path: Path) -> tuple[str, ...]:

@@ -62,7 +62,9 @@ class AsTyped:
 
     def _of_piece(self, written: str, word: str, begins: bool, count: int) -> list[int]:
         ids = self._tokenizer.ids_of(word)
-        form = shown(self._tokenizer.shown(ids[0]), begins) if len(ids) == 1 else ""
+        # Pieces spell a word's letters, and a composed word is shown as they do.
+        spelled = self._tokenizer.kinds[ids[0]] == "subword"
+        form = shown(word if spelled else self._tokenizer.shown(ids[0]), begins)
         first = (SHOWN if form == written else 0) | min(count, KEYS)
         return [first, *[0] * (len(ids) - 1)]
 

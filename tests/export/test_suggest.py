@@ -11,13 +11,16 @@ import pytest
 import torch
 
 from pfl_lm.api import suggesting
+from pfl_lm.evaluation.composing import Speller
 from pfl_lm.evaluation.suggestions import LONGEST, suggest
 from pfl_lm.export.bundle import write_zip
 from pfl_lm.export.graphs.predict import predict_graph
+from pfl_lm.export.vocabulary import blocked_letters
 from pfl_lm.models.file import Model
 from pfl_lm.models.models import ModelSpec, initialise
 from pfl_lm.text.synthetic.population import synthetic_tokenizer
 from tests.cli.conftest import pfl_lm
+from tests.text.syllables import spelled, spelling_tokenizer
 
 __all__ = ["pfl_lm"]
 V = 300
@@ -126,3 +129,26 @@ def test_a_recurrent_bundle_reads_as_many_words_as_a_run(source):
     expected = suggest(source.model.spec, source.model.parameters, source.tokenizer, text)
     assert [word for word, _ in monitored.suggest(text)] == [word for word, _ in expected]
     assert len(called) == LONGEST + 1
+
+
+def test_a_bundle_composes_words_of_pieces_but_none_that_its_list_blocks():
+    tokenizer = spelling_tokenizer()
+    spec = ModelSpec("cifg_lstm", tokenizer.vocabulary_size, embedding_dim=8, hidden_dim=8)
+    values = initialise(spec, 0, tokenizer.unigram)
+    bias = values["output_bias"].clone()
+    bias[[kind == "subword" for kind in tokenizer.kinds]] = bias.max() - 3
+    values |= {"embedding": 20 * values["embedding"], "output_bias": bias}
+    graph = predict_graph(Model(spec, values, {}))
+    entry = SimpleNamespace(signature=graph.signature)
+
+    def bundle(*blocked):
+        letters = blocked_letters(blocked, tokenizer)
+        return suggesting._OfBundle(graph, entry, tokenizer, (), Speller.of(tokenizer, letters))
+
+    text, begin = "lo lo ka", spelled(tokenizer)[9][:5]
+    expected = [word for word, _ in suggest(spec, values, tokenizer, text, 3, begin)]
+    assert set(expected) - set(tokenizer.words)
+    assert [word for word, _ in bundle().suggest(text, 3, begin)] == expected
+    composed = next(word for word in expected if word not in tokenizer.words)
+    for form in (composed.upper(), composed.replace("o", "ο").replace("a", "á")):
+        assert composed not in [word for word, _ in bundle(form).suggest(text, 9, begin)]
