@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from pfl_lm.api.scenarios import load_scenario
-from pfl_lm.dp.mechanisms import MECHANISMS, Opened
+from pfl_lm.dp.mechanisms import Opened
 from pfl_lm.dp.policy import Noise, Participation, Policy
 from pfl_lm.dp.sampler.random_bits import secure_bits
 from pfl_lm.run.folder import RunFolder
@@ -45,7 +45,7 @@ def main() -> None:
         Participation("rotation", row.separation or row.rounds),
         Noise("server", row.noise),
     )
-    mechanism, state = MECHANISMS[row.noise].for_policy(policy), b""
+    mechanism, state = policy.mechanism, b""
     before, peak = resident(), 0
     with tempfile.TemporaryDirectory() as path:
         states = NoiseStates(RunFolder(Path(path)))
