@@ -97,11 +97,11 @@ class Dense(NamedTuple):
         weight, bias = _route(self.weight), _route(self.bias)
         if not needs[0] or weight is None or (needs[1] and bias is None):
             return False
-        if not products.supports(dy, x):
+        if not products.takes(self.weight, dy, x):
             return False
-        products.gradient(
-            dy, x, weight.grad_out, bias.grad_out if needs[1] and bias else None, weight.rate
-        )
+        to_bias = bias.grad_out if needs[1] and bias else None
+        low = self.weight.dtype == torch.bfloat16
+        products.gradient(dy, x, weight.grad_out, to_bias, weight.rate, low)
         return True
 
 

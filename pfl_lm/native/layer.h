@@ -121,7 +121,7 @@ INLINE void passage_sums(int rows, const passage *p, const uint32_t *near, long 
     const uint32_t *row[HEIGHT], *weight = p->weight;
 #pragma GCC unroll 8
     for (int i = 0; i < rows; i++) row[i] = near + i * n;
-    add_pair_lines(rows, n, row, weight + column * pairs(p->from) + k / 2 * WIDTH, sum);
+    add_pair_lines(rows, n, row, 1, weight + column * pairs(p->from) + k / 2 * WIDTH, 0, 0, sum);
   } else {
     const float *row[HEIGHT], *weight = p->weight;
 #pragma GCC unroll 8
