@@ -122,6 +122,18 @@ def route_gradient(tensor: Tensor, grad_out: Tensor, rate: float) -> None:
     tensor.gradient_route = GradientRoute(grad_out, rate)  # type: ignore[attr-defined]
 
 
+def add_to_route(tensor: Tensor, gradient: Tensor | None) -> Tensor | None:
+    """Add a gradient where :func:`route_gradient` said and return None; else return it.
+
+    One in float32 by a weight in bfloat16 would be rounded on its way through autograd.
+    """
+    route = _route(tensor)
+    if route is None or gradient is None:
+        return gradient
+    route.grad_out.add_(gradient, alpha=route.rate)
+    return None
+
+
 def _route(tensor: Tensor | None) -> GradientRoute | None:
     route: GradientRoute | None = getattr(tensor, "gradient_route", None)
     return route
