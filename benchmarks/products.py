@@ -12,7 +12,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from unittest.mock import patch
 
 import numpy as np
@@ -44,6 +44,7 @@ class Product:
     rows: int
     outputs: int
     inputs: int
+    low: bool = False  # in bfloat16
 
     @property
     def gflop(self) -> float:
@@ -53,9 +54,10 @@ class Product:
         """Make operands of this shape and return the product of them, to be timed."""
         if self.way in ("scores", "mixture", "table"):
             return self._rehearse_block()
-        x = torch.randn(self.devices, self.rows, self.inputs)
-        dy = torch.randn(self.devices, self.rows, self.outputs)
-        weight = torch.randn(self.devices, self.outputs, self.inputs)
+        kind = _kind(self.low)
+        x = torch.randn(self.devices, self.rows, self.inputs).to(kind)
+        dy = torch.randn(self.devices, self.rows, self.outputs).to(kind)
+        weight = torch.randn(self.devices, self.outputs, self.inputs).to(kind)
         if self.way == "forward":
             return lambda: dense.times(x, weight)
         if self.way == "backward":
@@ -64,8 +66,10 @@ class Product:
 
     def _rehearse_block(self) -> Callable[[], object]:
         """A block of words as the exact softmax multiplies it: into memory that is there."""
-        table, vectors = torch.randn(self.rows, self.inputs), torch.randn(self.outputs, self.inputs)
-        powers, mixed = torch.randn(self.rows, self.outputs), torch.zeros_like(vectors)
+        kind = _kind(self.low)
+        table = torch.randn(self.rows, self.inputs).to(kind)
+        vectors = torch.randn(self.outputs, self.inputs).to(kind)
+        powers, mixed = torch.randn(self.rows, self.outputs).to(kind), torch.zeros_like(vectors)
         if self.way == "scores":
             return lambda: torch.mm(table, vectors.mT, out=powers)
         if self.way == "mixture":
@@ -74,7 +78,18 @@ class Product:
 
 
 def of_work(work: str, kind: str, at_once: int) -> list[Product]:
-    """List a device's products in workload ``work`` where ``at_once`` devices train together."""
+    """List a device's products in workload ``work`` where ``at_once`` devices train together.
+
+    In bfloat16 the method has the products with frozen weights, dense training all but attention's.
+    """
+    whole = {"factors", "output", "positions"} if kind.startswith("method") else {"positions"}
+    return [
+        replace(each, low=kind.endswith("bf16") and each.part not in whole)
+        for each in _of_work(work, kind, at_once)
+    ]
+
+
+def _of_work(work: str, kind: str, at_once: int) -> list[Product]:
     found: list[Product] = []
     layers = BLOCK if work == "W3" else LSTM
     for part, (outputs, inputs) in layers.items():
@@ -127,9 +142,19 @@ def _output(work: str, kind: str, at_once: int) -> Iterator[Product]:
         yield Product("output", way, STEPS * VOCABULARY[work] / words, 1, words, ROWS, width)
 
 
-def limit(size: int = 1024) -> float:
-    """GFLOP a CPU second of one large float32 product, by the faster of two libraries."""
-    left, right = torch.randn(2, size, size)
+def _kind(low: bool) -> torch.dtype:
+    return torch.bfloat16 if low else torch.float32
+
+
+def limit(low: bool, size: int = 1024) -> float:
+    """GFLOP a CPU second of one large product: float32's by the faster of two libraries.
+
+    Args:
+        low: in bfloat16, by torch.
+    """
+    left, right = torch.randn(2, size, size).to(_kind(low))
+    if low:
+        return 2e-9 * size**3 / _seconds(lambda: left @ right, 5)
     laps = {"torch": lambda: left @ right, "numpy": lambda: np.matmul(left.numpy(), right.numpy())}
     return max(2e-9 * size**3 / _seconds(lap, 5) for lap in laps.values())
 

@@ -181,7 +181,8 @@ def _worker(work: str, kind: str, users: list[list[int]], rank: int, meeting: Me
     own, cohort = users[rank], sum(map(len, users))
     setting.sum_of_clipped(own[: setting.at_once])  # warm
     meeting.together.wait()
-    limits = [products.limit()]
+    low = kind.endswith("bf16")
+    limits = [products.limit(low)]
     wall, cpu = time.perf_counter(), time.process_time()
     total = setting.sum_of_clipped(own)
     theirs = torch.frombuffer(meeting.sums, dtype=torch.float32)
@@ -192,7 +193,7 @@ def _worker(work: str, kind: str, users: list[list[int]], rank: int, meeting: Me
         total.add_(theirs).add_(torch.randn(len(total)), alpha=NOISE * CLIP)
         torch.from_numpy(setting.values).add_(total, alpha=1 / cohort)
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-    limits.append(products.limit())
+    limits.append(products.limit(low))
     reached = products.rates(products.of_work(work, kind, setting.at_once))
     meeting.laps.put(Lap(cpu, wall, statistics.mean(limits), tuple(reached)))
 

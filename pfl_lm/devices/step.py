@@ -40,8 +40,7 @@ class StepTensors(NamedTuple):
     def route_gradients(self, rate: float) -> None:
         """Let layers that can add ``rate`` times their gradients to ``sums`` as they make them."""
         for name, leaf in self.leaves.items():
-            if leaf.dtype == self.sums[name].dtype:
-                dense.route_gradient(leaf, self.sums[name], rate)
+            dense.route_gradient(leaf, self.sums[name], rate)
 
     def apply_gradients(
         self, batch: Batch, gradients: Sequence[Tensor | None], rate: float
@@ -118,7 +117,7 @@ class Step:
 
         # `.data`: the views share memory with `grad_out`, which autograd would take for an error.
         leaves = {
-            name: self.used(name, held[name].data).to(precision).requires_grad_()
+            name: _rounded(self.used(name, held[name].data), precision).requires_grad_()
             for name, precision in self.precision.items()
             if name in held
         }
@@ -160,3 +159,10 @@ class Step:
             candidates,
         )
         return loss.view_as(batch.weight), d_vectors.view_as(vectors)
+
+
+def _rounded(held: Tensor, precision: torch.dtype) -> Tensor:
+    """Convert (A, …) to the precision of its products: once what all devices hold alike."""
+    if held.stride(0) == 0 and held.dtype != precision:
+        return held[:1].to(precision).expand_as(held)
+    return held.to(precision)

@@ -97,11 +97,11 @@ class Dense(NamedTuple):
         weight, bias = _route(self.weight), _route(self.bias)
         if not needs[0] or weight is None or (needs[1] and bias is None):
             return False
-        if not products.supports(dy, x):
+        if not products.takes(self.weight, dy, x):
             return False
-        products.gradient(
-            dy, x, weight.grad_out, bias.grad_out if needs[1] and bias else None, weight.rate
-        )
+        to_bias = bias.grad_out if needs[1] and bias else None
+        low = self.weight.dtype == torch.bfloat16
+        products.gradient(dy, x, weight.grad_out, to_bias, weight.rate, low)
         return True
 
 
@@ -120,6 +120,18 @@ def route_gradient(tensor: Tensor, grad_out: Tensor, rate: float) -> None:
     the tensor. Weight and bias of a layer have one rate.
     """
     tensor.gradient_route = GradientRoute(grad_out, rate)  # type: ignore[attr-defined]
+
+
+def add_to_route(tensor: Tensor, gradient: Tensor | None) -> Tensor | None:
+    """Add a gradient where :func:`route_gradient` said and return None; else return it.
+
+    One in float32 by a weight in bfloat16 would be rounded on its way through autograd.
+    """
+    route = _route(tensor)
+    if route is None or gradient is None:
+        return gradient
+    route.grad_out.add_(gradient, alpha=route.rate)
+    return None
 
 
 def _route(tensor: Tensor | None) -> GradientRoute | None:

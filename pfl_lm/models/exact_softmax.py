@@ -74,8 +74,8 @@ def full_softmax(
 def scratch_for(vectors: Tensor, table: Tensor, precision: torch.dtype = torch.float32) -> Tensor:
     """Make the buffer that :func:`full_softmax` keeps powers in, for so many rows and words."""
     rows, words = len(vectors), len(table)
-    if precision == torch.float32 and softmax.supports(table):
-        return softmax.scratch_for(rows, table, _keeps(rows, words))
+    if softmax.supports(precision, table):
+        return softmax.scratch_for(rows, table, _keeps(rows, words), precision)
     return vectors.new_empty(words if _keeps(rows, words) else block_width(rows), rows)
 
 
@@ -89,13 +89,9 @@ def _blocks(
 ) -> _Blocks | softmax.Blocks:
     """The C kernel if it takes these tensors, else torch."""
     scratch = scratch_for(vectors, table, precision) if scratch is None else scratch
-    if (
-        precision == torch.float32
-        and softmax.supports(table, bias, *grad_out)
-        and scratch.dim() == 1
-    ):
+    if softmax.supports(precision, table, bias, *grad_out) and scratch.dim() == 1:
         kept = _keeps(len(vectors), len(table))
-        return softmax.Blocks(vectors, table, bias, scratch, kept)
+        return softmax.Blocks(vectors, table, bias, scratch, kept, precision)
     return _Blocks(vectors, table, bias, scratch, precision)
 
 

@@ -28,6 +28,7 @@ INLINE vec add_pairs(vec sum, ints a, ints b) {
 typedef uint32_t words __attribute__((vector_size(4 * LANES)));
 typedef uint64_t twos __attribute__((vector_size(4 * LANES)));
 typedef uint32_t halves __attribute__((vector_size(2 * LANES)));
+typedef uint32_t loose_words __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef uint32_t loose_halves __attribute__((vector_size(2 * LANES), aligned(4), may_alias));
 
 /* Each number's highest 16 bits, rounded to the nearest, ties to even, as the highest of a lane; NaN
@@ -43,6 +44,11 @@ INLINE halves paired(vec x) {
   return __builtin_convertvector((two >> 16 & 0xffff) | (two >> 32 & 0xffff0000), halves);
 }
 
+/* LANES pairs of a number of x and the number of y in its lane. */
+INLINE words paired_with(vec x, vec y) { return rounded(x) >> 16 | (rounded(y) & 0xffff0000); }
+
+INLINE void store_words(uint32_t *to, words x) { *(loose_words *)to = x; }
+
 /* n numbers of a row as pairs; an odd one has 0 beside it. */
 HELPER void pair_row(long n, const float *row, uint32_t *to) {
   long k = 0;
@@ -51,17 +57,19 @@ HELPER void pair_row(long n, const float *row, uint32_t *to) {
   memcpy(to + k / 2, &last, 4 * pairs(n - k));
 }
 
-/* sum[i] += row[i][k] line[k] over n lines of pairs. */
-INLINE void add_pair_lines(int rows, long n, const uint32_t *const *row, const uint32_t *panel,
-                           vec (*sum)[2]) {
+/* sum[i] += row[i][k stride] line[k] over n lines of pairs. `ahead`, a constant: whether a cache line
+   of `soon` is asked for every two of them. */
+INLINE void add_pair_lines(int rows, long n, const uint32_t *const *row, long stride,
+                           const uint32_t *panel, const uint32_t *soon, int ahead, vec (*sum)[2]) {
 #pragma GCC unroll 2
   for (long k = 0; k < n; k++, panel += WIDTH) {
+    if (ahead && k % 2 == 0) __builtin_prefetch(soon + 8 * k, 0, 2);
     ints left = *(const loose_ints *)panel, right = *(const loose_ints *)(panel + LANES);
     IN_REGISTER(left);
     IN_REGISTER(right);
 #pragma GCC unroll 8
     for (int i = 0; i < rows; i++) {
-      ints one = (int32_t)row[i][k] - (ints){0};
+      ints one = (int32_t)row[i][k * stride] - (ints){0};
       sum[i][0] = add_pairs(sum[i][0], one, left);
       sum[i][1] = add_pairs(sum[i][1], one, right);
     }
@@ -78,7 +86,7 @@ INLINE void pair_tile(int rows, long n, const uint32_t *a, const uint32_t *panel
     row[i] = a + i * n;
     sum[i][0] = sum[i][1] = (vec){0};
   }
-  add_pair_lines(rows, n, row, panel, sum);
+  add_pair_lines(rows, n, row, 1, panel, 0, 0, sum);
   put_sums(rows, sum, c, to, columns, add);
 }
 
@@ -102,16 +110,68 @@ HELPER void multiply_bfloat16(long rows, long columns, long depth, const float *
     }
 }
 
-/* Pack B (K, N) of bfloat16, whose element (k, j) lies at b[k * down + j * along], into panels of
-   pairs; what is missing is 0. */
-HELPER void pack_bfloat16(long depth, long columns, const uint16_t *b, long down, long along,
-                          void *packed) {
-  uint32_t *line = packed;
+/* Pack rows of float32, B (K, N) at a stride, into panels of pairs of rows; what is missing is 0. */
+HELPER void pack_pairs(long depth, long columns, const float *b, long stride, uint32_t *line) {
   for (long j = 0; j < columns; j += WIDTH)
     for (long k = 0; k < depth; k += 2, line += WIDTH)
-      for (long i = 0; i < WIDTH; i++) {
-        const uint16_t *at = b + k * down + (j + i) * along;
-        line[i] = j + i >= columns ? 0 : at[0] | (k + 1 < depth ? (uint32_t)at[down] << 16 : 0);
+      for (long i = 0; i < WIDTH; i += LANES) {
+        const float *at = b + k * stride + j + i;
+        long width = j + i < columns ? smaller(LANES, columns - j - i) : 0;
+        vec x = width ? some(at, width) : (vec){0};
+        vec y = width && k + 1 < depth ? some(at + stride, width) : (vec){0};
+        store_words(line + i, paired_with(x, y));
+      }
+}
+
+typedef eight any_eight __attribute__((aligned(2), may_alias));
+typedef uint16_t eight_shorts __attribute__((vector_size(16)));
+typedef uint16_t any_shorts __attribute__((vector_size(16), aligned(2), may_alias));
+typedef uint32_t eight_words __attribute__((vector_size(32)));
+typedef uint32_t any_words __attribute__((vector_size(32), aligned(4), may_alias));
+
+/* Eight columns of 16 numbers each, `stride` apart, become eight lines of a panel of pairs. */
+INLINE void turn_pairs(const uint16_t *from, long stride, uint32_t *line) {
+  eight r[8];
+  for (int i = 0; i < 8; i++) r[i] = *(const any_eight *)(from + i * stride);
+  rows_to_columns(r);
+  for (int i = 0; i < 8; i++) *(any_eight *)(line + i * WIDTH) = r[i];
+}
+
+/* The same of 16 rows of eight numbers each. */
+INLINE void join_rows(const uint16_t *from, long stride, uint32_t *line) {
+  for (int i = 0; i < 8; i++, from += 2 * stride) {
+    eight_shorts low = *(const any_shorts *)from, high = *(const any_shorts *)(from + stride);
+    *(any_words *)(line + i * WIDTH) = __builtin_convertvector(low, eight_words) |
+                                       __builtin_convertvector(high, eight_words) << 16;
+  }
+}
+
+/* The same number by number, of a part with fewer columns or numbers. */
+HELPER void pack_few(long depth, long columns, const uint16_t *from, long down, long along,
+                     uint32_t *line) {
+  for (long k = 0; k < depth; k += 2, line += WIDTH)
+    for (long i = 0; i < 8; i++) {
+      const uint16_t *at = from + k * down + i * along;
+      line[i] = i >= columns ? 0 : at[0] | (k + 1 < depth ? (uint32_t)at[down] << 16 : 0);
+    }
+}
+
+/* Pack B (K, N) of bfloat16, whose element (k, j) lies at b[k * down + j * along], one of the two
+   being 1, into panels of pairs; what is missing is 0. */
+HELPER void pack_bfloat16(long depth, long columns, const uint16_t *b, long down, long along,
+                          void *packed) {
+  uint32_t *panel = packed;
+  for (long j = 0; j < columns; j += WIDTH, panel += pairs(depth) * WIDTH)
+    for (long k = 0; k < depth; k += 16)
+      for (long i = 0; i < WIDTH; i += 8) {
+        const uint16_t *from = b + k * down + (j + i) * along;
+        uint32_t *to = panel + k / 2 * WIDTH + i;
+        if (j + i + 8 > columns || k + 16 > depth)
+          pack_few(smaller(16, depth - k), columns - j - i, from, down, along, to);
+        else if (down == 1)
+          turn_pairs(from, along, to);
+        else
+          join_rows(from, down, to);
       }
 }
 

@@ -81,7 +81,7 @@ class Softmax(Structure):
     """``softmax`` of softmax.c."""
 
     _fields_ = (
-        *_each(c_long, "rows words width kept"),
+        *_each(c_long, "rows words width kept low"),
         *_each(c_void_p, "columns table bias shift scratch"),
     )
 
@@ -194,16 +194,16 @@ PRIVACY: Mapping[str, Binding] = {
 TRAINING: Mapping[str, Binding] = {
     "products": Binding(
         {
-            "packed_size": (c_long, c_long, c_long),
+            "packed_size": (c_long, c_long, c_long, c_int),
             "has_bfloat16": (c_int,),
-            "pack_matrix": (None, c_long, c_long, *_OPERAND, c_void_p),
+            "pack_matrix": (None, c_long, c_long, *_OPERAND, c_int, c_void_p),
             "multiply_devices": (
                 *(c_int, *(c_long,) * 4, *_OPERAND, *_OPERAND, c_long, c_int, c_void_p, c_long),
                 *(*_OPERAND, c_int),
             ),
             "gradient_devices": (
                 *(c_int, *(c_long,) * 4, *_OPERAND, *_OPERAND),
-                *(c_void_p, c_long, c_void_p, c_long, c_float, c_int),
+                *(c_int, c_void_p, c_long, c_void_p, c_long, c_float, c_int),
             ),
         }
     ),
@@ -230,7 +230,7 @@ TRAINING: Mapping[str, Binding] = {
     ),
     "softmax": Binding(
         {
-            "scratch_size": (c_long,) * 5,
+            "scratch_size": (c_long,) * 6,
             "softmax_sums": (None, POINTER(Softmax), c_void_p, c_void_p),
             "softmax_gradients": (None, POINTER(Softmax), *(c_void_p,) * 5),
         },

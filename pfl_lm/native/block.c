@@ -115,6 +115,20 @@ static void forward_layer(const block *b, tools *u, int which, part p, const flo
   pass_through(&through, p.count);
 }
 
+/* into (O, I) = or += dyᵀ x of some rows. */
+static void gradient_by_weight(tools *u, const layer *l, long rows, const float *dy, const float *x,
+                               float *into, int add) {
+  long o = l->d.outputs, i = l->d.inputs;
+  if (l->d.low) {
+    uint32_t *left = (uint32_t *)u->left, *right = (uint32_t *)u->right;
+    pack_pairs(rows, o, dy, o, left), pack_pairs(rows, i, x, i, right);
+    low_weight_gradient(pairs(rows), o, left, i, right, into, add);
+  } else {
+    pack(rows, o, dy, o, 1, u->left), pack(rows, i, x, i, 1, u->right);
+    weight_gradient(rows, o, u->left, i, u->right, into, add);
+  }
+}
+
 /* dx (rows, I) = dy W + scale · (dy B) A, and gradients that are asked for; x (rows, I) went in. */
 static void backward_layer(const block *b, tools *u, int which, part p, const float *dy,
                            const float *x, float *dx) {
@@ -126,10 +140,7 @@ static void backward_layer(const block *b, tools *u, int which, part p, const fl
     factor_gradient(p.count, r, rows_of(b, p, l->d.inner, r), o, dy, l->d_b + p.k * r * o);
   passage through = {o, i, r, dy, u->narrow, w->weight, w->b, 0, 0, dx, l->d.low};
   pass_through(&through, p.count);
-  if (l->d_weight) {
-    pack(p.count, o, dy, o, 1, u->left), pack(p.count, i, x, i, 1, u->right);
-    weight_gradient(p.count, o, u->left, i, u->right, l->d_weight + p.k * o * i, p.first > 0);
-  }
+  if (l->d_weight) gradient_by_weight(u, l, p.count, dy, x, l->d_weight + p.k * o * i, p.first > 0);
   if (l->d_bias) sum_rows(p.count, o, dy, l->d_bias + p.k * o);
   if (l->d_a) factor_gradient(p.count, r, u->narrow, i, x, l->d_a + p.k * r * i);
 }

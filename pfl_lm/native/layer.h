@@ -121,7 +121,7 @@ INLINE void passage_sums(int rows, const passage *p, const uint32_t *near, long 
     const uint32_t *row[HEIGHT], *weight = p->weight;
 #pragma GCC unroll 8
     for (int i = 0; i < rows; i++) row[i] = near + i * n;
-    add_pair_lines(rows, n, row, weight + column * pairs(p->from) + k / 2 * WIDTH, sum);
+    add_pair_lines(rows, n, row, 1, weight + column * pairs(p->from) + k / 2 * WIDTH, 0, 0, sum);
   } else {
     const float *row[HEIGHT], *weight = p->weight;
 #pragma GCC unroll 8
@@ -203,6 +203,30 @@ HELPER void weight_gradient(long n, long outputs, const float *dy, long inputs, 
     for (long o = 0, height; o < outputs; o += height) {
       height = height_of(smaller(outputs, (o / WIDTH + 1) * WIDTH) - o);
       OF_HEIGHT(height, gradient_tile, n, dy + o / WIDTH * WIDTH * n + o % WIDTH, x + j * n,
+                into + o * inputs + j, inputs, inputs - j, add)
+    }
+}
+
+/* The same of panels of pairs of rows. */
+INLINE void low_gradient_tile(int rows, long n, const uint32_t *dy, const uint32_t *x, float *into,
+                              long inputs, long columns, int add) {
+  vec sum[HEIGHT][2];
+  const uint32_t *row[HEIGHT];
+  long to[HEIGHT];
+  for (int i = 0; i < rows; i++) {
+    row[i] = dy + i, to[i] = i * inputs, sum[i][0] = sum[i][1] = (vec){0};
+    expect(into + to[i]);
+  }
+  add_pair_lines(rows, n, row, WIDTH, x, 0, 0, sum);
+  put_sums(rows, sum, into, to, columns, add);
+}
+
+HELPER void low_weight_gradient(long n, long outputs, const uint32_t *dy, long inputs,
+                                const uint32_t *x, float *into, int add) {
+  for (long j = 0; j < inputs; j += WIDTH)
+    for (long o = 0, height; o < outputs; o += height) {
+      height = height_of(smaller(outputs, (o / WIDTH + 1) * WIDTH) - o);
+      OF_HEIGHT(height, low_gradient_tile, n, dy + o / WIDTH * WIDTH * n + o % WIDTH, x + j * n,
                 into + o * inputs + j, inputs, inputs - j, add)
     }
 }

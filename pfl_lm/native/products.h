@@ -177,10 +177,9 @@ HELPER void offsets(long rows, long stride, long *at) {
   for (long i = 0; i < rows; i++) at[i] = i * stride;
 }
 
-/* Eight rows of eight numbers, turned: to[j * wide + i] = factor from[i * stride + j]. */
-INLINE void turn_eight(const float *from, long stride, float *to, long wide, float factor) {
-  eight r[8], s[8];
-  for (int i = 0; i < 8; i++) r[i] = *(const loose_eight *)(from + i * stride) * factor;
+/* Eight rows of eight numbers become columns, bits as they are. */
+INLINE void rows_to_columns(eight *r) {
+  eight s[8];
   for (int i = 0; i < 4; i++) { /* rows i and i + 4, number by number; three times over */
     s[2 * i] = __builtin_shufflevector(r[i], r[i + 4], 0, 8, 1, 9, 2, 10, 3, 11);
     s[2 * i + 1] = __builtin_shufflevector(r[i], r[i + 4], 4, 12, 5, 13, 6, 14, 7, 15);
@@ -193,7 +192,15 @@ INLINE void turn_eight(const float *from, long stride, float *to, long wide, flo
     s[2 * i] = __builtin_shufflevector(r[i], r[i + 4], 0, 8, 1, 9, 2, 10, 3, 11);
     s[2 * i + 1] = __builtin_shufflevector(r[i], r[i + 4], 4, 12, 5, 13, 6, 14, 7, 15);
   }
-  for (int j = 0; j < 8; j++) *(loose_eight *)(to + j * wide) = s[j];
+  for (int i = 0; i < 8; i++) r[i] = s[i];
+}
+
+/* Eight rows of eight numbers, turned: to[j * wide + i] = factor from[i * stride + j]. */
+INLINE void turn_eight(const float *from, long stride, float *to, long wide, float factor) {
+  eight r[8];
+  for (int i = 0; i < 8; i++) r[i] = *(const loose_eight *)(from + i * stride) * factor;
+  rows_to_columns(r);
+  for (int j = 0; j < 8; j++) *(loose_eight *)(to + j * wide) = r[j];
 }
 
 /* to[j * wide + i] = factor from[i * stride + j] for i < rows, j < columns. */

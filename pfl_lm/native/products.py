@@ -57,10 +57,11 @@ def device_stride(tensor: Tensor, dims: int) -> int:
 
 
 def pack(matrix: Tensor) -> Tensor:
-    """Lay (I, O) out in panels, the right operand of products to come."""
-    matrix = _plain(matrix)
-    packed = matrix.new_empty(_call("packed_size", *matrix.shape))
-    _call("pack_matrix", *matrix.shape, matrix.data_ptr(), *matrix.stride(), packed.data_ptr())
+    """Lay (I, O), float32 or bfloat16, out in panels, the right operand of products to come."""
+    matrix, low = _plain(matrix), matrix.dtype == torch.bfloat16
+    packed = torch.empty(_call("packed_size", *matrix.shape, low))
+    where = matrix.data_ptr(), *matrix.stride()
+    _call("pack_matrix", *matrix.shape, *where, low, packed.data_ptr())
     return packed
 
 
@@ -98,12 +99,14 @@ def gradient(
     into: Tensor | None = None,
     bias: Tensor | None = None,
     rate: float = 1.0,
+    low: bool = False,
 ) -> Tensor:
     """Return dyᵀ x (K, O, I) of dy (K, N, O) and x (K, N, I).
 
     Args:
         into: (K, O, I), each device's part contiguous: rate · dyᵀ x is added to it instead.
         bias: (K, O), rows contiguous: rate · the sum of dy's rows is added to it.
+        low: round dy and x to bfloat16; sums stay float32, those of the bias too.
     """
     dy, x = _in_rows(dy), _in_rows(x)
     devices, rows, outputs = dy.shape
@@ -113,7 +116,7 @@ def gradient(
             "gradient_devices",
             *(devices, rows, outputs, x.shape[-1]),
             *(dy.data_ptr(), *dy.stride()[:2]),
-            *(x.data_ptr(), *x.stride()[:2]),
+            *(x.data_ptr(), *x.stride()[:2], low),
             *(result.data_ptr(), result.stride(0)),
             *((None, 0) if bias is None else (bias.data_ptr(), bias.stride(0))),
             *(rate, into is not None),

@@ -7,28 +7,19 @@
 
    Legend: N rows, V words, P width of vectors. */
 
-#include "scores.h"
-
-typedef struct {
-  long rows, words, width; /* N, V, P */
-  long kept;               /* whether there is room for the powers of all blocks, or of one */
-  const float *columns;    /* vectors · log2 e, packed as (P, N) */
-  const float *table;      /* (V, P) */
-  const float *bias;       /* (V,) or none */
-  const float *shift;      /* (N rounded up,): taken off the scaled scores, or none */
-  float *scratch;          /* see scratch_size */
-} softmax;
+#include "softmax_bfloat16.h"
 
 EXPORT_SIZE(softmax)
 
 /* Floats of scratch: a block of the table in panels, then powers of all words or of one block. */
-long scratch_size(long rows, long words, long width, long kept) {
+long scratch_size(long rows, long words, long width, long kept, long low) {
+  if (low) return low_size(rows, words, width, kept);
   return (panels(rows) * (kept ? words : BLOCK) + panels(width) * BLOCK) * WIDTH;
 }
 
 static float *powers_of(const softmax *s, long first) {
   long in_panels = panels(s->width) * BLOCK * WIDTH;
-  return s->scratch + in_panels + (s->kept ? first * panels(s->rows) * WIDTH : 0);
+  return (float *)s->scratch + in_panels + (s->kept ? first * panels(s->rows) * WIDTH : 0);
 }
 
 /* Scores of some words with one panel of rows, then powers, stored and added to `total`; or, with
@@ -37,30 +28,26 @@ INLINE void score_tile(int words, const softmax *s, long word, long column, floa
                        vec *total) {
   vec sum[HEIGHT][2];
   score_words(words, s->width, s->table + word * s->width, s->bias ? s->bias + word : 0,
-              s->columns + column * s->width, !column, sum);
+              (const float *)s->columns + column * s->width, !column, sum);
 #pragma GCC unroll 8
   for (int i = 0; i < words; i++)
     for (int side = 0; side < 2; side++) {
-      vec score = sum[i][side];
-      if (s->shift) score -= load(s->shift + column + side * LANES);
-      vec power = into ? exp2_of(score) : score;
+      vec power = power_of(s, sum[i][side], column + side * LANES, into != 0, total + side);
       if (into) store(into + i * WIDTH + side * LANES, power);
-      total[side] = into ? total[side] + power : either(score > total[side], score, total[side]);
     }
 }
 
 /* Score words [first, first + count) with every row; `total` (N rounded up) takes what comes. */
 static void score_block(const softmax *s, long first, long count, float *powers, float *total) {
   for (long column = 0; column < s->rows; column += WIDTH) {
-    float *into = powers ? powers + column * count : 0, *to = total + column;
-    vec sums[2] = {{0}};
-    if (!powers) sums[0] = load(to), sums[1] = load(to + LANES);
+    float *into = powers ? powers + column * count : 0;
+    vec sums[2];
+    begin_totals(total + column, powers != 0, sums);
     for (long i = 0; i < count; i += HEIGHT) {
       float *place = into ? into + i * WIDTH : 0;
       OF_HEIGHT(smaller(HEIGHT, count - i), score_tile, s, first + i, column, place, sums)
     }
-    for (int side = 0; side < 2; side++)
-      store(to + side * LANES, powers ? load(to + side * LANES) + sums[side] : sums[side]);
+    end_totals(total + column, powers != 0, sums);
   }
 }
 
@@ -81,7 +68,7 @@ static void mix_block(const softmax *s, long first, long count, const float *pow
   pack(count, p, s->table + first * p, p, 1, s->scratch);
   for (long column = 0; column < s->rows; column += WIDTH)
     for (long j = 0; j < p; j += WIDTH) {
-      const float *part = s->scratch + j * count, *own = powers + column * count;
+      const float *part = (const float *)s->scratch + j * count, *own = powers + column * count;
       float *to = mixed + column * p + j;
       for (long i = 0, rows = smaller(WIDTH, s->rows - column), height; i < rows; i += height) {
         height = height_of(rows - i);
@@ -137,22 +124,35 @@ static void bias_block(const softmax *s, long count, const float *powers, const 
 void softmax_sums(const softmax *s, float *total, float *mixed) {
   for (long first = 0; first < s->words; first += BLOCK) {
     long count = smaller(BLOCK, s->words - first);
-    float *powers = mixed ? powers_of(s, first) : 0;
-    score_block(s, first, count, powers, total);
-    if (mixed) mix_block(s, first, count, powers, mixed);
+    if (s->low) {
+      low_score_block(s, first, count, mixed != 0, total);
+      if (mixed) low_mix_block(s, first, count, mixed);
+    } else {
+      float *powers = mixed ? powers_of(s, first) : 0;
+      score_block(s, first, count, powers, total);
+      if (mixed) mix_block(s, first, count, powers, mixed);
+    }
   }
 }
 
 /* Add powers · scaled to `table` (V, P), powers · share to `bias` (V,), either none. `scaled` (N, P)
-   is packed, `share` is (N,). They may be the table and the bias themselves:
-   what a block is made from is read before it is written. `total` is scratch (N rounded up). */
-void softmax_gradients(const softmax *s, const float *scaled, const float *share, float *table,
+   is packed, in bfloat16 where the products are; `share` is (N,). They may be the table and the bias
+   themselves: what a block is made from is read before it is written. `total` is scratch (N rounded
+   up). */
+void softmax_gradients(const softmax *s, const void *scaled, const float *share, float *table,
                        float *bias, float *total) {
   for (long first = 0; first < s->words; first += BLOCK) {
     long count = smaller(BLOCK, s->words - first);
-    float *powers = powers_of(s, first);
-    if (!s->kept) score_block(s, first, count, powers, total);
-    if (table) table_block(s, count, powers, scaled, table + first * s->width);
-    if (bias) bias_block(s, count, powers, share, bias + first);
+    float *rows = table ? table + first * s->width : 0, *biases = bias ? bias + first : 0;
+    if (s->low) {
+      if (!s->kept) low_score_block(s, first, count, 1, total);
+      if (table) low_table_block(s, first, count, scaled, rows);
+      if (bias) low_bias_block(s, first, count, share, biases);
+    } else {
+      float *powers = powers_of(s, first);
+      if (!s->kept) score_block(s, first, count, powers, total);
+      if (table) table_block(s, count, powers, scaled, rows);
+      if (bias) bias_block(s, count, powers, share, biases);
+    }
   }
 }

@@ -121,6 +121,23 @@ def test_products_in_bfloat16(devices, rows, columns, depth, own, flipped, add, 
     assert torch.equal(alone[0, 0], together[0, -1]), "a row has the same bits beside any others"
 
 
+@given(
+    *(st.integers(1, 3), st.one_of(SIZES, st.just(700)), st.sampled_from([1, 12, 17, 150])),
+    *(st.sampled_from([1, 7, 33, 96]), st.integers(0, 9)),
+)
+def test_gradients_in_bfloat16(devices, rows, outputs, inputs, seed) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    x = torch.randn(devices, rows, inputs, generator=draw)
+    dy = torch.randn(devices, rows, outputs, generator=draw)
+    into, bias = torch.zeros(devices, outputs, inputs), torch.zeros(devices, outputs)
+    products.gradient(dy, x, into, bias, -0.5, low=True)
+    exact = (-0.5 * dy).bfloat16().double().mT @ x.bfloat16().double()
+    np.testing.assert_allclose(into, exact, atol=6e-6 * rows**0.5)
+    torch.testing.assert_close(bias, -0.5 * dy.sum(1), atol=1e-4, rtol=1e-4)
+    alone = products.gradient(dy[-1:], x[-1:], low=True)
+    np.testing.assert_allclose(alone[0], -2 * into[-1], atol=1e-5 * rows**0.5)
+
+
 @pytest.mark.parametrize("place", [0, 1, 30, 31, 32, 38])
 def test_numbers_are_rounded_to_bfloat16_as_torch_does(place: int) -> None:
     """To the nearest, ties to even, up to infinity; NaN stays NaN whatever bits it has."""

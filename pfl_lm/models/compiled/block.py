@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 
 from pfl_lm import native
 from pfl_lm.models.compiled import layer as compiled
-from pfl_lm.models.dense import Dense
+from pfl_lm.models.dense import Dense, add_to_route
 from pfl_lm.native.bindings import LAYERS, NORMS, Block, Layer, Norm
 from pfl_lm.native.parallel import run_parallel
 from pfl_lm.native.products import address, device_stride
@@ -107,6 +107,9 @@ class _Function(torch.autograd.Function):
                     setattr(block.layers[number], name, gradient.data_ptr())
                     gradients[first + at] = gradient.mT if name == "d_b" else gradient
         _run("block_backward", block)
+        for number, layer in enumerate(ctx.layers):
+            at = 2 * NORMS + 5 * number
+            gradients[at] = add_to_route(layer.weight, gradients[at])
         return (dx, None, *gradients)
 
 

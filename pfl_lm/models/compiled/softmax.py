@@ -18,28 +18,40 @@ from pfl_lm.native import products
 from pfl_lm.native.bindings import Softmax
 
 LOG2_E = 1.4426950408889634
+FILLED = 32  # rows that fill a panel, or two of a processor with shorter vectors
 
 
-def supports(*tensors: Tensor | None) -> bool:
-    """Whether the kernel takes these tensors."""
-    return products.supports_contiguous("softmax", *tensors)
+def supports(precision: torch.dtype, *tensors: Tensor | None) -> bool:
+    """Whether the kernel takes these tensors; bfloat16 only where the processor multiplies it."""
+    fast = precision == torch.float32 or products.has_bfloat16()
+    return fast and products.supports_contiguous("softmax", *tensors)
 
 
-def scratch_for(rows: int, table: Tensor, kept: bool) -> Tensor:
+def scratch_for(rows: int, table: Tensor, kept: bool, precision: torch.dtype) -> Tensor:
     """Make room for the powers of all words, or of one block."""
     library: Any = native.load("softmax")
-    return torch.empty(library.scratch_size(rows, *table.shape, kept))
+    low = precision == torch.bfloat16
+    return torch.empty(library.scratch_size(rows, *table.shape, kept, low))
 
 
 class Blocks:
-    """Powers 2^(score · log2 e) of blocks of words, as ``losses`` asks for them."""
+    """Powers 2^(score · log2 e) of blocks of words, as ``exact_softmax`` asks for them.
+
+    In bfloat16 the table is rounded a block at a time, and powers when they have been summed.
+    """
 
     def __init__(
-        self, vectors: Tensor, table: Tensor, bias: Tensor | None, scratch: Tensor, kept: bool
+        self,
+        vectors: Tensor,
+        table: Tensor,
+        bias: Tensor | None,
+        scratch: Tensor,
+        kept: bool,
+        precision: torch.dtype,
     ) -> None:
         self.table, self.bias, self.scratch, self.kept = table, bias, scratch, kept
-        self.rows = len(vectors)
-        self.columns = products.pack((vectors * LOG2_E).mT)
+        self.rows, self.precision = len(vectors), precision
+        self.columns = products.pack((vectors * LOG2_E).to(precision).mT)
         self.shift: Tensor | None = None  # (N,), taken off the scaled scores
 
     def sums(self) -> tuple[Tensor, Tensor]:
@@ -62,12 +74,13 @@ class Blocks:
         rate: float,
     ) -> None:
         """Add ``rate`` · powers · ``scaled`` (N, P), or ``share`` (N, 1) for the bias."""
-        packed, shares = products.pack(scaled * rate), share.squeeze(1) * rate
+        packed = products.pack((scaled * rate).to(self.precision))
+        shares = share.squeeze(1) * rate
         self._run("softmax_gradients", packed, shares, *grad_out, self._numbers(0.0))
 
     def _numbers(self, value: float) -> Tensor:
         """One number a row, and as many more as fill the last panel."""
-        return self.table.new_full((len(self.columns) // self.table.shape[1],), value)
+        return self.table.new_full((-self.rows % FILLED + self.rows,), value)
 
     def _run(self, name: str, *tensors: Tensor | None) -> None:
         shift = None
@@ -75,5 +88,6 @@ class Blocks:
             shift = self._numbers(0.0)
             shift[: self.rows] = self.shift
         held = (self.columns, self.table, self.bias, shift, self.scratch)
-        about = Softmax(self.rows, *self.table.shape, self.kept, *map(products.address, held))
+        low = self.precision == torch.bfloat16
+        about = Softmax(self.rows, *self.table.shape, self.kept, low, *map(products.address, held))
         getattr(native.load("softmax"), name)(about, *map(products.address, tensors))

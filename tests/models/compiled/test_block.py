@@ -186,7 +186,9 @@ def test_weights_in_bfloat16_change_a_block_as_little_as_their_rounding(monkeypa
     x, dy = numbers(3, 35, 24).requires_grad_(), numbers(3, 35, 24)
     norms = [(torch.ones(24), torch.zeros(24))] * 2
     layers = [
-        dense.Dense(0.2 * numbers(o, i), numbers(o), 0.2 * numbers(3, 4, i), 0.2 * numbers(3, o, 4))
+        dense.Dense(
+            0.2 * numbers(3, o, i), numbers(o), 0.2 * numbers(3, 4, i), 0.2 * numbers(3, o, 4)
+        )
         for o, i in ((72, 24), (24, 24), (40, 24), (24, 40))
     ]
     low = [layer._replace(weight=layer.weight.bfloat16()) for layer in layers]
@@ -194,7 +196,13 @@ def test_weights_in_bfloat16_change_a_block_as_little_as_their_rounding(monkeypa
     found = []
     for each in (low, rounded):
         assert block.supports(x, *each)
+        weights = [layer.weight.requires_grad_() for layer in each]
+        sums = [torch.zeros(weight.shape) for weight in weights]
+        for weight, into in zip(weights, sums, strict=True):
+            dense.route_gradient(weight, into, -0.5)
         y = block.apply(x, block.Shape(5, 7, 4, True), norms, each)
-        found.append((y.detach(), *torch.autograd.grad(y, x, dy)))
+        by_x, *rest = torch.autograd.grad(y, [x, *weights], dy, allow_unused=True)
+        assert rest == [None] * 4, "gradients by weights are added, in float32, where they go"
+        found.append((y.detach(), by_x, *sums))
     for one, other in zip(*found, strict=True):
         assert 0 < (one - other).norm() / other.norm() < 0.01

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from pfl_lm import native
 from pfl_lm.models import exact_softmax
 from pfl_lm.models.compiled import softmax
+from pfl_lm.native import products
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -49,7 +50,7 @@ def test_loss_and_gradients_are_autograds_on_odd_sizes(shape) -> None:
     vectors, table, bias, targets, weight = problem(*shape)
     expected, gradients = exact(vectors, table, bias, targets, weight)
     into = (torch.ones_like(table), torch.ones_like(bias))
-    assert softmax.supports(table, bias, *into)
+    assert softmax.supports(torch.float32, table, bias, *into)
     loss, gradient = exact_softmax.full_softmax(vectors, table, bias, targets, weight, into, 2.0)
     close(loss, expected)
     for found, wanted in zip((gradient, into[0] - 1, into[1] - 1), gradients, strict=True):
@@ -104,3 +105,68 @@ def test_a_row_has_the_same_bits_beside_any_others() -> None:
         alone, own = exact_softmax.full_softmax(*part)
         assert torch.equal(alone, loss[rows])
         assert torch.equal(own, gradient[rows])
+
+
+@pytest.fixture
+def low(monkeypatch) -> None:
+    """The kernels' bfloat16, by the processor's instruction or by float32's products."""
+    monkeypatch.setattr(products, "has_bfloat16", lambda: True)
+
+
+def in_bfloat16(vectors, table, bias, targets, weight):
+    """The same in double precision, rounded where the kernel rounds: losses and gradients."""
+    columns = (vectors * softmax.LOG2_E).bfloat16().double()
+    scores = columns @ table.bfloat16().double().T + bias.double() * softmax.LOG2_E
+    powers = scores.exp2()
+    total = powers.sum(1, keepdim=True)
+    loss = total.squeeze(1).log() - (vectors * table[targets]).sum(1) - bias[targets]
+    target, share = F.one_hot(targets, len(table)), weight.unsqueeze(1) / total
+    rounded = powers.float().bfloat16().double()
+    scaled = (vectors * share).float().bfloat16().double()
+    by_vectors = (
+        share * (rounded @ table.bfloat16().double()) - weight.unsqueeze(1) * table[targets]
+    )
+    by_table = rounded.T @ scaled - target.double().T @ (weight.unsqueeze(1) * vectors).double()
+    by_bias = rounded.T @ share.squeeze(1) - target.double().T @ weight.double()
+    return loss, (by_vectors, by_table, by_bias)
+
+
+@pytest.mark.usefixtures("low", "powers")
+@pytest.mark.parametrize("shape", [*SHAPES, (33, 301, 7)])
+def test_bfloat16_rounds_operands_and_powers_and_nothing_else(shape) -> None:
+    given = problem(*shape, size=0.3)
+    vectors, table, bias, targets, weight = given
+    expected, gradients = in_bfloat16(*given)
+    into = (table.clone(), bias.clone())
+    args = vectors, into[0], into[1], targets, weight, into, -0.5, None, torch.bfloat16
+    loss, gradient = exact_softmax.full_softmax(*args)
+    close(loss, expected.float().double())
+    # A number within float32's rounding of the middle between two of 16 bits may take the other.
+    largest = max(gradients[0].abs().max().item(), 1.0)
+    torch.testing.assert_close(gradient.double(), gradients[0], rtol=0, atol=2e-3 * largest)
+    for found, held, wanted in zip(into, (table, bias), gradients[1:], strict=True):
+        error = (found - held).double() / -0.5 - wanted
+        assert error.norm() <= 1e-3 * wanted.norm() + 1e-4
+
+
+@pytest.mark.usefixtures("low")
+def test_in_bfloat16_too_a_row_has_the_same_bits_and_large_scores_are_shifted() -> None:
+    vectors, table, bias, targets, weight = problem(41, 301, 33)
+    more = (None, None), 1.0, None, torch.bfloat16
+    loss, gradient = exact_softmax.full_softmax(vectors, table, bias, targets, weight, *more)
+    part = slice(7, 30)
+    given = vectors[part], table, bias, targets[part], weight[part]
+    alone, own = exact_softmax.full_softmax(*given, *more)
+    assert torch.equal(alone, loss[part])
+    assert torch.equal(own, gradient[part])
+    into = torch.zeros_like(table), torch.zeros_like(bias)
+    args = vectors, table, bias + 1e30, targets, weight, into, 1.0, None, torch.bfloat16
+    huge, _ = exact_softmax.full_softmax(*args)
+    assert huge.isfinite().all()
+    assert all(each.isfinite().all() for each in into), "rows that are not there may be infinite"
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_without_the_instruction_torch_makes_bfloat16s_softmax(precision, monkeypatch) -> None:
+    monkeypatch.setattr(products, "has_bfloat16", lambda: False)
+    assert softmax.supports(precision, torch.zeros(3, 2)) == (precision == torch.float32)
