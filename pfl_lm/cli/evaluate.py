@@ -61,6 +61,14 @@ def evaluate(
             "of the user's own words.",
         ),
     ] = False,
+    compose: Annotated[
+        bool,
+        typer.Option(
+            "--compose",
+            help="Suggest also words that a vocabulary's subwords spell, as `suggest` does: it "
+            "takes some thirty times as long.",
+        ),
+    ] = False,
     rate: Annotated[float, number(1e-9, 1e6, "Learning rate of the adaptation.")] = 0.3,
     epochs: Annotated[int, number(1, 10_000, "Passes over the first half.")] = 2,
     as_json: Annotated[bool, typer.Option("--json", help="Print every figure as JSON.")] = False,
@@ -79,6 +87,8 @@ def evaluate(
     loaded, manifest = _load(model)
     people = open_people(loaded, manifest, model, population, tokenizer, era)
     window = window or (manifest.scenario.window if manifest else None) or WINDOW
+    if compose and (own_words or adapt is not None):
+        raise ValueError("--compose measures the shared model: leave --own-words and --adapt out")
     if own_words and adapt is not None:
         raise ValueError("--own-words and --adapt measure different memories; choose one")
     chosen: dict[str, Any] = {
@@ -103,6 +113,7 @@ def evaluate(
         split,
         people.tokenizer,
         window,
+        compose=compose,
         **chosen,
     )
     typer.echo(json.dumps(figures.as_dict(), indent=2)) if as_json else _show(figures, split)

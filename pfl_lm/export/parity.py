@@ -134,7 +134,6 @@ def read(run: Runner, signature: Signature, start: Arrays, text: HeldOutText) ->
         max_users=min(users, text.population.users(text.split)),
         max_tokens_per_user=text.tokens_per_user,
         seed=text.seed,
-        compose=False,
     )
     rows = slice(1, scorer.read + 1)
     return Reading(scorer.scores_read[rows], scorer.suggested[rows], evaluation)

@@ -27,10 +27,7 @@ from pfl_lm.text.population import Population
 
 
 def validate(context: RunContext, state: ServerState, ranks: Ranks = ALONE) -> dict[str, Any]:
-    """Measure the model on some validation users, as they write by now: a line of the metrics.
-
-    Words composed of pieces are left to the final evaluation: their search takes most of its time.
-    """
+    """Measure the model on some validation users, as they write by now: a line of the metrics."""
     scorer = ModelScorer(context.spec, state.averaged())
     people = context.people(state.round)
     measured = _measure(context, scorer, people, "validation", ranks).as_dict()
@@ -119,7 +116,6 @@ def _measure(
         max_tokens_per_user=chosen.tokens_per_user,
         seed=context.scenario.seed,
         ranks=ranks,
-        compose=split == "test",
     )
 
 

@@ -147,7 +147,7 @@ class People:
 
 def test_keystrokes_equal_a_keyboard_looked_at_after_each_letter(tokenizer, speller, scorer):
     people, window = People(tokenizer), 12
-    found = evaluate(scorer, people, "test", tokenizer, window)
+    found = evaluate(scorer, people, "test", tokenizer, window, compose=True)
     top3 = saved = keystrokes = rare = offered = words = 0
     for stream in people.streams:
         for start in range(0, len(stream) - 1, window):
@@ -170,7 +170,7 @@ def test_keystrokes_equal_a_keyboard_looked_at_after_each_letter(tokenizer, spel
     assert found.keystrokes_saved == pytest.approx(saved / keystrokes)
     assert rare > 5
     assert 0 < found.spelled_offered == pytest.approx(offered / rare)
-    without = evaluate(scorer, people, "test", tokenizer, window, compose=False)
+    without = evaluate(scorer, people, "test", tokenizer, window)
     assert without.perplexity == found.perplexity
     assert np.isnan(without.spelled_offered)
 
@@ -199,7 +199,8 @@ def test_a_transformer_reads_no_more_than_its_context(tokenizer):
         "transformer", tokenizer.vocabulary_size, 8, heads=2, feedforward_dim=16, context=12
     )
     model = ModelScorer(spec, models.initialise(spec, 0, tokenizer.unigram))
-    assert evaluate(model, People(tokenizer), "test", tokenizer, 12).words == 60
+    found = evaluate(model, People(tokenizer), "test", tokenizer, 12, compose=True)
+    assert found.words == 60
 
 
 def test_without_subwords_nothing_is_composed():

@@ -190,7 +190,7 @@ def _measured(scorer: Scorer, text: HeldOutText) -> dict[str, float]:
     found = evaluate(
         scorer, text.population, text.split, text.tokenizer, text.window,
         max_users=min(users, text.population.users(text.split)),
-        max_tokens_per_user=text.tokens_per_user, seed=text.seed, compose=False,
+        max_tokens_per_user=text.tokens_per_user, seed=text.seed,
     )  # fmt: skip
     return {name: float(getattr(found, name)) for name in _FIGURES}
 
