@@ -27,7 +27,7 @@ _DISTRIBUTION = {**_numbers("mean standard_error"), "quantiles": [_NUMBER]}
 _EVALUATION = {
     **_numbers("users predictions words perplexity perplexity_known top1 top3 top1_known"),
     **_numbers("top3_known oov_rate keystrokes_saved keystrokes_saved_known"),
-    **_numbers("casing marks_top3 emoji_top1 emoji_top3 keys_saved"),
+    **_numbers("casing marks_top3 emoji_top1 emoji_top3 keys_saved spelled_offered"),
     "buckets": [{"name": _TEXT, **_numbers("words share top1 top3")}],
     "over_users": dict.fromkeys(("perplexity", "top1", "top3", "keystrokes_saved"), _DISTRIBUTION),
     "quantile_levels": [_NUMBER],
