@@ -3,9 +3,8 @@
     python -m benchmarks.load --devices 1000 [--dim 140000] [--rounds 3] [--front-ends 2]
 
 The server is ``pfl_lm.network.server.serve``, in a process of its own, with front ends or without.
-Every device has its own
-key, session and connection, downloads the model, and speaks secure aggregation with real
-cryptography; what it reports is ready-made, and nobody trains. In every round a tenth of the
+Every device has its own key, session and connection, downloads the model, and speaks secure
+aggregation with real cryptography; what it reports is ready-made, and nobody trains. In every round a tenth of the
 devices fall silent, a fourth of them before each of the four messages; a twentieth are slow, send
 garbage, or replay the report of the round before; others each time (``load_devices``). k and t are
 those of ``secagg.parameters`` for a cohort of this size, 5% corrupt devices and 20% dropouts.
