@@ -4,10 +4,12 @@
 
 The server is ``pfl_lm.network.server.serve``, in a process of its own, with front ends or without.
 Every device has its own key, session and connection, downloads the model, and speaks secure
-aggregation with real cryptography; what it reports is ready-made, and nobody trains. In every round a tenth of the
-devices fall silent, a fourth of them before each of the four messages; a twentieth are slow, send
-garbage, or replay the report of the round before; others each time (``load_devices``). k and t are
-those of ``secagg.parameters`` for a cohort of this size, 5% corrupt devices and 20% dropouts.
+aggregation with real cryptography; what it reports is ready-made, and nobody trains.
+
+In every round a tenth of the devices fall silent, a fourth of them before each of the four
+messages; a twentieth are slow, send garbage, or replay the report of the round before; others each
+time (``load_devices``). k and t are those of ``secagg.parameters`` for a cohort of this size, 5%
+corrupt devices and 20% dropouts.
 
 Printed are reports against those that devices handed in, CPU seconds of server and devices, the
 part of them that is the protocol's arithmetic, and the server's memory after each round: of its
