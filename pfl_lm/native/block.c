@@ -118,15 +118,14 @@ static void forward_layer(const block *b, tools *u, int which, part p, const flo
 /* into (O, I) = or += dyᵀ x of some rows. */
 static void gradient_by_weight(tools *u, const layer *l, long rows, const float *dy, const float *x,
                                float *into, int add) {
-  long o = l->d.outputs, i = l->d.inputs;
+  long o = l->d.outputs, i = l->d.inputs, n = l->d.low ? pairs(rows) : rows;
   if (l->d.low) {
     uint32_t *left = (uint32_t *)u->left, *right = (uint32_t *)u->right;
     pack_pairs(rows, o, dy, o, left), pack_pairs(rows, i, x, i, right);
-    low_weight_gradient(pairs(rows), o, left, i, right, into, add);
   } else {
     pack(rows, o, dy, o, 1, u->left), pack(rows, i, x, i, 1, u->right);
-    weight_gradient(rows, o, u->left, i, u->right, into, add);
   }
+  weight_gradient(n, o, u->left, i, u->right, l->d.low, into, add);
 }
 
 /* dx (rows, I) = dy W + scale · (dy B) A, and gradients that are asked for; x (rows, I) went in. */

@@ -173,7 +173,7 @@ static void descend(const candidates *c, tools *u, long k) {
   const int64_t *targets = c->targets + k * c->rows;
   if (c->scoring.into) {
     pack(c->rows, c->width, vectors, c->width, 1, u->vectors);
-    weight_gradient(c->rows, c->count, u->slopes, c->width, u->vectors, u->rows, 0);
+    weight_gradient(c->rows, c->count, u->slopes, c->width, u->vectors, 0, u->rows, 0);
     for (long i = 0; i < c->count; i++)
       add_row(&c->scoring, k, c->words[i], c->rate * factor_of(c, i), u->rows + i * c->width);
     for (long i = 0; i < c->rows; i++)

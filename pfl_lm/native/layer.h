@@ -183,51 +183,36 @@ HELPER void pass_through(const passage *p, long rows) {
       }
 }
 
-/* into (O, I) = or += dyᵀ x of rows that were packed as panels of dy's and of x's columns. */
-INLINE void gradient_tile(int rows, long n, const float *dy, const float *x, float *into,
+/* into (O, I) = or += dyᵀ x of rows that were packed as panels of dy's and of x's columns; where
+   `low`, of n pairs of rows in bfloat16. */
+INLINE void gradient_tile(int rows, long n, const void *dy, const void *x, int low, float *into,
                           long inputs, long columns, int add) {
   vec sum[HEIGHT][2];
-  const float *row[HEIGHT];
   long to[HEIGHT];
   for (int i = 0; i < rows; i++) {
-    row[i] = dy + i, to[i] = i * inputs, sum[i][0] = sum[i][1] = (vec){0};
+    to[i] = i * inputs, sum[i][0] = sum[i][1] = (vec){0};
     expect(into + to[i]);
   }
-  add_products(rows, n, row, WIDTH, x, WIDTH, 0, sum);
+  if (low) {
+    const uint32_t *row[HEIGHT];
+    for (int i = 0; i < rows; i++) row[i] = (const uint32_t *)dy + i;
+    add_pair_lines(rows, n, row, WIDTH, x, 0, 0, sum);
+  } else {
+    const float *row[HEIGHT];
+    for (int i = 0; i < rows; i++) row[i] = (const float *)dy + i;
+    add_products(rows, n, row, WIDTH, x, WIDTH, 0, sum);
+  }
   put_sums(rows, sum, into, to, columns, add);
 }
 
-HELPER void weight_gradient(long n, long outputs, const float *dy, long inputs, const float *x,
-                            float *into, int add) {
+HELPER void weight_gradient(long n, long outputs, const void *dy, long inputs, const void *x,
+                            int low, float *into, int add) {
+  const uint32_t *left = dy, *right = x; /* numbers of 32 bits, floats or pairs */
   for (long j = 0; j < inputs; j += WIDTH)
     for (long o = 0, height; o < outputs; o += height) {
       height = height_of(smaller(outputs, (o / WIDTH + 1) * WIDTH) - o);
-      OF_HEIGHT(height, gradient_tile, n, dy + o / WIDTH * WIDTH * n + o % WIDTH, x + j * n,
-                into + o * inputs + j, inputs, inputs - j, add)
-    }
-}
-
-/* The same of panels of pairs of rows. */
-INLINE void low_gradient_tile(int rows, long n, const uint32_t *dy, const uint32_t *x, float *into,
-                              long inputs, long columns, int add) {
-  vec sum[HEIGHT][2];
-  const uint32_t *row[HEIGHT];
-  long to[HEIGHT];
-  for (int i = 0; i < rows; i++) {
-    row[i] = dy + i, to[i] = i * inputs, sum[i][0] = sum[i][1] = (vec){0};
-    expect(into + to[i]);
-  }
-  add_pair_lines(rows, n, row, WIDTH, x, 0, 0, sum);
-  put_sums(rows, sum, into, to, columns, add);
-}
-
-HELPER void low_weight_gradient(long n, long outputs, const uint32_t *dy, long inputs,
-                                const uint32_t *x, float *into, int add) {
-  for (long j = 0; j < inputs; j += WIDTH)
-    for (long o = 0, height; o < outputs; o += height) {
-      height = height_of(smaller(outputs, (o / WIDTH + 1) * WIDTH) - o);
-      OF_HEIGHT(height, low_gradient_tile, n, dy + o / WIDTH * WIDTH * n + o % WIDTH, x + j * n,
-                into + o * inputs + j, inputs, inputs - j, add)
+      OF_HEIGHT(height, gradient_tile, n, left + o / WIDTH * WIDTH * n + o % WIDTH, right + j * n,
+                low, into + o * inputs + j, inputs, inputs - j, add)
     }
 }
 
