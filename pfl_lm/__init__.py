@@ -15,14 +15,14 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from pfl_lm.version import __version__
+
 if TYPE_CHECKING:
     from pfl_lm.api.comparing import compare
     from pfl_lm.api.runs import Run, open_run, simulate
     from pfl_lm.api.scenarios import load_policy, load_scenario, new_project
     from pfl_lm.run.progress import ProgressListener
     from pfl_lm.run.scenario import Scenario
-
-__version__ = "0.1.0"
 
 _HOMES = {
     "ProgressListener": "pfl_lm.run.progress",

@@ -17,7 +17,7 @@ ROWS = {
     "leaves": (
         "native",
         "streams",
-        "code_digest",
+        "version",
         "files",
         "numbers",
         "validate",

@@ -11,7 +11,6 @@ from typing import Any
 
 from markupsafe import Markup
 
-from pfl_lm import __version__
 from pfl_lm.audit.accounting.stated import StatedGuarantee
 from pfl_lm.audit.artifacts import AuditTarget
 from pfl_lm.audit.findings import Finding, Part, Plot
@@ -21,6 +20,7 @@ from pfl_lm.numbers import duration, format_epsilon
 from pfl_lm.pages import html
 from pfl_lm.pages.charts import Series, legend, line_chart
 from pfl_lm.pages.dots import dot_chart
+from pfl_lm.version import __version__
 
 _MARKS = {True: ("✓", "good"), False: ("✗", "bad"), None: ("!", "care")}
 _STATES = {

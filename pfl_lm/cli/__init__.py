@@ -10,7 +10,6 @@ import sys
 
 import typer
 
-from pfl_lm import __version__
 from pfl_lm.cli import (
     arguments,
     audit,
@@ -41,6 +40,7 @@ from pfl_lm.cli import (
     watch,
     words,
 )
+from pfl_lm.version import __version__
 
 INTERRUPTED = 130  # the status that typer, as a shell, makes of Ctrl-C
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from pfl_lm import __version__
 from pfl_lm.export import bundle as names
 from pfl_lm.export import card, test_vectors
 from pfl_lm.export.bundle import Bundle, write_index, write_zip
@@ -36,6 +35,7 @@ from pfl_lm.files import folder_atomically
 from pfl_lm.models.own_words import OwnWordsRule
 from pfl_lm.run.folder import write_json
 from pfl_lm.run.progress import ProgressListener
+from pfl_lm.version import __version__
 
 CALIBRATION_TEXTS = 1024  # invented, for the fit of four bits
 BEST = 5  # suggestions: three are shown, and some may be words that the app leaves out

@@ -3,12 +3,12 @@
    Two neighbours of a sum are a pair, one word of 32 bits: the first in its low half. Processors with
    AVX512_BF16 multiply and add a pair in one instruction; elsewhere its halves are numbers of float32
    whose low half is 0, multiplied one after the other. Panels, tiles and stretches are those of
-   products.h, with lines of pairs. Rows are rounded when they are multiplied, to the nearest even. */
+   panels.h, with lines of pairs. Rows are rounded when they are multiplied, to the nearest even. */
 
 #ifndef PFL_LM_BFLOAT16
 #define PFL_LM_BFLOAT16
 
-#include "products.h"
+#include "panels.h"
 
 typedef ints loose_ints __attribute__((aligned(4), may_alias));
 
@@ -90,7 +90,7 @@ INLINE void pair_tile(int rows, long n, const uint32_t *a, const uint32_t *panel
   put_sums(rows, sum, c, to, columns, add);
 }
 
-/* multiply() of products.h with B packed by pack_bfloat16; DEPTH pairs are a stretch. */
+/* multiply() of panels.h with B packed by pack_bfloat16; DEPTH pairs are a stretch. */
 HELPER void multiply_bfloat16(long rows, long columns, long depth, const float *a, const long *at,
                               const void *packed, float *c, const long *to, int add) {
   uint32_t near[NEAR_ROWS * DEPTH];

@@ -5,7 +5,7 @@
 #ifndef PFL_LM_SCORES
 #define PFL_LM_SCORES
 
-#include "products.h"
+#include "panels.h"
 
 #define LOG2_E 1.4426950408889634f
 /* Words of a block, whose part of the table stays in the second cache while all rows pass; always as

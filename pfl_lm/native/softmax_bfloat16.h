@@ -11,7 +11,7 @@
 #define PFL_LM_SOFTMAX_BFLOAT16
 
 #include "bfloat16.h"
-#include "softmax.h"
+#include "softmax_totals.h"
 
 /* Scratch, in words of 32 bits. */
 typedef struct {

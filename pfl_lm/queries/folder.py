@@ -23,13 +23,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pfl_lm.code_digest import code_digest
 from pfl_lm.dp.ledger import Ledger
 from pfl_lm.files import sha256_of, sweep, write_atomically
 from pfl_lm.queries.ask import QuerySession
 from pfl_lm.queries.people import AskedPeople
 from pfl_lm.run.folder import BUDGET_FILE, digest_of, read_json, write_json
 from pfl_lm.run.progress import ProgressListener
+from pfl_lm.version import code_digest
 
 _SECRET_BITS = 256
 

@@ -6,14 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from pfl_lm import __version__
-from pfl_lm.code_digest import code_digest
 from pfl_lm.dp.policy import Policy
 from pfl_lm.queries.ask import QuerySession
 from pfl_lm.queries.folder import readable
 from pfl_lm.run.folder import digest_of
 from pfl_lm.run.progress import ProgressListener
 from pfl_lm.text.population import PopulationStore
+from pfl_lm.version import __version__, code_digest
 
 _LINES = 5  # progress lines of one round
 

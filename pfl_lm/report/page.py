@@ -10,7 +10,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-from pfl_lm import __version__
 from pfl_lm.files import write_atomically
 from pfl_lm.numbers import duration, is_number, significant
 from pfl_lm.pages import html
@@ -18,6 +17,7 @@ from pfl_lm.report import headline, sections
 from pfl_lm.report.advice import advice
 from pfl_lm.report.source import Run, read_run
 from pfl_lm.run.folder import RunFolder
+from pfl_lm.version import __version__
 
 _TEMPLATE = Path(__file__).parent / "page.html"
 # What the manifest says once the first screen has been told, by chapter.

@@ -9,14 +9,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pfl_lm import __version__, native
-from pfl_lm.code_digest import code_digest
+from pfl_lm import native
 from pfl_lm.models.models import size
 from pfl_lm.payload.layout import Payload, describe
 from pfl_lm.run.availability import demand, fits
 from pfl_lm.run.context import RunContext, choose_payload
 from pfl_lm.run.privacy import RunPrivacy
 from pfl_lm.text.mixture import cost_of_votes
+from pfl_lm.version import __version__, code_digest
 
 _ALONE = (
     "This simulation stands alone; rounds of real devices add up, in their population's ledger."

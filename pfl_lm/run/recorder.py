@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from pfl_lm.code_digest import code_digest
 from pfl_lm.dp.accounting.accountant import PrivacyCost
 from pfl_lm.dp.clipping import clip_before
 from pfl_lm.dp.events import RoundEvent
@@ -29,6 +28,7 @@ from pfl_lm.run.progress import ProgressListener
 from pfl_lm.run.resume import begin_run, resume_run
 from pfl_lm.run.round import Release
 from pfl_lm.server.state import ServerState
+from pfl_lm.version import code_digest
 
 
 class RoundRecorder:

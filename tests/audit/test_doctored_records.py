@@ -20,10 +20,10 @@ from pfl_lm.audit.findings import Finding
 from pfl_lm.audit.ledger.check import audit_ledger
 from pfl_lm.audit.mechanism.rebuild import rebuild_context
 from pfl_lm.audit.mechanism.records import record_findings
-from pfl_lm.code_digest import code_digest
 from pfl_lm.payload import layout
 from pfl_lm.payload.plan import PayloadPlan
 from pfl_lm.run import context as opened
+from pfl_lm.version import code_digest
 from tests.audit.doctoring import (
     entries_of,
     failing,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pfl_lm import __version__
 from pfl_lm.api.sweep.results import Combination, combinations, in_order, verdict
 from pfl_lm.api.sweep.run import Sweep
 from pfl_lm.files import write_atomically
@@ -14,6 +13,7 @@ from pfl_lm.pages import html
 from pfl_lm.pages.charts import Series, legend, line_chart
 from pfl_lm.report.source import read_run
 from pfl_lm.run.folder import RunFolder
+from pfl_lm.version import __version__
 
 _TEMPLATE = Path(__file__).parent / "page.html"
 _DRAWN = 5

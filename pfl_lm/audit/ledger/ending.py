@@ -9,8 +9,8 @@ from pfl_lm.audit.artifacts import RunArtifacts
 from pfl_lm.audit.chain import Chain
 from pfl_lm.audit.findings import Finding
 from pfl_lm.audit.ledger.replay import Entry, fewest_reports, invited_to
-from pfl_lm.code_digest import code_digest
 from pfl_lm.files import sha256_of
+from pfl_lm.version import code_digest
 
 _OVER = ("round", "abandoned")
 

@@ -7,7 +7,6 @@ from typing import Any
 
 from markupsafe import Markup
 
-from pfl_lm import __version__
 from pfl_lm.files import write_atomically
 from pfl_lm.numbers import duration, is_number, percent, plain, significant, size, whole
 from pfl_lm.pages import html
@@ -20,6 +19,7 @@ from pfl_lm.report.comparison.compare import (
 )
 from pfl_lm.report.headline import rounds_opened
 from pfl_lm.report.source import Run
+from pfl_lm.version import __version__
 
 _TEMPLATE = Path(__file__).parent / "page.html"
 _STYLES = 5

@@ -10,8 +10,8 @@
 
    Source: the division into panels is Goto and van de Geijn 2008 (ACM TOMS 34(3)), section 4. */
 
-#ifndef PFL_LM_PRODUCTS
-#define PFL_LM_PRODUCTS
+#ifndef PFL_LM_PANELS
+#define PFL_LM_PANELS
 
 #include "vector.h"
 

@@ -1,10 +1,11 @@
-"""Which code this is: one digest of the package's own files."""
+"""Which code this is: its version, and one digest of the package's own files."""
 
 from __future__ import annotations
 
 import hashlib
 from pathlib import Path
 
+__version__ = "0.1.0"
 _SOURCES = (".py", ".c", ".h")
 
 

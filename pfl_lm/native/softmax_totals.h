@@ -2,8 +2,8 @@
 
    Legend: N rows, V words, P width of vectors. */
 
-#ifndef PFL_LM_SOFTMAX
-#define PFL_LM_SOFTMAX
+#ifndef PFL_LM_SOFTMAX_TOTALS
+#define PFL_LM_SOFTMAX_TOTALS
 
 #include "scores.h"
 
