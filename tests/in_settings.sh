@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Runs the given command once in each setting that this machine can run, and says which it cannot.
 #
-# Settings: vectors of other x86 processors, for the C kernels and for torch's own code; the kernels
-# under the undefined-behaviour sanitizer. aarch64 needs no setting: tests/native/test_aarch64.py
-# emulates it wherever aarch64-linux-gnu-gcc and qemu-aarch64 are installed.
+# Settings: vectors of other x86 processors, for the C kernels and for torch's own code; the tiles of
+# Intel's AMX, emulated; the kernels under the undefined-behaviour sanitizer. aarch64 needs no
+# setting: tests/native/test_aarch64.py emulates it wherever aarch64-linux-gnu-gcc and qemu-aarch64 are
+# installed.
 set -euo pipefail
 export PFL_LM_NATIVE=required UBSAN_OPTIONS=print_stacktrace=1
 
@@ -36,6 +37,7 @@ if [ "$(uname -m)" = x86_64 ]; then
     else
         echo "── no x86-64-v4: this processor has no AVX-512"
     fi
+    in_setting "PFL_LM_CFLAGS=-O1 -DLANES=16 -include $PWD/tests/native/emulated_tiles.h" "$@"
 else
     echo "── no x86-64-v2, v3, v4: this processor is $(uname -m)"
 fi

@@ -3,12 +3,13 @@
    Two neighbours of a sum are a pair, one word of 32 bits: the first in its low half. Processors with
    AVX512_BF16 multiply and add a pair in one instruction; elsewhere its halves are numbers of float32
    whose low half is 0, multiplied one after the other. Panels, tiles and stretches are those of
-   panels.h, with lines of pairs. Rows are rounded when they are multiplied, to the nearest even. */
+   panels.h, with lines of pairs. Rows are rounded when they are multiplied, to the nearest even.
+   Where the processor has tiles (tiles.h), they make whole stretches of 16 lines. */
 
 #ifndef PFL_LM_BFLOAT16
 #define PFL_LM_BFLOAT16
 
-#include "panels.h"
+#include "tiles.h"
 
 typedef ints loose_ints __attribute__((aligned(4), may_alias));
 
@@ -25,6 +26,7 @@ INLINE vec add_pairs(vec sum, ints a, ints b) {
 #endif
 }
 
+typedef eight any_eight __attribute__((aligned(2), may_alias));
 typedef uint32_t words __attribute__((vector_size(4 * LANES)));
 typedef uint64_t twos __attribute__((vector_size(4 * LANES)));
 typedef uint32_t halves __attribute__((vector_size(2 * LANES)));
@@ -57,10 +59,10 @@ HELPER void pair_row(long n, const float *row, uint32_t *to) {
   memcpy(to + k / 2, &last, 4 * pairs(n - k));
 }
 
-/* sum[i] += row[i][k stride] line[k] over n lines of pairs. `ahead`, a constant: whether a cache line
-   of `soon` is asked for every two of them. */
-INLINE void add_pair_lines(int rows, long n, const uint32_t *const *row, long stride,
-                           const uint32_t *panel, const uint32_t *soon, int ahead, vec (*sum)[2]) {
+/* add_pair_lines by vectors. */
+INLINE void add_in_registers(int rows, long n, const uint32_t *const *row, long stride,
+                             const uint32_t *panel, const uint32_t *soon, int ahead,
+                             vec (*sum)[2]) {
 #pragma GCC unroll 2
   for (long k = 0; k < n; k++, panel += WIDTH) {
     if (ahead && k % 2 == 0) __builtin_prefetch(soon + 8 * k, 0, 2);
@@ -76,10 +78,76 @@ INLINE void add_pair_lines(int rows, long n, const uint32_t *const *row, long st
   }
 }
 
+/* Rows of a tile of pairs, and tile(height, ...): of vectors a constant height, as OF_HEIGHT. */
+#ifdef TILES
+#define MOST_ROWS TILE
+#define OF_PAIR_HEIGHT(height, tile, ...) tile((int)(height), __VA_ARGS__);
+#else
+#define MOST_ROWS HEIGHT
+#define OF_PAIR_HEIGHT OF_HEIGHT
+#endif
+
+/* height_of, of rows of pairs. */
+INLINE long pair_height_of(long left) {
+  long tiles = (left + MOST_ROWS - 1) / MOST_ROWS;
+  return (left + tiles - 1) / tiles;
+}
+
+#ifdef TILES
+/* TILE pairs of TILE neighbours of a panel, whose lines are `stride` words long, side by side. */
+INLINE void turn_tile(const uint32_t *from, long stride, uint32_t *to) {
+  for (int i = 0; i < TILE; i += 8)
+    for (int k = 0; k < TILE; k += 8) {
+      eight r[8];
+      for (int x = 0; x < 8; x++) r[x] = *(const any_eight *)(from + (k + x) * stride + i);
+      rows_to_columns(r);
+      for (int x = 0; x < 8; x++) *(any_eight *)(to + (i + x) * TILE + k) = r[x];
+    }
+}
+
+/* Lines that tiles multiply: see add_pair_lines. Rows begin at one distance from each other; those
+   whose pairs lie apart are neighbours in a panel, and are turned first. */
+HELPER long add_tiles(int rows, long n, const uint32_t *const *row, long stride,
+                      const uint32_t *panel, vec (*sum)[2]) {
+  if (stride == 1) return add_by_tiles(rows, n, row[0], rows > 1 ? row[1] - row[0] : n, panel, sum);
+  uint32_t near[TILE * TILE];
+  long k = 0;
+  for (; tiles_work && k + TILE <= n; k += TILE) {
+    turn_tile(row[0] + k * stride, stride, near);
+    add_by_tiles(rows, TILE, near, TILE, panel + k * WIDTH, sum);
+  }
+  return k;
+}
+
+/* Tiles, then vectors for the lines that are left. */
+HELPER void add_tiles_and_rest(int rows, long n, const uint32_t *const *row, long stride,
+                               const uint32_t *panel, vec (*sum)[2]) {
+  long done = add_tiles(rows, n, row, stride, panel, sum);
+  for (int i = 0; i < rows && done < n; i += HEIGHT) {
+    const uint32_t *rest[HEIGHT];
+    int count = (int)smaller(HEIGHT, rows - i);
+    for (int j = 0; j < count; j++) rest[j] = row[i + j] + done * stride;
+    OF_HEIGHT(count, add_in_registers, n - done, rest, stride, panel + done * WIDTH, 0, 0, sum + i)
+  }
+}
+#endif
+
+/* sum[i] += row[i][k stride] line[k] over n lines of pairs. `ahead`, a constant: whether vectors ask
+   for a cache line of `soon` every two of them. */
+INLINE void add_pair_lines(int rows, long n, const uint32_t *const *row, long stride,
+                           const uint32_t *panel, const uint32_t *soon, int ahead, vec (*sum)[2]) {
+#ifdef TILES
+  (void)soon, (void)ahead;
+  add_tiles_and_rest(rows, n, row, stride, panel, sum);
+#else
+  add_in_registers(rows, n, row, stride, panel, soon, ahead, sum);
+#endif
+}
+
 INLINE void pair_tile(int rows, long n, const uint32_t *a, const uint32_t *panel, float *c,
                       const long *to, long columns, int add) {
-  vec sum[HEIGHT][2];
-  const uint32_t *row[HEIGHT];
+  vec sum[MOST_ROWS][2];
+  const uint32_t *row[MOST_ROWS];
 #pragma GCC unroll 8
   for (int i = 0; i < rows; i++) {
     expect(c + to[i]);
@@ -102,12 +170,13 @@ HELPER void multiply_bfloat16(long rows, long columns, long depth, const float *
       for (long j = 0; j < columns; j += WIDTH) {
         const uint32_t *panel = (const uint32_t *)packed + j * pairs(depth) + k / 2 * WIDTH;
         for (long i = 0, height; i < count; i += height) {
-          height = height_of(count - i);
-          OF_HEIGHT(height, pair_tile, n, near + i * n, panel, c + j, to + first + i, columns - j,
-                    add || k > 0)
+          height = pair_height_of(count - i);
+          OF_PAIR_HEIGHT(height, pair_tile, n, near + i * n, panel, c + j, to + first + i,
+                         columns - j, add || k > 0)
         }
       }
     }
+  end_tiles();
 }
 
 /* Pack rows of float32, B (K, N) at a stride, into panels of pairs of rows; what is missing is 0. */
@@ -123,7 +192,6 @@ HELPER void pack_pairs(long depth, long columns, const float *b, long stride, ui
       }
 }
 
-typedef eight any_eight __attribute__((aligned(2), may_alias));
 typedef uint16_t eight_shorts __attribute__((vector_size(16)));
 typedef uint16_t any_shorts __attribute__((vector_size(16), aligned(2), may_alias));
 typedef uint32_t eight_words __attribute__((vector_size(32)));

@@ -196,6 +196,7 @@ TRAINING: Mapping[str, Binding] = {
         {
             "packed_size": (c_long, c_long, c_long, c_int),
             "has_bfloat16": (c_int,),
+            "has_tiles": (c_int,),
             "pack_matrix": (None, c_long, c_long, *_OPERAND, c_int, c_void_p),
             "multiply_devices": (
                 *(c_int, *(c_long,) * 4, *_OPERAND, *_OPERAND, c_long, c_int, c_void_p, c_long),

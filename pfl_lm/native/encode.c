@@ -66,9 +66,9 @@ static __attribute__((noinline)) void scale(const float *values, double factor, 
 
 /* Largest whole numbers that are not above. */
 INLINE vec floor_of(vec x) {
-#if LANES == 16
+#if LANES == 16 && defined(__AVX512F__)
   return (vec)_mm512_floor_ps((__m512)x);
-#elif defined(__AVX__)
+#elif LANES == 8 && defined(__AVX__)
   return (vec)_mm256_floor_ps((__m256)x);
 #else
   vec towards_zero = __builtin_convertvector(__builtin_convertvector(x, ints), vec);

@@ -103,6 +103,16 @@ HELPER void multiply_narrow(long rows, long n, long rank, const float *x, const 
   }
 }
 
+/* add_products of a tile of pairs' rows. */
+INLINE void add_tall(int rows, long n, const float *const *row, const float *panel, vec (*sum)[2]) {
+#ifdef TILES
+  for (int i = 0; i < rows; i += HEIGHT)
+    OF_HEIGHT(smaller(HEIGHT, rows - i), add_products, n, row + i, 1, panel, WIDTH, 0, sum + i)
+#else
+  add_products(rows, n, row, 1, panel, WIDTH, 0, sum);
+#endif
+}
+
 /* One product of rows with a layer: y (rows, to) = base + bias + x W + narrow B, all packed. */
 typedef struct {
   long from, to, rank;
@@ -118,12 +128,12 @@ typedef struct {
 INLINE void passage_sums(int rows, const passage *p, const uint32_t *near, long first, long column,
                          long k, long n, vec (*sum)[2]) {
   if (near) {
-    const uint32_t *row[HEIGHT], *weight = p->weight;
+    const uint32_t *row[MOST_ROWS], *weight = p->weight;
 #pragma GCC unroll 8
     for (int i = 0; i < rows; i++) row[i] = near + i * n;
     add_pair_lines(rows, n, row, 1, weight + column * pairs(p->from) + k / 2 * WIDTH, 0, 0, sum);
   } else {
-    const float *row[HEIGHT], *weight = p->weight;
+    const float *row[MOST_ROWS], *weight = p->weight;
 #pragma GCC unroll 8
     for (int i = 0; i < rows; i++) row[i] = p->x + (first + i) * p->from + k;
     add_products(rows, n, row, 1, weight + column * p->from + k * WIDTH, WIDTH, 0, sum);
@@ -132,8 +142,8 @@ INLINE void passage_sums(int rows, const passage *p, const uint32_t *near, long 
 
 INLINE void passage_tile(int rows, const passage *p, const uint32_t *near, long first, long column,
                          long k, long n) {
-  vec sum[HEIGHT][2];
-  const float *row[HEIGHT];
+  vec sum[MOST_ROWS][2];
+  const float *row[MOST_ROWS];
   const float *base = k ? p->y : p->base;
   float *y = p->y + first * p->to + column;
   for (int i = 0; i < rows; i++) {
@@ -143,7 +153,7 @@ INLINE void passage_tile(int rows, const passage *p, const uint32_t *near, long 
   passage_sums(rows, p, near, first, column, k, n, sum);
   if (p->rank && !k) {
     for (int i = 0; i < rows; i++) row[i] = p->narrow + (first + i) * p->rank;
-    add_products(rows, p->rank, row, 1, p->b + column * p->rank, WIDTH, 0, sum);
+    add_tall(rows, p->rank, row, p->b + column * p->rank, sum);
   }
   for (int half = 0; half < 2; half++) {
     long at = half * LANES, count = p->to - column - at;
@@ -165,10 +175,11 @@ HELPER void pass_bfloat16(const passage *p, long first, long rows, uint32_t *nea
     for (long i = 0; i < rows; i++) pair_row(count, p->x + (first + i) * p->from + k, near + i * n);
     for (long j = 0; j < p->to; j += WIDTH)
       for (long done = 0, height; done < rows; done += height) {
-        height = height_of(rows - done);
-        OF_HEIGHT(height, passage_tile, p, near + done * n, first + done, j, k, n)
+        height = pair_height_of(rows - done);
+        OF_PAIR_HEIGHT(height, passage_tile, p, near + done * n, first + done, j, k, n)
       }
   }
+  end_tiles();
 }
 
 HELPER void pass_through(const passage *p, long rows) {
@@ -187,14 +198,14 @@ HELPER void pass_through(const passage *p, long rows) {
    `low`, of n pairs of rows in bfloat16. */
 INLINE void gradient_tile(int rows, long n, const void *dy, const void *x, int low, float *into,
                           long inputs, long columns, int add) {
-  vec sum[HEIGHT][2];
-  long to[HEIGHT];
+  vec sum[MOST_ROWS][2];
+  long to[MOST_ROWS];
   for (int i = 0; i < rows; i++) {
     to[i] = i * inputs, sum[i][0] = sum[i][1] = (vec){0};
     expect(into + to[i]);
   }
   if (low) {
-    const uint32_t *row[HEIGHT];
+    const uint32_t *row[MOST_ROWS];
     for (int i = 0; i < rows; i++) row[i] = (const uint32_t *)dy + i;
     add_pair_lines(rows, n, row, WIDTH, x, 0, 0, sum);
   } else {
@@ -210,10 +221,17 @@ HELPER void weight_gradient(long n, long outputs, const void *dy, long inputs, c
   const uint32_t *left = dy, *right = x; /* numbers of 32 bits, floats or pairs */
   for (long j = 0; j < inputs; j += WIDTH)
     for (long o = 0, height; o < outputs; o += height) {
-      height = height_of(smaller(outputs, (o / WIDTH + 1) * WIDTH) - o);
-      OF_HEIGHT(height, gradient_tile, n, left + o / WIDTH * WIDTH * n + o % WIDTH, right + j * n,
-                low, into + o * inputs + j, inputs, inputs - j, add)
+      long end = smaller(outputs, (o / WIDTH + 1) * WIDTH);
+      const uint32_t *from = left + o / WIDTH * WIDTH * n + o % WIDTH;
+      float *to = into + o * inputs + j;
+      height = low ? pair_height_of(end - o) : height_of(end - o);
+      if (low)
+        OF_PAIR_HEIGHT(height, gradient_tile, n, from, right + j * n, 1, to, inputs, inputs - j,
+                       add)
+      else
+        OF_HEIGHT(height, gradient_tile, n, from, right + j * n, 0, to, inputs, inputs - j, add)
     }
+  end_tiles();
 }
 
 /* into (R, columns) += narrowᵀ wide of (n, R) and (n, columns), both as they lie. */

@@ -33,7 +33,7 @@
 #define NEAR_ROWS 144 /* of A, that stay in the second cache while panels pass */
 
 /* Keeps what was loaded in its register: compilers would load it again for every row. */
-#if defined(__AVX__)
+#if defined(__AVX512F__) || (defined(__AVX__) && LANES == 8)
 #define IN_REGISTER(v) __asm__("" : "+x"(v))
 #else
 #define IN_REGISTER(v)

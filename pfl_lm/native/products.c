@@ -29,8 +29,19 @@ void pack_matrix(long depth, long columns, const void *b, long down, long along,
 
 /* Whether the processor multiplies pairs of bfloat16, as this file was compiled. */
 int has_bfloat16(void) {
-#ifdef __AVX512BF16__
+#ifdef TILES
+  return 1;
+#elif defined(__AVX512BF16__)
   return LANES == 16;
+#else
+  return 0;
+#endif
+}
+
+/* Whether this process multiplies them by the processor's tiles. */
+int has_tiles(void) {
+#ifdef TILES
+  return tiles_work;
 #else
   return 0;
 #endif

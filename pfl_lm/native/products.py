@@ -29,12 +29,18 @@ def takes(matrix: Tensor, *tensors: Tensor | None) -> bool:
 
 
 def has_bfloat16() -> bool:
-    """Whether the kernels multiply bfloat16 by an instruction of the processor (AVX512_BF16).
+    """Whether the kernels multiply bfloat16 by the processor: AVX512_BF16, or tiles (AMX_BF16).
 
     Without it they compute the same from float32's products, slower than those.
     """
     library = native.load("products")
     return library is not None and bool(library.has_bfloat16())
+
+
+def has_tiles() -> bool:
+    """Whether the kernels multiply bfloat16 by the processor's tiles (Intel AMX)."""
+    library = native.load("products")
+    return library is not None and bool(library.has_tiles())
 
 
 def supports_contiguous(library: str, *tensors: Tensor | None) -> bool:

@@ -50,8 +50,8 @@ INLINE void low_powers(int words, vec (*sum)[2], uint32_t *of_words, uint32_t *o
 INLINE void low_score_tile(int words, const softmax *s, const uint32_t *lines, const float *bias,
                            long column, int powers, uint32_t *of_words, uint32_t *of_rows,
                            vec *total) {
-  vec sum[HEIGHT][2];
-  const uint32_t *row[HEIGHT], *columns = s->columns;
+  vec sum[MOST_ROWS][2];
+  const uint32_t *row[MOST_ROWS], *columns = s->columns;
   long n = pairs(s->width);
 #pragma GCC unroll 8
   for (int i = 0; i < words; i++) {
@@ -76,13 +76,14 @@ static void low_score_block(const softmax *s, long first, long count, int powers
              *of_rows = p.of_rows + column / 2 * count;
     vec sums[2];
     begin_totals(total + column, powers, sums);
-    for (long i = 0; i < count; i += HEIGHT) {
+    for (long i = 0; i < count; i += MOST_ROWS) {
       const float *bias = s->bias ? s->bias + first + i : 0;
-      OF_HEIGHT(smaller(HEIGHT, count - i), low_score_tile, s, p.lines + i * n, bias, column,
-                powers, of_words + i / 2 * WIDTH, of_rows + i * LANES, sums)
+      OF_PAIR_HEIGHT(smaller(MOST_ROWS, count - i), low_score_tile, s, p.lines + i * n, bias,
+                     column, powers, of_words + i / 2 * WIDTH, of_rows + i * LANES, sums)
     }
     end_totals(total + column, powers, sums);
   }
+  end_tiles();
   long last = s->rows / WIDTH * LANES * count + s->rows % WIDTH / 2;
   for (long i = 0; powers && s->rows % 2 && i < count; i++) /* no row: it may be infinite */
     p.of_rows[last + i * LANES] &= 0xffff;
@@ -91,9 +92,9 @@ static void low_score_block(const softmax *s, long first, long count, int powers
 /* Some rows' powers of a block times its table, added to `mixed`: WIDTH coordinates. */
 INLINE void low_mix_tile(int rows, long n, const uint32_t *powers, const uint32_t *table,
                          float *mixed, long width, long columns) {
-  long to[HEIGHT];
-  vec sum[HEIGHT][2];
-  const uint32_t *row[HEIGHT];
+  long to[MOST_ROWS];
+  vec sum[MOST_ROWS][2];
+  const uint32_t *row[MOST_ROWS];
   offsets(rows, width, to);
 #pragma GCC unroll 8
   for (int i = 0; i < rows; i++) row[i] = powers + i, sum[i][0] = sum[i][1] = (vec){0};
@@ -109,20 +110,21 @@ static void low_mix_block(const softmax *s, long first, long count, float *mixed
     for (long j = 0; j < width; j += WIDTH) {
       float *to = mixed + column * width + j;
       for (long i = 0, rows = smaller(WIDTH, s->rows - column), height; i < rows; i += height) {
-        height = height_of(rows - i);
-        OF_HEIGHT(height, low_mix_tile, n, p.of_words + column * n + i, p.panels + j * n,
-                  to + i * width, width, width - j)
+        height = pair_height_of(rows - i);
+        OF_PAIR_HEIGHT(height, low_mix_tile, n, p.of_words + column * n + i, p.panels + j * n,
+                       to + i * width, width, width - j)
       }
     }
+  end_tiles();
 }
 
 /* table_tile of softmax.c. */
 INLINE void low_table_tile(int words, long rows, const uint32_t *powers, long count,
                            const uint32_t *scaled, float *into, long width, long columns,
                            int fresh) {
-  long to[HEIGHT];
-  vec sum[HEIGHT][2];
-  const uint32_t *row[HEIGHT];
+  long to[MOST_ROWS];
+  vec sum[MOST_ROWS][2];
+  const uint32_t *row[MOST_ROWS];
   offsets(words, width, to);
 #pragma GCC unroll 8
   for (int i = 0; i < words; i++) {
@@ -146,9 +148,10 @@ static void low_table_block(const softmax *s, long first, long count, const uint
   long n = s->rows, width = s->width;
   const uint32_t *powers = low_places_of(s, first).of_rows;
   for (long j = 0; j < width; j += WIDTH)
-    for (long i = 0; i < count; i += HEIGHT)
-      OF_HEIGHT(smaller(HEIGHT, count - i), low_table_tile, n, powers + i * LANES, count,
-                scaled + j * pairs(n), into + i * width + j, width, width - j, !j)
+    for (long i = 0; i < count; i += MOST_ROWS)
+      OF_PAIR_HEIGHT(smaller(MOST_ROWS, count - i), low_table_tile, n, powers + i * LANES, count,
+                     scaled + j * pairs(n), into + i * width + j, width, width - j, !j)
+  end_tiles();
 }
 
 /* A row of shares' numbers at even and at odd places, 0 where there is no row. */

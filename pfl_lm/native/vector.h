@@ -13,10 +13,12 @@
 #include <immintrin.h>
 #endif
 
+#ifndef LANES
 #ifdef __AVX512F__
 #define LANES 16
 #else
 #define LANES 8
+#endif
 #endif
 
 /* Lets the caller compare a struct with its own description of it: pfl_lm/native/bindings.py. */
@@ -132,12 +134,12 @@ INLINE vec broken_power(vec f) {
 }
 
 /* The least and the greatest of a bound and x; of NaN, NaN. */
-#ifdef __AVX512F__
+#if defined(__AVX512F__) && LANES == 16
 INLINE vec at_most(float bound, vec x) { return (vec)_mm512_min_ps((__m512)all(bound), (__m512)x); }
 INLINE vec at_least(float bound, vec x) {
   return (vec)_mm512_max_ps((__m512)all(bound), (__m512)x);
 }
-#elif defined(__AVX__)
+#elif defined(__AVX__) && LANES == 8
 INLINE vec at_most(float bound, vec x) { return (vec)_mm256_min_ps((__m256)all(bound), (__m256)x); }
 INLINE vec at_least(float bound, vec x) {
   return (vec)_mm256_max_ps((__m256)all(bound), (__m256)x);
