@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pfl_lm import native
+from pfl_lm.models import recurrence as by_torch
 from pfl_lm.models import recurrent
 from pfl_lm.models.compiled import recurrence
 from pfl_lm.models.dense import Dense
@@ -59,7 +60,7 @@ class Layer:
 @pytest.mark.parametrize("shared", [True, False])
 def test_the_same_outputs_and_gradients_as_in_torch(kind: str, rank: int, shared: bool) -> None:
     layer = Layer(kind, rank, shared)
-    pairs = zip(layer.run(recurrence.Recurrence), layer.run(recurrent._Recurrence), strict=True)
+    pairs = zip(layer.run(recurrence.Recurrence), layer.run(by_torch.Recurrence), strict=True)
     for ours, torchs in pairs:
         torch.testing.assert_close(ours, torchs, atol=2e-6, rtol=2e-6)
 
