@@ -31,14 +31,21 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 
 import numpy as np
 
-from pfl_lm.dp.accounting import discrete, gaussian, lattice, poisson, renyi
+from pfl_lm.dp.accounting import gaussian, lattice, poisson, renyi
 from pfl_lm.dp.accounting.assumptions import assumptions_of
+from pfl_lm.dp.accounting.divergences import (
+    DIVERGENCES,
+    divergence,
+    is_gaussian,
+    known_divergence,
+    sensitivity,
+)
 from pfl_lm.dp.accounting.renyi import Curve
 from pfl_lm.dp.accounting.streams import unsupported_stream
 from pfl_lm.dp.accounting.worst_user import Events, History
@@ -124,7 +131,7 @@ def unsupported_reason(events: Iterable[RoundEvent]) -> str | None:
     if (reason := unsupported_stream(events := list(events))) is not None:
         return reason
     for event in events:
-        if event.mechanism not in _DIVERGENCES and event.stream is None:
+        if event.mechanism not in DIVERGENCES and event.stream is None:
             return f"mechanism {event.mechanism!r} adds no noise that is accounted for"
         if event.sampling not in ("none", "rotation", "poisson", "fixed"):
             return f"nothing is proven for sampling {event.sampling!r}"
@@ -173,7 +180,7 @@ def _unsampled(events: list[tuple[RoundEvent, int]], delta: float) -> tuple[floa
         if epsilon < math.inf:
             return epsilon, "analytic Gaussian"
         return lattice.renyi_epsilon(_joint_multiplier(events), delta), "Rényi"
-    curve = sum((n * _known(event)(renyi.ORDERS) for event, n in events), _nothing())
+    curve = sum((n * known_divergence(event)(renyi.ORDERS) for event, n in events), _nothing())
     return renyi.epsilon(curve, delta), "Rényi"
 
 
@@ -237,81 +244,22 @@ def _schedule(events: list[tuple[RoundEvent, int]]) -> poisson.Schedule:
 
 
 def _joint_multiplier(events: list[tuple[RoundEvent, int]]) -> float:
-    return gaussian.composed((e.noise_multiplier / _sensitivity(e), n) for e, n in events)
-
-
-def _sensitivity(event: RoundEvent) -> int:
-    """Return by how many clip norms one user moves the sum of a round that he is known to be in.
-
-    A user who leaves a cohort of fixed size makes room for another one.
-    """
-    moved = event.sampling == "fixed" and event.neighboring == "add_remove"
-    return 2 if event.neighboring == "replace_one" or moved else 1
+    return gaussian.composed((e.noise_multiplier / sensitivity(e), n) for e, n in events)
 
 
 @lru_cache(maxsize=4096)
 def _round(event: RoundEvent) -> tuple[float, ...]:
     """Return the Rényi curve of one round with what its sampling is proven to save."""
-    known = _known(event)
+    known = known_divergence(event)
     if _is_unsampled(event):
         return tuple(known(renyi.ORDERS))
     if _has_loss_distribution(event):
         return tuple(poisson.curve(event.noise_multiplier, event.rate))
     if event.sampling == "poisson" and event.neighboring != "replace_one":
         return tuple(renyi.amplified_by_poisson(known, event.rate))
-    amplified = renyi.amplified_by_fixed_size(_divergence(event, 2), event.rate)
+    amplified = renyi.amplified_by_fixed_size(divergence(event, 2), event.rate)
     return tuple(np.minimum(amplified, known(renyi.ORDERS)))
 
 
 def _nothing() -> Curve:
     return np.zeros(len(renyi.ORDERS))
-
-
-def _known(event: RoundEvent) -> renyi.CurveFunction:
-    """Return the divergences of a round in which the user is known to take part."""
-    return _divergence(event, _sensitivity(event))
-
-
-def _divergence(event: RoundEvent, sensitivity: int) -> renyi.CurveFunction:
-    """Return orders → Rényi divergence of sums that differ by ``sensitivity`` clip norms."""
-    if event.noise_multiplier == 0:
-        return lambda orders: np.full(orders.shape, np.inf)
-    return _DIVERGENCES[event.mechanism](event, sensitivity)
-
-
-def _gaussian(event: RoundEvent, sensitivity: int) -> renyi.CurveFunction:
-    scaled = sensitivity / event.noise_multiplier
-    return lambda orders: orders * (scaled * scaled) / 2
-
-
-def _skellam(event: RoundEvent, sensitivity: int) -> renyi.CurveFunction:
-    norm, l1, l2 = _on_grid(event, sensitivity)
-    deviation = event.noise_multiplier * norm
-    return lambda orders: discrete.skellam(orders, l1, l2, deviation * deviation)
-
-
-def _discrete_gaussian(event: RoundEvent, sensitivity: int) -> renyi.CurveFunction:
-    norm, l1, l2 = _on_grid(event, sensitivity)
-    share = event.noise_multiplier * norm / math.sqrt(event.reports)
-    return lambda orders: discrete.discrete_gaussian(
-        orders, l1, l2, share, event.reports, event.dim
-    )
-
-
-def _on_grid(event: RoundEvent, sensitivity: int) -> tuple[float, float, float]:
-    """Return the clip norm in grid steps, and the ℓ1 and ℓ2 sensitivity of the rounded sum."""
-    norm = discrete.grid_norm(event.grid_steps, event.dim)
-    rounded = discrete.rounded_norm(norm, event.dim)
-    return norm, sensitivity * discrete.l1_norm(rounded, event.dim), sensitivity * rounded
-
-
-_DIVERGENCES: dict[str, Callable[[RoundEvent, int], renyi.CurveFunction]] = {
-    "gaussian": _gaussian,
-    "skellam": _skellam,
-    "discrete_gaussian": _discrete_gaussian,
-}
-
-
-def is_gaussian(event: RoundEvent) -> bool:
-    """Whether a round's noise is Gaussian, which the closed form and loss distributions need."""
-    return _DIVERGENCES.get(event.mechanism) is _gaussian

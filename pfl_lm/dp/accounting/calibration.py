@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
-from pfl_lm.dp.accounting.accountant import chance_of_taking_part, compose, is_gaussian
+from pfl_lm.dp.accounting.accountant import chance_of_taking_part, compose
+from pfl_lm.dp.accounting.divergences import is_gaussian
 from pfl_lm.dp.events import RoundEvent
 
 _DIGITS = 6  # significant digits of a derived noise multiplier, rounded up
