@@ -18,7 +18,8 @@ import numpy as np
 
 from pfl_lm.devices.batches import LocalTraining
 from pfl_lm.models.models import LoraSpec, ModelSpec, roles
-from pfl_lm.payload.layout import PayloadPlan, choose
+from pfl_lm.payload.choice import choose
+from pfl_lm.payload.plan import PayloadPlan
 from pfl_lm.phones import memory
 
 CIFG = ModelSpec("cifg_lstm", 10_000, 96, hidden_dim=256)

@@ -19,7 +19,9 @@ import numpy as np
 from pfl_lm.devices.batches import LocalTraining
 from pfl_lm.devices.task import Task
 from pfl_lm.devices.training import train
-from pfl_lm.payload.layout import Payload, PayloadPlan, choose, gather
+from pfl_lm.payload.choice import choose
+from pfl_lm.payload.layout import Payload, gather
+from pfl_lm.payload.plan import PayloadPlan
 from pfl_lm.recipes import load
 from pfl_lm.run.context import RunContext, text_of
 from pfl_lm.run.scenario import Scenario

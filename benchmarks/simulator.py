@@ -52,7 +52,9 @@ from pfl_lm.devices.task import Task
 from pfl_lm.models import models
 from pfl_lm.models.models import LoraSpec, ModelSpec
 from pfl_lm.native import tuning as machine
-from pfl_lm.payload import layout as payload
+from pfl_lm.payload.choice import choose
+from pfl_lm.payload.layout import gather
+from pfl_lm.payload.plan import PayloadPlan
 from pfl_lm.streams import stream
 
 HERE = Path(__file__).resolve().parent
@@ -84,16 +86,16 @@ class Setting:
         there = {name: value.to(processor.device) for name, value in self.parameters.items()}
         mass = 1 / (np.arange(VOCABULARY[work]) + 2.7)
         self.unigram = mass / mass.sum()
-        plan = payload.PayloadPlan(rows=2000, draw="unigram", dense="lora")
-        self.payload = payload.choose(
-            plan if method else payload.PayloadPlan(),
+        plan = PayloadPlan(rows=2000, draw="unigram", dense="lora")
+        self.payload = choose(
+            plan if method else PayloadPlan(),
             models.roles(self.spec),
             self.unigram,
             range(4),
             seed=0,
             round=0,
         )
-        self.values = payload.gather(self.parameters, self.payload)
+        self.values = gather(self.parameters, self.payload)
         self.local = hot.LocalTraining(
             RATE,
             BATCH,
@@ -153,7 +155,7 @@ def difference_to_plain_torch(work: str) -> float:
         torch_models.loss_of(model, batch[:, :-1], batch[:, 1:]).backward()
         sgd.step()
     trained = {name: parameter.detach().numpy() for name, parameter in model.by_name.items()}
-    theirs = payload.gather(trained, setting.payload) - setting.values
+    theirs = gather(trained, setting.payload) - setting.values
     return float(np.abs(updates[0] - theirs).max())
 
 

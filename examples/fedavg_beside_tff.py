@@ -17,7 +17,9 @@ from pfl_lm.devices.task import Task
 from pfl_lm.devices.training import train
 from pfl_lm.interop.tff import Worker
 from pfl_lm.models.models import ModelSpec, Parameters, initialise, roles
-from pfl_lm.payload.layout import PayloadPlan, choose, gather
+from pfl_lm.payload.choice import choose
+from pfl_lm.payload.layout import gather
+from pfl_lm.payload.plan import PayloadPlan
 from pfl_lm.text.population import windows
 from pfl_lm.text.synthetic.population import SyntheticPopulation, synthetic_tokenizer
 

@@ -79,7 +79,7 @@ def evaluate(
     from pfl_lm.evaluation.evaluate import evaluate as measure
     from pfl_lm.evaluation.own_words import own_words_gain
     from pfl_lm.evaluation.personal import personal_gain
-    from pfl_lm.payload.layout import PayloadPlan
+    from pfl_lm.payload.plan import PayloadPlan
     from pfl_lm.run.held_out import open_people
 
     if split not in ("validation", "test"):

@@ -23,7 +23,9 @@ from pfl_lm.evaluation.keystrokes import Completions
 from pfl_lm.evaluation.measures import Evaluation, Tally
 from pfl_lm.evaluation.vocabulary import Vocabulary
 from pfl_lm.models.models import ModelSpec, Parameters, roles
-from pfl_lm.payload.layout import Payload, PayloadPlan, choose, gather, scatter_add
+from pfl_lm.payload.choice import choose
+from pfl_lm.payload.layout import Payload, gather, scatter_add
+from pfl_lm.payload.plan import PayloadPlan
 from pfl_lm.text.population import windows
 
 _LEAST_TOKENS = 40  # of a user: fewer say nothing about either half

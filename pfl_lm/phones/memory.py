@@ -24,7 +24,9 @@ from pfl_lm.models.lora import is_layer
 from pfl_lm.models.models import ModelSpec, body_of, initialise, roles
 from pfl_lm.models.quantised import bytes_of
 from pfl_lm.native.tuning import cpu_flags
-from pfl_lm.payload.layout import Payload, PayloadPlan, choose, gather
+from pfl_lm.payload.choice import choose
+from pfl_lm.payload.layout import Payload, gather
+from pfl_lm.payload.plan import PayloadPlan
 from pfl_lm.phones.flops import passes_through, scored_words
 from pfl_lm.phones.method_costs import METHOD_COSTS
 

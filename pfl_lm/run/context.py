@@ -12,7 +12,8 @@ from pfl_lm.devices.processor import CPU, Processor
 from pfl_lm.devices.task import Task
 from pfl_lm.models.file import Model
 from pfl_lm.models.models import ModelSpec, Role
-from pfl_lm.payload.layout import Payload, choose
+from pfl_lm.payload.choice import choose
+from pfl_lm.payload.layout import Payload
 from pfl_lm.phones.fleet import Fleet
 from pfl_lm.run.aggregation import Aggregation, ExternalAggregator
 from pfl_lm.run.privacy import RunPrivacy

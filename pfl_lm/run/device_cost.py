@@ -10,7 +10,7 @@ import numpy as np
 from pfl_lm.dp.grid import Grid
 from pfl_lm.dp.policy import Policy
 from pfl_lm.models.models import roles
-from pfl_lm.payload.layout import choose
+from pfl_lm.payload.choice import choose
 from pfl_lm.phones.fleet import Fleet
 from pfl_lm.phones.flops import training_flops
 from pfl_lm.phones.memory import SPECIALS, measure_memory, predict_memory, unigram_of

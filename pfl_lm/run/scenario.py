@@ -8,7 +8,7 @@ from typing import Literal
 
 from pfl_lm.devices.training import LocalTraining
 from pfl_lm.models.models import ModelSpec
-from pfl_lm.payload.layout import PayloadPlan
+from pfl_lm.payload.plan import PayloadPlan
 from pfl_lm.server.optimizers import ServerOptimizer
 from pfl_lm.validate import at_least, below_one, positive, refuse
 

@@ -52,7 +52,7 @@ def run_tiny(
     """
     from pfl_lm.devices.training import LocalTraining
     from pfl_lm.models.models import ModelSpec
-    from pfl_lm.payload.layout import PayloadPlan
+    from pfl_lm.payload.plan import PayloadPlan
     from pfl_lm.run.scenario import EvaluationConfig, PopulationConfig, Scenario
     from pfl_lm.run.simulate import simulate
 

@@ -20,7 +20,7 @@ from pfl_lm.audit.findings import Finding
 from pfl_lm.audit.ledger.check import audit_ledger
 from pfl_lm.audit.mechanism.rebuild import rebuild_context
 from pfl_lm.audit.mechanism.records import record_findings
-from pfl_lm.payload import layout
+from pfl_lm.payload import choice
 from pfl_lm.payload.plan import PayloadPlan
 from pfl_lm.run import context as opened
 from pfl_lm.version import code_digest
@@ -195,12 +195,12 @@ def test_payload_rows_weighted_by_what_users_typed(tiny_run, tmp_path, monkeypat
 
 
 def test_payload_rows_drawn_by_a_doctored_draw(tiny_run, tmp_path, monkeypatch):
-    genuine = layout.draw_rows
+    genuine = choice.draw_rows
 
     def doctored(count, weights, always, seed, round):
         return genuine(count, weights, [*always, 250], seed, round)  # what one user typed
 
-    monkeypatch.setattr(layout, "draw_rows", doctored)
+    monkeypatch.setattr(choice, "draw_rows", doctored)
     run = tiny_run(tmp_path, rounds=2)
     assert "payload is the public draw" in recorded(run)
 

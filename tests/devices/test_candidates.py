@@ -16,7 +16,8 @@ from pfl_lm.devices.output import Centre, Objective
 from pfl_lm.devices.tables import Table, slots_of
 from pfl_lm.devices.task import Task
 from pfl_lm.models.models import ModelSpec, roles
-from pfl_lm.payload.layout import PayloadPlan, choose
+from pfl_lm.payload.choice import choose
+from pfl_lm.payload.plan import PayloadPlan
 
 K, V = 3, 90
 

@@ -12,7 +12,9 @@ from pfl_lm.devices.batches import LocalTraining
 from pfl_lm.devices.task import Task
 from pfl_lm.devices.training import train
 from pfl_lm.models.models import LoraSpec, ModelSpec, initialise, roles
-from pfl_lm.payload.layout import PayloadPlan, choose, gather
+from pfl_lm.payload.choice import choose
+from pfl_lm.payload.layout import gather
+from pfl_lm.payload.plan import PayloadPlan
 from pfl_lm.streams import stream
 
 V = 40

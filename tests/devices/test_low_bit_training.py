@@ -12,7 +12,9 @@ from pfl_lm.devices.task import Task
 from pfl_lm.devices.training import train
 from pfl_lm.models.models import LoraSpec, ModelSpec, Parameters, initialise, roles
 from pfl_lm.models.quantised import round_model
-from pfl_lm.payload.layout import PayloadPlan, choose, gather
+from pfl_lm.payload.choice import choose
+from pfl_lm.payload.layout import gather
+from pfl_lm.payload.plan import PayloadPlan
 
 V = 40
 UNIGRAM = np.arange(V, 0, -1) / (V * (V + 1) / 2)

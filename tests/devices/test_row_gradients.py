@@ -29,7 +29,9 @@ from pfl_lm.devices.training import train
 from pfl_lm.export.graphs.train_step import train_step
 from pfl_lm.models import losses, models
 from pfl_lm.models.models import ModelSpec
-from pfl_lm.payload.layout import Payload, PayloadPlan, choose, gather
+from pfl_lm.payload.choice import choose
+from pfl_lm.payload.layout import Payload, gather
+from pfl_lm.payload.plan import PayloadPlan
 from tests.export.graph_training import train_by
 
 V, D, T, DRAWS = 1000, 8, 6, 60

@@ -24,8 +24,9 @@ from pfl_lm.models import losses, models
 from pfl_lm.models.compiled import block, recurrence, softmax
 from pfl_lm.models.models import LoraSpec, ModelSpec
 from pfl_lm.native import products
-from pfl_lm.payload import layout as payloads
-from pfl_lm.payload.layout import PayloadPlan
+from pfl_lm.payload.choice import choose
+from pfl_lm.payload.layout import gather, scatter_add
+from pfl_lm.payload.plan import PayloadPlan
 from pfl_lm.streams import key, stream
 
 V, D, T = 40, 8, 6
@@ -55,8 +56,8 @@ def setting(spec: ModelSpec, plan: PayloadPlan, seed: int = 0):
     for name, value in parameters.items():
         if name.endswith("lora_b"):
             value.add_(0.1 * torch.randn(value.shape, generator=draw))
-    payload = payloads.choose(plan, models.roles(spec), UNIGRAM, SPECIALS, seed=7, round=3)
-    return parameters, payload, payloads.gather(parameters, payload)
+    payload = choose(plan, models.roles(spec), UNIGRAM, SPECIALS, seed=7, round=3)
+    return parameters, payload, gather(parameters, payload)
 
 
 def run(spec, parameters, payload, values, windows, local=LOCAL, users=USERS):
@@ -212,7 +213,7 @@ def reference_step(spec, parameters, payload, windows, rate: float, clip: float 
     names = [s.name for s in payload.segments]
     found = torch.autograd.grad(surrogate, [leaves[n] for n in names])
     gradients = dict(zip(names, found, strict=True))
-    gradient = payloads.gather(gradients, payload)
+    gradient = gather(gradients, payload)
     norm = np.linalg.norm(gradient)
     return -rate * gradient * (1 if clip is None else min(1, clip / norm)), loss.item()
 
@@ -262,8 +263,8 @@ def test_values_received_are_what_is_trained() -> None:
     parameters, payload, values = setting(spec, PayloadPlan(rows=15))
     moved = values + 0.01
     there = {name: value.clone() for name, value in parameters.items()}
-    payloads.scatter_add(there, payload, np.full_like(values, 0.01))
-    expected, _ = run(spec, there, payload, payloads.gather(there, payload), text_of())
+    scatter_add(there, payload, np.full_like(values, 0.01))
+    expected, _ = run(spec, there, payload, gather(there, payload), text_of())
     got, _ = run(spec, parameters, payload, moved, text_of())
     np.testing.assert_allclose(got, expected, atol=1e-6)
 
@@ -412,7 +413,7 @@ def test_a_weight_before_the_clip_leaves_the_sensitivity(cap: int) -> None:
 def test_devices_at_once_fits_the_budget() -> None:
     spec = ModelSpec("lstm", 50_000, 96, hidden_dim=670, tied=False, lora=LoraSpec(8))
     plain = replace(spec, lora=None)
-    some = payloads.choose(
+    some = choose(
         PayloadPlan(rows=2000, dense="lora"),
         models.roles(spec),
         np.full(50_000, 1 / 50_000),
@@ -420,7 +421,7 @@ def test_devices_at_once_fits_the_budget() -> None:
         0,
         0,
     )
-    everything = payloads.choose(
+    everything = choose(
         PayloadPlan(), models.roles(plain), np.full(50_000, 1 / 50_000), SPECIALS, 0, 0
     )
     local = LocalTraining(learning_rate=0.1, loss="sampled")

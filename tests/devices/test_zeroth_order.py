@@ -13,7 +13,9 @@ from pfl_lm.devices.batches import LocalTraining
 from pfl_lm.devices.task import Task
 from pfl_lm.devices.training import train
 from pfl_lm.models.models import LoraSpec, ModelSpec, initialise, roles
-from pfl_lm.payload.layout import Payload, PayloadPlan, choose, expand, gather
+from pfl_lm.payload.choice import choose
+from pfl_lm.payload.layout import Payload, expand, gather
+from pfl_lm.payload.plan import PayloadPlan
 from pfl_lm.recipes import RecipeError, load
 from pfl_lm.run.scenario import Scenario
 

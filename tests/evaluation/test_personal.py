@@ -10,7 +10,7 @@ import pytest
 from pfl_lm.devices.batches import LocalTraining
 from pfl_lm.evaluation.personal import personal_gain
 from pfl_lm.models.models import LoraSpec, ModelSpec, initialise
-from pfl_lm.payload.layout import PayloadPlan
+from pfl_lm.payload.plan import PayloadPlan
 from pfl_lm.text.synthetic.population import SyntheticPopulation, synthetic_tokenizer
 
 TOKENIZER = synthetic_tokenizer(300)

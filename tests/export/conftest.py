@@ -14,7 +14,7 @@ from pfl_lm.export.cost import RuntimeCost
 from pfl_lm.export.formats import registry as formats
 from pfl_lm.export.formats.registry import Format
 from pfl_lm.export.signature import ExportGraph
-from pfl_lm.payload.layout import PayloadPlan
+from pfl_lm.payload.plan import PayloadPlan
 
 KEPT: dict[bytes, ExportGraph] = {}  # by the content of their files
 

@@ -13,7 +13,9 @@ from pfl_lm.devices.training import train
 from pfl_lm.interop.torch_module import adopt
 from pfl_lm.models import user_models as modules
 from pfl_lm.models.models import ModelSpec, initialise, roles
-from pfl_lm.payload.layout import PayloadPlan, choose, gather
+from pfl_lm.payload.choice import choose
+from pfl_lm.payload.layout import gather
+from pfl_lm.payload.plan import PayloadPlan
 from pfl_lm.run.simulate import simulate
 from pfl_lm.text.synthetic.population import synthetic_tokenizer
 

@@ -26,7 +26,7 @@ from pfl_lm.network.rounds import run_round
 from pfl_lm.network.server import serve
 from pfl_lm.network.task_config import DeviceSetup, TaskConfig, policy_digest, served
 from pfl_lm.network.transport import Limits, messages
-from pfl_lm.payload.layout import PayloadPlan
+from pfl_lm.payload.plan import PayloadPlan
 from pfl_lm.recipes import load
 from pfl_lm.run.resume import check_free
 from pfl_lm.run.setup import open_run

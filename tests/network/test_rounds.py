@@ -13,7 +13,7 @@ from pfl_lm.dp.ledger import verify
 from pfl_lm.models.file import load_model
 from pfl_lm.network.device import Device
 from pfl_lm.network.transport import Limits
-from pfl_lm.payload.layout import PayloadPlan
+from pfl_lm.payload.plan import PayloadPlan
 
 KINDS = {1: "keys", 3: "shares", 5: "report", 7: "confirmation", 9: "answer"}
 

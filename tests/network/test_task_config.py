@@ -14,7 +14,7 @@ from pfl_lm.network.identity import DeviceKey, ServerKeys, enrol
 from pfl_lm.network.participation_record import ParticipationRecord
 from pfl_lm.network.store import Store
 from pfl_lm.network.task_config import DeviceSetup, TaskConfig, own_tokens, served
-from pfl_lm.payload.layout import PayloadPlan
+from pfl_lm.payload.plan import PayloadPlan
 from pfl_lm.recipes import load
 from pfl_lm.run.context import choose_payload
 from pfl_lm.run.setup import open_run

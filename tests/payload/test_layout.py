@@ -8,7 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pfl_lm.payload.layout import PayloadPlan, choose, describe, gather, scatter_add
+from pfl_lm.payload.choice import choose
+from pfl_lm.payload.layout import describe, gather, scatter_add
+from pfl_lm.payload.plan import PayloadPlan
 
 V, D = 60, 3
 SPECIALS = (0, 1, 2, 3)

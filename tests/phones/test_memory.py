@@ -12,7 +12,8 @@ from pfl_lm.devices.batches import LocalTraining
 from pfl_lm.models.models import LoraSpec, ModelSpec, roles
 from pfl_lm.models.quantised import bytes_of
 from pfl_lm.native.bindings import TRAINING
-from pfl_lm.payload.layout import PayloadPlan, choose
+from pfl_lm.payload.choice import choose
+from pfl_lm.payload.plan import PayloadPlan
 from pfl_lm.phones.memory import SPECIALS, Memory, measure_memory, predict_memory, unigram_of
 
 LSTM = ModelSpec("cifg_lstm", 6000, 80, hidden_dim=320)

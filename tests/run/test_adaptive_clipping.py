@@ -16,7 +16,7 @@ from pfl_lm.devices.training import LocalTraining
 from pfl_lm.dp.clipping import Clipping
 from pfl_lm.dp.ledger import verify
 from pfl_lm.dp.policy import Policy
-from pfl_lm.payload.layout import PayloadPlan
+from pfl_lm.payload.plan import PayloadPlan
 from pfl_lm.queries.ask import QuerySession
 from pfl_lm.recipes import load
 from pfl_lm.run import round as privacy_path

@@ -14,7 +14,7 @@ from pfl_lm.dp.events import RoundEvent
 from pfl_lm.dp.ledger import Ledger, verify
 from pfl_lm.dp.sampler.discrete_noise import add_noise
 from pfl_lm.models.models import ModelSpec
-from pfl_lm.payload.layout import PayloadPlan
+from pfl_lm.payload.plan import PayloadPlan
 from pfl_lm.run.aggregation import Aggregation, absences
 from pfl_lm.run.availability import invite
 from pfl_lm.run.context import choose_payload

@@ -21,7 +21,7 @@ from pfl_lm.dp.ledger import verify
 from pfl_lm.dp.mechanisms import MECHANISMS, Opened
 from pfl_lm.dp.policy import Policy
 from pfl_lm.dp.sampler.random_bits import reproducible_bits, secure_bits
-from pfl_lm.payload.layout import PayloadPlan
+from pfl_lm.payload.plan import PayloadPlan
 from pfl_lm.recipes import load
 from pfl_lm.run import round as privacy_path
 from pfl_lm.run import simulate

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from pfl_lm.models.models import ModelSpec, roles
-from pfl_lm.payload.layout import PayloadPlan, choose
+from pfl_lm.payload.choice import choose
+from pfl_lm.payload.plan import PayloadPlan
 from pfl_lm.phones.fleet import Fleet
 from pfl_lm.phones.flops import training_flops
 from pfl_lm.recipes import load

@@ -11,7 +11,7 @@ import torch
 
 from pfl_lm.models.file import Model, save_model
 from pfl_lm.models.models import LoraSpec, ModelSpec, initialise
-from pfl_lm.payload.layout import PayloadPlan
+from pfl_lm.payload.plan import PayloadPlan
 from pfl_lm.run.evaluable import require_held_out
 from pfl_lm.run.evaluation import final_evaluation, validate
 from pfl_lm.run.manifest import manifest, statements

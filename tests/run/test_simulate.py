@@ -22,7 +22,7 @@ from pfl_lm.devices.training import LocalTraining
 from pfl_lm.dp.cohort import cohort
 from pfl_lm.dp.ledger import Ledger, verify
 from pfl_lm.models.models import LoraSpec, ModelSpec, hidden
-from pfl_lm.payload.layout import PayloadPlan
+from pfl_lm.payload.plan import PayloadPlan
 from pfl_lm.run import recorder, resume
 from pfl_lm.run.availability import Cohort
 from pfl_lm.run.checkpoints import newest_checkpoint

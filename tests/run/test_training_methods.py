@@ -25,7 +25,9 @@ from pfl_lm.dp.grid import Grid
 from pfl_lm.dp.ledger import verify
 from pfl_lm.dp.sampler.random_bits import reproducible_bits
 from pfl_lm.models.models import LoraSpec, ModelSpec, Parameters, initialise, roles
-from pfl_lm.payload.layout import Payload, PayloadPlan, choose, expand, gather
+from pfl_lm.payload.choice import choose
+from pfl_lm.payload.layout import Payload, expand, gather
+from pfl_lm.payload.plan import PayloadPlan
 from pfl_lm.run.scenario import PopulationConfig, Scenario
 from pfl_lm.run.setup import open_run
 from pfl_lm.run.simulate import simulate

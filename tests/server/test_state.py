@@ -5,7 +5,9 @@ import pytest
 import torch
 
 from pfl_lm.models.models import ModelSpec, initialise, roles
-from pfl_lm.payload.layout import PayloadPlan, choose, gather
+from pfl_lm.payload.choice import choose
+from pfl_lm.payload.layout import gather
+from pfl_lm.payload.plan import PayloadPlan
 from pfl_lm.server.optimizers import ServerOptimizer
 from pfl_lm.server.state import ServerState, abandon_round, close_round, open_round
 

@@ -18,7 +18,8 @@ from pfl_lm.audit.findings import Finding
 from pfl_lm.audit.mechanism.cohorts import separation
 from pfl_lm.audit.mechanism.seeded import seeded
 from pfl_lm.models.file import load_model
-from pfl_lm.payload.layout import Payload, choose
+from pfl_lm.payload.choice import choose
+from pfl_lm.payload.layout import Payload
 from pfl_lm.run.checkpoints import newest_checkpoint, read_checkpoint
 from pfl_lm.run.context import RunContext
 from pfl_lm.streams import stream

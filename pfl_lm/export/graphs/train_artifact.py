@@ -16,7 +16,9 @@ from pfl_lm.export.signature import Arrays, ExportGraph
 from pfl_lm.export.source import Source
 from pfl_lm.models.file import Model
 from pfl_lm.models.models import roles
-from pfl_lm.payload.layout import PayloadPlan, choose, gather
+from pfl_lm.payload.choice import choose
+from pfl_lm.payload.layout import gather
+from pfl_lm.payload.plan import PayloadPlan
 from pfl_lm.recipes import from_plain
 from pfl_lm.streams import stream
 from pfl_lm.text.tokenizer import Tokenizer

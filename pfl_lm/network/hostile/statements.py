@@ -11,7 +11,7 @@ from pfl_lm.dp.policy import Policy
 from pfl_lm.network.model_delta import ModelCache
 from pfl_lm.network.task_config import TaskConfig, served
 from pfl_lm.network.transport import CHUNK_BYTES
-from pfl_lm.payload.layout import PayloadPlan
+from pfl_lm.payload.plan import PayloadPlan
 from pfl_lm.run.context import RunContext, choose_payload
 from pfl_lm.run.scenario import Scenario
 from pfl_lm.run.setup import open_run

@@ -16,7 +16,9 @@ from pfl_lm.export.graphs import predict as graphs
 from pfl_lm.export.graphs.train_step import train_step
 from pfl_lm.models.file import Model
 from pfl_lm.models.models import LoraSpec, ModelSpec, initialise, roles
-from pfl_lm.payload import layout as payloads
+from pfl_lm.payload.choice import choose
+from pfl_lm.payload.layout import gather
+from pfl_lm.payload.plan import PayloadPlan
 from tests.export.graph_training import train_by
 
 V = 600
@@ -97,13 +99,12 @@ def test_a_local_step_has_torchs_gradient(format, tmp_path):
     """
     needs(format)
     model, unigram = model_of("cifg"), np.full(V, 1 / V)
-    plan = payloads.PayloadPlan(rows=50, dense="lora")
+    plan = PayloadPlan(rows=50, dense="lora")
     training = LocalTraining(
         0.5, batch_size=2, window=3, loss="sampled", negatives=12, gradient_clip=1.0
     )
     first, second = (
-        payloads.choose(plan, roles(model.spec), unigram, (0, 1, 2, 3), 7, round)
-        for round in (3, 4)
+        choose(plan, roles(model.spec), unigram, (0, 1, 2, 3), 7, round) for round in (3, 4)
     )
     lookup = formats.format_of(format).lookup
     graph = train_step(model.spec, first, training, 2, lookup=lookup)
@@ -125,7 +126,7 @@ def test_a_local_step_has_torchs_gradient(format, tmp_path):
         drawn = random.integers(4, V, (5, 4))
         text = [np.where(random.random((5, 4)) < 0.7, random.config(held, (5, 4)), drawn)]
         text[0][-1, 2:] = 0
-        values = payloads.gather(model.parameters, payload)
+        values = gather(model.parameters, payload)
         task = Task(model.spec, model.parameters, payload, values, training, unigram, 5, round)
         simulated, _ = train(task, text, [11])
         updated, _ = train_by(by_file, graph.signature)(task, text, [11])
@@ -161,7 +162,7 @@ def moved_by_one_round(scenario, path, monkeypatch, format: str = "") -> np.ndar
     context = pfl_lm.run.setup.open_run(scenario)
     payload = pfl_lm.run.context.choose_payload(context, 0)
     state, ledger = begin_run(context, RunFolder(path))
-    before, ends = payloads.gather(state.parameters, payload), Ends()
+    before, ends = gather(state.parameters, payload), Ends()
     if format:
         training = scenario.training
         graph = train_step(context.spec, payload, training, training.batch_size)
@@ -169,7 +170,7 @@ def moved_by_one_round(scenario, path, monkeypatch, format: str = "") -> np.ndar
         ends = Ends(train=train_by(run, graph.signature))
     with ledger:
         after, _ = run_round(context, state, RoundRecorder(ledger), ends=ends)
-    return payloads.gather(after.parameters, payload) - before
+    return gather(after.parameters, payload) - before
 
 
 @pytest.mark.parametrize("format", formats.FORMATS)

@@ -12,8 +12,9 @@ from pfl_lm.export.graphs.on_device import OnDevice
 from pfl_lm.export.graphs.train_step import train_step
 from pfl_lm.models import models
 from pfl_lm.models.models import LoraSpec, ModelSpec
-from pfl_lm.payload import layout as payloads
-from pfl_lm.payload.layout import PayloadPlan
+from pfl_lm.payload.choice import choose
+from pfl_lm.payload.layout import gather
+from pfl_lm.payload.plan import PayloadPlan
 
 V, T = 50, 3
 UNIGRAM = 0.9 * np.random.default_rng(0).dirichlet(np.ones(V)) + 0.1 / V
@@ -64,8 +65,8 @@ def setting(spec: ModelSpec, plan: PayloadPlan):
     for name, value in parameters.items():
         if name.endswith("lora_b"):
             value.add_(0.3 * torch.randn(value.shape, generator=draw))
-    payload = payloads.choose(plan, models.roles(spec), UNIGRAM, (0, 1, 2, 3), seed=7, round=3)
-    return parameters, payload, payloads.gather(parameters, payload)
+    payload = choose(plan, models.roles(spec), UNIGRAM, (0, 1, 2, 3), seed=7, round=3)
+    return parameters, payload, gather(parameters, payload)
 
 
 LOOKUPS = [(case, "index") for case in CASES] + [("rows and factors", "one_hot")]
@@ -89,9 +90,9 @@ def test_the_graph_serves_another_rounds_rows():
     spec, plan, training = CASES["rows and factors"]
     parameters, payload, _ = setting(spec, plan)
     graph = train_step(spec, payload, training, training.batch_size)
-    later = payloads.choose(plan, models.roles(spec), UNIGRAM, (0, 1, 2, 3), seed=7, round=4)
+    later = choose(plan, models.roles(spec), UNIGRAM, (0, 1, 2, 3), seed=7, round=4)
     assert not np.array_equal(later.rows, payload.rows)
-    values = payloads.gather(parameters, later)
+    values = gather(parameters, later)
     task = Task(spec, parameters, later, values, training, UNIGRAM, 5, 4)
     simulated, _ = train(task, [text()], [11])
     update, _ = OnDevice(graph, graph.signature, task).train(text(), 11)

@@ -28,7 +28,7 @@ from pfl_lm.models.file import load_model
 from pfl_lm.network.identity import ServerKeys, enrol
 from pfl_lm.network.task_config import served
 from pfl_lm.network.web import WebAddress
-from pfl_lm.payload.layout import PayloadPlan
+from pfl_lm.payload.plan import PayloadPlan
 from pfl_lm.run.context import choose_payload
 from pfl_lm.run.scenario import EvaluationConfig, PopulationConfig
 from pfl_lm.run.setup import open_run

@@ -13,7 +13,8 @@ from pfl_lm.network.model_delta import model_digest, values_for
 from pfl_lm.network.task_config import TaskConfig, served
 from pfl_lm.network.transport import messages, methods
 from pfl_lm.network.web_task import web_task
-from pfl_lm.payload.layout import PayloadPlan, gather, scatter_add
+from pfl_lm.payload.layout import gather, scatter_add
+from pfl_lm.payload.plan import PayloadPlan
 from pfl_lm.run.context import choose_payload
 from pfl_lm.run.setup import open_run
 from pfl_lm.streams import key

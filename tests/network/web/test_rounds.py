@@ -14,7 +14,7 @@ from pfl_lm.models.file import load_model
 from pfl_lm.network.participation_record import ParticipationRecord
 from pfl_lm.network.task_config import DeviceSetup, served
 from pfl_lm.network.web_task import web_task
-from pfl_lm.payload.layout import PayloadPlan
+from pfl_lm.payload.plan import PayloadPlan
 from pfl_lm.recipes import load
 from pfl_lm.run.context import choose_payload, text_of
 from pfl_lm.run.setup import open_run
