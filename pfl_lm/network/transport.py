@@ -28,6 +28,7 @@ _PROTO = Path(__file__).parent / "aggregation.proto"
 SESSION = "session-bin"  # metadata key; the suffix says that its value is bytes
 CHUNK_BYTES = 1 << 20
 SLACK_BYTES = 1 << 16  # around a vector: headers, and any message that has none
+_READ_BYTES = 8 << 10  # that gRPC takes from a connection at once
 
 Message = Any  # of the generated classes, which exist at run time only
 
@@ -185,6 +186,9 @@ def server_options(shared: bool = False) -> list[tuple[str, int]]:
         ("grpc.max_metadata_size", 8192),
         ("grpc.max_concurrent_streams", 64),
         ("grpc.http2.bdp_probe", 0),  # else thousands of uploads get large windows, and fill them
+        # Else each connection keeps a buffer as large as what it once received, until its end. gRPC
+        # before 1.85 does not know the setting, and passes it over.
+        ("grpc.experimental.tcp_max_read_buffer_size", _READ_BYTES),
         ("grpc.max_connection_idle_ms", 600_000),
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_timeout_ms", 20_000),
