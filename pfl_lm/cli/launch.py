@@ -21,6 +21,7 @@ from pfl_lm.cli.asking import (
 from pfl_lm.cli.bounds import number
 from pfl_lm.cli.outputs import Ledgers, destination
 from pfl_lm.cli.serving import (
+    FrontEndCount,
     GraceSeconds,
     Listen,
     PhaseSeconds,
@@ -119,6 +120,7 @@ def launch(
             "nobody's budget is spent."
         ),
     ] = False,
+    front_ends: FrontEndCount = 1,
 ) -> None:
     """Let phones compare a new model with the current one, and say whether to launch it.
 
@@ -170,7 +172,7 @@ def launch(
         from pfl_lm.network.question_server import serve_comparison
 
         seconds = training_seconds, phase_seconds, grace_seconds
-        serving = serving_of(keys, listen, present, seconds, revoked, trial, ledgers)
+        serving = serving_of(keys, listen, present, seconds, revoked, trial, ledgers, front_ends)
         decision, measured = serve_comparison(
             question, *models, vocabulary, rules, output, serving, Lines(), resume
         )

@@ -147,14 +147,14 @@ def serve(
             browsers = answered(web, web_listen, ServerKeys(keys), opened)
             attack(hostile, device, scenario, keys, (listen, browsers), seconds, trial, output)
         return
-    serving = serving_of(keys, listen, present, seconds, revoked, trial, ledgers)
+    serving = serving_of(keys, listen, present, seconds, revoked, trial, ledgers, front_ends)
     from pfl_lm.cli.progress import RunLines, summarise
     from pfl_lm.network.server import serve as run
     from pfl_lm.report.page import write_report
 
     with ExitStack() as opened:
         browsers = answered(web, web_listen, serving.keys, opened)
-        serving = replace(serving, browsers=browsers, front_ends=front_ends)
+        serving = replace(serving, browsers=browsers)
         scenario = read(Scenario, recipe, settings)
         folder = run(scenario, output, serving, RunLines(), resume, overwrite)
     summarise(folder, write_report(folder.path))

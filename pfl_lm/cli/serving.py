@@ -59,6 +59,7 @@ def serving_of(
     revoked: Path | None,
     trial: bool,
     ledgers: Path | None,
+    front_ends: int,
 ) -> Serving:
     """Return how a server is set up, and send the lines of the network to the terminal.
 
@@ -66,7 +67,8 @@ def serving_of(
         seconds: to train or answer, for a phase, for the last tenth.
 
     Raises:
-        ValueError: a list of revoked keys that cannot be read, or no gRPC.
+        ValueError: a list of revoked keys that cannot be read, no gRPC, or a system that has no
+            place for several front ends.
     """
     quieten()
     from pfl_lm.network.exclusions import read_revoked
@@ -78,7 +80,10 @@ def serving_of(
     limits = Limits(phase_seconds=phase, training_seconds=training, grace_seconds=grace)
     log_to_terminal()
     out = read_revoked(revoked) if revoked else frozenset()
-    return Serving(ServerKeys(keys), listen, limits, present, trial, ledgers, revoked=out)
+    return Serving(
+        ServerKeys(keys), listen, limits, present, trial, ledgers,
+        revoked=out, front_ends=front_ends,
+    )  # fmt: skip
 
 
 def quieten() -> None:

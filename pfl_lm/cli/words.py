@@ -20,6 +20,7 @@ from pfl_lm.cli.asking import (
 from pfl_lm.cli.bounds import number
 from pfl_lm.cli.outputs import Ledgers, destination
 from pfl_lm.cli.serving import (
+    FrontEndCount,
     GraceSeconds,
     Keys,
     Listen,
@@ -166,6 +167,7 @@ def serve(
         int | None,
         typer.Option(help="With --trial: make the outcome repeatable [each device's own noise]."),
     ] = None,
+    front_ends: FrontEndCount = 1,
     resume: Annotated[bool, typer.Option(help="Go on after a stop or a crash.")] = False,
     ledgers: ServedLedgers = None,
 ) -> None:
@@ -203,7 +205,7 @@ def serve(
         seed=seed,
     )
     seconds = training_seconds, phase_seconds, grace_seconds
-    serving = serving_of(keys, listen, present, seconds, revoked, trial, ledgers)
+    serving = serving_of(keys, listen, present, seconds, revoked, trial, ledgers, front_ends)
     words = serve_words(
         question, Tokenizer.open(tokenizer), stated, output, serving, Lines(), resume
     )

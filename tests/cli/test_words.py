@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
@@ -120,12 +121,19 @@ REFUSED = {
     "a trial with a total": (f"{RUN} --trial store --total 4 --delta 1e-6", "keeps no record"),
     "a trial of a population alone": (f"{RUN} --trial store", "state --tokenizer and --policy"),
     "too few devices": (SERVE, "population: 3 devices are enrolled, the policy needs 60"),
+    "words by front ends": (f"{SERVE} --front-ends 2", "--front-ends 2: only Linux"),
+    "models by front ends": (f"{LAUNCH} --keys keys --front-ends 2", "--front-ends 2: only Linux"),
 }
 
 
 @pytest.mark.parametrize(("line", "message"), REFUSED.values(), ids=REFUSED)
-def test_what_a_served_question_must_not_be(folder: Path, line: str, message: str) -> None:
+def test_what_a_served_question_must_not_be(
+    folder: Path, line: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("grpc_tools", reason="needs gRPC: pip install pfl-lm[network]")
+    from pfl_lm.network.front_ends import port
+
+    monkeypatch.setattr(port, "sys", SimpleNamespace(platform="darwin"))
     run("enrol -o keys --devices 3")
     if "--trial" in line:
         run(BUILD)
