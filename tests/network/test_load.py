@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import nullcontext
+import socket
+from contextlib import asynccontextmanager, nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,6 +15,9 @@ pytest.importorskip("grpc_tools", reason="needs gRPC: pip install pfl-lm[network
 
 from pfl_lm.network.backend import LocalBackend
 from pfl_lm.network.exclusions import Exclusions
+from pfl_lm.network.front_ends.answers import Answers
+from pfl_lm.network.front_ends.remote import RemoteBackend
+from pfl_lm.network.front_ends.wire import Wire
 from pfl_lm.network.model_delta import _pieces
 from pfl_lm.network.presence import Presence
 from pfl_lm.network.refusals import NotNow
@@ -89,11 +93,30 @@ class Turns:
         return NotNow(text)
 
 
+LIMITS = Limits(phase_seconds=0.05)
+
+
 @pytest.fixture
-def service():
+def backend():
     admission = SimpleNamespace(call=lambda token, cost: nullcontext(7))
-    limits = Limits(phase_seconds=0.05)
-    return Service(LocalBackend(admission, Turns(), None), "", limits, frame_bytes=1000)
+    return LocalBackend(admission, Turns(), None)
+
+
+@pytest.fixture
+def service(backend):
+    return Service(backend, "", LIMITS, frame_bytes=1000)
+
+
+@asynccontextmanager
+async def front_end_of(backend):
+    """The service of a front end, whose round is in the same event loop."""
+    left, right = socket.socketpair()
+    remote = RemoteBackend(await Wire.over(left))
+    answering = asyncio.create_task(Answers(backend, await Wire.over(right), print).run())
+    reading = asyncio.create_task(remote.read())
+    yield Service(remote, "", LIMITS, frame_bytes=1000)
+    remote.wire.close()
+    await asyncio.gather(answering, reading)
 
 
 async def upload(size: int, *parts: bytes, stalls: bool = False):
@@ -131,6 +154,24 @@ def test_an_upload_that_does_not_end_well_is_ended(service, case):
     assert service._backend.mailbox.frames == []
     asyncio.run(service.Send(upload(600, bytes(300), bytes(300)), Call()))  # the device goes on
     assert service._backend.mailbox.frames == [bytes(600)]
+
+
+@pytest.mark.parametrize("case", UPLOADS)
+def test_a_front_end_ends_such_an_upload_too(backend, case):
+    """And the round counts the device as one that sends nothing."""
+    requests, code, details = UPLOADS[case]
+
+    async def run() -> None:
+        async with front_end_of(backend) as service:
+            with pytest.raises(Aborted) as ended:
+                await service.Send(requests(), Call())
+            assert ended.value.args[0].name == code
+            assert details in ended.value.args[1]
+            await service.Send(upload(600, bytes(300), bytes(300)), Call())
+            assert backend.mailbox.frames == [bytes(600)]
+
+    asyncio.run(asyncio.wait_for(run(), 60))
+    assert not backend.uploading
 
 
 def test_a_call_that_sends_waits_for_what_comes_next(service):

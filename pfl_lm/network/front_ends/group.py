@@ -81,8 +81,7 @@ class FrontEnds:
         if self._kept:
             _, late = await asyncio.wait(self._kept, timeout=(grace or 0.0) + _END_SECONDS)
             for process, _ in self._running.values():
-                with suppress(ProcessLookupError):
-                    process.kill()
+                _kill(process)
             if late:
                 await asyncio.wait(late)
         if self._port is not None:
@@ -91,29 +90,29 @@ class FrontEnds:
     async def _keep(self, number: int, ready: asyncio.Future[None]) -> None:
         """Run one front end, and another when it ends, until the server stops."""
         while not self._stopping:
-            status = await self._run(number, ready)
+            try:
+                status = await self._run(number, ready)
+                ended = f"signal {-status}" if status < 0 else f"status {status}"
+            except OSError as error:  # the system has no process or descriptor left
+                ended = str(error)
             if not ready.done():
-                ready.set_exception(ValueError(f"a front end ended at its start, with {status}"))
+                ready.set_exception(ValueError(f"a front end ended at its start ({ended})"))
                 return
             if self._stopping or ready.exception() is not None:
                 return
             log.warning(
                 "front end %d ended (%s); its devices call again, and another is started",
-                *(number, f"signal {-status}" if status < 0 else f"status {status}"),
+                *(number, ended),
             )
             await asyncio.sleep(_PAUSE_SECONDS)
 
     async def _run(self, number: int, ready: asyncio.Future[None]) -> int:
-        """Run one front end until it ends; return its exit status."""
-        ours, theirs = socket.socketpair()
-        with theirs:
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "pfl_lm.network.front_ends.process", str(theirs.fileno())),
-                stdin=asyncio.subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
-                env=_environment(),
-            )
-        wire = await Wire.over(ours)
+        """Run one front end until it ends; return its exit status.
+
+        Raises:
+            OSError: it cannot be started.
+        """
+        process, wire = await _start()
         self._running[number] = process, wire
 
         def heard(said: int | str) -> None:
@@ -131,10 +130,11 @@ class FrontEnds:
                 await Answers(self._backend, wire, heard).run()
         except Exception:
             log.exception("what front end %d says cannot be read; it is ended", number)
-            process.kill()
-        status = await process.wait()
-        del self._running[number]
-        return status
+            _kill(process)
+        try:
+            return await _ended(process)
+        finally:
+            del self._running[number]
 
     async def _listen_together(self, number: int, wire: Wire) -> None:
         """Let the first front ends listen at one moment: else one would get all who wait already.
@@ -146,6 +146,37 @@ class FrontEnds:
             self._all_loaded.set()
         await self._all_loaded.wait()
         wire.write(["stop", 0.0] if self._stopping else self._setup.values())
+
+
+async def _start() -> tuple[asyncio.subprocess.Process, Wire]:
+    """Start a front end, and connect to it."""
+    ours, theirs = socket.socketpair()
+    try:
+        with theirs:
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "pfl_lm.network.front_ends.process", str(theirs.fileno())),
+                stdin=asyncio.subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                env=_environment(),
+            )
+    except OSError:
+        ours.close()
+        raise
+    return process, await Wire.over(ours)
+
+
+async def _ended(process: asyncio.subprocess.Process) -> int:
+    """Wait until a front end without a connection has ended; kill one that hangs."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_END_SECONDS):
+            return await process.wait()
+    _kill(process)
+    return await process.wait()
+
+
+def _kill(process: asyncio.subprocess.Process) -> None:
+    with suppress(ProcessLookupError):
+        process.kill()
 
 
 def _environment() -> dict[str, str]:
