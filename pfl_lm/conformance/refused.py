@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from pfl_lm.conformance import lies, refused_device, refused_round
+from pfl_lm.conformance import refused_device, refused_round
 from pfl_lm.conformance.answers import answer
+from pfl_lm.conformance.damage import frames
 from pfl_lm.conformance.play import VALIDITY, fixed, identity_of
 from pfl_lm.conformance.vectors import Vector
 from pfl_lm.secagg.keys import public_key
@@ -91,7 +92,7 @@ def _configs(accepted: Accepted) -> Iterator[Vector]:
 def _frames(accepted: Accepted) -> Iterator[Vector]:
     base = "unframe_1"
     whole = bytes.fromhex(accepted[base].inputs["frame"])
-    for damage in lies.frames(whole, whole):
+    for damage in frames(whole, whole):
         field, value = "frame", damage.content.hex()
         if damage.name == "frame_context":
             field, value = "context", fixed("another context").hex()

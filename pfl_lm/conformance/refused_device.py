@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from pfl_lm.conformance import lies
+from pfl_lm.conformance.damage import bodies
 from pfl_lm.conformance.heard import ROSTER, SIGNED, SPARSE, UNSIGNED, Accepted, Heard, Mutate
 from pfl_lm.conformance.lies import Forger, Lie
 from pfl_lm.conformance.play import AUTHORITY_SECRET, NOW, VALIDITY, fixed, identity_of
@@ -24,7 +25,7 @@ def negative(accepted: Accepted, mutate: Mutate) -> Iterator[Vector]:
 
 def _readings(accepted: Accepted, mutate: Mutate) -> Iterator[Vector]:
     base = "read_roster_unsigned"
-    for damage in lies.bodies(bytes.fromhex(accepted[base].inputs["frame"])):
+    for damage in bodies(bytes.fromhex(accepted[base].inputs["frame"])):
         yield mutate(
             accepted,
             base,

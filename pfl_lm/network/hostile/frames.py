@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from pfl_lm.conformance import lies
+from pfl_lm.conformance import damage, lies
 from pfl_lm.conformance.lies import Lie
 from pfl_lm.network.hostile.cases import Case
 from pfl_lm.network.hostile.crowd import Crowd, another_round
@@ -130,8 +130,8 @@ def _replayed(scene: Scene, whole: bytes) -> bytes:
 
 def _rosters(scene: Scene, whole: bytes) -> Iterator[tuple[str, bytes]]:
     config, me, forger = scene.config, scene.me, scene.crowd.forger
-    for damage in (*lies.frames(whole, _replayed(scene, whole)), *lies.bodies(whole)):
-        yield damage.name, damage.content
+    for each in (*damage.frames(whole, _replayed(scene, whole)), *damage.bodies(whole)):
+        yield each.name, each.content
     yield "huge", frame(2, SERVER, config.context, bytes(_HUGE_BYTES))
     honest = scene.honest(Roster)
     if config.signed:
