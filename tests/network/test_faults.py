@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from contextlib import suppress
 from dataclasses import replace
@@ -101,7 +102,10 @@ class Bad(Device):
 
 @pytest.fixture(scope="module")
 def wild(trial, new_watcher):
-    """One run with sixteen good devices and seven bad ones, and what the server logged."""
+    """One run with sixteen good devices and seven bad ones, and what the server logged.
+
+    They call at front ends: so their mistakes are counted in another process than they are read in.
+    """
     import logging
 
     tap = Tap()
@@ -116,7 +120,7 @@ def wild(trial, new_watcher):
         kind = Tapped if number == 0 else Bad if number >= 16 else Device
         run.start(lambda number=number, kind=kind: run.device(number, kind=kind).run())
     watcher = new_watcher()
-    run.folder = run.serve(watcher)
+    run.folder = run.serve(watcher, front_ends=2 if sys.platform == "linux" else 1)
     run.join(ValueError)
     logging.getLogger("pfl_lm.network").removeHandler(handler)
     return run, records, watcher
