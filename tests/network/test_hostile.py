@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import threading
 from dataclasses import replace
@@ -35,6 +36,14 @@ POLICY = {
     "participation": '{ kind = "rotation", min_separation = 100 }',
     "noise": '{ at = "device", kind = "skellam", tolerated_dropout = 0.4 }',
 }
+MANY = 240  # devices: the fewest whose graph, in signed rounds, lies can cut
+SPARSE = POLICY | {
+    "population": f"{100 * MANY}",
+    "report_goal": f"{MANY}",
+    "delta": "1e-5",
+    "noise": '{ at = "device", kind = "skellam", tolerated_dropout = 0.2 }',
+}
+UNHURRIED = Patience(arrival=1800.0, silence=60.0)  # the server plays hundreds of other devices
 
 
 class Threaded:
@@ -66,11 +75,13 @@ class Threaded:
 def attack(trial, policy_file, tmp_path):
     """A function that plays cases against a device of full strength, and returns how they end."""
 
-    def play(*names: str, kind=Device, signed: bool = True):
-        path = policy_file(**POLICY) if signed else None
-        adversary = None if signed else "semi-honest"
-        rounds = 400 if signed else 4
-        run = trial(policy=path, reproducible=False, adversary=adversary, rounds=rounds)
+    def play(
+        *names: str, kind=Device, signed: bool = True, devices: int = 6, policy=POLICY,
+        patience=PATIENCE,
+    ):  # fmt: skip
+        path = policy_file(**policy) if signed else None
+        changes = {"adversary": None if signed else "semi-honest", "rounds": 400 if signed else 4}
+        run = trial(devices, policy=path, reproducible=False, **changes)
         setup = replace(run.setup(VICTIM), policy=path and load(Policy, path), trial=not signed)
 
         def start(case: str) -> Threaded:
@@ -81,7 +92,7 @@ def attack(trial, policy_file, tmp_path):
 
             return Threaded(take_part)
 
-        prepared = prepare(run.scenario, run.keys, run.address, PATIENCE, not signed, start)
+        prepared = prepare(run.scenario, run.keys, run.address, patience, not signed, start)
         return [*play_all(prepared, [CASES[name] for name in names])]
 
     return play
@@ -104,6 +115,22 @@ def test_the_device_withstands_a_lie_at_every_stage(attack):
 def test_the_device_withstands_lies_in_unsigned_rounds(attack):
     outcomes = attack("roster_own_mask_key", "survivors_too_few", "task_rounds", signed=False)
     assert [outcome.verdict for outcome in outcomes] == ["withstood", "withstood", "not played"]
+
+
+@pytest.mark.skipif(
+    "PFL_LM_TEST_MINUTES" not in os.environ,
+    reason="takes minutes; PFL_LM_TEST_MINUTES=1 plays rounds of 240 devices",
+)
+def test_the_device_withstands_lies_about_a_sparse_graph(attack, caplog):
+    """In signed rounds; the hostile server plays the other devices."""
+    reasons = {
+        "survivors_window": "48 consecutive devices hold fewer than 13 survivors",
+        "survivors_too_few_holders": "fewer neighbours survive than shares are needed",
+        "invitation_window_survivors": "states window_survivors = 12, it should be 13",
+    }
+    for outcome in attack(*reasons, devices=MANY, policy=SPARSE, patience=UNHURRIED):
+        assert outcome.verdict is Verdict.WITHSTOOD, outcome
+        assert reasons[outcome.case.name] in caplog.text
 
 
 GULLIBLE = {
