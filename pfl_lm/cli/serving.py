@@ -80,10 +80,8 @@ def serving_of(
     limits = Limits(phase_seconds=phase, training_seconds=training, grace_seconds=grace)
     log_to_terminal()
     out = read_revoked(revoked) if revoked else frozenset()
-    return Serving(
-        ServerKeys(keys), listen, limits, present, trial, ledgers,
-        revoked=out, front_ends=front_ends,
-    )  # fmt: skip
+    given = ServerKeys(keys), listen, limits, present, trial, ledgers
+    return Serving(*given, revoked=out, front_ends=front_ends)
 
 
 def quieten() -> None:
