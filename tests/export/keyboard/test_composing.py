@@ -139,7 +139,7 @@ def test_page_and_python_show_the_same_three_words(node, tokenizer, model):
                        Speller.of(tokenizer))  # fmt: skip
     listed, composed = set(tokenizer.words), 0
     for (text, typed), answer in zip(pairs, answers, strict=True):
-        expected = bundle.suggest(text, 3, typed)
+        expected = bundle.offer(text, 3, typed).words
         found = [word for word, _ in answer["best"]]
         assert found == [word for word, _ in expected], (text, typed)
         ratios = [np.log(score) - log for (_, score), (_, log) in zip(answer["best"], expected)]
