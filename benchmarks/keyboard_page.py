@@ -5,9 +5,9 @@
 Serves the page of a bundle, opens it in headless Chromium at 390 × 844, and types words with
 touches, every third with a slip. Of each touch it takes three times: what the page's own code took,
 the wait until the frame with the glyph was painted, and from then the wait until the bar showed
-suggestions to it. ``--unlisted`` types words of a public text that the vocabulary lacks. Where it has
-subwords, a fourth time is that until words of pieces were looked for, and how often the next touch
-came before. Needs Chromium and the web runtime (`make keyboard-web`).
+suggestions to it. ``--unlisted`` types words of a public text that the vocabulary lacks. With
+subwords, a fourth time is that until the search for words of pieces ended, and a share says how
+often the next touch came before. Needs Chromium and the web runtime (`make keyboard-web`).
 """
 
 from __future__ import annotations

@@ -183,5 +183,5 @@ def refuse_spaceless(name: str, locale: str) -> None:
     """Raise ValueError for a locale whose words are not parted by spaces."""
     if language_of(locale) in SPACELESS:
         raise ValueError(
-            f"{name} = {locale!r}: spaces do not part the words of this language, and {NO_SEGMENTER}"
+            f"{name} = {locale!r}: spaces do not part the words of this language; {NO_SEGMENTER}"
         )

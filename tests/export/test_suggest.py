@@ -124,7 +124,10 @@ def test_a_recurrent_bundle_reads_as_many_words_as_a_run(source):
     text = " ".join(np.random.default_rng(0).choice(source.tokenizer.words[10:], 90).tolist())
     called = []
     monitored = suggesting._OfBundle(
-        lambda **given: (called.append(1), graph(**given))[1], bundle.entry, bundle.tokenizer, (20, 21)
+        lambda **given: (called.append(1), graph(**given))[1],
+        bundle.entry,
+        bundle.tokenizer,
+        (20, 21),
     )
     expected = suggest(source.model.spec, source.model.parameters, source.tokenizer, text)
     assert [word for word, _ in monitored.offer(text).words] == [word for word, _ in expected]
