@@ -196,7 +196,7 @@ class Run:
         from pfl_lm.api.suggesting import opened
 
         with opened(self.folder) as suggester:
-            return [word for word, _ in suggester.suggest(text, count)]
+            return [word for word, _ in suggester.offer(text, count).words]
 
     def export(
         self,

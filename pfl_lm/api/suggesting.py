@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from pfl_lm.evaluation.composing import MOST_PIECES, Reader, Speller
 from pfl_lm.evaluation.suggestions import (
     LONGEST,
     begins_with,
+    chances_after,
     prompts_of,
     suggest,
     suggest_emoji,
@@ -35,6 +36,18 @@ from pfl_lm.text.tokenizer import Tokenizer
 Suggestions = list[tuple[str, float]]
 
 
+class Offer(NamedTuple):
+    """What a keyboard shows after a text.
+
+    Attributes:
+        words: the best words and their scores, best first.
+        emoji: for the fourth place; empty where there is none.
+    """
+
+    words: Suggestions
+    emoji: str
+
+
 class Suggester(Protocol):
     """Suggests words after a text."""
 
@@ -42,11 +55,8 @@ class Suggester(Protocol):
     def prompts(self) -> Sequence[str]:
         """A dozen texts to try."""
 
-    def suggest(self, text: str, count: int = 3, letters: str = "") -> Suggestions:
-        """Return the best words and their scores, best first."""
-
-    def emoji(self, text: str) -> str:
-        """Return the emoji for a keyboard's fourth place; empty where there are none."""
+    def offer(self, text: str, count: int = 3, letters: str = "") -> Offer:
+        """Read a text once; return so many words that begin with some letters, and an emoji."""
 
 
 @contextmanager
@@ -81,13 +91,11 @@ class _OfRun:
     def prompts(self) -> Sequence[str]:
         return prompts_of(self.tokenizer)
 
-    def suggest(self, text: str, count: int = 3, letters: str = "") -> Suggestions:
-        spec, parameters = self.model.spec, self.model.parameters
-        return suggest(spec, parameters, self.tokenizer, text, count, letters)
-
-    def emoji(self, text: str) -> str:
-        found = suggest_emoji(self.model.spec, self.model.parameters, self.tokenizer, text)
-        return found[0] if found else ""
+    def offer(self, text: str, count: int = 3, letters: str = "") -> Offer:
+        known = self.model.spec, self.model.parameters, self.tokenizer, text
+        chances = chances_after(*known)
+        emoji = suggest_emoji(self.tokenizer, chances)
+        return Offer(suggest(*known, count, letters, chances=chances), emoji[0] if emoji else "")
 
 
 @dataclass(frozen=True)
@@ -119,10 +127,17 @@ class _OfBundle:
     def prompts(self) -> Sequence[str]:
         return prompts_of(self.tokenizer)
 
-    def suggest(self, text: str, count: int = 3, letters: str = "") -> Suggestions:
+    def offer(self, text: str, count: int = 3, letters: str = "") -> Offer:
         allowed = suggestible(self.tokenizer) & begins_with(self.tokenizer, letters)
         tokens = self._tokens(text)
         outputs = self._read(tokens, allowed)
+        words = self._words(tokens, outputs, count, letters)
+        return Offer(words, self._emoji(outputs["logits"][0]) if self.emoji_ids else "")
+
+    def _words(
+        self, tokens: Sequence[int], outputs: Arrays, count: int, letters: str
+    ) -> Suggestions:
+        """Return the best words after a text that was read."""
         words, scores = outputs["words"].reshape(-1), outputs["scores"].reshape(-1)
         pairs = zip(words.tolist(), scores.tolist(), strict=True)
         kept = [(self.tokenizer.shown(word), score) for word, score in pairs if score > AWAY / 2]
@@ -134,10 +149,7 @@ class _OfBundle:
         best = with_composed(listed, self.speller, read, tokens, letters, count)
         return [(word, math.log(chance) + total) for word, chance in best]
 
-    def emoji(self, text: str) -> str:
-        if not self.emoji_ids:
-            return ""
-        logits = self._read(self._tokens(text), suggestible(self.tokenizer))["logits"][0]
+    def _emoji(self, logits: np.ndarray) -> str:
         return self.tokenizer.words[self.emoji_ids[int(logits[list(self.emoji_ids)].argmax())]]
 
     def _tokens(self, text: str) -> list[int]:

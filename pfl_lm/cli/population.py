@@ -109,12 +109,17 @@ def public_text(
     tokenizer: Vocabulary,
     output: Output,
     text_field: Annotated[str, typer.Option(help="JSON key of the text.")] = "text",
+    turns: Annotated[
+        int | None,
+        number(1, 1_000_000, "Lines of each file in turn, such as 20 for files of two languages."),
+    ] = None,
 ) -> None:
     """Encode public text, which has no users, for pretraining and for public baselines."""
     from pfl_lm.text.public_text import public_tokens
     from pfl_lm.text.tokenizer import Tokenizer
 
-    print_profile(public_tokens(inputs, Tokenizer.open(tokenizer), output, text_field), output)
+    words = Tokenizer.open(tokenizer)
+    print_profile(public_tokens(inputs, words, output, text_field, turns), output)
 
 
 @app.command()

@@ -53,8 +53,7 @@ def suggest(
     table = Table(box=None, show_header=False, pad_edge=False)
     with opened(source, tokenizer) as suggester:
         for text in texts or suggester.prompts:
-            words = suggester.suggest(text, count, letters)
+            words, emoji = suggester.offer(text, count, letters)
             shown = [f"[bold]{escape(word)}[/bold]" for word, _ in words] or ["no word begins so"]
-            emoji = "" if letters else suggester.emoji(text)
-            table.add_row(escape(f"{text} …"), *shown, *([emoji] if emoji else []))
+            table.add_row(escape(f"{text} …"), *shown, *([emoji] if emoji and not letters else []))
     Console(highlight=False).print(table)

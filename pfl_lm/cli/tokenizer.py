@@ -40,9 +40,12 @@ def build(
     with the ledger that holds their cost.
     """
     from pfl_lm.queries.found import open_discovered
+    from pfl_lm.recipes.names import names_recipe
     from pfl_lm.text.tokenizer_build import build_tokenizer
-    from pfl_lm.text.tokenizer_recipe import TokenizerRecipe
+    from pfl_lm.text.tokenizer_recipe import TokenizerRecipe, refuse_spaceless
 
+    if not names_recipe(recipe):
+        refuse_spaceless("locale", recipe.name)  # such a recipe cannot ship
     stated = read(TokenizerRecipe, recipe, settings)
     discovered = None
     if stated.source.kind == "discovered":

@@ -135,10 +135,10 @@ def evaluate(
         progress: called with (users done, users in all).
         ranks: the processes that share the users out; the figures are the same, to the bit.
         compose: suggest words that pieces spell beside those of the list: thirty times the work.
-            Without subwords there are none.
 
     Raises:
-        ValueError: the split has no users, or they typed nothing.
+        ValueError: the split has no users, or they typed nothing; or the vocabulary has no
+            subwords to compose words of.
     """
     users = choose_users(population.users(split), split, max_users, seed)
     tally = measure_users(

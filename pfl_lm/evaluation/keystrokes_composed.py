@@ -75,11 +75,18 @@ class Composing:
     @classmethod
     def of(
         cls, tokenizer: TokenizerLike, vocabulary: Vocabulary, completions: Completions
-    ) -> Composing | None:
-        """Return what composes the words of a tokenizer; None where it has no subwords."""
+    ) -> Composing:
+        """Return what composes the words of a tokenizer.
+
+        Raises:
+            ValueError: it has no subwords.
+        """
         speller = Speller.of(tokenizer)
         if speller is None or not isinstance(tokenizer, Tokenizer):
-            return None
+            raise ValueError(
+                "--compose: the vocabulary has no subwords to compose words of; leave --compose "
+                "out, or build a vocabulary with `subwords` (docs/languages.md)"
+            )
         return cls(tokenizer, speller, vocabulary, completions)
 
     def offered(

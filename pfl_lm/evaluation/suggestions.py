@@ -42,6 +42,7 @@ def suggest(
     count: int = SUGGESTIONS,
     letters: str = "",
     compose: bool = True,
+    chances: np.ndarray | None = None,
 ) -> list[tuple[str, float]]:
     """Return the words that the model finds likeliest next, as shown, each with its probability.
 
@@ -51,8 +52,10 @@ def suggest(
         letters: what was typed of the next word; only words that begin so are suggested.
         compose: suggest words that pieces spell beside those of the list (``composing.py``).
             Without subwords there are none.
+        chances: what :func:`chances_after` returns for the text, where it has been read already.
     """
-    chances = _chances(spec, parameters, tokenizer, text)
+    if chances is None:
+        chances = chances_after(spec, parameters, tokenizer, text)
     places = np.flatnonzero(suggestible(tokenizer) & begins_with(tokenizer, letters))
     best = places[np.argsort(-chances[places], kind="stable")[:count]]
     listed = [(tokenizer.shown(place), float(chances[place])) for place in best]
@@ -86,19 +89,20 @@ def with_composed(
     return sorted([*listed, *composed], key=lambda pair: -pair[1])[:count]
 
 
-def suggest_emoji(
-    spec: ModelSpec, parameters: Parameters, tokenizer: Tokenizer, text: str
-) -> tuple[str, float] | None:
-    """Return the emoji for a keyboard's fourth place, and its probability; None without emoji."""
+def suggest_emoji(tokenizer: Tokenizer, chances: np.ndarray) -> tuple[str, float] | None:
+    """Return the emoji for a keyboard's fourth place, and its probability; None without emoji.
+
+    Args:
+        chances: float64[V], what :func:`chances_after` returns.
+    """
     emoji = Vocabulary.of(tokenizer).is_emoji
     if not emoji.any():
         return None
-    chances = np.where(emoji, _chances(spec, parameters, tokenizer, text), -1.0)
-    best = int(chances.argmax())
+    best = int(np.where(emoji, chances, -1.0).argmax())
     return tokenizer.words[best], float(chances[best])
 
 
-def _chances(
+def chances_after(
     spec: ModelSpec, parameters: Parameters, tokenizer: Tokenizer, text: str
 ) -> np.ndarray:
     """Return the probability of each id after a text, float64[V]."""

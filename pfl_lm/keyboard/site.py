@@ -14,7 +14,7 @@ from pfl_lm.files import folder_atomically
 from pfl_lm.keyboard import runtime
 from pfl_lm.models.own_words import OwnWordsRule
 from pfl_lm.run.folder import read_json
-from pfl_lm.text.tokenizer import FORMS_FILE, VOCABULARY_FILE
+from pfl_lm.text.tokenizer import FORMS_FILE, SUBWORD_FILE, VOCABULARY_FILE
 from pfl_lm.translations import FOLDER, languages
 
 PAGE = Path(__file__).parent / "page"
@@ -75,6 +75,8 @@ class Site:
         wanted = [INDEX, BLOCKLIST, f"{TOKENIZER}/{VOCABULARY_FILE}", self.predict["path"]]
         if self.bundle.index.vocabulary.get("written_forms"):
             wanted.append(f"{TOKENIZER}/{FORMS_FILE}")
+        if self.bundle.path(spelling := f"{TOKENIZER}/{SUBWORD_FILE}").is_file():
+            wanted.append(spelling)
         return files | {f"bundle/{name}": self.bundle.path(name) for name in wanted}
 
     def about(self) -> str:

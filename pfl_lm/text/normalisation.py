@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
@@ -54,6 +55,13 @@ SPACELESS = frozenset({
     "zh", "cmn", "yue", "wuu", "nan", "hak", "gan", "hsn", "cdo", "lzh", "ja", "th", "lo", "km",
     "my", "bo", "dz", "shn", "nod", "tts",
 })  # fmt: skip
+NO_SEGMENTER = (
+    "text is cut at spaces alone, so whole sentences would be unknown words. Chinese, Japanese, "
+    "Thai and their like need a segmenter, which a keyboard here does not have"
+)
+_SPACELESS_SCRIPTS = re.compile(
+    "[\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]"
+)
 
 
 @dataclass(frozen=True)
@@ -199,6 +207,12 @@ def letters_of(language: str) -> tuple[tuple[str, str], ...]:
 def is_word(piece: str) -> bool:
     """Say whether a piece is a word or number, not a mark or a placeholder."""
     return piece[0].isalnum()
+
+
+def spaceless_share(words: Counter[str]) -> float:
+    """Return the share of running words in scripts that put no spaces between words."""
+    spaceless = sum(n for word, n in words.items() if _SPACELESS_SCRIPTS.search(word))
+    return spaceless / max(1, words.total())
 
 
 @lru_cache(maxsize=1)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,22 @@ _LINES_PER_USER = 1000
 
 
 def public_tokens(
-    paths: Sequence[Path], tokenizer: Tokenizer, destination: Path, text_field: str = "text"
+    paths: Sequence[Path],
+    tokenizer: Tokenizer,
+    destination: Path,
+    text_field: str = "text",
+    turns: int | None = None,
 ) -> dict[str, Any]:
     """Encode public text (.txt or .jsonl) into a store for pretraining; return its profile.
 
     Public text has no users: every 1,000 lines in a row make one user of the train split, whose
     digest is the running number, so that order is kept. ``PopulationStore.stream("train")`` is
     the whole text as one mapped array.
+
+    Args:
+        turns: take so many lines of each file in turn, until all have ended; None: file by file.
+            A model of two languages learns so that a language goes on from message to message, and
+            that it may change.
 
     Raises:
         ValueError: unreadable text, none at all, or ``destination`` exists.
@@ -34,14 +44,27 @@ def public_tokens(
     with folder_atomically(destination) as folder:
         with StoreWriter(folder, tokenizer) as writer:
             messages: list[bytes] = []
-            for path in paths:
-                for text in read_texts(path, text_field):
-                    if ids := tokenizer.encode(text):
-                        messages.append(message_bytes(code, ids))
-                    if len(messages) == _LINES_PER_USER:
-                        writer.add_public(messages)
-                        messages = []
+            for text in _in_turn([read_texts(path, text_field) for path in paths], turns):
+                if ids := tokenizer.encode(text):
+                    messages.append(message_bytes(code, ids))
+                if len(messages) == _LINES_PER_USER:
+                    writer.add_public(messages)
+                    messages = []
             if messages:
                 writer.add_public(messages)
         provenance = {"inputs": [{"file": path.name, "public": True} for path in paths]}
         return writer.finish("public text", provenance)
+
+
+def _in_turn(files: Sequence[Iterator[str]], lines: int | None) -> Iterator[str]:
+    """Yield so many lines of each file in turn; None: all of the first, then of the next."""
+    if lines is None:
+        yield from chain.from_iterable(files)
+        return
+    left = list(files)
+    while left:
+        for file in list(left):
+            part = list(islice(file, lines))
+            yield from part
+            if len(part) < lines:
+                left.remove(file)

@@ -14,11 +14,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from pfl_lm.text import wordfreq_list
-from pfl_lm.text.normalisation import Normalisation, is_word
+from pfl_lm.text.normalisation import NO_SEGMENTER, Normalisation, is_word, spaceless_share
 from pfl_lm.text.records import Malformed, Record
 
 _SAMPLE = 200_000  # words that the language is told by
 _TELLING = 2000  # most frequent words of a language, of which running text is full
+_MOST_SPACELESS = 0.5  # of the words, in scripts that put no spaces between them
 _DAMAGED = re.compile("\ufffd|Ã[\u0080-\u00bf©¨¼¤¶]|â€[™œ\u009d]|Â[\u0080-\u00bf ]")
 _LONG = 2000  # characters of a message that no thumb typed
 
@@ -63,7 +64,7 @@ def survey(records: Iterable[Record], locale: str, vocabulary: int) -> Survey:
         vocabulary: how many of its words.
 
     Raises:
-        ValueError: there is no list for the locale.
+        ValueError: there is no list for the locale, or the text cannot be cut into words.
     """
     wordfreq_list.check(locale)
     rules = wordfreq_list.rules(locale, "drop", "keep", ())
@@ -74,6 +75,11 @@ def survey(records: Iterable[Record], locale: str, vocabulary: int) -> Survey:
             counted.malformed += 1
         else:
             _count(counted, record.user, record.text, rules, public, seen)
+    if (share := spaceless_share(counted.sample)) > _MOST_SPACELESS:
+        raise ValueError(
+            f"{share:.0%} of the words are in a script that puts no spaces between words; "
+            f"{NO_SEGMENTER}"
+        )
     return counted
 
 

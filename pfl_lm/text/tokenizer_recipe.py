@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from pfl_lm.text import wordfreq_list
-from pfl_lm.text.normalisation import SPACELESS, Normalisation, letters_of
+from pfl_lm.text.normalisation import NO_SEGMENTER, SPACELESS, Normalisation, letters_of
 from pfl_lm.text.wordfreq_list import language_of
 from pfl_lm.text.written_forms import WrittenFormsSource
 
@@ -176,8 +176,12 @@ def _check_locale(name: str, locale: str) -> None:
     """Refuse a locale that is no tag, or whose words are not parted by spaces."""
     if not re.fullmatch(r"[a-z]{2,3}([_-][A-Za-z0-9]+)*", locale):
         raise ValueError(f"{name} = {locale!r}; expected a tag such as 'en_US'")
+    refuse_spaceless(name, locale)
+
+
+def refuse_spaceless(name: str, locale: str) -> None:
+    """Raise ValueError for a locale whose words are not parted by spaces."""
     if language_of(locale) in SPACELESS:
         raise ValueError(
-            f"{name} = {locale!r}: spaces do not part the words of this language, and text is cut "
-            "at spaces alone: whole sentences would be unknown words"
+            f"{name} = {locale!r}: spaces do not part the words of this language; {NO_SEGMENTER}"
         )

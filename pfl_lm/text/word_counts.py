@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import csv
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from pfl_lm.text import wordfreq_list
 from pfl_lm.text.compressed import open_text
-from pfl_lm.text.normalisation import UNKNOWN, Normalisation, is_word
+from pfl_lm.text.normalisation import (
+    NO_SEGMENTER,
+    UNKNOWN,
+    Normalisation,
+    is_word,
+    spaceless_share,
+)
 from pfl_lm.text.pieces import is_emoji
 from pfl_lm.text.readers import read_texts
 from pfl_lm.text.tokenizer import Tokenizer
 from pfl_lm.text.tokenizer_recipe import TokenizerRecipe, VocabularySource
 
 _MOST_SPACELESS = 0.05  # of the counted words, in scripts that put no spaces between words
-_SPACELESS_SCRIPTS = re.compile(
-    "[\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]"
-)
 
 
 def count_words(recipe: TokenizerRecipe, normalisation: Normalisation) -> Counter[str]:
@@ -64,13 +66,11 @@ def unknown_share(tokenizer: Tokenizer, texts: Iterable[str]) -> tuple[int, int]
 
 def _refuse_spaceless(counts: Counter[str]) -> None:
     """Refuse a source in a script that puts no spaces between words, whatever its locale says."""
-    words = {piece: count for piece, count in counts.items() if is_word(piece)}
-    spaceless = sum(n for piece, n in words.items() if _SPACELESS_SCRIPTS.search(piece))
-    if spaceless > _MOST_SPACELESS * sum(words.values()):
+    share = spaceless_share(Counter({p: count for p, count in counts.items() if is_word(p)}))
+    if share > _MOST_SPACELESS:
         raise ValueError(
-            f"source: {spaceless / sum(words.values()):.0%} of its words are in a script that puts "
-            "no spaces between words, and text is cut at spaces alone: whole sentences would be "
-            "unknown words"
+            f"source: {share:.0%} of its words are in a script that puts no spaces between words; "
+            f"{NO_SEGMENTER}"
         )
 
 

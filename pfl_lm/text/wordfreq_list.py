@@ -17,7 +17,7 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any, Literal
 
-from pfl_lm.text.normalisation import Normalisation
+from pfl_lm.text.normalisation import NO_SEGMENTER, Normalisation
 
 TOTAL = 10**9  # words of running text that a list's counts are out of
 # Elided words that are written with their apostrophe; elsewhere one letter stands for itself.
@@ -53,8 +53,7 @@ def check(locale: str) -> None:
         return
     if get_language_info(language)["tokenizer"] != "regex":
         raise ValueError(
-            f"locale: wordfreq cuts {language!r} into words with a segmenter, since spaces do not "
-            "part them; a keyboard here cuts at spaces alone, and would know none of those words"
+            f"locale: wordfreq cuts {language!r} into words with a segmenter; {NO_SEGMENTER}"
         )
     raise ValueError(f"locale: wordfreq has no list for {language!r}, only {' '.join(known)}")
 

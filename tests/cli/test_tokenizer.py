@@ -106,6 +106,18 @@ def test_a_mistake_in_the_recipe_is_one_line(
     assert not (tmp_path / "t").exists()
 
 
+@pytest.mark.parametrize("locale", ["ja_JP", "zh_CN", "th_TH"])
+def test_a_language_without_spaces_is_refused_by_its_name(
+    locale: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """No recipe of it ships; the nearest name of another language would not help."""
+    assert run(monkeypatch, "tokenizer", "build", f"locales/{locale}", "-o", tmp_path / "t") == 2
+    assert f"{locale!r}: spaces do not part the words" in capsys.readouterr().err
+
+
 def test_describe_refuses_a_folder_without_tokenizer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

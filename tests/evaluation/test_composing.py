@@ -205,7 +205,12 @@ def test_a_transformer_reads_no_more_than_its_context(tokenizer):
 
 def test_without_subwords_nothing_is_composed():
     rows, _ = choose_rows(Counter(WORDS), Normalisation(), 205)
-    assert Speller.of(assemble(rows, Normalisation(), {})) is None
+    listed = assemble(rows, Normalisation(), {})
+    assert Speller.of(listed) is None
+    spec = ModelSpec("cifg_lstm", listed.vocabulary_size, 8, hidden_dim=8)
+    model = ModelScorer(spec, models.initialise(spec, 0, listed.unigram))
+    with pytest.raises(ValueError, match="no subwords to compose words of"):
+        evaluate(model, People(spelling_tokenizer()), "test", listed, 12, compose=True)
 
 
 def test_a_spelled_word_is_shown_as_its_letters(tokenizer):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pfl_lm.evaluation.suggestions import PROMPTS, prompts_of, suggest, suggest_emoji
+from pfl_lm.evaluation.suggestions import PROMPTS, chances_after, prompts_of, suggest, suggest_emoji
 from pfl_lm.models import models
 from pfl_lm.models.spec import ModelSpec
 from pfl_lm.text.normalisation import Normalisation
@@ -38,13 +38,13 @@ def test_suggestions_are_the_likeliest_words(parameters):
 
 
 def test_the_fourth_place_has_the_likeliest_emoji(parameters):
-    assert suggest_emoji(SPEC, parameters, TOKENIZER, "") is None
+    assert suggest_emoji(TOKENIZER, chances_after(SPEC, parameters, TOKENIZER, "")) is None
     rows = [(name, "control", 1) for name in CONTROLS]
     marks = [(mark, "mark", 1) for mark in ("!", "😂", "🙏", "🏽")]
     rows += [*marks, *((f"word{i}", "word", 1) for i in range(292))]
     tokenizer = assemble(rows, Normalisation(punctuation="keep"), {})
     loud = parameters | {"output_bias": torch.zeros(300).index_fill(0, torch.tensor([4, 5]), 50.0)}
-    found = suggest_emoji(SPEC, loud, tokenizer, "word3 !")
+    found = suggest_emoji(tokenizer, chances_after(SPEC, loud, tokenizer, "word3 !"))
     assert found is not None
     assert found[0] == "😂"
     assert 0 < found[1] < 1

@@ -38,16 +38,16 @@ def test_a_bundle_suggests_what_its_model_does(bundle_folder, source):
         for text in ("", typed[0], " ".join(typed), f"{typed[1]} nosuchword {typed[2]}"):
             for letters in ("", typed[3][:1]):
                 expected = suggest(spec, parameters, tokenizer, text, 3, letters)
-                found = suggester.suggest(text, 3, letters)
+                found = suggester.offer(text, 3, letters).words
                 assert [word for word, _ in found] == [word for word, _ in expected]
-        assert suggester.suggest("", letters="qqqq") == []
-        assert len(suggester.suggest("", count=1)) == 1
+        assert suggester.offer("", letters="qqqq").words == []
+        assert len(suggester.offer("", count=1).words) == 1
         assert len(suggester.prompts) == 12
-        assert suggester.emoji("") == ""  # this vocabulary has none; say that some words are
+        assert suggester.offer("").emoji == ""  # this vocabulary has none; say that some words are
         emoji = tuple(range(30, 40))
         chances = dict(suggest(spec, parameters, tokenizer, text, V))
         likeliest = max((tokenizer.words[id] for id in emoji), key=chances.__getitem__)
-        assert replace(suggester, emoji_ids=emoji).emoji(text) == likeliest
+        assert replace(suggester, emoji_ids=emoji).offer(text).emoji == likeliest
 
 
 def test_the_verb_reads_a_bundles_folder_and_its_zip(bundle_folder, pfl_lm, tmp_path, words):
@@ -113,7 +113,7 @@ def test_a_text_longer_than_a_transformers_context_keeps_its_last_words(position
     bundle = suggesting._OfBundle(graph, SimpleNamespace(signature=graph.signature), tokenizer)
     text = " ".join(np.random.default_rng(0).choice(tokenizer.words[10:200], 40).tolist())
     expected = [word for word, _ in suggest(spec, values, tokenizer, text)]
-    assert [word for word, _ in bundle.suggest(text)] == expected
+    assert [word for word, _ in bundle.offer(text).words] == expected
 
 
 def test_a_recurrent_bundle_reads_as_many_words_as_a_run(source):
@@ -124,11 +124,14 @@ def test_a_recurrent_bundle_reads_as_many_words_as_a_run(source):
     text = " ".join(np.random.default_rng(0).choice(source.tokenizer.words[10:], 90).tolist())
     called = []
     monitored = suggesting._OfBundle(
-        lambda **given: (called.append(1), graph(**given))[1], bundle.entry, bundle.tokenizer
+        lambda **given: (called.append(1), graph(**given))[1],
+        bundle.entry,
+        bundle.tokenizer,
+        (20, 21),
     )
     expected = suggest(source.model.spec, source.model.parameters, source.tokenizer, text)
-    assert [word for word, _ in monitored.suggest(text)] == [word for word, _ in expected]
-    assert len(called) == LONGEST + 1
+    assert [word for word, _ in monitored.offer(text).words] == [word for word, _ in expected]
+    assert len(called) == LONGEST + 1  # a text is read once, for its words and its emoji
 
 
 def test_a_bundle_composes_words_of_pieces_but_none_that_its_list_blocks():
@@ -148,7 +151,7 @@ def test_a_bundle_composes_words_of_pieces_but_none_that_its_list_blocks():
     text, begin = "lo lo ka", spelled(tokenizer)[9][:5]
     expected = [word for word, _ in suggest(spec, values, tokenizer, text, 3, begin)]
     assert set(expected) - set(tokenizer.words)
-    assert [word for word, _ in bundle().suggest(text, 3, begin)] == expected
+    assert [word for word, _ in bundle().offer(text, 3, begin).words] == expected
     composed = next(word for word in expected if word not in tokenizer.words)
     for form in (composed.upper(), composed.replace("o", "ο").replace("a", "á")):
-        assert composed not in [word for word, _ in bundle(form).suggest(text, 9, begin)]
+        assert composed not in [word for word, _ in bundle(form).offer(text, 9, begin).words]

@@ -226,6 +226,16 @@ class TestPublicText:
         assert stream.tolist() == [i for t in texts for i in (2, *tokenizer.encode(t), 3)]
         assert not stream.flags.writeable
 
+    def test_files_of_two_languages_take_turns(self, tokenizer: Tokenizer, tmp_path: Path) -> None:
+        words = tokenizer.words[9:20]
+        for name, lines in (("a", words[:7]), ("b", words[7:])):
+            (tmp_path / f"{name}.txt").write_text("\n".join(lines))
+        paths = [tmp_path / "a.txt", tmp_path / "b.txt"]
+        public_tokens(paths, tokenizer, tmp_path / "p", turns=3)
+        stream = PopulationStore.open(tmp_path / "p").stream("train")
+        order = [*words[:3], *words[7:10], *words[3:6], words[10], words[6]]
+        assert stream.tolist() == [i for word in order for i in (2, *tokenizer.encode(word), 3)]
+
     def test_long_text_is_cut_into_users(
         self, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

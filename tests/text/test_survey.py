@@ -65,6 +65,12 @@ def test_a_language_without_a_list_is_refused():
         survey([], "xx", 30_000)
 
 
+@pytest.mark.parametrize("text", ["今日は天気がいいですね", "我今天很开心", "วันนี้อากาศดีมาก"])
+def test_text_without_spaces_is_refused(text):
+    with pytest.raises(ValueError, match=r"75% of the words .* Chinese, Japanese, Thai"):
+        survey(messages((f"{text} {text} {text}",), users=2), "en_US", 30_000)
+
+
 def test_too_little_text_tells_no_language():
     assert likeliest_language(survey(messages(users=3, each=1), "en_US", 100).sample) is None
 

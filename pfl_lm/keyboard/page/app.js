@@ -1,24 +1,19 @@
 // The page: puts the parts together. What is typed goes from the text field to the graph and back.
 
-import { Corrector } from "./autocorrect.js";
 import { arrange, likeliest } from "./bar.js";
+import { Composer } from "./composing.js";
 import { Editor } from "./editor.js";
 import { Emoji } from "./emoji.js";
 import { Keys } from "./keys.js";
-import { isOpen, number, openLanguage, t } from "./language.js";
-import { Layouts } from "./layouts.js";
-import { Personal } from "./personal.js";
-import { Predictor } from "./predictor.js";
-import { openGraphs } from "./runtime.js";
+import { number, t } from "./language.js";
 import { Settings } from "./settings.js";
 import { Sheets } from "./sheets.js";
 import { begins, cased, gapAfter, languageName, shapeOf } from "./text_rules.js";
-import { Tokenizer } from "./tokenizer.js";
 
-const EMOJI = 3; // its place in the bar
+const PLACES = 3, EMOJI = 3; // of words in the bar; the place after them
 const $ = (id) => document.getElementById(id);
 
-class App {
+export class App {
   constructor(site, index, tokenizer, predictor, personal, layouts, emoji) {
     Object.assign(this, { site, index, tokenizer, predictor, personal, layouts });
     this.text = $("text");
@@ -27,6 +22,7 @@ class App {
     this.turn = 0;
     this.locale = index.vocabulary.locale;
     this.corrector = null; // until the page is at rest
+    this.composer = tokenizer.subwords && new Composer(predictor, tokenizer);
     this.editor = new Editor(this.text, () => this.correction(), (typed) => this.corrector?.accept(typed));
     this.settings = new Settings(layouts, (choices) => this.setUp(choices));
     this.emoji = new Emoji(emoji, (name, kind) => this.keys.key(name, kind));
@@ -140,16 +136,30 @@ class App {
       const shape = shapeOf(typed, before, this.keys.shift);
       const shown = (id) => cased(this.tokenizer.shown(id), shape, this.locale);
       const found = await this.predictor.suggest(context, typed, true, shown);
-      if (turn === this.turn) this.show(before, typed, found.map(({ id, score }) => ({ text: shown(id), score })));
+      if (turn !== this.turn) return;
+      const words = found.map(({ id, score }) => ({ text: shown(id), score }));
+      this.show(before, typed, words);
+      if (this.composer) await this.showComposed(turn, context, words);
     } catch (error) {
       this.failed(error);
     }
   }
 
-  show(before, typed, words) {
+  // Show words that pieces spell beside the listed ones, which stand there already.
+  async showComposed(turn, context, words) {
+    const { before, typed } = this.wordAt(this.text.selectionEnd), shape = shapeOf(typed, before, this.keys.shift);
+    const least = words.length === PLACES ? words.at(-1).score : 0;
+    const found = await this.composer.compose(context, typed, least, () => turn !== this.turn);
+    if (turn !== this.turn) return;
+    const composed = found.map(({ word, score }) => ({ text: cased(word, shape, this.locale), score }));
+    if (composed.length) this.show(before, typed, words, composed);
+    document.documentElement.dataset.composed = `${before}|${typed}`;
+  }
+
+  show(before, typed, words, composed = []) {
     const normal = typed && this.tokenizer.normalise(typed), { unk_id } = this.tokenizer.rules;
     const known = !typed || this.tokenizer.id(normal) !== unk_id || this.personal.knows(normal);
-    const all = [...words, ...this.ownWords(before, typed)];
+    const all = [...words, ...this.ownWords(before, typed), ...composed];
     if (!known && all.length < 2) all.push(...this.inSpiteOfSlips(before, typed));
     const once = all.filter(({ text }, at) => all.findIndex((one) => one.text === text) === at);
     const chance = typed ? null : this.predictor.chancesNow(this.predictor.context(before));
@@ -170,7 +180,8 @@ class App {
   // Words of the owner's own that go on from what was typed.
   ownWords(before, typed) {
     const { shares } = this.personal.counted.mixture(this.predictor.context(before));
-    const unknown = shares.get(this.tokenizer.rules.unk_id) ?? 0, shape = shapeOf(typed, before, this.keys.shift);
+    const unknown = this.tokenizer.unlisted.reduce((sum, id) => sum + (shares.get(id) ?? 0), 0);
+    const shape = shapeOf(typed, before, this.keys.shift);
     return this.personal.own(typed, before).map(({ word, share }) =>
       ({ text: cased(this.personal.written(word), shape, this.locale), score: share * unknown, own: true }));
   }
@@ -242,58 +253,3 @@ function painted() {
     setTimeout(done, 60);
   });
 }
-
-async function get(path, kind = "json") {
-  const answer = await fetch(path);
-  if (!answer.ok) throw new Error(`${path}: ${answer.status}`);
-  return answer[kind]();
-}
-
-async function start() {
-  const site = await get("site.json");
-  const index = await get("bundle/bundle.json");
-  await openLanguage(site, index.vocabulary.locale);
-  const [table, blocked, layouts, emoji, forms] = await Promise.all([
-    get("bundle/tokenizer/vocabulary.tsv", "text"), get("bundle/blocklist.txt", "text"),
-    get("layouts.json"), get("emoji.json"),
-    index.vocabulary.written_forms ? get("bundle/tokenizer/forms.tsv", "text") : "",
-  ]);
-  const tokenizer = new Tokenizer(
-    { ...index.vocabulary.normalisation, ...index.vocabulary.special_ids }, table, blocked.split("\n"),
-    index.vocabulary.blocked.same_letters, forms);
-  const open = await openGraphs(site);
-  const entry = index.graphs.find((graph) => graph.path === site.predict);
-  const personal = new Personal(index.digest, tokenizer, site.own_words);
-  const predictor = new Predictor(open(entry.path), entry, tokenizer, personal, index.limits);
-  personal.read = (messages) => predictor.carry(messages);
-  const app = new App(site, index, tokenizer, predictor, personal,
-    new Layouts(layouts, index.vocabulary.locale ?? ""), emoji);
-  window.app = app;
-  await app.suggest();
-  if (document.documentElement.classList.contains("failed")) return;
-  document.documentElement.classList.add("ready");
-  $("title").textContent = index.title ?? t("status.unnamed");
-  $("status").textContent = t(site.runtime === "web" ? "status.inPage" : "status.onComputer");
-  app.text.focus(); // no keyboard of the phone's own appears: inputmode is none
-  await app.busy(personal.restore());
-  setTimeout(() => { app.corrector = new Corrector(tokenizer, app.keys.map); });
-  if (site.take_part) await openTakePart(app, open);
-}
-
-// On a page that a server of rounds gave: its owner may take part.
-async function openTakePart(app, open) {
-  const [{ TakePart }, { PartSheet }] = await Promise.all([import("./take_part.js"), import("./part_sheet.js")]);
-  const task = await get("take_part.json");
-  const { inputs } = app.index.graphs.find((graph) => graph.path === task.train_step).signature;
-  const part = new TakePart(task, open(task.train_step), inputs, app.personal, () => sheet.show());
-  const sheet = new PartSheet(part);
-  app.part = part;
-  await part.open();
-  if (part.enrolled) sheet.open();
-}
-
-start().catch((error) => {
-  document.documentElement.classList.add("failed");
-  const reason = error.message;
-  $("status").textContent = isOpen() ? t("status.bundleFailed", { reason }) : reason;
-});

@@ -120,7 +120,7 @@ export class Corrector {
     for (const { at, cost } of this.lexicon.near(letters, this.slips, most))
       yield { word: this.words[at], id: this.ids[at], chance: chance(this.ids[at]), cost };
     if (!others) return;
-    const unknown = chance(this.tokenizer.rules.unk_id);
+    const unknown = this.#unlisted(chance);
     for (const { at, cost } of others.lexicon.near(letters, this.slips, most)) {
       const { word, share } = others.words[at];
       yield { word, id: null, chance: unknown * share, cost };
@@ -165,6 +165,11 @@ export class Corrector {
   }
 
   #unknown(letters, chance) {
-    return Math.log(Math.max(chance(this.tokenizer.rules.unk_id), RAREST)) + this.spelling.score(letters);
+    return Math.log(Math.max(this.#unlisted(chance), RAREST)) + this.spelling.score(letters);
+  }
+
+  // The chance of a word that the vocabulary does not list.
+  #unlisted(chance) {
+    return this.tokenizer.unlisted.reduce((sum, id) => sum + chance(id), 0);
   }
 }

@@ -3,6 +3,8 @@
 import { t } from "./language.js";
 
 const LAST = 16; // kept while the page is open
+const GROUPS = ["keys.faces", "keys.people", "keys.hearts", "keys.nature", "keys.food", "keys.activities",
+  "keys.places"]; // what a screen reader calls those of emoji.json
 
 export class Emoji {
   /**
@@ -32,7 +34,7 @@ export class Emoji {
       tab.type = "button";
       tab.tabIndex = -1;
       tab.textContent = group === this.last ? "🕘" : group[0];
-      if (group === this.last) tab.setAttribute("aria-label", t("keys.lastEmoji"));
+      tab.setAttribute("aria-label", t(group === this.last ? "keys.lastEmoji" : GROUPS[this.groups.indexOf(group)]));
       tab.addEventListener("click", () => { list.scrollTop = parts[at].offsetTop - list.offsetTop; });
       return tab;
     }), this.key("erase", "wide other"));

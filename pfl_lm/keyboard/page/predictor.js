@@ -80,8 +80,12 @@ export class Predictor {
 
   // The probability of each word after a context: the model's, mixed with the owner's words.
   async chances(context, personal) {
-    const found = this.latest(context, personal) ?? await this.read(context, personal);
-    return this.mixed(found, context, personal);
+    return this.mixed(await this.reading(context, personal), context, personal);
+  }
+
+  // What the model said after a context.
+  async reading(context, personal) {
+    return this.latest(context, personal) ?? this.read(context, personal);
   }
 
   // What `chances` returns, without waiting: null if the model has not read the context last.
@@ -98,11 +102,18 @@ export class Predictor {
 
   async read(context, personal) {
     const root = this.carried, before = await this.after(context.slice(0, -1), personal);
-    const { logits } = await this.call(context.at(-1), before), scores = logits.data;
+    const read = await this.step(context.at(-1), before), of = name(context, personal);
+    this.remember(of, root, read.state);
+    return this.scored = { of, root, ...read };
+  }
+
+  // Read one word after a state: the scores of all words, what makes them probabilities, the state.
+  async step(token, before) {
+    const found = await this.call(token, before), scores = found.logits.data;
     let highest = -Infinity, total = 0;
     for (const score of scores) if (score > highest) highest = score;
     for (const score of scores) total += Math.exp(score - highest);
-    return this.scored = { of: name(context, personal), root, scores, highest, total };
+    return { scores, highest, total, state: this.next(found) };
   }
 
   mixed({ scores, highest, total }, context, personal) {
@@ -118,10 +129,14 @@ export class Predictor {
     const root = this.carried;
     const before = await this.after(context.slice(0, -1), personal);
     const state = this.next(await this.call(context.at(-1), before));
-    if (root !== this.carried) return state; // of messages that were forgotten meanwhile
+    this.remember(key, root, state);
+    return state;
+  }
+
+  remember(key, root, state) {
+    if (root !== this.carried) return; // of messages that were forgotten meanwhile
     if (this.states.size > KEPT) this.states.clear();
     this.states.set(key, state);
-    return state;
   }
 
   next(found) {

@@ -1,13 +1,17 @@
 // Text to the words that the model knows, as pfl_lm/text/normalisation.py states it.
 
+import { Subwords } from "./subwords.js";
+
 const STRAIGHT = { "‘": "'", "’": "'", "ʼ": "'", "‛": "'", "“": '"', "”": '"', "„": '"' };
+const BEGINS = /^[\p{L}\p{N}]/u; // a word
 const NUMBER = /^\p{Nd}[\p{Nd}.,:]*$/u;
 
 export class Tokenizer {
   // rules: bundle.json's `normalisation`; table: vocabulary.tsv; blocked: words never suggested,
   // in any form of their letters, which `letters` tells (pfl_lm/text/letters.py); forms: forms.tsv,
   // how words are usually written.
-  constructor(rules, table, blocked = [], letters = { letters: {}, digits: {} }, forms = "") {
+  // subwords: subwords.model, which spells the words that the vocabulary lacks; null: it has none.
+  constructor(rules, table, blocked = [], letters = { letters: {}, digits: {} }, forms = "", subwords = null) {
     this.rules = rules;
     this.forms = new Map(forms.split("\n").slice(1).filter(Boolean).map((line) => line.split("\t")));
     this.pieces = new RegExp(rules.pattern_ecmascript, "gu");
@@ -24,6 +28,10 @@ export class Tokenizer {
       this.counts.push(Number(count));
     }
     this.size = this.words.length;
+    const first = this.kinds.indexOf("subword"); // a vocabulary's last ids
+    this.subwords = subwords && new Subwords(this.words.slice(first), first, subwords);
+    // What a word that is not listed begins with.
+    this.unlisted = [rules.unk_id, ...(this.subwords?.begins() ?? [])];
     this.ids = new Map();
     this.folded = new Map();
     this.words.forEach((word, id) => {
@@ -62,13 +70,13 @@ export class Tokenizer {
   }
 
   wordsOf(entry) {
-    return this.split(entry).filter((piece) => /^[\p{L}\p{N}]/u.test(piece));
+    return this.split(entry).filter((piece) => BEGINS.test(piece));
   }
 
   // How a word is written inside of the sentences of a text, as often as it stands there.
   writtenForms(text, word) {
     const pieces = this.straighten(text).match(this.pieces) ?? [];
-    return pieces.filter((piece, at) => /^[\p{L}\p{N}]/u.test(pieces[at - 1] ?? "")
+    return pieces.filter((piece, at) => BEGINS.test(pieces[at - 1] ?? "")
       && this.normalise(piece) === word);
   }
 
@@ -100,7 +108,13 @@ export class Tokenizer {
   }
 
   encode(text) {
-    return this.split(text).map((piece) => this.id(piece));
+    return this.split(text).flatMap((piece) => this.idsOf(piece));
+  }
+
+  // The ids that stand for one piece of a text: several where subwords spell it.
+  idsOf(piece) {
+    const id = this.id(piece), lacks = id === this.rules.unk_id;
+    return lacks && this.subwords && BEGINS.test(piece) ? this.subwords.encode(piece) : [id];
   }
 
   // A word as it is shown inside of a sentence.
@@ -116,7 +130,7 @@ export class Tokenizer {
     const last = this.split(core).at(-1);
     for (let at = 0; last && at < core.length; at++) {
       const rest = core.slice(at);
-      if (!/^[\p{L}\p{N}]/u.test(rest) || !/[\p{L}\p{N}\p{M}]$/u.test(rest)) continue;
+      if (!BEGINS.test(rest) || !/[\p{L}\p{N}\p{M}]$/u.test(rest)) continue;
       const pieces = this.split(rest);
       if (pieces.length === 1 && pieces[0] === last)
         return { before: text.slice(0, text.length - tail.length + at), typed: tail.slice(at) };

@@ -149,6 +149,8 @@ class TestTyping:
             "a long press on a key of the first row writes its digit"
         )
         page.tap('.key[data-key="emoji"]')
+        tabs = "[...document.querySelectorAll('.tabs button')].map((tab) => tab.ariaLabel)"
+        assert page.run(tabs)[:3] == ["Letters", "Faces", "Hands and people"]
         page.tap('.key[data-key="😄"]')
         assert page.run(TEXT).endswith("😄")
         page.tap('.key[data-key="letters"]')

@@ -49,7 +49,7 @@ PARTS = [
 ]  # fmt: skip
 RUN = """
 import { createRequire } from "module";
-import { Tokenizer } from "./tokenizer.mjs";
+import { Tokenizer } from "./tokenizer.js";
 const require_ = createRequire(import.meta.url);
 const given = JSON.parse(require_("fs").readFileSync(0, "utf8"));
 const { rules, table, blocked, letters, forms, calls } = given;
@@ -84,7 +84,9 @@ def ask(tokenizer: Tokenizer, calls: list[list[str]], folder: Path, *blocked: st
     node = shutil.which("node")
     if node is None:
         pytest.skip("needs Node, which is not installed")
-    shutil.copy(PAGE / "tokenizer.js", folder / "tokenizer.mjs")
+    for name in ("tokenizer.js", "subwords.js"):
+        shutil.copy(PAGE / name, folder)
+    (folder / "package.json").write_text('{"type": "module"}')
     (folder / "run.mjs").write_text(RUN)
     given = {
         "rules": tokenizer.normalisation.in_browser() | {"unk_id": tokenizer.unk_id},
