@@ -20,8 +20,9 @@ from pfl_lm.evaluation.evaluate import Evaluation, ModelScorer, evaluate
 from pfl_lm.native.tuning import tune
 from pfl_lm.queries.mixture import open_mixture
 from pfl_lm.recipes import load
-from pfl_lm.run.pretrain import pretrain, steps_of
+from pfl_lm.run.pretrain import pretrain
 from pfl_lm.run.pretrain_recipe import Pretraining
+from pfl_lm.run.pretrain_text import steps_of
 from pfl_lm.text.population import PopulationStore
 from pfl_lm.text.tokenizer import Tokenizer
 

@@ -13,13 +13,14 @@ Shapes: m places of a text, P hidden width, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Protocol
 
 import numpy as np
 import torch
 
 from pfl_lm.evaluation.evaluate import ModelScorer, measure_windows
 from pfl_lm.evaluation.held_out import choose_users
-from pfl_lm.evaluation.interfaces import HeldOut, TokenizerLike
+from pfl_lm.evaluation.interfaces import HeldOut, QuickScorer, TokenizerLike
 from pfl_lm.evaluation.keystrokes import Completions
 from pfl_lm.evaluation.measures import Tally
 from pfl_lm.evaluation.personal import Gain
@@ -32,12 +33,20 @@ _CARRIES_ITS_STATE = ("cifg_lstm", "lstm")
 _PLACES = 512  # of a text whose mixtures are held at once, float64[512, V]
 
 
+class Network(QuickScorer, Protocol):
+    """A scorer whose scores are logits with a log-partition that it tells."""
+
+    def log_total(self, states: torch.Tensor) -> torch.Tensor:
+        """Return the logarithm of the sum of all words' powers after states (m, P), float64[m]."""
+        ...
+
+
 class RememberingScorer:
     """A stretch of one user's text, as a ``QuickScorer``: a state is a place in it."""
 
     def __init__(
         self,
-        model: ModelScorer,
+        model: Network,
         hidden: torch.Tensor,
         factors: np.ndarray,
         shares: np.ndarray,
@@ -131,12 +140,32 @@ def own_words_gain(
                 measure_windows(model, owners, cut, vocabulary, completions, shared)
                 own = OwnWords(rule or OwnWordsRule(), spec.vocabulary_size, tokenizer.bos_id)
                 hidden = _hidden(spec, model, text, window)
-                for scorer, cut in _stretches(model, hidden, text, own, vocabulary):
-                    owners = np.full(len(cut), place)
-                    measure_windows(scorer, owners, cut, vocabulary, completions, personal)
+                measure_text(model, hidden, text, own, vocabulary, completions, personal, place)
             if progress:
                 progress(place + 1, len(users))
     return Gain.between(shared, personal, coordinates=0)
+
+
+def measure_text(
+    model: Network,
+    hidden: torch.Tensor,
+    text: np.ndarray,
+    own: OwnWords,
+    vocabulary: Vocabulary,
+    completions: Completions,
+    tally: Tally,
+    place: int,
+) -> None:
+    """Measure a model with a memory on one user's text, and let the memory read it.
+
+    Args:
+        hidden: (m, …), what the model knows after each token but the last.
+        text: int64[m + 1].
+        place: the user's, in the tally.
+    """
+    for scorer, cut in _stretches(model, hidden, text, own, vocabulary):
+        owners = np.full(len(cut), place)
+        measure_windows(scorer, owners, cut, vocabulary, completions, tally)
 
 
 def _hidden(spec: ModelSpec, model: ModelScorer, text: np.ndarray, window: int) -> torch.Tensor:
@@ -147,7 +176,7 @@ def _hidden(spec: ModelSpec, model: ModelScorer, text: np.ndarray, window: int) 
 
 
 def _stretches(
-    model: ModelScorer,
+    model: Network,
     hidden: torch.Tensor,
     text: np.ndarray,
     own: OwnWords,

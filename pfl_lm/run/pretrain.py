@@ -9,7 +9,6 @@ Legend: B windows of a batch, T tokens of a window, P width of the hidden vector
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,8 +31,8 @@ from pfl_lm.models.spec import differences
 from pfl_lm.run.pretrain_checkpoint import PretrainCheckpoint
 from pfl_lm.run.pretrain_recipe import Pretraining
 from pfl_lm.run.pretrain_step import Trainer
+from pfl_lm.run.pretrain_text import Passes, always, batches, passes_of, steps_of
 from pfl_lm.run.progress import ProgressListener
-from pfl_lm.streams import stream
 from pfl_lm.text.mixture import Mixture
 from pfl_lm.text.population import PopulationStore
 from pfl_lm.text.tokenizer import Tokenizer
@@ -64,7 +63,7 @@ def pretrain(
     Raises:
         ValueError: tokenizer, text and model do not fit together, the text is too short, the
             checkpoint is that of another training, the loss is not finite, or the mixture is of
-            another text, or of private text.
+            another text, or of private text, or the recipe states ``max_tokens`` beside it.
     """
     tokenizer = Tokenizer.open(recipe.tokenizer)
     store = PopulationStore.open(recipe.text)
@@ -72,13 +71,15 @@ def pretrain(
     if recipe.text_is == "public":
         store.require_public()
     parameters, votes = _start(recipe, tokenizer)
-    words = store.stream("train")
+    passes = passes_of(recipe, store)
+    words = passes(0)
     steps = steps_of(recipe, len(words))
     if mixture is not None:
         words, votes = _chosen(recipe, store, mixture), mixture.added_to(votes)
+        passes = always(words)
         checkpoint = checkpoint and replace(checkpoint, mixture=mixture.digest)
     trainer = Trainer(recipe, parameters, tokenizer.unigram, steps)
-    _train(trainer, words, listener, checkpoint)
+    _train(trainer, passes, listener, checkpoint)
     for value in parameters.values():
         value.requires_grad_(False)
         value.grad = None
@@ -96,12 +97,14 @@ def _chosen(recipe: Pretraining, store: PopulationStore, mixture: Mixture) -> np
     """Return the text that a mixture chooses; ValueError where the text is private."""
     if recipe.text_is != "public":
         raise ValueError('--mixture chooses public text, and the recipe says text_is = "private"')
+    if recipe.max_tokens is not None:
+        raise ValueError("--mixture chooses passages, and max_tokens pieces; leave one out")
     return mixture.choose(store)
 
 
 def _train(
     trainer: Trainer,
-    words: np.ndarray,
+    passes: Passes,
     listener: ProgressListener,
     checkpoint: PretrainCheckpoint | None,
 ) -> None:
@@ -113,7 +116,7 @@ def _train(
         save = checkpoint.saver(recipe, adam, parameters)
     trainer.schedule.last_epoch = taken
     try:
-        for step, batch in _batches(recipe, words, trainer.steps, taken):
+        for step, batch in batches(recipe, passes, trainer.steps, taken):
             with interruptible() as hold:
                 hold()
                 loss, taken = trainer.step(step, batch), step + 1
@@ -197,33 +200,7 @@ def _open_start(recipe: Pretraining, key: str, path: Path) -> Model:
     return model
 
 
-def steps_of(recipe: Pretraining, words: int) -> int:
-    """Return how many steps a recipe takes on a text of ``words`` words."""
-    return max(1, int(recipe.epochs * ((words - 1) // recipe.window) / recipe.batch_size))
-
-
 def _windows(words: np.ndarray, length: int, count: int) -> np.ndarray:
     """Return ``count`` windows, int64[count, length], spread evenly over a text."""
     starts = np.linspace(0, len(words) - length, count).astype(np.int64)
     return words[starts[:, None] + np.arange(length)].astype(np.int64)
-
-
-def _batches(
-    recipe: Pretraining, words: np.ndarray, steps: int, first: int = 0
-) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield the numbers of ``steps`` from ``first`` on, and windows of the text: int64[B, T + 1].
-
-    The order of the windows is a new one in each epoch.
-    """
-    count = (len(words) - 1) // recipe.window
-    if count < recipe.batch_size:
-        raise ValueError(f"text has {len(words)} tokens, less than one batch; bring more text")
-    offsets = np.arange(recipe.window + 1)
-    order, epoch = np.zeros(0, dtype=np.int64), 0
-    for step in range(steps):
-        if len(order) < recipe.batch_size:
-            shuffled = stream(recipe.seed, "pretrain", epoch).permutation(count)
-            order, epoch = np.concatenate([order, shuffled]), epoch + 1
-        chosen, order = np.sort(order[: recipe.batch_size]), order[recipe.batch_size :]
-        if step >= first:
-            yield step, words[chosen[:, None] * recipe.window + offsets].astype(np.int64)

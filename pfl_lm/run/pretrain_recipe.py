@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from pfl_lm.models.models import ModelSpec
-from pfl_lm.validate import below_one, positive
+from pfl_lm.validate import at_least, below_one, positive
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,9 @@ class Pretraining:
         trunk: a model file of another vocabulary, such as a related language's: training begins
             with its layers between the two tables of words; the words begin as they do without.
         epochs: passes over the text.
+        max_tokens: how much of each user's text a pass reads at most: so many tokens in a row, from
+            a place that every pass draws. Users then weigh as in an evaluation of so many tokens
+            of each, however much some of them wrote. None: all text of all users.
         window, batch_size: T and B.
         learning_rate: Adam's, after a warm-up of 2% of the steps, falling to 0 along a cosine.
         loss: ``softmax``, or ``sampled`` with some words per step instead of all.
@@ -45,6 +48,7 @@ class Pretraining:
     start: Path | None = None
     trunk: Path | None = None
     epochs: float = 1.0
+    max_tokens: int | None = None
     window: int = 20
     batch_size: int = 64
     learning_rate: float = 2e-3
@@ -63,6 +67,7 @@ class Pretraining:
             candidates=self.candidates,
             gradient_clip=self.gradient_clip,
         )
+        at_least(1, max_tokens=self.max_tokens)
         below_one(self_normalise=self.self_normalise)
         if self.self_normalise and self.loss != "sampled":
             raise ValueError('self_normalise needs loss = "sampled"')

@@ -235,6 +235,7 @@ def test_parts_that_do_not_fit_are_refused(recipe, folder, changes, match):
     ("field", "value"),
     [
         ("epochs", 0),
+        ("max_tokens", 0),
         ("window", 0),
         ("batch_size", -1),
         ("learning_rate", float("nan")),

@@ -124,6 +124,8 @@ class TestPretrain:
     def test_private_text_is_not_for_a_mixture(self, recipe: Pretraining, mixture: Mixture) -> None:
         with pytest.raises(ValueError, match="--mixture chooses public text"):
             pretrain(replace(recipe, text_is="private"), mixture=mixture)
+        with pytest.raises(ValueError, match=r"max_tokens .* leave one out"):
+            pretrain(replace(recipe, max_tokens=5), mixture=mixture)
 
     def test_an_interrupted_training_goes_on_with_the_same_mixture_only(
         self, recipe: Pretraining, mixture: Mixture, tmp_path: Path
