@@ -51,7 +51,8 @@ def main() -> None:
     folder = options.output / options.name.replace(" ", "_")
     folder.mkdir(parents=True, exist_ok=True)
     if options.head:
-        print(COSTS if options.untrained else HEAD)
+        head = COSTS if options.untrained else HEAD
+        print(f"{head}\n|{'---|' * (head.count('|') - 1)}")
     rounds = {} if options.rounds is None else {"rounds": options.rounds}
     scenario = load_scenario(options.scenario, changed | rounds)
     if options.untrained:
