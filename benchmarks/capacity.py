@@ -29,7 +29,7 @@ from pfl_lm.export.graphs.predict import predict_graph
 from pfl_lm.models.file import Model, load_model, save_model
 from pfl_lm.models.models import initialise, roles, size
 from pfl_lm.native.tuning import tune
-from pfl_lm.payload.layout import choose
+from pfl_lm.payload.choice import choose
 from pfl_lm.recipes import load
 from pfl_lm.run.evaluation_file import read_evaluation
 from pfl_lm.run.folder import RunFolder
