@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from types import FrameType
 
 import typer
 
@@ -100,6 +101,7 @@ def pfl_lm(
 def main() -> None:
     """Run a verb; whatever ends it is one line on standard error (see :mod:`pfl_lm.cli.errors`)."""
     errors.write_anything()
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         arguments.refuse_empty(sys.argv[1:])
         app()
@@ -117,3 +119,9 @@ def main() -> None:
             if simulate.speaks():
                 print("pfl-lm: interrupted", file=sys.stderr)
         raise
+
+
+def _terminate(number: int, _: FrameType | None) -> None:
+    """End the process by an exception, as Ctrl-C does: what is half written is cleared away."""
+    signal.signal(number, signal.SIG_IGN)  # a second one ends nothing half
+    raise SystemExit(128 + number)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -116,7 +114,6 @@ def run_(
     text = _held_out(source, population, split, positions)
     if zip and output.suffix != ".zip":
         output = output.with_name(f"{output.name}.zip")
-    signal.signal(signal.SIGTERM, _stop)  # so that what is half written is cleared away
     progress = ExportProgress()
     try:
         rows = export(source, output, config, text, progress)
@@ -283,7 +280,3 @@ def _show_ngram(stated: dict[str, Any]) -> None:
         f"({percent(network['top3'])})"
     )
     typer.echo(stated["statement"])
-
-
-def _stop(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt

@@ -159,18 +159,16 @@ class TestWholeOrNotAtAll:
         """SIGKILL cannot be answered: the next export clears what it left, and it has no name."""
         code = f"""
 import sys, time
-from types import SimpleNamespace
-sys.path.insert(0, {str(build.Path(__file__).parent)!r})
-from pfl_lm.export import build, card
-from pfl_lm.export.formats import registry as formats
-from pfl_lm.cli import export as verb
+from pfl_lm.cli import main
+from pfl_lm.export import build
 def stop(*about):
     print("half way", flush=True)
     time.sleep(60)
 build.read = stop
 build.ExportConfig.__post_init__ = lambda self: None
-verb.run_(build.Path({str(run_folder)!r}), build.Path({str(tmp_path / "bundle")!r}), None, None,
-          "validation", "onnx", "fp32", None, 0.98, 0.9, 60, True, True, False)
+sys.argv[1:] = ["export", "run", {str(run_folder)!r}, "-o", {str(tmp_path / "bundle")!r},
+                "--formats", "onnx", "--precisions", "fp32"]
+main()
 """
         process = subprocess.Popen(
             [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
