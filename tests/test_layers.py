@@ -18,6 +18,7 @@ ROWS = {
         "native",
         "streams",
         "version",
+        "interrupts",
         "files",
         "numbers",
         "validate",

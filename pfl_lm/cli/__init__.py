@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import signal
 import sys
-from types import FrameType
 
 import typer
 
@@ -41,6 +40,7 @@ from pfl_lm.cli import (
     watch,
     words,
 )
+from pfl_lm.interrupts import end
 from pfl_lm.version import __version__
 
 INTERRUPTED = 130  # the status that typer, as a shell, makes of Ctrl-C
@@ -101,7 +101,7 @@ def pfl_lm(
 def main() -> None:
     """Run a verb; whatever ends it is one line on standard error (see :mod:`pfl_lm.cli.errors`)."""
     errors.write_anything()
-    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGTERM, end)  # by an exception: what is half written is cleared away
     try:
         arguments.refuse_empty(sys.argv[1:])
         app()
@@ -119,9 +119,3 @@ def main() -> None:
             if simulate.speaks():
                 print("pfl-lm: interrupted", file=sys.stderr)
         raise
-
-
-def _terminate(number: int, _: FrameType | None) -> None:
-    """End the process by an exception, as Ctrl-C does: what is half written is cleared away."""
-    signal.signal(number, signal.SIG_IGN)  # a second one ends nothing half
-    raise SystemExit(128 + number)

@@ -4,7 +4,6 @@ ranks       what the processes say to each other, and a process that runs alone
 processes   the processes of one machine are started, watched, and started again
 pipes       how the processes of one machine talk: inherited pipes, no port
 torchrun    the processes of several machines, which torchrun starts
-interrupts  Ctrl-C and SIGTERM: when they end a process, and when they wait
 """
 
 from pfl_lm.distributed.ranks import ALONE, Ranks

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar
 
-from pfl_lm.distributed.interrupts import answering, end
 from pfl_lm.distributed.pipes import LostRankError, PipeRanks
+from pfl_lm.interrupts import answering, end
 
 T = TypeVar("T")
 

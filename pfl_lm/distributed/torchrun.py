@@ -20,8 +20,8 @@ from typing import Any, TypeVar
 
 from numpy.typing import NDArray
 
-from pfl_lm.distributed.interrupts import answering, end
 from pfl_lm.distributed.ranks import ALONE, Ranks
+from pfl_lm.interrupts import answering, end
 
 T = TypeVar("T")
 

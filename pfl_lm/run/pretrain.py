@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pfl_lm.distributed.interrupts import interruptible
+from pfl_lm.interrupts import interruptible
 from pfl_lm.models.file import Model, load_model
 from pfl_lm.models.models import (
     ModelSpec,

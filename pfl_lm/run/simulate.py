@@ -19,7 +19,7 @@ from pfl_lm.devices.processor import CPU, Processor
 from pfl_lm.devices.trace import Trace
 from pfl_lm.devices.training import devices_at_once, groups, train
 from pfl_lm.distributed import ALONE, Ranks
-from pfl_lm.distributed.interrupts import interruptible
+from pfl_lm.interrupts import interruptible
 from pfl_lm.run.aggregation import ExternalAggregator
 from pfl_lm.run.availability import Cohort, invite
 from pfl_lm.run.context import RunContext, choose_payload, text_of
