@@ -71,20 +71,20 @@ HELPER long add_by_tiles(int rows, long n, const uint32_t *row, long apart, cons
   return whole;
 }
 
-/* Whether tiles are to be had, and multiply: whole numbers up to 30, whose sums are exact. */
+/* Asks for tiles, and lets them multiply numbers whose products and sums float32 holds exactly. */
 __attribute__((constructor)) static void try_tiles(void) {
   uint32_t left[TILE * TILE], panel[TILE * WIDTH];
   vec sum[TILE][2] = {{{0}}};
   float expected[TILE][WIDTH] = {{0}};
   if (!PERMITTED) return;
   tiles_work = 1;
-  /* 1 + (i + 2 k) % 5 beside 2, times 3 beside j % 2: whole numbers below 256 are exact. */
+  /* On the left 1 + (i + 2 k) % 5 and 2, on the right 3 and j % 2, each two a pair. */
   for (int i = 0; i < TILE; i++)
     for (int k = 0; k < TILE; k++) {
       float number = (float)(1 + (i + 2 * k) % 5);
       uint32_t bits;
       memcpy(&bits, &number, 4);
-      left[i * TILE + k] = bits >> 16 | 0x40000000; /* beside it 2.0 */
+      left[i * TILE + k] = bits >> 16 | 0x40000000;
       for (int j = 0; j < WIDTH; j++) expected[i][j] += 3.0f * number + 2.0f * (float)(j % 2);
     }
   for (int k = 0; k < TILE; k++)

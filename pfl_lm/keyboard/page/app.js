@@ -134,26 +134,22 @@ export class App {
     const context = this.predictor.context(before);
     try {
       const shape = shapeOf(typed, before, this.keys.shift);
-      const shown = (id) => cased(this.tokenizer.shown(id), shape, this.locale);
+      const inShape = (word) => cased(word, shape, this.locale), shown = (id) => inShape(this.tokenizer.shown(id));
       const found = await this.predictor.suggest(context, typed, true, shown);
       if (turn !== this.turn) return;
       const words = found.map(({ id, score }) => ({ text: shown(id), score }));
       this.show(before, typed, words);
-      if (this.composer) await this.showComposed(turn, context, words);
+      if (!this.composer) return;
+      // Words that pieces spell, beside the listed ones, which stand there already.
+      const least = words.length === PLACES ? words.at(-1).score : 0;
+      const spelled = await this.composer.compose(context, typed, least, () => turn !== this.turn);
+      if (turn !== this.turn) return;
+      const composed = spelled.map(({ word, score }) => ({ text: inShape(word), score }));
+      if (composed.length) this.show(before, typed, words, composed);
+      document.documentElement.dataset.composed = `${before}|${typed}`;
     } catch (error) {
       this.failed(error);
     }
-  }
-
-  // Show words that pieces spell beside the listed ones, which stand there already.
-  async showComposed(turn, context, words) {
-    const { before, typed } = this.wordAt(this.text.selectionEnd), shape = shapeOf(typed, before, this.keys.shift);
-    const least = words.length === PLACES ? words.at(-1).score : 0;
-    const found = await this.composer.compose(context, typed, least, () => turn !== this.turn);
-    if (turn !== this.turn) return;
-    const composed = found.map(({ word, score }) => ({ text: cased(word, shape, this.locale), score }));
-    if (composed.length) this.show(before, typed, words, composed);
-    document.documentElement.dataset.composed = `${before}|${typed}`;
   }
 
   show(before, typed, words, composed = []) {
