@@ -42,7 +42,8 @@ def contrast(
     """Return losses (K, N) and the gradient by the vectors (K, N, P); add the rows' own.
 
     Args:
-        vectors: (K, N, P); targets: int64 (K, N); weight: (K, N).
+        vectors: (K, N, P); targets: int64 (K, N).
+        weight: (K, N); rows of weight 0 (padding) are not scored, their results are 0.
         table, bias: the output rows; ``rate`` times their gradient is added to them.
         candidates: their words ascending.
         centre: the candidates' rows (K, C, P) and biases (K, C) from which those in ``table`` and

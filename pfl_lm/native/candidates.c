@@ -1,8 +1,8 @@
 /* The sampled softmax of K devices: scores of a target and of C candidates, loss, and gradients.
 
    Some rows at a time are scored, turned into gradients and mixed with the candidates' rows while
-   they are in the second cache. What trains may be what is read: all of a device's reads precede its
-   writes.
+   they are in the second cache. A row of weight 0 (a window's padding) is not scored: its loss and its
+   gradient are 0. What trains may be what is read: all of a device's reads precede its writes.
 
    Legend: K devices, N rows of a device, P width, V words, k rows of the payload, C candidates. */
 
@@ -42,7 +42,11 @@ EXPORT_SIZE(candidates)
 
 typedef struct {
   float *memory, *turned, *plain, *rows, *bias, *scores, *vectors, *target;
-  float *slopes; /* (N, C) in panels, the caller's */
+  float *slopes;   /* (n, C) in panels, the caller's */
+  float *counted;  /* (n, P): vectors of the n rows whose weight is not 0 */
+  float *gradient; /* (ROWS, P): by the vectors of some of them */
+  long *places;    /* (n,): their places among all devices' rows */
+  long n;
 } tools;
 
 /* Floats of a thread's slopes. */
@@ -50,14 +54,23 @@ long slopes_size(long rows, long count) { return sized(rows, count); }
 
 static int equip(tools *u, const candidates *c, float *slopes) {
   long turned = sized(c->width, c->count), plain = sized(c->count, c->width);
-  long sizes[] = {turned,   plain,           c->count * c->width,
-                  c->count, ROWS * c->count, sized(c->rows, c->width)};
-  float **places[] = {&u->turned, &u->plain, &u->rows, &u->bias, &u->scores, &u->vectors};
-  long all = c->rows;
-  for (int i = 0; i < 6; i++) all += sizes[i];
-  if (!(u->target = u->memory = room(all))) return 1;
-  float *next = u->memory + c->rows;
-  for (int i = 0; i < 6; next += sizes[i++]) *places[i] = next;
+  long sizes[] = {turned,
+                  plain,
+                  c->count * c->width,
+                  c->count,
+                  ROWS * c->count,
+                  sized(c->rows, c->width),
+                  c->rows * c->width,
+                  ROWS * c->width};
+  float **places[] = {&u->turned, &u->plain,   &u->rows,    &u->bias,
+                      &u->scores, &u->vectors, &u->counted, &u->gradient};
+  long all = 3 * c->rows; /* a place takes two floats */
+  for (int i = 0; i < 8; i++) all += sizes[i];
+  if (!(u->memory = room(all))) return 1;
+  u->places = (long *)u->memory;
+  u->target = u->memory + 2 * c->rows;
+  float *next = u->target + c->rows;
+  for (int i = 0; i < 8; next += sizes[i++]) *places[i] = next;
   u->slopes = slopes;
   return 0;
 }
@@ -140,53 +153,68 @@ static float contrast(long count, float *scores, float target, float weight, flo
   return own * share - weight;
 }
 
-/* Rows [first, first + count) of device k, up to the gradient by the vectors. */
+/* Find device k's rows that count; losses and gradients of the others are 0. */
+static void find_counted(const candidates *c, tools *u, long k) {
+  long p = c->width;
+  u->n = 0;
+  for (long i = k * c->rows; i < (k + 1) * c->rows; i++) {
+    if (c->weight[i] == 0) {
+      c->loss[i] = 0;
+      memset(c->gradient + i * p, 0, 4 * p);
+      continue;
+    }
+    memcpy(u->counted + u->n * p, c->vectors + i * p, 4 * p);
+    u->places[u->n++] = i;
+  }
+}
+
+/* Rows [first, first + count) of device k's that count, up to the gradient by the vectors. */
 static void score_rows(const candidates *c, tools *u, long k, long first, long count) {
-  long at = k * c->rows + first, p = c->width;
-  const float *vectors = c->vectors + at * p;
-  float *gradient = c->gradient + at * p;
+  long p = c->width;
+  const float *vectors = u->counted + first * p;
   passage scores = {p, c->count, 0, vectors, 0, u->turned, 0, 0, u->bias, u->scores, 0};
   pass_through(&scores, count);
   for (long i = 0; i < count; i++) {
-    int64_t word = c->targets[at + i];
+    long place = u->places[first + i];
+    int64_t word = c->targets[place];
     float target = dot(p, vectors + i * p, row_of(&c->scoring, k, word));
     if (c->bias.frozen) target += *row_of(&c->bias, k, word);
     long hit = place_of(c, word);
     if (hit >= 0) u->scores[i * c->count + hit] = -INFINITY;
     u->target[first + i] =
-        contrast(c->count, u->scores + i * c->count, target, c->weight[at + i], c->loss + at + i);
+        contrast(c->count, u->scores + i * c->count, target, c->weight[place], c->loss + place);
   }
-  passage mixed = {c->count, p, 0, u->scores, 0, u->plain, 0, 0, 0, gradient, 0};
+  passage mixed = {c->count, p, 0, u->scores, 0, u->plain, 0, 0, 0, u->gradient, 0};
   pass_through(&mixed, count);
   for (long i = 0; i < count; i++) {
-    const float *own = row_of(&c->scoring, k, c->targets[at + i]);
-    for (long j = 0; j < p; j++) gradient[i * p + j] += u->target[first + i] * own[j];
+    long place = u->places[first + i];
+    const float *own = row_of(&c->scoring, k, c->targets[place]), *others = u->gradient + i * p;
+    float *gradient = c->gradient + place * p;
+    for (long j = 0; j < p; j++) gradient[j] = others[j] + u->target[first + i] * own[j];
   }
   for (long j = 0; j < c->count; j += WIDTH)
     pack(count, smaller(WIDTH, c->count - j), u->scores + j, c->count, 1,
-         u->slopes + j * c->rows + first * WIDTH);
+         u->slopes + j * u->n + first * WIDTH);
 }
 
 /* Add what device k's rows have for the table and the bias. */
 static void descend(const candidates *c, tools *u, long k) {
-  const float *vectors = c->vectors + k * c->rows * c->width;
-  const int64_t *targets = c->targets + k * c->rows;
   if (c->scoring.into) {
-    pack(c->rows, c->width, vectors, c->width, 1, u->vectors);
-    weight_gradient(c->rows, c->count, u->slopes, c->width, u->vectors, 0, u->rows, 0);
+    pack(u->n, c->width, u->counted, c->width, 1, u->vectors);
+    weight_gradient(u->n, c->count, u->slopes, c->width, u->vectors, 0, u->rows, 0);
     for (long i = 0; i < c->count; i++)
       add_row(&c->scoring, k, c->words[i], c->rate * factor_of(c, i), u->rows + i * c->width);
-    for (long i = 0; i < c->rows; i++)
-      add_row(&c->scoring, k, targets[i], c->rate * u->target[i], vectors + i * c->width);
+    for (long i = 0; i < u->n; i++)
+      add_row(&c->scoring, k, c->targets[u->places[i]], c->rate * u->target[i],
+              u->counted + i * c->width);
   }
   for (long i = 0; i < c->count && c->bias.into; i++) {
     float sum = 0;
-    for (long n = 0; n < c->rows; n++)
-      sum += u->slopes[(i / WIDTH * c->rows + n) * WIDTH + i % WIDTH];
+    for (long n = 0; n < u->n; n++) sum += u->slopes[(i / WIDTH * u->n + n) * WIDTH + i % WIDTH];
     add_row(&c->bias, k, c->words[i], c->rate * factor_of(c, i), &sum);
   }
-  for (long i = 0; i < c->rows && c->bias.into; i++)
-    add_row(&c->bias, k, targets[i], c->rate, u->target + i);
+  for (long i = 0; i < u->n && c->bias.into; i++)
+    add_row(&c->bias, k, c->targets[u->places[i]], c->rate, u->target + i);
 }
 
 /* Devices [from, to); 0, or 1 where memory ran out. */
@@ -195,9 +223,10 @@ int contrast_candidates(const candidates *c, float *slopes, long from, long to) 
   if (equip(&u, c, slopes)) return 1;
   for (long k = from; k < to; k++) {
     gather(c, &u, k);
-    for (long first = 0; first < c->rows; first += ROWS)
-      score_rows(c, &u, k, first, smaller(ROWS, c->rows - first));
-    descend(c, &u, k);
+    find_counted(c, &u, k);
+    for (long first = 0; first < u.n; first += ROWS)
+      score_rows(c, &u, k, first, smaller(ROWS, u.n - first));
+    if (u.n) descend(c, &u, k);
   }
   free(u.memory);
   return 0;

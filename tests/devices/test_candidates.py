@@ -54,6 +54,7 @@ class Case:
         self.targets = torch.randint(0, V, (K, rows), generator=draw)
         self.weight = torch.rand(K, rows, generator=draw)
         self.weight[:, ::4] = 0
+        self.weight[K - 1] = 0  # windows of padding alone
 
     def run(
         self,
