@@ -19,7 +19,7 @@ Made = TypeVar("Made")
 class Remembered(dict[str, Made]):
     """What a function makes of text, looked up as ``remembered[text]``; a full memory is emptied.
 
-    A hit costs a third of one of ``functools.lru_cache``, which keeps an order.
+    Unlike ``functools.lru_cache`` it keeps no order, and nothing of long texts.
     """
 
     def __init__(self, make: Callable[[str], Made]) -> None:
