@@ -16,9 +16,8 @@ from pfl_lm.text.population_build import (
     Input,
     Progress,
     build_population,
-    user_digest,
 )
-from pfl_lm.text.records import Record, read_record
+from pfl_lm.text.records import Record, read_record, user_digest
 from pfl_lm.text.tokenizer import Tokenizer
 
 Source = Literal["tff-stackoverflow", "tff-shakespeare", "tff-sqlite", "tff-hdf5", "leaf", "hf"]

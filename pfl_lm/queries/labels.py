@@ -16,7 +16,8 @@ from pfl_lm.queries.groups import place_of
 from pfl_lm.queries.query import Cells
 from pfl_lm.queries.table import TabTable
 from pfl_lm.text.population import PopulationStore
-from pfl_lm.text.population_build import BuildOptions, user_digest
+from pfl_lm.text.population_build import BuildOptions
+from pfl_lm.text.records import user_digest
 
 PHONES = "phones"
 _TABLE = TabTable("table of labels", ("user", "group"))

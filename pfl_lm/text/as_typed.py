@@ -17,13 +17,33 @@ end of the message.
 
 from __future__ import annotations
 
+from functools import partial
+from typing import NamedTuple
+
 from pfl_lm.text.normalisation import PUNCTUATION, UNKNOWN, is_word
+from pfl_lm.text.parts import Remembered
 from pfl_lm.text.pieces import is_emoji
 from pfl_lm.text.tokenizer import Tokenizer
-from pfl_lm.text.written_forms import Cutter, shown
+from pfl_lm.text.written_forms import Cutter, begins_after, shown
 
 KEYS, SHOWN = 0x7FFF, 0x8000  # of a code: the keys; whether it is shown as it was written
-_PLAIN_MARKS = (".", ",")
+_MARKS, _PLAIN_MARKS = frozenset(PUNCTUATION), (".", ",")
+_PAGES = ("", "emoji", "marks")
+
+
+class _State(NamedTuple):
+    """What the keys of a piece depend on, beside the piece."""
+
+    begins: bool = True  # a sentence
+    page: str = ""  # of the keyboard, that is open
+
+
+class _Part(NamedTuple):
+    """How one part of a message, between white space, was typed."""
+
+    codes: tuple[int, ...]
+    left_out: int  # keys of the marks that the vocabulary leaves out
+    after: _State
 
 
 class AsTyped:
@@ -35,6 +55,10 @@ class AsTyped:
         self._keeps_marks = rules.punctuation == "keep"
         self._masks = frozenset((*rules.placeholders, UNKNOWN))
         self._cut = Cutter(rules)
+        self._parts = {
+            state: Remembered(partial(self._part, state))
+            for state in (_State(begins, page) for begins in (True, False) for page in _PAGES)
+        }
 
     def codes(self, text: str) -> list[int]:
         """Return the code of each id of ``tokenizer.encode(text)``, and of the message's end.
@@ -42,20 +66,33 @@ class AsTyped:
         All are 0 in a message that is cut otherwise once its capitals are gone: nothing is
         counted there.
         """
-        message = self._cut.message(text)
+        codes: list[int] = []
+        left_out, state = 0, _State()
+        for text_of_part in text.split():
+            part = self._parts[state][text_of_part]
+            if part is None:
+                return [0] * (len(self._tokenizer.encode(text)) + 1)
+            codes += part.codes
+            left_out += part.left_out
+            state = part.after
+        return [*codes, min(left_out, KEYS)]
+
+    def _part(self, state: _State, text: str) -> _Part | None:
+        """Return how a part was typed; None if it is cut otherwise without its capitals."""
+        message = self._cut.message(text, state.begins)
         read = [word for written, word, _ in message if self._has_an_id(written)]
         if read != self._tokenizer.normalisation.pieces(text):
-            return [0] * (len(self._tokenizer.encode(text)) + 1)
+            return None
         codes: list[int] = []
-        left_out, page = 0, ""
+        left_out = 0
         for written, word, begins in message:
-            count = 0 if written in self._masks else keys(written, begins, page)
-            page = page_of(written)
+            count = 0 if written in self._masks else keys(written, begins, state.page)
+            state = _State(begins_after(written, begins), page_of(written))
             if self._has_an_id(written):
                 codes += self._of_piece(written, word, begins, count)
             else:
                 left_out += count
-        return [*codes, min(left_out, KEYS)]
+        return _Part(tuple(codes), left_out, state)
 
     def _has_an_id(self, written: str) -> bool:
         return self._keeps_marks or is_word(written) or written in self._masks
@@ -87,11 +124,12 @@ def keys(written: str, begins: bool = False, page: str = "") -> int:
     if not is_word(written):
         own = page_of(written)
         return (1 if own == "emoji" else len(written)) + (own not in ("", page))
-    shifts = sum(letter.isupper() for letter in written)
+    shifts = 0 if written.islower() else sum(map(str.isupper, written))
     if begins and written[0].isupper() and (shifts == 1 or shifts < len(written)):
         shifts -= 1
-    count, other = 1 + min(shifts, 2), False
-    for letter in written:
-        before, other = other, letter.isdigit() or letter in PUNCTUATION
-        count += 1 + (other and not before)
+    count, other = 1 + min(shifts, 2) + len(written), False
+    if not written.isalpha():
+        for letter in written:
+            before, other = other, letter.isdigit() or letter in _MARKS
+            count += other and not before
     return count

@@ -101,7 +101,7 @@ def is_emoji(piece: str) -> bool:
 
     The signs ©, ® and ™ are pictographs to Unicode and letters' companions to a keyboard.
     """
-    if piece[0] in "©®™" or is_half_an_emoji(piece):
+    if piece.isascii() or piece[0] in "©®™" or is_half_an_emoji(piece):
         return False
     return _pictograph().match(piece) is not None
 

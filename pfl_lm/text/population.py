@@ -211,7 +211,7 @@ class PopulationStore:
         return np.diff(self._intact(split, self._offsets))
 
     def user_digest(self, split: str, user: int) -> bytes:
-        """Return the 16 bytes that stand for a user's id (``user_digest`` in population_build)."""
+        """Return the 16 bytes that stand for a user's id (``records.user_digest``)."""
         table = self._map(f"{_known(split)}.users", "V16", self._users[split])
         return bytes(table[user])
 

@@ -6,6 +6,7 @@ a guarantee for users would cover none of the people behind those rows.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 import unicodedata
@@ -77,13 +78,15 @@ def user_id(value: Any) -> str:
 
 def _text_id(value: str) -> str:
     """Return the id that a text states: all spellings of one id are one user."""
-    plain = value if value.isascii() and value.isalnum() else _trimmed(value)
+    plain = _trimmed(value)
     if plain in _NOBODY or plain.lower() in _NOBODY_IN_ANY_CASE:
         raise ValueError(f"{plain!r} stands for a missing id")
     return plain.partition(".")[0] if _WHOLE.fullmatch(plain) else plain
 
 
 def _trimmed(value: str) -> str:
+    if value.isascii() and value.isprintable() and (plain := value.strip(" ")):
+        return plain
     plain = unicodedata.normalize("NFC", value)
     seen = [at for at, letter in enumerate(plain) if letter.isprintable() and letter != " "]
     if not seen:
@@ -124,6 +127,14 @@ def read_record(
         return Message(who, message_text(text), split)
     except ValueError as error:
         return Malformed(file, line, f"field {names[1]!r} holds no text: {error}")
+
+
+def user_digest(user: str, split_key: str) -> tuple[bytes, float]:
+    """Return the 16 bytes that stand for a user id, and the user's draw in [0, 1) for the split."""
+    digest = hashlib.blake2b(
+        user.encode(errors="surrogatepass"), digest_size=24, key=split_key.encode()
+    ).digest()
+    return digest[:16], int.from_bytes(digest[16:], "big") / 2**64
 
 
 def brief(error: BaseException) -> str:

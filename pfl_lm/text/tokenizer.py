@@ -6,7 +6,6 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import numpy as np
 
 from pfl_lm.files import folder_atomically
 from pfl_lm.text.normalisation import Normalisation, is_word
+from pfl_lm.text.parts import Remembered, by_parts
 from pfl_lm.text.written_forms import read_table
 
 CONTROLS = ("<pad>", "<unk>", "<s>", "</s>")
@@ -21,7 +21,6 @@ MODEL_FILE, SUBWORD_FILE = "tokenizer.model", "subwords.model"
 VOCABULARY_FILE, MANIFEST_FILE = "vocabulary.tsv", "tokenizer.json"
 FORMS_FILE = "forms.tsv"
 _NO_SPACE = re.compile(r" (?=[.,!?:;)\]}])|(?<=[(\[{]) |(?<=[^\W\d_]') ")
-_MEMORY = 1 << 16  # misspellings and rare words remembered by the encoder
 
 
 class Tokenizer:
@@ -85,7 +84,9 @@ class Tokenizer:
 
             self._subwords = SentencePieceProcessor(model_proto=self.files[SUBWORD_FILE])
             self._first_subword -= len(self._subwords) - 1  # its own <unk> has no id here
-        self._resolve = lru_cache(maxsize=_MEMORY)(self._look_up)
+        self._resolved = Remembered(self._look_up)
+        self._encode = by_parts(self._encode_part)
+        self._unknown_words = by_parts(self._unknown_in_part)
 
     @classmethod
     def open(cls, folder: Path) -> Tokenizer:
@@ -116,18 +117,11 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of ``text``, without ``<s>`` and ``</s>``."""
-        get = self._ids.get
-        pieces = self.normalisation.pieces(text)
-        known_ids = [get(piece, -1) for piece in pieces]
-        if -1 not in known_ids:
-            return known_ids
-        ids: list[int] = []
-        for piece, known in zip(pieces, known_ids, strict=True):
-            if known >= 0:
-                ids.append(known)
-            else:
-                ids += self._resolve(piece)
-        return ids
+        return self._encode(text)
+
+    def _encode_part(self, part: str) -> list[int]:
+        pieces = self.normalisation.pieces(part)
+        return [token for piece in pieces for token in self.ids_of(piece)]
 
     def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
         """Encode many texts; ``encode`` of each."""
@@ -161,17 +155,17 @@ class Tokenizer:
 
     def unknown_words(self, text: str) -> list[str]:
         """Return the words of ``text`` that the vocabulary lacks; it may spell them by subwords."""
+        return self._unknown_words(text)
+
+    def _unknown_in_part(self, part: str) -> list[str]:
         lacks = (None, self.unk_id)
-        return [
-            piece
-            for piece in self.normalisation.pieces(text)
-            if is_word(piece) and self.word_id(piece) in lacks
-        ]
+        pieces = self.normalisation.pieces(part)
+        return [piece for piece in pieces if is_word(piece) and self.word_id(piece) in lacks]
 
     def ids_of(self, piece: str) -> tuple[int, ...]:
         """Return the ids that stand for one piece of a text: several where subwords spell it."""
         known = self._ids.get(piece)
-        return self._resolve(piece) if known is None else (known,)
+        return self._resolved[piece] if known is None else (known,)
 
     def _look_up(self, piece: str) -> tuple[int, ...]:
         known = self.word_id(piece)

@@ -16,11 +16,13 @@ from pfl_lm.text.normalisation import (
     is_word,
     spaceless_share,
 )
+from pfl_lm.text.parts import by_parts
 from pfl_lm.text.pieces import is_emoji
 from pfl_lm.text.readers import read_texts
 from pfl_lm.text.tokenizer import Tokenizer
 from pfl_lm.text.tokenizer_recipe import TokenizerRecipe, VocabularySource
 
+_MOST_WORDS = 1 << 20  # that are counted of text at once: about 250 MB
 _MOST_SPACELESS = 0.05  # of the counted words, in scripts that put no spaces between words
 
 
@@ -28,7 +30,7 @@ def count_words(recipe: TokenizerRecipe, normalisation: Normalisation) -> Counte
     """Count canonical pieces in the source: a list's entries are cut by the rule for text."""
     source = recipe.source
     if source.kind in ("text", "private_text"):
-        counts = _count_text(source, normalisation)
+        counts = count_texts(read_texts(_existing(source), source.text_field), normalisation)
     else:
         listed = source.kind == "wordfreq"
         entries = wordfreq_list.mixed(recipe.shares) if listed else _word_list(source)
@@ -74,18 +76,32 @@ def _refuse_spaceless(counts: Counter[str]) -> None:
         )
 
 
-def _count_text(source: VocabularySource, normalisation: Normalisation) -> Counter[str]:
-    raw: Counter[str] = Counter()
-    messages = 0
-    for text in read_texts(_existing(source), source.text_field):
-        pieces = normalisation.pieces(text)
-        raw.update(pieces)
-        messages += bool(pieces)
+def count_texts(texts: Iterable[str], normalisation: Normalisation) -> Counter[str]:
+    """Count the canonical pieces of texts, in memory that the texts do not fill.
+
+    Real text never runs out of new words. Where more than a million are counted, those that were
+    seen least are counted as ``<unk>`` until half are left: the sum stays exact, and a word's count
+    is too low by what it had then. ``</s>`` counts the texts that have a piece.
+    """
+    pieces_of = by_parts(lambda part: map(normalisation.canonical, normalisation.pieces(part)))
     counts: Counter[str] = Counter()
-    for piece, count in raw.items():
-        counts[normalisation.canonical(piece)] += count
+    messages = 0
+    for text in texts:
+        pieces = pieces_of(text)
+        counts.update(pieces)
+        messages += bool(pieces)
+        if len(counts) > _MOST_WORDS:
+            _forget_rare(counts)
     counts["</s>"] = messages
     return counts
+
+
+def _forget_rare(counts: Counter[str]) -> None:
+    """Count the words that were seen least as unknown, so many times that half of them go."""
+    sizes = sorted(counts.values())
+    least = sizes[len(sizes) // 2]
+    rare = [piece for piece, count in counts.items() if count <= least and piece != UNKNOWN]
+    counts[UNKNOWN] += sum(map(counts.pop, rare))
 
 
 def _word_list(source: VocabularySource) -> Iterator[tuple[str, int]]:

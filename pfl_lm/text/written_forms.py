@@ -11,10 +11,10 @@ import dataclasses
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 from pfl_lm.text.normalisation import Normalisation, is_word
+from pfl_lm.text.parts import Remembered, by_parts
 
 _LEAST = 5  # sightings of a form; fewer tell of one writer's habit
 _MOST_CAPITALS = (
@@ -22,8 +22,6 @@ _MOST_CAPITALS = (
 )
 _GO_ON = frozenset([",", "'", ";"])  # marks after which the sentence surely goes on
 _ENDS = frozenset(".!?…") | {"...", "؟", "।"}  # marks after which a sentence begins
-
-_MEMORY = 1 << 16  # words whose reading is remembered
 
 Piece = tuple[str, str, bool]  # as written, as the vocabulary reads it, whether a sentence begins
 
@@ -146,6 +144,11 @@ def _careful(texts: Iterable[str], normalisation: Normalisation) -> Iterator[lis
             yield message
 
 
+def begins_after(written: str, begins: bool) -> bool:
+    """Say whether a sentence begins after a piece, from whether one began before it."""
+    return not is_word(written) and (begins or written in _ENDS)
+
+
 class Cutter:
     """Cuts text as a vocabulary does, and keeps how each piece was written."""
 
@@ -153,18 +156,23 @@ class Cutter:
         rules: Callable[..., Normalisation] = dataclasses.replace
         self._written = rules(normalisation, casing="natural", punctuation="keep", letters=())
         self._read = rules(normalisation, punctuation="keep")
-        self._word = lru_cache(maxsize=_MEMORY)(self._read_as)
+        self._word = Remembered(self._read_as)
+        self._cut = by_parts(self._cut_part)
 
-    def message(self, text: str) -> list[Piece]:
-        """Return the pieces of a text: as written, as read, and whether a sentence begins."""
-        begins, message = True, []
-        for written in self._written.pieces(text):
-            message.append((written, self._word(written), begins))
-            if is_word(written):
-                begins = False
-            elif written in _ENDS:
-                begins = True
+    def message(self, text: str, begins: bool = True) -> list[Piece]:
+        """Return the pieces of a text: as written, as read, and whether a sentence begins.
+
+        Args:
+            begins: whether one begins with the text.
+        """
+        message = []
+        for written, word in self._cut(text):
+            message.append((written, word, begins))
+            begins = begins_after(written, begins)
         return message
+
+    def _cut_part(self, part: str) -> list[tuple[str, str]]:
+        return [(written, self._word[written]) for written in self._written.pieces(part)]
 
     def _read_as(self, written: str) -> str:
         """Return the piece that the vocabulary reads; one that it would cut further stays."""

@@ -23,9 +23,9 @@ from pfl_lm.text.population_build import (
     BuildOptions,
     Input,
     build_population,
-    user_digest,
 )
 from pfl_lm.text.public_text import public_tokens
+from pfl_lm.text.records import user_digest
 from pfl_lm.text.synthetic.population import synthetic_tokenizer
 from pfl_lm.text.tokenizer import Tokenizer
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from sentencepiece import SentencePieceProcessor
 
 from pfl_lm.recipes import RecipeError, load
-from pfl_lm.text import tokenizer_build
+from pfl_lm.text import tokenizer_build, word_counts
 from pfl_lm.text.normalisation import Normalisation, is_word
 from pfl_lm.text.synthetic.population import synthetic_words
 from pfl_lm.text.tokenizer import MODEL_FILE, VOCABULARY_FILE, Tokenizer
@@ -254,6 +254,26 @@ class TestSources:
         assert tokenizer.unigram[[hello, comma, 2, 3]] == pytest.approx(
             tokenizer.unigram[hello], rel=1e-9
         )
+
+    def test_words_beyond_the_memory_are_counted_as_unknown(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(word_counts, "_MOST_WORDS", 20)
+        sizes = []
+        forget = word_counts._forget_rare
+
+        def watched(counts: Counter[str]) -> None:
+            forget(counts)
+            sizes.append(len(counts))
+
+        monkeypatch.setattr(word_counts, "_forget_rare", watched)
+        texts = [f"the cat number{i} sat" for i in range(100)]
+        counts = word_counts.count_texts(texts, Normalisation())
+        assert sizes
+        assert max(sizes) <= 11
+        assert {counts[word] for word in ("the", "cat", "sat", "</s>")} == {100}
+        assert counts.total() == 500
+        assert counts["<unk>"] >= 80
 
     def test_each_step_is_named_before_it_begins(
         self, recipe: TokenizerRecipe, tmp_path: Path
