@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from pfl_lm.evaluation.composing import MOST_PIECES, Reader, Speller
+from pfl_lm.evaluation.languages import NEVER, without_left_out
 from pfl_lm.evaluation.suggestions import (
     LONGEST,
     begins_with,
@@ -60,19 +61,24 @@ class Suggester(Protocol):
 
 
 @contextmanager
-def opened(source: Path, tokenizer: Path | None = None) -> Iterator[Suggester]:
+def opened(
+    source: Path, tokenizer: Path | None = None, languages: Sequence[str] = ()
+) -> Iterator[Suggester]:
     """Open a run's folder, or a bundle's folder or zip.
 
+    Args:
+        languages: those of the vocabulary that the person writes; empty: all.
+
     Raises:
-        ValueError: it is neither, its vocabulary is not found, or a bundle has no graph that runs
-            here; the message names the remedy.
+        ValueError: it is neither, its vocabulary is not found or has none of these languages, or a
+            bundle has no graph that runs here; the message names the remedy.
     """
     source = Path(source)
     if source.is_file() or (source / INDEX).is_file():
         with opened_bundle(source) as bundle:
-            yield _OfBundle.open(bundle)
+            yield _OfBundle.open(bundle, languages)
     else:
-        yield _OfRun.open(source, tokenizer)
+        yield _OfRun.open(source, tokenizer, languages)
 
 
 @dataclass(frozen=True)
@@ -83,9 +89,12 @@ class _OfRun:
     tokenizer: Tokenizer
 
     @classmethod
-    def open(cls, run: Path, tokenizer: Path | None) -> _OfRun:
+    def open(cls, run: Path, tokenizer: Path | None, languages: Sequence[str]) -> _OfRun:
         model, manifest = load_trained(run)
-        return cls(model, open_tokenizer(manifest, run, tokenizer))
+        words = open_tokenizer(manifest, run, tokenizer)
+        if languages:
+            words = words.of_languages(languages)
+        return cls(without_left_out(model, words), words)
 
     @property
     def prompts(self) -> Sequence[str]:
@@ -109,7 +118,7 @@ class _OfBundle:
     speller: Speller | None = None
 
     @classmethod
-    def open(cls, bundle: Bundle) -> _OfBundle:
+    def open(cls, bundle: Bundle, languages: Sequence[str]) -> _OfBundle:
         entries = {entry["precision"]: entry for entry in bundle.graphs("predict", "onnx")}
         if not entries:
             raise ValueError("the bundle has no predict graph in ONNX; export with --formats onnx")
@@ -119,6 +128,8 @@ class _OfBundle:
         runner = open_file(bundle.path(entry["path"]).parent, file)
         emoji = tuple(bundle.index.vocabulary.get("emoji_ids", ()))
         tokenizer = Tokenizer.open(bundle.path(TOKENIZER))
+        if languages:
+            tokenizer = tokenizer.of_languages(languages)
         listed = bundle.path(BLOCKLIST).read_text(encoding="utf-8").splitlines()
         speller = Speller.of(tokenizer, blocked_letters(listed, tokenizer))
         return cls(runner, file, tokenizer, emoji, speller)
@@ -172,7 +183,10 @@ class _OfBundle:
         inputs |= {"token": np.array([token], np.int32), "mask": mask}
         if before is not None:
             inputs |= {into: before[out] for out, into in signature.state.items()}
-        return self.runner(**inputs)
+        outputs = self.runner(**inputs)
+        logits = outputs["logits"].copy()
+        logits[:, self.tokenizer.left_out] = NEVER
+        return {**outputs, "logits": logits}
 
     def _reader(self, speller: Speller) -> Reader:
         """Return what reads texts and keeps the graph's state after each of their beginnings."""

@@ -32,6 +32,11 @@ def refuse_empty(arguments: Sequence[str]) -> None:
             raise ValueError(f"an argument{after} is empty: an unset variable of the shell?")
 
 
+def listed(text: str) -> tuple[str, ...]:
+    """Return the parts of a comma-separated text."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
 def typed(value: Any) -> Any:
     """Return what was typed, a text or several, also where the locale's encoding is not UTF-8.
 

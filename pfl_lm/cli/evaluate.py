@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pfl_lm.cli.arguments import listed
 from pfl_lm.cli.bounds import number
+from pfl_lm.cli.outputs import languages_option
 
 if TYPE_CHECKING:
     from pfl_lm.evaluation.measures import Evaluation
@@ -71,12 +74,14 @@ def evaluate(
     ] = False,
     rate: Annotated[float, number(1e-9, 1e6, "Learning rate of the adaptation.")] = 0.3,
     epochs: Annotated[int, number(1, 10_000, "Passes over the first half.")] = 2,
+    languages: Annotated[str, languages_option()] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print every figure as JSON.")] = False,
 ) -> None:
     """Measure a model on held-out users: perplexity, recall, keystrokes saved."""
     from pfl_lm.devices.batches import LocalTraining
     from pfl_lm.evaluation.evaluate import ModelScorer
     from pfl_lm.evaluation.evaluate import evaluate as measure
+    from pfl_lm.evaluation.languages import without_left_out
     from pfl_lm.evaluation.own_words import own_words_gain
     from pfl_lm.evaluation.personal import personal_gain
     from pfl_lm.payload.plan import PayloadPlan
@@ -86,6 +91,9 @@ def evaluate(
         raise ValueError(f"--split {split}: held-out users are in validation and test")
     loaded, manifest = _load(model)
     people = open_people(loaded, manifest, model, population, tokenizer, era)
+    if written := listed(languages):
+        people = people.of_languages(written)
+        loaded = without_left_out(loaded, people.tokenizer)
     window = window or (manifest.scenario.window if manifest else None) or WINDOW
     if compose and (own_words or adapt is not None):
         raise ValueError("--compose measures the shared model: leave --own-words and --adapt out")
@@ -99,13 +107,13 @@ def evaluate(
     model_and_people = loaded.spec, loaded.parameters, people.population, split, people.tokenizer
     if own_words:
         gain = own_words_gain(*model_and_people, window, **chosen)
-        _show_gain(gain, "their text from its beginning", "with own words", as_json)
+        _show_gain(gain, "their text from its beginning", "with own words", as_json, written)
         return
     if adapt is not None:
         local = LocalTraining(rate, batch_size=4, epochs=epochs, gradient_clip=1.0, window=window)
         plan = PayloadPlan(rows="none", dense=adapt)  # type: ignore[arg-type]
         gain = personal_gain(*model_and_people, plan, local, **chosen)
-        _show_gain(gain, "the second half of their text", "everybody's own", as_json)
+        _show_gain(gain, "the second half of their text", "everybody's own", as_json, written)
         return
     figures = measure(
         ModelScorer(loaded.spec, loaded.parameters),
@@ -116,7 +124,10 @@ def evaluate(
         compose=compose,
         **chosen,
     )
-    typer.echo(json.dumps(figures.as_dict(), indent=2)) if as_json else _show(figures, split)
+    if as_json:
+        _print_json(figures.as_dict(), written)
+    else:
+        _show(figures, split, written)
 
 
 def _load(path: Path) -> tuple[Model, Manifest | None]:
@@ -127,7 +138,16 @@ def _load(path: Path) -> tuple[Model, Manifest | None]:
     return load_trained(path) if path.is_dir() else (load_model(path), None)
 
 
-def _show(figures: Evaluation, split: str) -> None:
+def _print_json(figures: dict[str, Any], languages: Sequence[str]) -> None:
+    """Print figures, and the languages that they are of if some were chosen."""
+    typer.echo(json.dumps(figures | ({"languages": languages} if languages else {}), indent=2))
+
+
+def _writing(languages: Sequence[str]) -> str:
+    return f", writing {', '.join(languages)}" if languages else ""
+
+
+def _show(figures: Evaluation, split: str, languages: Sequence[str]) -> None:
     """Print the figures, all words beside the words of the vocabulary."""
     from rich.console import Console
     from rich.table import Table
@@ -135,9 +155,8 @@ def _show(figures: Evaluation, split: str) -> None:
     from pfl_lm.evaluation.labels import AS_TYPED
     from pfl_lm.numbers import format_perplexity, percent
 
-    table = Table(
-        title=f"{figures.users:,} {split} users, {figures.words:,} words", title_style="bold"
-    )
+    title = f"{figures.users:,} {split} users, {figures.words:,} words{_writing(languages)}"
+    table = Table(title=title, title_style="bold")
     for column in ("", "all words", "known words", "median user"):
         table.add_column(column, justify="left" if not column else "right")
     spread = {name: d.quantiles[len(d.quantiles) // 2] for name, d in figures.over_users.items()}
@@ -163,7 +182,7 @@ def _show(figures: Evaluation, split: str) -> None:
     Console().print(table)
 
 
-def _show_gain(gain: Gain, text: str, column: str, as_json: bool) -> None:
+def _show_gain(gain: Gain, text: str, column: str, as_json: bool, languages: Sequence[str]) -> None:
     """Print both models side by side, and how often what a phone keeps for itself hurts."""
     from rich.console import Console
     from rich.table import Table
@@ -178,9 +197,9 @@ def _show_gain(gain: Gain, text: str, column: str, as_json: bool) -> None:
             "hurt": gain.hurt,
             "nats_per_token": gain.nats.tolist(),
         }
-        typer.echo(json.dumps(figures, indent=2))
+        _print_json(figures, languages)
         return
-    title = f"{gain.shared.users:,} users, {text}"
+    title = f"{gain.shared.users:,} users, {text}{_writing(languages)}"
     table = Table(title=title, title_style="bold")
     for heading in ("", "shared model", column):
         table.add_column(heading, justify="left" if not heading else "right")

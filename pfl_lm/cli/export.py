@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pfl_lm.cli.arguments import listed
 from pfl_lm.cli.bounds import number
-from pfl_lm.cli.outputs import destination, language_option
+from pfl_lm.cli.outputs import destination, language_option, languages_option
 
 if TYPE_CHECKING:
     from pfl_lm.export.build import MeasuredFile
@@ -107,7 +108,7 @@ def run_(
     from pfl_lm.export.source import open_source
 
     config = ExportConfig(
-        _formats(formats), _listed(precisions), block_list, least_agreement, least_agreement_int4,
+        _formats(formats), listed(precisions), block_list, least_agreement, least_agreement_int4,
         train, personal, NgramConfig(order, ngram_mb, ngram_words, public_text),
     )  # fmt: skip
     source = open_source(run, tokenizer)
@@ -179,6 +180,7 @@ def keyboard(
     language: Annotated[
         str | None, language_option("Language of the page [the browser's, else the bundle's]")
     ] = None,
+    languages: Annotated[str, languages_option()] = "",
 ) -> None:
     """Open a page with a keyboard that suggests words, and learns, by the graphs of a bundle."""
     from pfl_lm.export.bundle import opened
@@ -186,7 +188,7 @@ def keyboard(
     from pfl_lm.keyboard.site import Site, write_site
 
     with opened(bundle) as opened_bundle:
-        site = Site.of(opened_bundle, precision, server, language)
+        site = Site.of(opened_bundle, precision, server, language, listed(languages))
         if output is not None:
             typer.echo(str(write_site(site, output)))
             return
@@ -198,7 +200,7 @@ def _formats(text: str | None) -> tuple[str, ...]:
     from pfl_lm.export.formats.registry import FORMATS
 
     if text is not None:
-        return _listed(text)
+        return listed(text)
     absent = {name: remedy for name, known in FORMATS.items() if (remedy := known.missing())}
     if len(absent) == len(FORMATS):
         raise ValueError(
@@ -208,10 +210,6 @@ def _formats(text: str | None) -> tuple[str, ...]:
     for name, remedy in absent.items():
         typer.echo(f"{name} is left out: {remedy}", err=True)
     return tuple(name for name in FORMATS if name not in absent)
-
-
-def _listed(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def _held_out(source: Source, population: Path | None, split: str, positions: int) -> HeldOutText:

@@ -45,6 +45,16 @@ def language_option(help: str) -> Any:
     return typer.Option("--language", help=f"{help} ({', '.join(languages())}).", callback=known)
 
 
+def languages_option() -> Any:
+    """Describe the option ``--languages``, those of a vocabulary that a person writes."""
+    return typer.Option(
+        "--languages",
+        metavar="LOCALE,...",
+        help="Languages of the vocabulary that the person writes, such as en_US: words that only "
+        "its others have are left out [all].",
+    )
+
+
 def known(value: str | None) -> str | None:
     """Refuse a language that the catalogue lacks.
 

@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from pfl_lm.cli.arguments import typed
+from pfl_lm.cli.arguments import listed, typed
 from pfl_lm.cli.bounds import number
+from pfl_lm.cli.outputs import languages_option
 
 Tokenizer = Annotated[
     Path | None,
@@ -37,6 +38,7 @@ def suggest(
         ),
     ] = "",
     tokenizer: Tokenizer = None,
+    languages: Annotated[str, languages_option()] = "",
 ) -> None:
     """Print the words that a keyboard would suggest after a text, and an emoji if it has any.
 
@@ -51,7 +53,7 @@ def suggest(
     from pfl_lm.api.suggesting import opened
 
     table = Table(box=None, show_header=False, pad_edge=False)
-    with opened(source, tokenizer) as suggester:
+    with opened(source, tokenizer, listed(languages)) as suggester:
         for text in texts or suggester.prompts:
             words, emoji = suggester.offer(text, count, letters)
             shown = [f"[bold]{escape(word)}[/bold]" for word, _ in words] or ["no word begins so"]

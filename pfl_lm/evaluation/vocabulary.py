@@ -8,6 +8,7 @@ import numpy as np
 
 from pfl_lm.evaluation.interfaces import TokenizerLike
 from pfl_lm.text.pieces import is_emoji
+from pfl_lm.text.tokenizer import LEFT_OUT
 
 # Upper public frequency rank of each bucket of words.
 BUCKETS = (("1–100", 100), ("101–1k", 1_000), ("1k–10k", 10_000), ("10k+", 2**62))
@@ -47,8 +48,9 @@ class Vocabulary:
         starts = np.array([word.startswith("\u2581") for word in tokenizer.words])
         subword = kinds == "subword"
         mark = kinds == "mark"
+        left_out = kinds == LEFT_OUT
         emoji = mark & np.array([bool(word) and is_emoji(word) for word in tokenizer.words])
-        is_word = ~special & ~unk & ~subword & ~mark
+        is_word = ~special & ~unk & ~subword & ~mark & ~left_out
         is_predicted = np.ones(size, dtype=bool)
         is_predicted[[tokenizer.pad_id, tokenizer.bos_id]] = False
         return cls(

@@ -14,7 +14,7 @@ from pfl_lm.files import folder_atomically
 from pfl_lm.keyboard import runtime
 from pfl_lm.models.own_words import OwnWordsRule
 from pfl_lm.run.folder import read_json
-from pfl_lm.text.tokenizer import FORMS_FILE, SUBWORD_FILE, VOCABULARY_FILE
+from pfl_lm.text.tokenizer import FORMS_FILE, SUBWORD_FILE, VOCABULARY_FILE, Tokenizer
 from pfl_lm.translations import FOLDER, languages
 
 PAGE = Path(__file__).parent / "page"
@@ -29,6 +29,8 @@ class Site:
         in_page: whether the browser computes, or this machine by ONNX Runtime.
         because: why not the browser, if it was not chosen.
         language: of what the page says; None: its reader's browser decides.
+        written: the vocabulary's languages that the person writes, until they choose others;
+            empty: all.
     """
 
     bundle: Bundle
@@ -36,6 +38,7 @@ class Site:
     in_page: bool
     because: str = ""
     language: str | None = None
+    written: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -44,12 +47,13 @@ class Site:
         precision: str | None = None,
         server: bool = False,
         language: str | None = None,
+        written: tuple[str, ...] = (),
     ) -> Site:
         """Choose the graph, and where it runs.
 
         Raises:
-            ValueError: the bundle has no ONNX graph of that precision, or neither the web runtime
-                nor ONNX Runtime is here.
+            ValueError: the bundle has no ONNX graph of that precision, its vocabulary lacks a
+                language, or neither the web runtime nor ONNX Runtime is here.
         """
         entries = {entry["precision"]: entry for entry in bundle.graphs("predict", "onnx")}
         # In WebAssembly fp32 is the fastest: 3 ms a key, int8 10, int4 46.
@@ -64,7 +68,9 @@ class Site:
         in_page = not server and not because
         if not in_page and (remedy := format_of("onnx").runtime_missing()):
             raise ValueError(f"{because or '--server'}; {remedy}")
-        return cls(bundle, chosen, in_page, because, language)
+        if written:
+            Tokenizer.open(bundle.path(TOKENIZER)).of_languages(written)  # refuses an unknown one
+        return cls(bundle, chosen, in_page, because, language, written)
 
     def files(self) -> dict[str, Path]:
         """Return every file that the page may ask for, by its place in the site."""
@@ -87,6 +93,7 @@ class Site:
                 "predict": self.predict["path"],
                 "language": self.language,
                 "languages": languages(),
+                "written": self.written,
                 "own_words": self.bundle.index.model.get("own_words", asdict(OwnWordsRule())),
                 "statements": read_json(self.bundle.path(PRIVACY))["statements"],
             }

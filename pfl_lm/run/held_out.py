@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pfl_lm.evaluation.evaluate import HeldOut
+from pfl_lm.evaluation.interfaces import HeldOut
+from pfl_lm.evaluation.languages import ReadAs
 from pfl_lm.models.file import Model
 from pfl_lm.run.manifest_file import Manifest
 from pfl_lm.run.nearby import find_population, find_tokenizer
@@ -20,6 +22,15 @@ class People:
 
     tokenizer: Tokenizer
     population: HeldOut
+
+    def of_languages(self, languages: Sequence[str]) -> People:
+        """Return these users as a keyboard reads them whose owner writes some languages.
+
+        Raises:
+            ValueError: as of ``Tokenizer.of_languages``.
+        """
+        tokenizer = self.tokenizer.of_languages(languages)
+        return People(tokenizer, ReadAs(self.population, tokenizer))
 
 
 def open_people(

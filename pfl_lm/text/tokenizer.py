@@ -20,6 +20,7 @@ CONTROLS = ("<pad>", "<unk>", "<s>", "</s>")
 MODEL_FILE, SUBWORD_FILE = "tokenizer.model", "subwords.model"
 VOCABULARY_FILE, MANIFEST_FILE = "vocabulary.tsv", "tokenizer.json"
 FORMS_FILE = "forms.tsv"
+LEFT_OUT = "left out"  # the kind of a word of languages that a person does not write
 _NO_SPACE = re.compile(r" (?=[.,!?:;)\]}])|(?<=[(\[{]) |(?<=[^\W\d_]') ")
 
 
@@ -34,20 +35,26 @@ class Tokenizer:
         specials: ids of controls and placeholders.
         words: surface form by id; a subword as sentencepiece writes it.
         forms: how words are usually written that are not written as ``words`` has them.
-        kinds: by id: ``control``, ``placeholder``, ``mark``, ``word`` or ``subword``.
+        kinds: by id: ``control``, ``placeholder``, ``mark``, ``word``, ``subword``, ``left out``.
+        locales: those whose words the vocabulary has.
+        only_of: by id: the locale that a word belongs to alone; empty where it belongs to all.
+        left_out: int64, ids of words that belong to no chosen language (:meth:`of_languages`).
         unigram: float64[V], public probabilities, all above 0, their sum 1.
         digest: SHA-256 over all files.
     """
 
     pad_id, unk_id, bos_id, eos_id = range(4)
 
-    def __init__(self, files: dict[str, bytes]) -> None:
+    def __init__(self, files: dict[str, bytes], languages: Sequence[str] = ()) -> None:
         """Read the files of a tokenizer folder; ``open`` and ``build_tokenizer`` call this.
+
+        Args:
+            languages: as of :meth:`of_languages`.
 
         Raises:
             ValueError: the files are not those that were written together.
         """
-        self.files = files
+        self.files, self.languages = files, tuple(languages)
         self.manifest: dict[str, Any] = json.loads(files[MANIFEST_FILE])
         for name, sha256 in self.manifest["files"].items():
             if hashlib.sha256(files.get(name, b"")).hexdigest() != sha256:
@@ -57,6 +64,9 @@ class Tokenizer:
         rows = [line.split("\t") for line in files[VOCABULARY_FILE].decode().splitlines()[1:]]
         self.words = [row[1] for row in rows]
         self.kinds = [row[2] for row in rows]
+        self.locales = tuple(self.manifest.get("shares") or [self.manifest.get("locale", "")])
+        self.only_of = [row[4] if len(row) > 4 else "" for row in rows]
+        self._leave_out()
         self.forms = read_table(files[FORMS_FILE]) if FORMS_FILE in files else {}
         counts = np.array([int(row[3]) for row in rows], dtype=np.float64) + 0.5
         self.unigram: np.ndarray = counts / counts.sum()  # float64 (V,)
@@ -66,6 +76,14 @@ class Tokenizer:
             i for i, kind in enumerate(self.kinds) if kind in ("control", "placeholder")
         )
         self._prepare()
+
+    def _leave_out(self) -> None:
+        """Give the words of other languages alone a kind of their own."""
+        others = set(self.locales) - set(self.languages) if self.languages else set()
+        self.left_out = np.flatnonzero([locale in others for locale in self.only_of])
+        for id in self.left_out:
+            self.kinds[id] = LEFT_OUT
+        self._unread = {self.words[id] for id in self.left_out}
 
     def _prepare(self) -> None:
         """Build the look-ups; a dict costs a tenth of a sentencepiece call."""
@@ -106,14 +124,39 @@ class Tokenizer:
         except (KeyError, OSError, IndexError, ValueError, TypeError, RecursionError) as error:
             raise ValueError(f"{folder}: not a usable tokenizer: {error}; build it anew") from error
 
+    def of_languages(self, languages: Sequence[str]) -> Tokenizer:
+        """Return the vocabulary of a person who writes some of its languages.
+
+        Words of the other languages alone keep their ids. Text that has them is read as with a
+        vocabulary that lacks them: as ``<unk>``.
+
+        Args:
+            languages: some of ``locales``; empty: all.
+
+        Raises:
+            ValueError: an unknown one, or the files do not say whose words they have.
+        """
+        if unknown := [one for one in languages if one not in self.locales]:
+            raise ValueError(
+                f"--languages: no {unknown[0]!r} in this vocabulary; it has "
+                f"{', '.join(filter(None, self.locales)) or 'no stated language'}"
+            )
+        if len(self.locales) > 1 and not any(self.only_of):
+            raise ValueError(
+                "--languages: the vocabulary does not say which words belong to which language; "
+                "an earlier version built it. Build it again with `pfl-lm tokenizer build`, then "
+                "the stores and models that were made with it"
+            )
+        return Tokenizer(self.files, languages)
+
     def save(self, folder: Path) -> None:
         """Write the folder; raises ValueError if it exists."""
         with folder_atomically(folder) as temporary:
             for name, content in self.files.items():
                 (temporary / name).write_bytes(content)
 
-    def __reduce__(self) -> tuple[type[Tokenizer], tuple[dict[str, bytes]]]:
-        return Tokenizer, (self.files,)
+    def __reduce__(self) -> tuple[type[Tokenizer], tuple[dict[str, bytes], tuple[str, ...]]]:
+        return Tokenizer, (self.files, self.languages)
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of ``text``, without ``<s>`` and ``</s>``."""
@@ -171,7 +214,7 @@ class Tokenizer:
         known = self.word_id(piece)
         if known is not None:
             return (known,)
-        if self._subwords is None or not piece[0].isalnum():
+        if self._subwords is None or not piece[0].isalnum() or piece in self._unread:
             return (self.unk_id,)
         return tuple(self._first_subword + i - 1 for i in self._subwords.encode(piece))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -28,11 +29,17 @@ def assemble(
     about: dict[str, Any],
     subword_model: bytes | None = None,
     forms: bytes | None = None,
+    only_of: Sequence[str] = (),
 ) -> Tokenizer:
-    """Make a tokenizer in memory from its rows (by id); ``about`` goes into the manifest."""
+    """Make a tokenizer in memory from its rows (by id); ``about`` goes into the manifest.
+
+    Args:
+        only_of: for each row the locale that it belongs to alone, or an empty text; none at all in
+            a vocabulary of one language.
+    """
     files = {
         MODEL_FILE: _sentencepiece_words([row for row in rows if row[1] != "subword"]),
-        VOCABULARY_FILE: _vocabulary_table(rows),
+        VOCABULARY_FILE: _vocabulary_table(rows, only_of),
     }
     if subword_model is not None:
         files[SUBWORD_FILE] = subword_model
@@ -47,9 +54,11 @@ def assemble(
     return Tokenizer(files)
 
 
-def _vocabulary_table(rows: list[Row]) -> bytes:
+def _vocabulary_table(rows: list[Row], only_of: Sequence[str]) -> bytes:
     lines = ["id\tpiece\tkind\tcount"]
     lines += [f"{i}\t{piece}\t{kind}\t{count}" for i, (piece, kind, count) in enumerate(rows)]
+    if only_of:
+        lines = [f"{line}\t{of}" for line, of in zip(lines, ["only_of", *only_of], strict=True)]
     return ("\n".join(lines) + "\n").encode()
 
 

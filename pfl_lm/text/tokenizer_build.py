@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,8 @@ def build_tokenizer(
         watch(f"learning how words are written from {recipe.written_forms.path}")
         forms = _learn_forms(recipe.written_forms, normalisation, rows)
     watch(f"writing {len(rows):,} ids")
-    tokenizer = assemble(rows, normalisation, _about(recipe), subword_model, forms)
+    only_of = _only_of(recipe.shares, normalisation, rows) if recipe.second_locale else ()
+    tokenizer = assemble(rows, normalisation, _about(recipe), subword_model, forms, only_of)
     tokenizer.save(destination)
     return tokenizer
 
@@ -140,6 +142,33 @@ def choose_rows(
     unknown = left_over.total() + counts.get(UNKNOWN, 0)
     fixed[1:4] = [("<unk>", "control", unknown)] + [(c, "control", messages) for c in CONTROLS[2:]]
     return fixed + [(w, "word" if is_word(w) else "mark", n) for w, n in words[:room]], left_over
+
+
+def _only_of(shares: Iterable[str], normalisation: Normalisation, rows: list[Row]) -> list[str]:
+    """Return for each row the locale that its word belongs to alone; empty: it belongs to all.
+
+    A locale has as many words as there are rows of words: the first ones of its list. A word that
+    only both lists together made frequent enough belongs to all.
+    """
+    most = sum(kind == "word" for _, kind, _ in rows)
+    only: dict[str, str] = {}
+    for locale in shares:
+        pieces = (
+            p for word, _ in wordfreq_list.entries(locale) for p in normalisation.pieces(word)
+        )
+        words = _once(filter(is_word, map(normalisation.canonical, pieces)))
+        for word in islice(words, most):
+            only[word] = "" if word in only else locale
+    return [only.get(piece, "") if kind == "word" else "" for piece, kind, _ in rows]
+
+
+def _once(words: Iterable[str]) -> Iterator[str]:
+    """Yield each word where it first stands."""
+    known: set[str] = set()
+    for word in words:
+        if word not in known:
+            known.add(word)
+            yield word
 
 
 def _learn_forms(

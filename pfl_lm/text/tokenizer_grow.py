@@ -55,9 +55,10 @@ def grow_tokenizer(
     left = max(0, rows[base.unk_id][2] - sum(count for _, _, count in new))
     rows[base.unk_id] = ("<unk>", "control", left)
     grown = rows[:first_subword] + new + rows[first_subword:]
+    only_of = base.only_of[:first_subword] + [""] * len(new) + base.only_of[first_subword:]
     about = _about(recipe, base, discovered, len(new))
     kept = (base.files.get(name) for name in (SUBWORD_FILE, FORMS_FILE))
-    return assemble(grown, base.normalisation, about, *kept)
+    return assemble(grown, base.normalisation, about, *kept, only_of if any(only_of) else ())
 
 
 def old_ids(base: Tokenizer, grown: Tokenizer) -> np.ndarray:
@@ -93,7 +94,7 @@ def new_shares(base: Tokenizer, grown: Tokenizer, ids: np.ndarray) -> np.ndarray
 
 def _rows(tokenizer: Tokenizer) -> list[Row]:
     lines = tokenizer.files[VOCABULARY_FILE].decode().splitlines()[1:]
-    split = (line.split("\t") for line in lines)
+    split = (line.split("\t")[:4] for line in lines)
     return [(piece, kind, int(count)) for _, piece, kind, count in split]
 
 

@@ -21,10 +21,12 @@ export class App {
     this.suggestions = [];
     this.turn = 0;
     this.locale = index.vocabulary.locale;
+    this.written = tokenizer.locales;
     this.corrector = null; // until the page is at rest
     this.composer = tokenizer.subwords && new Composer(predictor, tokenizer);
     this.editor = new Editor(this.text, () => this.correction(), (typed) => this.corrector?.accept(typed));
-    this.settings = new Settings(layouts, (choices) => this.setUp(choices));
+    this.settings = new Settings(layouts, tokenizer.locales, site.written ?? [],
+      (choices) => this.setUp(choices));
     this.emoji = new Emoji(emoji, (name, kind) => this.keys.key(name, kind));
     this.keys = new Keys($("keys"), (key, instead) => this.press(key, instead), languageName(this.locale),
       this.emoji);
@@ -78,12 +80,22 @@ export class App {
     this.changed();
   }
 
-  // Lay the keys out as the settings say.
+  // Suggest the words of these languages; what was learnt is read again without the others'.
+  write(locales) {
+    if (locales.join() === this.written.join()) return;
+    this.written = locales;
+    this.tokenizer.choose(locales);
+    if (this.corrector) this.corrector = this.corrector.renewed();
+    if (this.sheets) this.busy(this.personal.relearn(this.personal.messages));
+  }
+
+  // Lay the keys out, and choose the words, as the settings say.
   setUp(choices) {
     const map = this.layouts.open(choices.layout);
     this.keys.use(map, choices);
     this.editor.stop = map.stop;
     this.corrector?.use(map);
+    this.write(this.settings.languages);
     document.documentElement.classList.toggle("rtl", Boolean(map.layout.rtl));
   }
 

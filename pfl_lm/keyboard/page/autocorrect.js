@@ -60,7 +60,13 @@ export class Corrector {
    * @param {import("./layouts.js").KeyMap} keys
    */
   use(keys) {
+    this.keys = keys;
     this.slips = new Slips(keys.places, this.tokenizer.rules.joiners);
+  }
+
+  /** A corrector for the words that the tokenizer has now; what was accepted stays so. */
+  renewed() {
+    return Object.assign(new Corrector(this.tokenizer, this.keys), { accepted: this.accepted });
   }
 
   /**

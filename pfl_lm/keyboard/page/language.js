@@ -37,6 +37,11 @@ export function number(value, options = {}) {
   return new Intl.NumberFormat(tag, options).format(value);
 }
 
+// Several names as one text: "English and español".
+export function listed(names) {
+  return new Intl.ListFormat(tag).format(names);
+}
+
 function form(key, count, type) {
   if (count === undefined) return texts.get(key);
   const stem = type === "ordinal" ? `${key}_ordinal` : key;

@@ -29,9 +29,10 @@ export class Personal {
     for (const text of messages) this.counted.addMessage(this.ids(text));
   }
 
-  ids(text) {
+  // whole: read words that are left out, too, as the shared model is trained.
+  ids(text, whole = false) {
     const { bos_id, eos_id } = this.tokenizer.rules;
-    return [bos_id, ...this.tokenizer.encode(text), eos_id];
+    return [bos_id, ...this.tokenizer.encode(text, whole), eos_id];
   }
 
   async learn(text) {

@@ -96,21 +96,24 @@ export class Predictor {
 
   // The letters of one word ask for the same scores again and again: the last ones are kept.
   latest(context, personal) {
-    const { of, root } = this.scored ?? {};
-    return of === name(context, personal) && root === this.carried ? this.scored : null;
+    const { of, root, leftOut } = this.scored ?? {};
+    const same = of === name(context, personal) && root === this.carried && leftOut === this.tokenizer.leftOut;
+    return same ? this.scored : null;
   }
 
   async read(context, personal) {
-    const root = this.carried, before = await this.after(context.slice(0, -1), personal);
+    const root = this.carried, { leftOut } = this.tokenizer;
+    const before = await this.after(context.slice(0, -1), personal);
     const read = await this.step(context.at(-1), before), of = name(context, personal);
     this.remember(of, root, read.state);
-    return this.scored = { of, root, ...read };
+    return this.scored = { of, root, leftOut, ...read };
   }
 
   // Read one word after a state: the scores of all words, what makes them probabilities, the state.
   async step(token, before) {
     const found = await this.call(token, before), scores = found.logits.data;
     let highest = -Infinity, total = 0;
+    for (const id of this.tokenizer.leftOut) scores[id] = -Infinity;
     for (const score of scores) if (score > highest) highest = score;
     for (const score of scores) total += Math.exp(score - highest);
     return { scores, highest, total, state: this.next(found) };

@@ -1,23 +1,37 @@
 // How the keyboard is set up, kept in this browser once its owner changed it: a sheet of its own.
 
-import { t } from "./language.js";
+import { listed, t } from "./language.js";
+import { languageName } from "./text_rules.js";
 
 const KEY = "pfl-lm keyboard settings";
-const USUAL = { layout: "", numberRow: false, autocorrect: true, haptics: true };
+const USUAL = { layout: "", numberRow: false, autocorrect: true, haptics: true,
+  languages: "" };
 const SWITCHES = { autocorrect: "settings.autocorrect", numberRow: "settings.numberRow",
   haptics: "settings.haptics" };
 
-/** @typedef {{layout: string, numberRow: boolean, autocorrect: boolean, haptics: boolean}} Choices */
+/**
+ * @typedef {{layout: string, numberRow: boolean, autocorrect: boolean, haptics: boolean, languages: string}}
+ *   Choices languages: locales that the owner writes, spaces between; empty: as the page was given
+ */
 
 export class Settings {
   /**
    * @param {{names: string[], data: {layouts: Record<string, {name: string}>}}} layouts
+   * @param {string[]} locales of the vocabulary, if it has several
+   * @param {string[]} given those that the owner writes until they choose; none: all
    * @param {(choices: Choices) => void} changed
    */
-  constructor(layouts, changed) {
-    Object.assign(this, { layouts, changed });
+  constructor(layouts, locales, given, changed) {
+    Object.assign(this, { layouts, locales, changed });
+    this.given = given.length ? locales.filter((one) => given.includes(one)) : locales;
     /** @type {Choices} */
     this.choices = { ...USUAL, ...read() };
+  }
+
+  /** The languages of the vocabulary that the owner writes. A choice for another vocabulary is passed over. */
+  get languages() {
+    const kept = this.choices.languages.split(" ");
+    return kept.every((one) => this.locales.includes(one)) ? kept : this.given;
   }
 
   /** Open the sheet; it is built when it is first opened. */
@@ -42,7 +56,8 @@ export class Settings {
     title.id = "settings-title";
     dialog.setAttribute("aria-labelledby", title.id);
     const switches = Object.keys(SWITCHES).filter((name) => name !== "haptics" || "vibrate" in navigator);
-    sheet.append(grip, title, this.#layouts(), ...switches.map((name) => this.#switch(name)), this.#close(dialog));
+    const languages = this.locales.length > 1 ? [this.#languages()] : [];
+    sheet.append(grip, title, this.#layouts(), ...languages, ...switches.map((name) => this.#switch(name)), this.#close(dialog));
     dialog.append(sheet);
     dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
     document.body.append(dialog);
@@ -50,12 +65,23 @@ export class Settings {
   }
 
   #layouts() {
+    const names = this.layouts.names.map((id) => [id, this.layouts.data.layouts[id].name]);
+    return this.#oneOf("layout", names, this.layouts.open(this.choices.layout).id);
+  }
+
+  #languages() {
+    const sets = [this.locales, ...this.locales.map((one) => [one])];
+    const names = sets.map((some) => [some.join(" "), listed(some.map(languageName))]);
+    return this.#oneOf("languages", names, this.languages.join(" "));
+  }
+
+  // A choice of one value: [value, its name].
+  #oneOf(name, values, chosen) {
     const group = document.createElement("fieldset"), legend = document.createElement("legend");
-    const chosen = this.layouts.open(this.choices.layout).id;
     group.className = "layouts";
-    legend.textContent = t("settings.layout");
-    group.append(legend, ...this.layouts.names.map((id) => this.#input("radio", "layout", id === chosen,
-      this.layouts.data.layouts[id].name, (input) => { if (input.checked) this.#set("layout", id); })));
+    legend.textContent = t(`settings.${name}`);
+    group.append(legend, ...values.map(([value, said]) => this.#input("radio", name, value === chosen, said,
+      (input) => { if (input.checked) this.#set(name, value); })));
     return group;
   }
 

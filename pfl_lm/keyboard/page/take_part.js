@@ -117,9 +117,9 @@ export class TakePart {
     await this.participant.run();
   }
 
-  // This owner's messages, as the model reads them.
+  // This owner's messages, words of every language.
   tokens() {
-    return this.personal.messages.flatMap((text) => this.personal.ids(text));
+    return this.personal.messages.flatMap((text) => this.personal.ids(text, true));
   }
 
   fail(error) {

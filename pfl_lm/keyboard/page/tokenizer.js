@@ -20,13 +20,16 @@ export class Tokenizer {
     this.words = [];
     this.kinds = [];
     this.counts = [];
+    this.onlyOf = []; // by id: the locale that a word belongs to alone; empty: all
     for (const line of table.split("\n").slice(1)) {
       if (!line) continue;
-      const [, piece, kind, count] = line.split("\t");
+      const [, piece, kind, count, locale = ""] = line.split("\t");
       this.words.push(piece);
       this.kinds.push(kind);
       this.counts.push(Number(count));
+      this.onlyOf.push(locale);
     }
+    this.locales = [...new Set(this.onlyOf)].filter(Boolean).sort(); // none in a vocabulary of one language
     this.size = this.words.length;
     const first = this.kinds.indexOf("subword"); // a vocabulary's last ids
     this.subwords = subwords && new Subwords(this.words.slice(first), first, subwords);
@@ -43,8 +46,16 @@ export class Tokenizer {
     this.look = letters;
     this.refused = new Set(blocked.map((entry) => this.wordsOf(entry))
       .filter((words) => words.length === 1).map(([word]) => this.sameLetters(word)));
+    this.choose(this.locales);
+  }
+
+  // Leave out the words that belong to other languages alone: they are read as unknown ones. What was
+  // read before has to be read again.
+  choose(locales) {
+    const isLeftOut = (locale) => locale && !locales.includes(locale);
+    this.leftOut = new Set(this.onlyOf.flatMap((locale, id) => (isLeftOut(locale) ? [id] : [])));
     this.suggestible = Uint8Array.from(this.words, (word, id) =>
-      this.kinds[id] === "word" && !this.isBlocked(word) ? 1 : 0);
+      this.kinds[id] === "word" && !this.leftOut.has(id) && !this.isBlocked(word) ? 1 : 0);
     // Words that share a prefix are neighbours in this order.
     this.sorted = [...this.words.keys()].filter((id) => this.suggestible[id]);
     this.keys = new Map(this.sorted.map((id) => [id, this.words[id].toLowerCase()]));
@@ -97,6 +108,12 @@ export class Tokenizer {
   }
 
   id(piece) {
+    const id = this.listed(piece);
+    return this.leftOut.has(id) ? this.rules.unk_id : id;
+  }
+
+  // The id of a piece in the whole vocabulary.
+  listed(piece) {
     if (piece[0] === "." && piece.length > 1) piece = "...";
     else if (this.rules.numbers === "placeholder" && NUMBER.test(piece)) piece = "<number>";
     if (this.ids.has(piece)) return this.ids.get(piece);
@@ -107,14 +124,16 @@ export class Tokenizer {
     return this.rules.unk_id;
   }
 
-  encode(text) {
-    return this.split(text).flatMap((piece) => this.idsOf(piece));
+  // whole: read words that are left out, too.
+  encode(text, whole = false) {
+    return this.split(text).flatMap((piece) => this.idsOf(piece, whole));
   }
 
   // The ids that stand for one piece of a text: several where subwords spell it.
-  idsOf(piece) {
-    const id = this.id(piece), lacks = id === this.rules.unk_id;
-    return lacks && this.subwords && BEGINS.test(piece) ? this.subwords.encode(piece) : [id];
+  idsOf(piece, whole) {
+    const id = this.listed(piece), lacks = id === this.rules.unk_id;
+    if (lacks && this.subwords && BEGINS.test(piece)) return this.subwords.encode(piece);
+    return [whole ? id : this.id(piece)];
   }
 
   // A word as it is shown inside of a sentence.
