@@ -1,7 +1,7 @@
 """One text read by models of different vocabularies: what each makes of the same words.
 
     python -m benchmarks.vocabularies TEXT [TEXT ...] --model NAME MODEL TOKENIZER
-        [--model ...] [--users 200] [--tokens 400] [--window 20] [--own-list]
+        [--model ...] [--users 200] [--tokens 400] [--window 20] [--languages en_US]
 
 Each TEXT holds messages by user, a line each as JSON with the fields `user` and `text`. No
 vocabulary may have subwords, so that one piece of the text is one id in all of them and the
@@ -15,10 +15,9 @@ windows are the same. Printed are
     unknown         words that the vocabulary lacks
 
 and for each its 95% interval by a bootstrap over users, of common words and `spelled` as ratios to
-the first model's. ``--own-list`` adds a row for each later model, which reads the same text but
-gives no probability to words that the first vocabulary lacks, as a keyboard that is set to one
-language may. A window of more tokens than a user has reads on from message to message, as a phone
-does.
+the first model's. ``--languages`` adds a row for each model of several languages, which leaves
+out the words of the others, as a keyboard does whose owner writes these alone. A window of more
+tokens than a user has reads on from message to message, as a phone does.
 """
 
 from __future__ import annotations
@@ -37,6 +36,7 @@ import torch
 from pfl_lm.evaluation.evaluate import ModelScorer, _predict
 from pfl_lm.evaluation.held_out import choose_users
 from pfl_lm.evaluation.interfaces import Scorer
+from pfl_lm.evaluation.languages import without_left_out
 from pfl_lm.evaluation.vocabulary import Vocabulary
 from pfl_lm.models.file import load_model
 from pfl_lm.streams import stream
@@ -46,7 +46,6 @@ from pfl_lm.text.population import windows
 from pfl_lm.text.tokenizer import Tokenizer
 
 _DRAWS = 2_000  # of the bootstrap
-_NEVER = -1e9  # score of a word that is left out
 
 
 @dataclass(frozen=True)
@@ -57,19 +56,6 @@ class Named:
     scorer: Scorer
     tokenizer: Tokenizer
     vocabulary: Vocabulary
-
-
-class OwnList:
-    """A scorer that gives no probability to some ids."""
-
-    def __init__(self, scorer: ModelScorer, left_out: np.ndarray) -> None:
-        self._scorer, self._left_out = scorer, torch.from_numpy(left_out)
-
-    def states(self, inputs: np.ndarray) -> torch.Tensor:
-        return self._scorer.states(inputs)
-
-    def scores(self, states: torch.Tensor, ids: slice | torch.Tensor) -> torch.Tensor:
-        return self._scorer.scores(states, ids).masked_fill(self._left_out[ids], _NEVER)
 
 
 class Letters:
@@ -100,11 +86,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--users", type=int, default=200)
     parser.add_argument("--tokens", type=int, default=400)
     parser.add_argument("--window", type=int, default=20)
-    parser.add_argument("--own-list", action="store_true")
+    parser.add_argument("--languages", nargs="+", metavar="LOCALE", default=[])
     chosen = parser.parse_args(arguments)
     models = [_opened(*paths) for paths in chosen.model]
-    if chosen.own_list:
-        models += [_restricted(one, models[0].tokenizer) for one in models[1:]]
+    if chosen.languages:
+        models += [
+            _opened(*paths, chosen.languages)
+            for paths, one in zip(chosen.model, models[:], strict=True)
+            if len(one.tokenizer.locales) > 1
+        ]
     public = {word for one in models for word in one.tokenizer.words if is_word(word or "<")}
     letters = Letters(sorted(public))
     for text in chosen.texts:
@@ -115,20 +105,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _show(models, users, letters, chosen.tokens, chosen.window)
 
 
-def _opened(name: str, model: str, tokenizer: str) -> Named:
+def _opened(name: str, model: str, tokenizer: str, languages: Sequence[str] = ()) -> Named:
     found, words = load_model(Path(model)), Tokenizer.open(Path(tokenizer))
+    if languages:
+        name, words = f"{name}, {' '.join(languages)}", words.of_languages(languages)
+        found = without_left_out(found, words)
     if "subword" in words.kinds:
         raise ValueError(f"{tokenizer}: a vocabulary with subwords cuts text into other pieces")
     return Named(name, ModelScorer(found.spec, found.parameters), words, Vocabulary.of(words))
-
-
-def _restricted(one: Named, first: Tokenizer) -> Named:
-    """Return a model without the words that the first vocabulary lacks."""
-    listed, words = set(first.words), zip(one.tokenizer.words, one.tokenizer.kinds, strict=True)
-    left_out = np.array([kind == "word" and word not in listed for word, kind in words])
-    assert isinstance(one.scorer, ModelScorer)
-    scorer = OwnList(one.scorer, left_out)
-    return Named(f"{one.name}, own list", scorer, one.tokenizer, one.vocabulary)
 
 
 def _users(path: Path, most: int) -> list[list[str]]:
@@ -160,12 +144,10 @@ def _show(
         ]  # fmt: skip
         sums.append(np.array(rows, dtype=np.float64))  # (U, 6)
     for one, own in zip(models, sums, strict=True):
-        total, spelled = own.sum(axis=0), " | "
-        if not isinstance(one.scorer, OwnList):  # which cannot say what it leaves out
-            spelled = f"{total[2] / total[3]:.3f} | {_ratio(own, sums[0], False)}"
+        total = own.sum(axis=0)
         print(
             f"| {one.name} | {math.exp(total[0] / total[1]):.1f} | {_ratio(own, sums[0], True)} | "
-            f"{spelled} | "
+            f"{total[2] / total[3]:.3f} | {_ratio(own, sums[0], False)} | "
             f"{total[4] / total[3]:.1%} | {total[5] / total[3]:.1%} |"
         )
 

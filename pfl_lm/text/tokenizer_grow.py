@@ -57,8 +57,9 @@ def grow_tokenizer(
     grown = rows[:first_subword] + new + rows[first_subword:]
     only_of = base.only_of[:first_subword] + [""] * len(new) + base.only_of[first_subword:]
     about = _about(recipe, base, discovered, len(new))
-    kept = (base.files.get(name) for name in (SUBWORD_FILE, FORMS_FILE))
-    return assemble(grown, base.normalisation, about, *kept, only_of if any(only_of) else ())
+    subword_model, forms = (base.files.get(name) for name in (SUBWORD_FILE, FORMS_FILE))
+    only_of = only_of if any(only_of) else []
+    return assemble(grown, base.normalisation, about, subword_model, forms, only_of)
 
 
 def old_ids(base: Tokenizer, grown: Tokenizer) -> np.ndarray:

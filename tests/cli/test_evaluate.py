@@ -61,6 +61,8 @@ def test_mistakes(run, tmp_path):
         call(run / "model.pt")
     with pytest.raises(ValueError, match="needed together"):
         call(run, "--tokenizer", tmp_path)
+    with pytest.raises(ValueError, match="no 'es_ES' in this vocabulary; it has art"):
+        call(run, "--languages", "art, es_ES")
     with pytest.raises(ValueError, match="is not a run folder"):
         call(tmp_path)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import unicodedata
 from dataclasses import replace
 from functools import lru_cache
@@ -12,13 +13,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pfl_lm.text import wordfreq_list
+from pfl_lm.text.discovered import DiscoveredWords
 from pfl_lm.text.normalisation import Normalisation
 from pfl_lm.text.pieces import MOST_MARKS
-from pfl_lm.text.tokenizer import Tokenizer
+from pfl_lm.text.tokenizer import CONTROLS, SUBWORD_FILE, VOCABULARY_FILE, Tokenizer
+from pfl_lm.text.tokenizer_assemble import assemble
 from pfl_lm.text.tokenizer_build import build_tokenizer
+from pfl_lm.text.tokenizer_grow import grow_tokenizer
 from pfl_lm.text.tokenizer_recipe import TokenizerRecipe, VocabularySource
 from pfl_lm.text.word_counts import unknown_share
+from tests.text.syllables import spelling_tokenizer
 
+ROWS = [(name, "control", 1) for name in CONTROLS]
 WORDFREQ = VocabularySource("wordfreq", "wordfreq 3", "CC-BY-SA-4.0")
 
 # Everyday sentences, in the forms that people type: capitals, elisions, curly quotes.
@@ -213,6 +219,61 @@ def test_a_vocabulary_of_two_languages_knows_the_words_of_both(tmp_path):
     english = build_tokenizer(replace(two("en_US", "fr_FR"), second_locale=None), tmp_path / "en")
     weighed = tokenizer.unigram[ids["the"]] / english.unigram[english.encode("the")[0]]
     assert 0.7 < weighed < 0.8
+    assert not any(english.only_of)
+    assert english.files[VOCABULARY_FILE].startswith(b"id\tpiece\tkind\tcount\n")
+    assert {word: tokenizer.only_of[id] for word, id in ids.items()} == {
+        "the": "", "les": "fr_FR", "because": "en_US", "pourquoi": "fr_FR", "«": "",
+    }  # fmt: skip
+    writer = tokenizer.of_languages(["en_US"])
+    unknown = [tokenizer.unk_id]
+    assert writer.encode("because les «") == [ids["because"], *unknown, ids["«"]]
+    assert writer.digest == tokenizer.digest
+    assert tokenizer.of_languages(["fr_FR", "en_US"]).encode("les") == [ids["les"]]
+
+
+def test_languages_that_cannot_be_chosen(tmp_path):
+    tokenizer = spelling_tokenizer()  # of no stated language
+    with pytest.raises(ValueError, match=r"no 'de_DE' in this vocabulary; it has no stated"):
+        tokenizer.of_languages(["de_DE"])
+    both = {"shares": {"en_US": 0.5, "es_ES": 0.5}}
+    old = assemble([*ROWS, ("the", "word", 1), ("los", "word", 1)], Normalisation(), both)
+    with pytest.raises(ValueError, match=r"no 'de_DE' .* it has en_US, es_ES"):
+        old.of_languages(["en_US", "de_DE"])
+    with pytest.raises(ValueError, match=r"an earlier version built it. Build it again"):
+        old.of_languages(["en_US"])
+
+
+def test_a_vocabulary_of_one_language_keeps_its_bytes():
+    rows = [*ROWS, ("the", "word", 7), ("los", "word", 3)]
+    found = assemble(rows, Normalisation(), {"locale": "en_US"})
+    lines = ["id\tpiece\tkind\tcount"]
+    lines += [f"{i}\t{piece}\t{kind}\t{count}" for i, (piece, kind, count) in enumerate(rows)]
+    assert found.files[VOCABULARY_FILE].decode().splitlines() == lines
+    assert {*found.manifest} == {"locale", "size", "normalisation", "files"}
+    assert found.of_languages(["en_US"]).encode("los") == found.encode("los") == [5]
+
+
+def test_a_grown_vocabulary_knows_whose_words_its_base_has():
+    pieces = [*ROWS, ("the", "word", 7), ("los", "word", 3)]
+    both = {"locale": "en_US", "shares": {"en_US": 0.5, "es_ES": 0.5}}
+    only_of = [""] * 4 + ["en_US", "es_ES"]
+    base = assemble(pieces, Normalisation(numbers="keep", placeholders=()), both, only_of=only_of)
+    source = VocabularySource("discovered", "x", "y", Path("found"), base=Path("base"))
+    recipe = TokenizerRecipe("en_US", 1_000, source, numbers="keep", placeholders=())
+    grown = grow_tokenizer(recipe, base, DiscoveredWords({"neu": 1.0}, 10, 1, "", "0" * 64))
+    assert grown.only_of == [*only_of, ""]
+    assert grown.of_languages(["es_ES"]).encode("the los neu") == [1, 5, 6]
+
+
+def test_pieces_do_not_spell_a_word_that_is_left_out():
+    one = spelling_tokenizer()
+    only_of = ["en_US" if word == "kalo" else "" for word in one.words]
+    about = {"shares": {"en_US": 0.5, "es_ES": 0.5}}
+    rows = [*zip(one.words, one.kinds, [1] * one.vocabulary_size, strict=True)]
+    both = assemble(rows, Normalisation(), about, one.files[SUBWORD_FILE], only_of=only_of)
+    writer = pickle.loads(pickle.dumps(both.of_languages(["es_ES"])))
+    assert writer.encode("kalo") == [one.unk_id]
+    assert writer.encode("kalokalokalo") == one.encode("kalokalokalo") != [one.unk_id]
 
 
 @pytest.mark.parametrize(

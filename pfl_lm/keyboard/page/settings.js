@@ -66,20 +66,20 @@ export class Settings {
 
   #layouts() {
     const names = this.layouts.names.map((id) => [id, this.layouts.data.layouts[id].name]);
-    return this.#oneOf("layout", names, this.layouts.open(this.choices.layout).id);
+    return this.#oneOf("layout", t("settings.layout"), names, this.layouts.open(this.choices.layout).id);
   }
 
   #languages() {
     const sets = [this.locales, ...this.locales.map((one) => [one])];
     const names = sets.map((some) => [some.join(" "), listed(some.map(languageName))]);
-    return this.#oneOf("languages", names, this.languages.join(" "));
+    return this.#oneOf("languages", t("settings.languages"), names, this.languages.join(" "));
   }
 
   // A choice of one value: [value, its name].
-  #oneOf(name, values, chosen) {
+  #oneOf(name, title, values, chosen) {
     const group = document.createElement("fieldset"), legend = document.createElement("legend");
     group.className = "layouts";
-    legend.textContent = t(`settings.${name}`);
+    legend.textContent = title;
     group.append(legend, ...values.map(([value, said]) => this.#input("radio", name, value === chosen, said,
       (input) => { if (input.checked) this.#set(name, value); })));
     return group;

@@ -17,6 +17,7 @@ from pfl_lm.export.vocabulary import blocked_letters
 from pfl_lm.models.own_words import OwnWordsRule
 from pfl_lm.text.letters import describe
 from pfl_lm.text.tokenizer import SUBWORD_FILE, VOCABULARY_FILE, Tokenizer
+from pfl_lm.text.tokenizer_assemble import assemble
 from tests.text.syllables import WORDS, spelled, spelling_tokenizer
 
 WIDTH = 6
@@ -44,6 +45,7 @@ const graph = { async run({ token, state }) {
 } };
 const inputs = [["token", "int32", [1]], ["state", "float32", [1, width]]];
 const entry = { signature: { inputs, state: { new_state: "state" } } };
+if (given.languages) tokenizer.choose(given.languages);
 const personal = new Personal("test", tokenizer, given.rule);
 const predictor = new Predictor(graph, entry, tokenizer, personal, {});
 const composer = new Composer(predictor, tokenizer);
@@ -131,6 +133,18 @@ def test_page_and_python_spell_alike(node, tokenizer):
     assert any(raw & set(ids) for ids in answers)
 
 
+def of_two_languages() -> Tokenizer:
+    """The same vocabulary, a third of whose listed words are Spanish alone."""
+    one = spelling_tokenizer()
+    rows = [*zip(one.words, one.kinds, [1] * one.vocabulary_size, strict=True)]
+    only_of = [
+        ("es_ES", "en_US", "")[id % 3] if kind == "word" else ""
+        for id, kind in enumerate(one.kinds)
+    ]
+    about = {"shares": {"en_US": 0.5, "es_ES": 0.5}}
+    return assemble(rows, one.normalisation, about, one.files[SUBWORD_FILE], only_of=only_of)
+
+
 def asked(tokenizer: Tokenizer) -> list[tuple[str, str]]:
     """Return texts and the letters typed after them."""
     begins = [word[:n] for word in spelled(tokenizer)[::40] for n in range(7)]
@@ -153,6 +167,50 @@ def test_page_and_python_show_the_same_three_words(node, tokenizer, model):
             assert np.ptp(np.log(chances) - logits) < 1e-4
         composed += len(set(found) - listed)
     assert composed > 50
+
+
+def test_page_and_python_leave_out_the_same_words(node, model):
+    """Listed and composed; a word of the other language alone is read as an unknown one."""
+    both = of_two_languages()
+    writer = both.of_languages(["en_US"])
+    pairs = [*asked(both)[::3], ("kalo lolo kami", ""), ("kalo", "ka")]
+    given = vocabulary(both) | model.data() | {"asked": pairs, "languages": ["en_US"]}
+    answers = node(SETUP + SUGGEST, given)
+    bundle = _OfBundle(model, SimpleNamespace(signature=model.signature), writer, (),
+                       Speller.of(writer))  # fmt: skip
+    left_out = {both.words[id] for id in writer.left_out}
+    composed = 0
+    for (text, typed), answer in zip(pairs, answers, strict=True):
+        expected = bundle.offer(text, 3, typed).words
+        found = [word for word, _ in answer["best"]]
+        assert found == [word for word, _ in expected], (text, typed)
+        assert not left_out & {*found}
+        if expected:
+            chances, logits = ([score for _, score in one] for one in (answer["best"], expected))
+            assert np.ptp(np.log(chances) - logits) < 1e-4
+        composed += len({*found} - {*both.words})
+    assert composed > 10
+    everything = node(SETUP + SUGGEST, vocabulary(both) | model.data() | {"asked": pairs})
+    assert left_out & {word for answer in everything for word, _ in answer["best"]}
+
+
+def test_the_page_gives_left_out_words_no_chance_and_trains_on_them(node, model):
+    both = of_two_languages()
+    writer = both.of_languages(["en_US"])
+    given = vocabulary(both) | model.data() | {"asked": [], "languages": ["en_US"]}
+    texts = [both.words[id] for id in (*writer.left_out[:3], writer.encode("lo")[0])]
+    script = """
+    const chance = await predictor.chances(predictor.context("lo lo"), false);
+    const all = tokenizer.words.map((_, id) => chance(id));
+    const encoded = (whole) => given.texts.map((text) => tokenizer.encode(text, whole));
+    console.log(JSON.stringify({ all, own: encoded(false), whole: encoded(true) }));
+    """
+    end = SUGGEST.replace("console.log(JSON.stringify(answers));", script)
+    found = node(SETUP + end, given | {"texts": texts})
+    assert sum(found["all"]) == pytest.approx(1)
+    assert {found["all"][id] for id in writer.left_out} == {0}
+    assert found["own"] == [writer.encode(text) for text in texts]
+    assert found["whole"] == [both.encode(text) for text in texts]
 
 
 def test_the_page_composes_nothing_that_its_list_blocks(node, tokenizer, model):
