@@ -88,10 +88,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--window", type=int, default=20)
     parser.add_argument("--languages", nargs="+", metavar="LOCALE", default=[])
     chosen = parser.parse_args(arguments)
-    models = [_opened(*paths) for paths in chosen.model]
+    models = [_opened(paths) for paths in chosen.model]
     if chosen.languages:
         models += [
-            _opened(*paths, chosen.languages)
+            _opened(paths, chosen.languages)
             for paths, one in zip(chosen.model, models[:], strict=True)
             if len(one.tokenizer.locales) > 1
         ]
@@ -105,7 +105,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _show(models, users, letters, chosen.tokens, chosen.window)
 
 
-def _opened(name: str, model: str, tokenizer: str, languages: Sequence[str] = ()) -> Named:
+def _opened(paths: Sequence[str], languages: Sequence[str] = ()) -> Named:
+    name, model, tokenizer = paths
     found, words = load_model(Path(model)), Tokenizer.open(Path(tokenizer))
     if languages:
         name, words = f"{name}, {' '.join(languages)}", words.of_languages(languages)
