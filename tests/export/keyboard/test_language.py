@@ -128,9 +128,8 @@ def test_everything_that_is_read_comes_from_the_catalogue(
     }
     (tmp_path / "en.json").write_text(json.dumps(marked), encoding="utf-8")
     with opened(bundle_folder) as bundle:
-        site = Translated(
-            bundle, Site.of(bundle, "fp32", True).predict, False, "", "en", tmp_path / "en.json"
-        )
+        predict = Site.of(bundle, "fp32", True).predict
+        site = Translated(bundle, predict, False, language="en", more=tmp_path / "en.json")
         read(browser, serving(site), "en")
     said = browser.run(SAID)
     for modes in (["numbers"], ["emoji"], ["letters", "shift", "shift"]):
