@@ -108,7 +108,11 @@ export class Tokenizer {
   }
 
   id(piece) {
-    const id = this.listed(piece);
+    return this.read(this.listed(piece));
+  }
+
+  // What an id is read as, which may be left out.
+  read(id) {
     return this.leftOut.has(id) ? this.rules.unk_id : id;
   }
 
@@ -133,7 +137,7 @@ export class Tokenizer {
   idsOf(piece, whole) {
     const id = this.listed(piece), lacks = id === this.rules.unk_id;
     if (lacks && this.subwords && BEGINS.test(piece)) return this.subwords.encode(piece);
-    return [whole ? id : this.id(piece)];
+    return [whole ? id : this.read(id)];
   }
 
   // A word as it is shown inside of a sentence.
