@@ -108,11 +108,11 @@ export class Tokenizer {
   }
 
   id(piece) {
-    return this.read(this.listed(piece));
+    return this.readAs(this.listed(piece));
   }
 
   // What an id is read as, which may be left out.
-  read(id) {
+  readAs(id) {
     return this.leftOut.has(id) ? this.rules.unk_id : id;
   }
 
@@ -137,7 +137,7 @@ export class Tokenizer {
   idsOf(piece, whole) {
     const id = this.listed(piece), lacks = id === this.rules.unk_id;
     if (lacks && this.subwords && BEGINS.test(piece)) return this.subwords.encode(piece);
-    return [whole ? id : this.read(id)];
+    return [whole ? id : this.readAs(id)];
   }
 
   // A word as it is shown inside of a sentence.
