@@ -150,6 +150,8 @@ def _print_guarantees(
     for path, _, follows, problems in checked:
         console.print(f"\n[bold]{path.stem}[/bold]  {follows.statement}", highlight=False)
         console.print(f"[dim]by {follows.accountant}[/dim]", highlight=False)
+        if policy.participation.kind == "rotation":
+            console.print(f"[dim]{_different_users(policy)}[/dim]", highlight=False)
         if policy.groups > 1:
             console.print(
                 f"[dim]price of {policy.groups} public groups: the noise on a round's mean is "
@@ -165,6 +167,17 @@ def _print_guarantees(
             )
         for problem in problems:
             console.print(f"[red]{path}: {problem}[/red]", highlight=False)
+
+
+def _different_users(policy: Policy) -> str:
+    """Say how many people full cohorts need: a rotation that needs all of them seldom fills up."""
+    share = policy.different_users / policy.population
+    people = "all of the" if share == 1 else f"{policy.different_users:,} of"
+    rounds = min(policy.participation.min_separation or 1, policy.rounds)
+    return (
+        f"{rounds:,} full cohorts of {policy.report_goal:,}, nobody twice in them, need "
+        f"{people} {policy.population:,} users"
+    )
 
 
 def _print_budgets(

@@ -38,6 +38,26 @@ class _Live:
         self._progress.stop()
 
 
+class _Pace:
+    """How long the rest of a work takes, by its pace since its first step was done.
+
+    What comes before that step, such as loading and compiling, is not repeated by the others.
+    """
+
+    def __init__(self) -> None:
+        self._first: tuple[int, float] | None = None
+
+    def left(self, done: int, total: int) -> str:
+        """Return ``, M:SS left`` after ``done`` of ``total`` steps; nothing after the first call."""
+        now = time.monotonic()
+        if self._first is None:
+            self._first = done, now
+        first, began = self._first
+        if done == first:
+            return ""
+        return f", {_duration((now - began) / (done - first) * (total - done))} left"
+
+
 class StepBar(_Live, ProgressListener):
     """A bar over steps with a smoothed loss."""
 
@@ -47,19 +67,16 @@ class StepBar(_Live, ProgressListener):
         self._progress = _bar(self._console, "loss {task.fields[loss]}")
         self._task = self._progress.add_task(escape(title), loss="–")
         self._loss: float | None = None
-        self._started = time.monotonic()
+        self._pace = _Pace()
 
     def step_done(self, step: int, steps: int, loss: float) -> None:
         """Show that ``step`` of ``steps`` is done."""
         self._loss = loss if self._loss is None else 0.98 * self._loss + 0.02 * loss
         shown = f"{self._loss:.3f}"
         self._progress.update(self._task, completed=step, total=steps, loss=shown)
+        left = self._pace.left(step, steps)
         if not self._console.is_terminal and step % max(1, steps // LINES) == 0:
-            left = (time.monotonic() - self._started) / step * (steps - step)
-            self._console.print(
-                f"{escape(self._title)}: step {step} of {steps}, loss {self._loss:.3f}, "
-                f"{_duration(left)} left"
-            )
+            self._console.print(f"{escape(self._title)}: step {step} of {steps}, loss {shown}{left}")
 
 
 class ExportProgress(ProgressListener):
@@ -90,7 +107,7 @@ class RunScreen(_Live, ProgressListener):
             "loss {task.fields[loss]} · ε {task.fields[epsilon]} · top-3 {task.fields[top3]}",
         )
         self._task = self._progress.add_task("rounds", loss="–", epsilon="–", top3="–")
-        self._started, self._first = time.monotonic(), 0
+        self._pace = _Pace()
         self._top3, self._loss, self._unopened = "–", "–", False
 
     def say(self, line: str) -> None:
@@ -108,8 +125,7 @@ class RunScreen(_Live, ProgressListener):
         """Show a line of the metrics of kind ``round``."""
         self._announce()
         done = entry["round"] + 1
-        if not self._first:
-            self._first = done
+        left = self._pace.left(done, rounds)
         epsilon = format_epsilon(entry["epsilon"])
         if not was_opened(entry) and not self._unopened:
             self._unopened = True
@@ -120,10 +136,8 @@ class RunScreen(_Live, ProgressListener):
             self._task, completed=done, total=rounds, loss=self._loss, epsilon=epsilon
         )
         if not self._console.is_terminal and (done % max(1, rounds // LINES) == 0):
-            per_round = (time.monotonic() - self._started) / (done - self._first + 1)
             self._console.print(
-                f"round {done} of {rounds}: loss {self._loss}, ε {epsilon}, "
-                f"top-3 {self._top3}, {_duration(per_round * (rounds - done))} left"
+                f"round {done} of {rounds}: loss {self._loss}, ε {epsilon}, top-3 {self._top3}{left}"
             )
 
     def evaluated(self, entry: dict[str, Any]) -> None:

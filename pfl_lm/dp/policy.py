@@ -102,9 +102,7 @@ class Policy:
             refuse("noise.honest_fraction leaves no honest report in a round")
 
     def _check_rotation(self) -> None:
-        if self.participation.min_separation is None:
-            return
-        needed = self.report_goal * min(self.participation.min_separation, self.rounds)
+        needed = self.different_users
         if needed > self.population:
             refuse(
                 f"participation.min_separation: {self.report_goal} reports in every round, each "
@@ -165,6 +163,12 @@ class Policy:
     def rate(self) -> float:
         """Chance of a user to be in a given round: report_goal ÷ population."""
         return self.report_goal / self.population
+
+    @property
+    def different_users(self) -> int:
+        """Users who must report before any of them may again, in full cohorts under rotation."""
+        separation = self.participation.min_separation
+        return self.report_goal * (1 if separation is None else min(separation, self.rounds))
 
     @property
     def participations(self) -> int:

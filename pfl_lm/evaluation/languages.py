@@ -8,6 +8,7 @@ them is read as with a vocabulary that lacks them. ``keyboard/page/tokenizer.js`
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -48,9 +49,14 @@ class ReadAs:
     def tokens(self, split: str, user: int) -> np.ndarray:
         """Return the ids of a user's text, ``<unk>`` for each word left out."""
         tokens = self.people.tokens(split, user)
-        read = np.arange(self.tokenizer.vocabulary_size)
-        read[self.tokenizer.left_out] = self.tokenizer.unk_id
-        return read[tokens].astype(tokens.dtype)
+        return self._read_as[tokens].astype(tokens.dtype)
+
+    @cached_property
+    def _read_as(self) -> np.ndarray:
+        """The id that each id is read as, int64[V]."""
+        ids = np.arange(self.tokenizer.vocabulary_size)
+        ids[self.tokenizer.left_out] = self.tokenizer.unk_id
+        return ids
 
     def typed(self, split: str, user: int) -> np.ndarray | None:
         """As ``HeldOutAsTyped.typed``."""

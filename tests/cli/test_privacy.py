@@ -257,6 +257,8 @@ def test_a_delta_above_one_in_the_population_is_said(run, verb, delta, weak):
 def test_check_takes_one_policy(run, policies):
     status, out, _ = run("check", str(policies / "ours.toml"))
     assert (status, "ours" in out) == (0, True)
+    needed = "50 full cohorts of 1,000, nobody twice in them, need 50,000 of 1,000,000 users"
+    assert needed in " ".join(out.split())
 
 
 @pytest.mark.parametrize("verb", ["check", "audit"])

@@ -92,6 +92,20 @@ def test_the_probe_reads_public_text_alone(tiny_scenario, monkeypatch):
     assert foresee(replace(context, public=None)).probe is None
 
 
+def test_the_probe_times_devices_when_all_is_loaded(tiny_scenario, monkeypatch):
+    clock, calls = [0.0], []
+
+    def first_slow(*task):
+        clock[0] += 8.0 if calls else 80.0
+        calls.append(task)
+        return train(*task)
+
+    train = look.train
+    monkeypatch.setattr(look, "train", first_slow)
+    monkeypatch.setattr(look.time, "process_time", lambda: clock[0])
+    assert foresee(open_run(tiny_scenario())).probe.seconds == 1.0  # of each of eight devices
+
+
 def test_what_updates_share_is_estimated_without_what_each_brings():
     random = np.random.default_rng(0)
     shared = np.zeros(4000)
