@@ -48,7 +48,7 @@ class _Pace:
         self._first: tuple[int, float] | None = None
 
     def left(self, done: int, total: int) -> str:
-        """Return ``, M:SS left`` after ``done`` of ``total`` steps; nothing after the first call."""
+        """Return ``, M:SS left`` after ``done`` of ``total`` steps; "" at the first call."""
         now = time.monotonic()
         if self._first is None:
             self._first = done, now
@@ -76,7 +76,9 @@ class StepBar(_Live, ProgressListener):
         self._progress.update(self._task, completed=step, total=steps, loss=shown)
         left = self._pace.left(step, steps)
         if not self._console.is_terminal and step % max(1, steps // LINES) == 0:
-            self._console.print(f"{escape(self._title)}: step {step} of {steps}, loss {shown}{left}")
+            self._console.print(
+                f"{escape(self._title)}: step {step} of {steps}, loss {shown}{left}"
+            )
 
 
 class ExportProgress(ProgressListener):
@@ -136,9 +138,8 @@ class RunScreen(_Live, ProgressListener):
             self._task, completed=done, total=rounds, loss=self._loss, epsilon=epsilon
         )
         if not self._console.is_terminal and (done % max(1, rounds // LINES) == 0):
-            self._console.print(
-                f"round {done} of {rounds}: loss {self._loss}, ε {epsilon}, top-3 {self._top3}{left}"
-            )
+            said = f"loss {self._loss}, ε {epsilon}, top-3 {self._top3}{left}"
+            self._console.print(f"round {done} of {rounds}: {said}")
 
     def evaluated(self, entry: dict[str, Any]) -> None:
         """Show a line of the metrics of kind ``evaluation``."""
