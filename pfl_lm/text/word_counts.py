@@ -16,13 +16,15 @@ from pfl_lm.text.normalisation import (
     is_word,
     spaceless_share,
 )
-from pfl_lm.text.parts import by_parts
+from pfl_lm.text.parts import Remembered
 from pfl_lm.text.pieces import is_emoji
 from pfl_lm.text.readers import read_texts
 from pfl_lm.text.tokenizer import Tokenizer
 from pfl_lm.text.tokenizer_recipe import TokenizerRecipe, VocabularySource
 
 _MOST_WORDS = 1 << 20  # that are counted of text at once: about 250 MB
+_MOST_PARTS = 1 << 18  # different ones, that wait to be cut into pieces: about 30 MB
+_MOST_WAITING = 1 << 26  # characters of text whose parts wait, however long these are
 _MOST_SPACELESS = 0.05  # of the counted words, in scripts that put no spaces between words
 
 
@@ -79,21 +81,40 @@ def _refuse_spaceless(counts: Counter[str]) -> None:
 def count_texts(texts: Iterable[str], normalisation: Normalisation) -> Counter[str]:
     """Count the canonical pieces of texts, in memory that the texts do not fill.
 
-    Real text never runs out of new words. Where more than a million are counted, those that were
-    seen least are counted as ``<unk>`` until half are left: the sum stays exact, and a word's count
-    is too low by what it had then. ``</s>`` counts the texts that have a piece.
+    Parts between white space are counted first, and cut into pieces when many are counted. Real
+    text never runs out of new words. Where more than a million are counted, those that were seen
+    least are counted as ``<unk>`` until half are left: the sum stays exact, and a word's count is
+    too low by what it had then. ``</s>`` counts the texts that have a piece.
     """
-    pieces_of = by_parts(lambda part: map(normalisation.canonical, normalisation.pieces(part)))
     counts: Counter[str] = Counter()
-    messages = 0
+    parts: Counter[str] = Counter()
+    pieces_of = Remembered(
+        lambda part: tuple(map(normalisation.canonical, normalisation.pieces(part)))
+    )
+    messages = waiting = 0
     for text in texts:
-        pieces = pieces_of(text)
-        counts.update(pieces)
-        messages += bool(pieces)
-        if len(counts) > _MOST_WORDS:
-            _forget_rare(counts)
+        own = text.split()
+        parts.update(own)
+        messages += any(map(pieces_of.__getitem__, own))
+        waiting += len(text)
+        if len(parts) > _MOST_PARTS or waiting > _MOST_WAITING:
+            _count_pieces(parts, pieces_of, counts)
+            waiting = 0
+    _count_pieces(parts, pieces_of, counts)
     counts["</s>"] = messages
     return counts
+
+
+def _count_pieces(
+    parts: Counter[str], pieces_of: Remembered[tuple[str, ...]], counts: Counter[str]
+) -> None:
+    """Move what was counted by parts to the counts of pieces."""
+    for part, times in parts.items():
+        for piece in pieces_of[part]:
+            counts[piece] += times
+    parts.clear()
+    if len(counts) > _MOST_WORDS:
+        _forget_rare(counts)
 
 
 def _forget_rare(counts: Counter[str]) -> None:

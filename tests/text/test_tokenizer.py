@@ -259,6 +259,7 @@ class TestSources:
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(word_counts, "_MOST_WORDS", 20)
+        monkeypatch.setattr(word_counts, "_MOST_PARTS", 30)
         sizes = []
         forget = word_counts._forget_rare
 
