@@ -171,9 +171,9 @@ def _print_guarantees(
 
 def _different_users(policy: Policy) -> str:
     """Say how many people full cohorts need: a rotation that needs all of them seldom fills up."""
-    share = policy.different_users / policy.population
-    people = "all of the" if share == 1 else f"{policy.different_users:,} of"
-    rounds = min(policy.participation.min_separation or 1, policy.rounds)
+    needed = policy.different_users
+    people = "all of the" if needed == policy.population else f"{needed:,} of"
+    rounds = needed // policy.report_goal
     return (
         f"{rounds:,} full cohorts of {policy.report_goal:,}, nobody twice in them, need "
         f"{people} {policy.population:,} users"

@@ -121,7 +121,7 @@ def _probe(context: RunContext) -> Probe | None:
     texts = [windows(population.tokens(split, u), training.window, limit) for u in range(devices)]
     broadcast = open_round(ServerState(0, parameters), choose_payload(context, 0))
     task, numbers = context.task(broadcast, parameters), list(range(devices))
-    train(task, texts, numbers)  # the first time includes what is loaded, compiled and tuned once
+    train(task, texts[:1], numbers[:1])  # loads, compiles and tunes what is done once
     began = time.process_time()
     updates, traces = train(task, texts, numbers)
     seconds = (time.process_time() - began) / max(1, devices)
