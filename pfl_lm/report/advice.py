@@ -10,6 +10,7 @@ from pfl_lm.report.source import Run
 
 _ALL, _NONE = 0.98, 0.02  # share of the updates that were clipped
 _FAR = 0.25  # of clip_norm, that most updates are shorter than
+_LONG = 4.0  # times clip_norm; up to it, a recipe may well clip every update on purpose
 _LOUD = 3.0  # times what all devices have in common
 _MOVING = 0.02  # share by which perplexity moves from one evaluation to another
 
@@ -28,7 +29,7 @@ def _of_the_clip(run: Run) -> Iterator[str]:
     if clipped is None or norm is None or (policy is not None and policy.clipping is not None):
         return
     about = f"{percent(clipped, 0)} of the updates were clipped to {significant(bound)}"
-    if clipped >= _ALL and norm > 2 * bound:
+    if clipped >= _ALL and norm > _LONG * bound:
         yield (
             f"{about}, their norm was {significant(norm)} at the median: raise clip_norm (the "
             "noise grows with it), or lower training.learning_rate."

@@ -29,6 +29,7 @@ from pfl_lm.text.population import windows
 
 PROBED = 8  # public pseudo-users
 _ALL_CLIPPED, _FAR_BELOW = 0.95, 0.25
+_LONG = 4.0  # times clip_norm; up to it, a recipe may well clip every update on purpose
 
 
 @dataclass(frozen=True)
@@ -196,7 +197,7 @@ def _of_the_clip(foresight: Foresight) -> list[str]:
     if probe is None or not foresight.noise_norm or foresight.moves:
         return []
     updates = f"updates of norm {significant(probe.median_norm)}"
-    if probe.clipped >= _ALL_CLIPPED and probe.median_norm > 4 * bound:
+    if probe.clipped >= _ALL_CLIPPED and probe.median_norm > _LONG * bound:
         line = f"{updates} are all clipped to {significant(bound)}: raise clip_norm (the noise "
         return [line + "grows with it), or lower training.learning_rate"]
     if probe.median_norm < _FAR_BELOW * bound:

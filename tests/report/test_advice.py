@@ -55,6 +55,12 @@ def test_figures_name_the_setting_to_turn(advised, figures, told):
     assert "What to try next" in page
 
 
+def test_a_run_that_clips_every_update_on_purpose_is_not_told_to_stop(advised):
+    bound = 1.0  # of the fixture's scenario
+    figures = SOUND | {"clipped_share": 1.0, "update_norm": 3 * bound}
+    assert advised([100.0, 90.0, 89.0], **figures)[1] == []
+
+
 @pytest.mark.parametrize(
     ("evaluations", "told"),
     [([100.0, 90.0, 80.0], "run more rounds"), ([100.0, 80.0, 90.0], "run fewer rounds")],
