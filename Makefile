@@ -35,13 +35,15 @@ KERNEL_TESTS := tests/native tests/models tests/dp/sampler tests/dp/test_rotatio
     tests/secagg/test_packing.py tests/secagg/test_sharing.py tests/devices tests/phones/test_memory.py \
     tests/evaluation/test_evaluate.py
 
-# Every part that calls a kernel, and the runs that are made of them.
+# Every part that calls a kernel, and the runs that are made of them; what reaches none is left out.
 PLAIN_TESTS := $(KERNEL_TESTS) tests/payload tests/server tests/dp tests/secagg tests/evaluation \
-    tests/phones tests/run tests/queries tests/network tests/conformance tests/audit/test_matrix.py
+    tests/phones tests/run tests/queries tests/network tests/conformance
+NO_KERNEL := tests/network/web tests/native/test_prebuilt.py tests/dp/accounting \
+    tests/dp/correlated/test_sensitivity.py tests/dp/test_cohort.py tests/dp/test_published.py
 
 test-plain: $(VENV)/.ready      ## what concerns the C kernels, without them, as where there is no compiler
-	PFL_LM_NATIVE=0 $(BIN)/python -m pytest -q -n 2 --dist loadfile --ignore=tests/network/web \
-	    $(PLAIN_TESTS)
+	PFL_LM_NATIVE=0 $(BIN)/python -m pytest -q -n 2 --dist loadfile \
+	    $(addprefix --ignore=,$(NO_KERNEL)) $(PLAIN_TESTS)
 
 test-clang: $(VENV)/.ready      ## what concerns the C kernels, compiled by clang
 	CC=clang PFL_LM_NATIVE=required $(BIN)/python -m pytest -q -n 2 --dist loadfile $(KERNEL_TESTS)
