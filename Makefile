@@ -37,9 +37,10 @@ KERNEL_TESTS := tests/native tests/models tests/dp/sampler tests/dp/test_rotatio
 
 # Every part that calls a kernel, and the runs that are made of them; what reaches none is left out.
 PLAIN_TESTS := $(KERNEL_TESTS) tests/payload tests/server tests/dp tests/secagg tests/evaluation \
-    tests/phones tests/run tests/queries tests/network tests/conformance
-NO_KERNEL := tests/network/web tests/native/test_prebuilt.py tests/dp/accounting \
-    tests/dp/correlated/test_sensitivity.py tests/dp/test_cohort.py tests/dp/test_published.py
+    tests/phones tests/run tests/queries tests/network tests/conformance tests/audit/test_matrix.py
+NO_KERNEL := tests/network/web tests/native/test_prebuilt.py tests/dp/correlated/test_sensitivity.py \
+    tests/dp/test_cohort.py tests/dp/test_published.py \
+    $(patsubst %,tests/dp/accounting/test_%.py,accountant calibration poisson)
 
 test-plain: $(VENV)/.ready      ## what concerns the C kernels, without them, as where there is no compiler
 	PFL_LM_NATIVE=0 $(BIN)/python -m pytest -q -n 2 --dist loadfile \

@@ -7,10 +7,9 @@ from statistics import median
 
 from pfl_lm.numbers import is_number, percent, significant
 from pfl_lm.report.source import Run
+from pfl_lm.run.update_length import is_long, is_short
 
 _ALL, _NONE = 0.98, 0.02  # share of the updates that were clipped
-_FAR = 0.25  # of clip_norm, that most updates are shorter than
-_LONG = 4.0  # times clip_norm; up to it, a recipe may well clip every update on purpose
 _LOUD = 3.0  # times what all devices have in common
 _MOVING = 0.02  # share by which perplexity moves from one evaluation to another
 
@@ -29,12 +28,12 @@ def _of_the_clip(run: Run) -> Iterator[str]:
     if clipped is None or norm is None or (policy is not None and policy.clipping is not None):
         return
     about = f"{percent(clipped, 0)} of the updates were clipped to {significant(bound)}"
-    if clipped >= _ALL and norm > _LONG * bound:
+    if clipped >= _ALL and is_long(norm, bound):
         yield (
             f"{about}, their norm was {significant(norm)} at the median: raise clip_norm (the "
             "noise grows with it), or lower training.learning_rate."
         )
-    elif clipped <= _NONE and norm < _FAR * bound and run.mean("noise_norm"):
+    elif clipped <= _NONE and is_short(norm, bound) and run.mean("noise_norm"):
         yield (
             f"{about}, their norm was {significant(norm)} at the median: lower clip_norm; the "
             "noise falls with it."

@@ -24,12 +24,12 @@ from pfl_lm.numbers import duration, format_epsilon, percent, significant
 from pfl_lm.run.context import RunContext, choose_payload
 from pfl_lm.run.privacy import RunPrivacy
 from pfl_lm.run.trimmed import noise_ratio
+from pfl_lm.run.update_length import is_long, is_short
 from pfl_lm.server.state import ServerState, open_round
 from pfl_lm.text.population import windows
 
 PROBED = 8  # public pseudo-users
-_ALL_CLIPPED, _FAR_BELOW = 0.95, 0.25
-_LONG = 4.0  # times clip_norm; up to it, a recipe may well clip every update on purpose
+_ALL_CLIPPED = 0.95  # share of the probed updates
 
 
 @dataclass(frozen=True)
@@ -197,10 +197,10 @@ def _of_the_clip(foresight: Foresight) -> list[str]:
     if probe is None or not foresight.noise_norm or foresight.moves:
         return []
     updates = f"updates of norm {significant(probe.median_norm)}"
-    if probe.clipped >= _ALL_CLIPPED and probe.median_norm > _LONG * bound:
+    if probe.clipped >= _ALL_CLIPPED and is_long(probe.median_norm, bound):
         line = f"{updates} are all clipped to {significant(bound)}: raise clip_norm (the noise "
         return [line + "grows with it), or lower training.learning_rate"]
-    if probe.median_norm < _FAR_BELOW * bound:
+    if is_short(probe.median_norm, bound):
         line = f"{updates} are far below clip_norm = {significant(bound)}, and the noise is made "
         return [line + "for the longest: lower clip_norm, or raise training.learning_rate"]
     return []
