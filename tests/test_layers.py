@@ -177,3 +177,15 @@ def test_importing_the_package_loads_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_phone_loads_neither_statistics_nor_algebra():
+    code = (
+        "import sys, torch, pfl_lm.network.device; from pfl_lm.models.slopes import along;"
+        "vectors = torch.ones(2, 3, requires_grad=True); slopes = torch.randn(2, 3);"
+        "slope, = torch.autograd.grad(along([vectors], [slopes]), [vectors]);"
+        "assert torch.equal(slope, slopes);"
+        "print([m for m in ('scipy.stats', 'sympy') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -28,6 +28,7 @@ from pfl_lm.devices.task import Task
 from pfl_lm.models import recurrent, side_branch, transformer
 from pfl_lm.models.models import body_of
 from pfl_lm.models.recurrent import State
+from pfl_lm.models.slopes import along
 
 
 def step_kind(task: Task) -> type[Step]:
@@ -82,9 +83,8 @@ class SegmentStep(Step):
             back = [] if self.truncated else start
             words = [embedded] if embedded.requires_grad else []
             gradients = torch.autograd.grad(
-                [vectors, *flat],
+                along([vectors, *flat], [d_vectors, *passed]),
                 [*back, *tensors.leaves.values(), *words],
-                [d_vectors, *passed],
                 allow_unused=True,
             )
             passed = list(gradients[: len(back)])
@@ -133,7 +133,7 @@ class BlockStep(Step):
             x = inputs.pop().requires_grad_()
             leaves = list(tensors.leaves.values())
             gradient, *by_leaves = torch.autograd.grad(
-                stage(x), [x, *leaves], gradient, allow_unused=True
+                along([stage(x)], [gradient]), [x, *leaves], allow_unused=True
             )
             tensors.apply_gradients(batch, by_leaves, rate)
         if embedded.requires_grad:
@@ -149,7 +149,7 @@ class BlockStep(Step):
         x, leaves = embedded.detach().requires_grad_(), list(tensors.leaves.values())
         part = side_branch.add(self.spec, weights, torch.zeros_like(gradient), x)
         x_gradient, *gradients = torch.autograd.grad(
-            part, [x, *leaves], gradient, allow_unused=True
+            along([part], [gradient]), [x, *leaves], allow_unused=True
         )
         return x_gradient, list(gradients)
 

@@ -20,6 +20,7 @@ from pfl_lm.models import dense
 from pfl_lm.models import quantised as low_bit
 from pfl_lm.models.lora import is_layer
 from pfl_lm.models.models import hidden, roles
+from pfl_lm.models.slopes import along
 
 Weights = dict[str, Tensor]
 
@@ -133,7 +134,8 @@ class Step:
         vectors = hidden(self.spec, self.frozen | tensors.leaves, embedded)  # (A, B, T, P)
         loss, d_vectors = self._score(vectors, batch, tensors, rate, candidates)
         wanted = [*tensors.leaves.values(), *([embedded] if embedded.requires_grad else [])]
-        gradients = torch.autograd.grad(vectors, wanted, d_vectors, allow_unused=True)
+        total = along([vectors], [d_vectors])
+        gradients = torch.autograd.grad(total, wanted, allow_unused=True)
         tensors.apply_gradients(batch, gradients, rate)
         return loss
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pfl_lm.dp.accounting.discrete import grid_norm, rounded_norm
+from pfl_lm.dp.grid_norms import grid_norm, rounded_norm
 from pfl_lm.dp.rotation import block_of
 from pfl_lm.dp.sampler.pmf import Kind, joint_radius, tail_radius
 from pfl_lm.validate import at_least, within

@@ -8,9 +8,9 @@ from functools import lru_cache
 
 from pfl_lm.dp.accounting.accountant import PrivacyCost, compose
 from pfl_lm.dp.accounting.calibration import noise_multiplier
-from pfl_lm.dp.accounting.discrete import grid_norm
 from pfl_lm.dp.accounting.streams import stream_sensitivity
 from pfl_lm.dp.events import StreamPlan
+from pfl_lm.dp.grid_norms import grid_norm
 from pfl_lm.dp.policy import Policy, Reviewed
 from pfl_lm.numbers import format_epsilon
 

@@ -24,7 +24,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from scipy import stats
+from scipy.special import ndtri
 
 from pfl_lm.dp.sampler.arrays import Doubles
 from pfl_lm.queries.groups import blocks, in_group, noise_factor, split
@@ -62,7 +62,7 @@ class Estimate:
 
     def bound(self, chance: float) -> float:
         """Return the one-sided bound below which the mean lies with this chance."""
-        return self.value + float(stats.norm.ppf(chance)) * self.error
+        return self.value + float(ndtri(chance)) * self.error
 
     def interval(self, confidence: float) -> tuple[float, float]:
         """Return the two-sided interval."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from scipy import stats
+from scipy.special import ndtr, ndtri
 
 from pfl_lm.dp.policy import Policy
 from pfl_lm.phones.fleet import Fleet
@@ -98,8 +98,8 @@ def plan(question: LaunchQuestion, users: int, deviation: float, groups: Sequenc
         groups: of which figures are asked.
     """
     error = error_of(question.spread, users, deviation)
-    reach = stats.norm.isf(question.alpha)
-    chance = stats.norm.sf(reach - question.gain / error)
+    reach = -ndtri(question.alpha)
+    chance = ndtr(question.gain / error - reach)
     needed = users_needed(question.spread, question.gain, deviation, _deviations(question))
     return (
         f"{users:,} phones: a model that is no better is launched with chance "
@@ -186,4 +186,4 @@ def _unknown(question: LaunchQuestion, measured: Measured) -> str:
 
 def _deviations(question: LaunchQuestion) -> float:
     """Standard errors between 0 and the gain at which both stated chances hold."""
-    return float(stats.norm.isf(question.alpha) + stats.norm.ppf(question.power))
+    return float(ndtri(question.power) - ndtri(question.alpha))

@@ -7,7 +7,7 @@ alone.
 from __future__ import annotations
 
 import numpy as np
-from scipy import stats
+from scipy.special import ndtri
 
 from pfl_lm.dp.sampler.arrays import Doubles
 from pfl_lm.validate import positive
@@ -34,7 +34,7 @@ def thresholds(deviation: float, weights: Doubles, false_positives: float) -> Do
     """
     positive(deviation=deviation, false_positives=false_positives)
     chances = false_positives * weights / weights.sum()
-    limits: Doubles = deviation * stats.norm.isf(np.minimum(chances, 0.5))
+    limits: Doubles = deviation * -ndtri(np.minimum(chances, 0.5))
     return limits
 
 

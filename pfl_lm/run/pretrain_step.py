@@ -13,6 +13,7 @@ import torch
 
 from pfl_lm.models import exact_softmax, losses
 from pfl_lm.models.models import Parameters, hidden
+from pfl_lm.models.slopes import along
 from pfl_lm.run.pretrain_recipe import Pretraining
 from pfl_lm.streams import stream
 from pfl_lm.text.population import PAD_ID
@@ -56,7 +57,7 @@ class Trainer:
         weight = valid / valid.sum()  # (N,)
         flat = vectors.detach().reshape(len(targets), -1)
         loss, gradient = self._loss(number, flat, targets, weight)
-        vectors.backward(gradient.view_as(vectors))
+        along([vectors], [gradient]).backward()
         assert embedded.grad is not None
         table = parameters["embedding"].grad
         assert table is not None

@@ -12,6 +12,7 @@ import numpy as np
 
 from pfl_lm.dp.accounting import discrete, renyi
 from pfl_lm.dp.events import RoundEvent
+from pfl_lm.dp.grid_norms import grid_norm, l1_norm, rounded_norm
 
 
 def sensitivity(event: RoundEvent) -> int:
@@ -59,9 +60,9 @@ def discrete_gaussian_divergence(event: RoundEvent, moved: int) -> renyi.CurveFu
 
 def _on_grid(event: RoundEvent, moved: int) -> tuple[float, float, float]:
     """Return the clip norm in grid steps, and by how much the rounded sum moves in ℓ1 and ℓ2."""
-    norm = discrete.grid_norm(event.grid_steps, event.dim)
-    rounded = discrete.rounded_norm(norm, event.dim)
-    return norm, moved * discrete.l1_norm(rounded, event.dim), moved * rounded
+    norm = grid_norm(event.grid_steps, event.dim)
+    rounded = rounded_norm(norm, event.dim)
+    return norm, moved * l1_norm(rounded, event.dim), moved * rounded
 
 
 DIVERGENCES: dict[str, Callable[[RoundEvent, int], renyi.CurveFunction]] = {

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from pfl_lm.dp.accounting import discrete, renyi
 from pfl_lm.dp.grid import Grid
+from pfl_lm.dp.grid_norms import grid_norm, l1_norm, rounded_norm
 
 ORACLES = Path(__file__).resolve().parents[4] / "shared" / "oracles"
 
@@ -32,8 +33,8 @@ def curve_of(row):
     dim, shares = int(row["dim_padded"]), int(row["n_clients"])
     norm = float(row["scale=1/gamma"]) * float(row["l2_clip"])
     share = float(row["local_stddev_scaled"])
-    l2 = discrete.rounded_norm(norm, dim)
-    l1 = discrete.l1_norm(l2, dim)
+    l2 = rounded_norm(norm, dim)
+    l1 = l1_norm(l2, dim)
     assert l2 / norm == pytest.approx(float(row["inflated_l2_over_clip"]), rel=1e-9)
     assert l1 == pytest.approx(float(row["l1_bound_scaled"]), rel=1e-9)
     if row["mechanism"] == "dskellam":
@@ -112,9 +113,9 @@ def test_single_functions(row):
     function = row["function"]
     if function == "rounded_l2_norm_bound":
         norm, beta, dim = ast.literal_eval(row["args"])
-        assert discrete.rounded_norm(norm, dim, beta) == pytest.approx(float(row["value"]))
+        assert rounded_norm(norm, dim, beta) == pytest.approx(float(row["value"]))
     elif function == "rounded_l1_norm_bound":
-        assert discrete.l1_norm(*ast.literal_eval(row["args"])) == float(row["value"])
+        assert l1_norm(*ast.literal_eval(row["args"])) == float(row["value"])
     elif function == "_skellam_rdp":
         l1, l2, variance, scale, order = ast.literal_eval(row["args"])
         found = discrete.skellam(
@@ -134,9 +135,9 @@ def test_single_functions(row):
 
 
 def test_textbook_figures_without_the_tables():
-    assert discrete.rounded_norm(100.0, 1024) == pytest.approx(101.84301645179212)
-    assert discrete.rounded_norm(100.0, 1024, beta=0) == 132.0
-    assert discrete.l1_norm(3.0, 2**20) == 9.0
+    assert rounded_norm(100.0, 1024) == pytest.approx(101.84301645179212)
+    assert rounded_norm(100.0, 1024, beta=0) == 132.0
+    assert l1_norm(3.0, 2**20) == 9.0
     assert discrete.closure_gap(1.0, 100) == pytest.approx(0.000547788699060149)
     assert discrete.closure_gap(0.3, 1) == 0.0
     assert discrete.skellam(np.array([8.0]), 3.0, 2.0, 25.0)[0] == pytest.approx(
@@ -156,18 +157,18 @@ def test_the_smallest_payload_covers_every_larger_one(grid_steps, one, other):
     small, large = sorted((one, other))
 
     def curve(dim):
-        norm = discrete.grid_norm(grid_steps, dim)
-        l2 = discrete.rounded_norm(norm, dim)
-        return discrete.skellam(renyi.ORDERS, discrete.l1_norm(l2, dim), l2, norm**2)
+        norm = grid_norm(grid_steps, dim)
+        l2 = rounded_norm(norm, dim)
+        return discrete.skellam(renyi.ORDERS, l1_norm(l2, dim), l2, norm**2)
 
     assert np.all(curve(large) <= curve(small) * (1 + 1e-9))
 
 
 @given(st.floats(1, 32), st.integers(1, 10**7))
 def test_the_accountant_and_the_devices_round_to_the_same_norm(grid_steps, dim):
-    norm = discrete.grid_norm(grid_steps, dim)
+    norm = grid_norm(grid_steps, dim)
     grid = Grid(dim=dim, clip_norm=0.3, grid_steps=grid_steps, modulus_bits=63)
-    assert grid.norm_bound == pytest.approx(discrete.rounded_norm(norm, dim))
+    assert grid.norm_bound == pytest.approx(rounded_norm(norm, dim))
 
 
 def test_one_share_is_as_good_as_the_continuous_gaussian():
