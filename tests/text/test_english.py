@@ -121,6 +121,15 @@ def test_a_user_follows_from_seed_split_and_number_alone(people):
     assert people.tokens("train", 1).tobytes() != people.tokens("test", 1).tobytes()
 
 
+def test_public_streams_are_the_same_written_together_and_one_by_one():
+    people = SyntheticPopulation({"public": 300}, 1000, 60, language="english")
+    alone = [people._trace("public", user).tokens for user in range(300)]
+    for user in [0, 127, 128, 299, 5, 128]:
+        assert np.array_equal(people.tokens("public", user), alone[user])
+    people.tokens("public", 7)[:] = 0
+    assert np.array_equal(people.tokens("public", 7), alone[7])
+
+
 def test_words_follow_one_another_as_in_english():
     language, tokenizer = english_of(30_000), synthetic_tokenizer(30_000, "english")
     id_of = {word: i for i, word in enumerate(tokenizer.words)}

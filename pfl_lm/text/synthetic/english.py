@@ -34,9 +34,10 @@ ANY = 0.03  # chance that the next word is any word
 
 
 class Text(NamedTuple):
-    """A text in tokens, int32[n]."""
+    """A text in tokens, int32[n], and the tokens of each message, int (M,)."""
 
     tokens: np.ndarray
+    lengths: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,19 +110,27 @@ class English:
         """Roughly how many tokens a message has, ``<s>`` and ``</s>`` included."""
         random = stream(0, "english message length")
         topics = random.integers(self.topics, size=2000)
-        return len(write(self, random, topics, 0, private=True).tokens) / len(topics)
+        drawn = drawn_for(random, len(topics))
+        return len(write(self, drawn, topics, 0, private=True).tokens) / len(topics)
+
+
+def drawn_for(random: np.random.Generator, messages: int) -> np.ndarray:
+    """Draw what messages are written from, float64 (W, 5, M)."""
+    return random.random((MOST_IN_A_MESSAGE, 5, messages))
 
 
 def write(
     language: English,
-    random: np.random.Generator,
+    drawn: np.ndarray,
     topics: np.ndarray,
     habit: np.ndarray | int,
     private: bool,
 ) -> Text:
-    """Write one message per entry of ``topics`` (M,), by a user, or users, of ``habit``."""
+    """Write one message per entry of ``topics`` (M,), by a user, or users, of ``habit``.
+
+    A message follows from its own part of ``drawn`` (W, 5, M), whichever are written beside it.
+    """
     messages = len(topics)
-    drawn = random.random((MOST_IN_A_MESSAGE, 5, messages))
     words = np.full((messages, MOST_IN_A_MESSAGE), -1)
     words[:, 0] = np.searchsorted(language.cumulated["opening"], drawn[0, 0], side="right")
     following = language.cumulated["following"][int(private)]
@@ -143,7 +152,8 @@ def write(
         [np.ones((messages, 1), bool), words >= 0, np.ones((messages, 1), bool)], 1
     )
     edge = np.ones((messages, 1), dtype=np.int64)
-    return Text(np.concatenate([BOS_ID * edge, ids, EOS_ID * edge], 1)[keep].astype(np.int32))
+    tokens = np.concatenate([BOS_ID * edge, ids, EOS_ID * edge], 1)[keep].astype(np.int32)
+    return Text(tokens, keep.sum(axis=1))
 
 
 def _spell(

@@ -31,6 +31,7 @@ Speech = Literal["invented", "english"]
 _SAMPLE_MESSAGES = 100_000  # public text that the tokenizer's unigram is counted in
 _MESSAGE_SPREAD = 1.0  # standard deviation of the log of messages per user
 _MOST_TIMES_MEAN = 10  # nobody writes more than so many times the mean
+_TOGETHER = 128  # pseudo-users of public English, who are read in turn, that are written at once
 _CONSONANTS, _VOWELS, _ENDINGS = "ptkbdgmnslrvfz", "aeiou", "nrlskt"
 
 
@@ -59,6 +60,9 @@ class SyntheticPopulation:
     name: str = "synthetic"
     era: float = 0.0
     language: Speech = "invented"
+    _written: dict[int, list[np.ndarray]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )  # the public streams from a user on: those read last
 
     def __post_init__(self) -> None:
         _speech(self.language, self.vocabulary_size)
@@ -85,7 +89,32 @@ class SyntheticPopulation:
 
     def tokens(self, split: str, user: int) -> np.ndarray:
         """Return int32[n], user's stream; IndexError beyond the last user."""
-        return self._trace(split, user).tokens
+        self._check(split, user)
+        if split != PUBLIC or self.language != "english":
+            return np.asarray(self._trace(split, user).tokens)
+        first = user - user % _TOGETHER
+        together = self._written.get(first)
+        if together is None:
+            together = self._public_english(first)
+            self._written.clear()
+            self._written[first] = together
+        return together[user - first].copy()
+
+    def _public_english(self, first: int) -> list[np.ndarray]:
+        """Return ``_TOGETHER`` public streams, the same as one by one, in a fifth of the time."""
+        last = min(first + _TOGETHER, self.users(PUBLIC))
+        people = [self._person(PUBLIC, user) for user in range(first, last)]
+        messages = np.array([len(about) for _, about, _ in people])
+        drawn = [english.drawn_for(random, len(about)) for random, about, _ in people]
+        text = english.write(
+            english_of(self.vocabulary_size),
+            np.concatenate(drawn, axis=2),
+            np.concatenate([about for _, about, _ in people]),
+            np.repeat([habit for *_, habit in people], messages),
+            private=False,
+        )
+        ends = np.cumsum(text.lengths)[np.cumsum(messages) - 1]
+        return np.split(text.tokens, ends[:-1])
 
     def groups(self, split: str, users: np.ndarray) -> np.ndarray:
         """Return what each user likes to talk about, float64[n] in [0, 1): its place among topics.
@@ -133,9 +162,17 @@ class SyntheticPopulation:
             return english.log_probability(language, trace, topics, habits, split != PUBLIC)
         return log_probability(language, trace, topics, habits)
 
-    def _trace(self, split: str, user: int) -> Any:
+    def _check(self, split: str, user: int) -> None:
         if not 0 <= user < self.users(split):
             raise IndexError(f"user {user}: {split} has {self.users(split)} users")
+
+    def _trace(self, split: str, user: int) -> Any:
+        self._check(split, user)
+        language = _speech(self.language, self.vocabulary_size)
+        return _write(language, *self._person(split, user), split != PUBLIC)
+
+    def _person(self, split: str, user: int) -> tuple[np.random.Generator, np.ndarray, int]:
+        """Return what a user draws from next, the topic of each message (M,), and the habit."""
         language = _speech(self.language, self.vocabulary_size)
         topics, habits = _priors(language, split, self.era)
         random = stream(self.seed, "synthetic", split, user)
@@ -144,10 +181,10 @@ class SyntheticPopulation:
         messages = max(1, round(mean * min(spread, _MOST_TIMES_MEAN)))
         drawn = random.random(2 + 2 * messages)
         favourite, *_ = _draw(topics, drawn[:1])
-        habit, *_ = _draw(habits, drawn[1:2])
+        habit = _draw(habits, drawn[1:2])
         wandering = _draw(topics, drawn[2 : 2 + messages])
         about = np.where(drawn[2 + messages :] < LOYAL, favourite, wandering)
-        return _write(language, random, about, habit, split != PUBLIC)
+        return random, about, int(habit[0])
 
 
 def _speech(language: Speech, vocabulary_size: int) -> Language | English:
@@ -162,7 +199,8 @@ def _write(
     private: bool,
 ) -> Trace | english.Text:
     if isinstance(language, English):
-        return english.write(language, random, topics, habit, private)
+        drawn = english.drawn_for(random, len(topics))
+        return english.write(language, drawn, topics, habit, private)
     return generate(language, random, topics, habit)
 
 
