@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import tomllib
 from decimal import ROUND_CEILING, Context
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,11 +15,17 @@ if TYPE_CHECKING:
     from pfl_lm.dp.guarantee import Guarantee
     from pfl_lm.dp.policy import Policy
 
+# Keys that a policy states, and no other recipe does.
+OF_A_POLICY = {"unit", "neighboring", "epsilon", "delta", "report_goal", "participation"}
+
 
 def check(
-    folder: Annotated[
+    policies: Annotated[
         Path | None,
-        typer.Argument(help="A policy, or a folder of them [privacy, or the shipped ones]."),
+        typer.Argument(
+            help="A policy, by file or by shipped name, or a folder of them "
+            "[privacy, or the shipped ones]."
+        ),
     ] = None,
     write: Annotated[
         bool, typer.Option(help="Write the recomputed figures into each policy's reviewed table.")
@@ -48,18 +55,10 @@ def check(
     from pfl_lm.dp.guarantee import stale
     from pfl_lm.dp.policy import Policy
     from pfl_lm.numbers import format_epsilon
-    from pfl_lm.recipes import load, shipped_folder
+    from pfl_lm.recipes import load
 
-    if folder is None:
-        folder = Path("privacy")
-        if not folder.is_dir():
-            if write:
-                raise ValueError("--write needs the folder of your own policies: name it")
-            folder = shipped_folder() / "privacy"
     console = Console()
-    paths = [folder] if folder.is_file() else sorted(folder.rglob("*.toml"))
-    if not paths:
-        raise ValueError(f"{folder}: no policies (*.toml) here")
+    paths = _paths(policies, write)
     checked: list[tuple[Path, Policy, Guarantee, list[str]]] = []
     with console.status("recomputing") as status:
         for path in paths:
@@ -80,6 +79,34 @@ def check(
         _print_budgets(console, checked, ledgers)
     if any(problems for *_, problems in checked):
         raise typer.Exit(1)
+
+
+def _paths(policies: Path | None, write: bool) -> list[Path]:
+    """Return the policy files that are meant; those to be written are the reader's own."""
+    from pfl_lm.recipes import find, shipped_folder
+
+    folder = Path("privacy") if policies is None else policies
+    if policies is None and not folder.is_dir():
+        if write:
+            raise ValueError("--write needs the folder of your own policies: name it")
+        folder = shipped_folder() / "privacy"
+    if folder.is_dir():
+        paths = [path for path in sorted(folder.rglob("*.toml")) if _is_policy(path)]
+        if not paths:
+            raise ValueError(f"{folder}: no policies (*.toml) here")
+        return paths
+    if write and not folder.is_file():
+        raise ValueError(f"--write needs a policy file of your own; {folder} is none")
+    return [find(folder)]
+
+
+def _is_policy(path: Path) -> bool:
+    """Say whether a file is a policy, or cannot be read; a project has a scenario beside it."""
+    try:
+        keys = tomllib.loads(path.read_text(encoding="utf-8")).keys()
+    except (ValueError, RecursionError):
+        return True  # so that loading it says what is wrong
+    return not keys or bool(keys & OF_A_POLICY)
 
 
 def _recomputed(path: Path, policy: Policy) -> Guarantee:

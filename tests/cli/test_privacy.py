@@ -292,6 +292,26 @@ def test_check_of_nothing_is_a_mistake(run, tmp_path):
     assert (status, "no policies" in err) == (2, True)
 
 
+def test_check_finds_a_shipped_policy_by_its_name_and_never_writes_it(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("keyboard_10m", "privacy/keyboard_10m"):
+        status, out, _ = run("check", name)
+        assert (status, "10,000,000" in out) == (0, True)
+    status, _, err = run("check", "keybord_10m")
+    assert (status, "privacy/keyboard_10m" in err) == (2, True)
+    status, _, err = run("check", "keyboard_10m", "--write")
+    assert (status, "of your own" in err) == (2, True)
+
+
+def test_check_of_a_project_leaves_out_what_is_no_policy(run, tmp_path):
+    (tmp_path / "scenario.toml").write_text("rounds = 3\ncohort = 4\n", encoding="utf-8")
+    status, _, err = run("check", str(tmp_path))
+    assert (status, "no policies" in err) == (2, True)
+    (tmp_path / "policy.toml").write_text("epsilon = \n", encoding="utf-8")
+    status, _, err = run("check", str(tmp_path))
+    assert (status, "policy.toml" in err) == (2, True)
+
+
 def test_the_shipped_policies_agree_with_their_locks(run):
     from pathlib import Path
 
