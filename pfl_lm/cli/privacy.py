@@ -1,4 +1,4 @@
-"""`pfl-lm privacy`: ε and noise from options alone, without a recipe; a population's budget."""
+"""`pfl-lm privacy`: ε, noise and cohorts from options alone; a population's budget."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pfl_lm.cli.bounds import number
+from pfl_lm.cli.cohort_plan import plan
 from pfl_lm.cli.population_budget import population
 from pfl_lm.cli.round_options import Rounds, about_rounds
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Compute ε for a noise, or the noise for an ε; show what a population has spent.",
+    help="Compute ε for a noise, or the noise for an ε; plan cohorts; show what people have spent.",
 )
 
 
@@ -124,4 +125,5 @@ def _print_cost(event: RoundEvent, rounds: int, cost: PrivacyCost) -> None:
         console.print(f"  • {assumption}", style="dim", highlight=False)
 
 
+app.command()(plan)
 app.command()(population)

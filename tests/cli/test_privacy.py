@@ -18,7 +18,7 @@ def run(monkeypatch, capsys):
     """Run `pfl-lm …`; return (exit status, standard output, standard error)."""
 
     def run(*words, **options):
-        given = {**BASE, **options} if words[0] == "privacy" else options
+        given = BASE | options if words[1] in ("epsilon", "noise") else options
         flat = [word for pair in given.items() for word in pair if word is not None]
         monkeypatch.setattr("sys.argv", ["pfl-lm", *words, *flat])
         monkeypatch.setenv("COLUMNS", "200")
@@ -290,6 +290,28 @@ def test_a_stream_that_would_take_hours_is_refused_at_once(run, kind, rounds, se
 def test_check_of_nothing_is_a_mistake(run, tmp_path):
     status, _, err = run("check", str(tmp_path))
     assert (status, "no policies" in err) == (2, True)
+
+
+def test_a_plan_lists_every_cohort_and_length(run):
+    people = ("--population", "1000000", "--epsilon", "2", "--delta", "1e-6")
+    asked = ("--reports", "5000", "--reports", "20000", "--rounds", "150", "--rounds", "300")
+    status, out, _ = run("privacy", "plan", *people, *asked, "--json")
+    plans = json.loads(out)
+    assert status == 0
+    assert [(p["rounds"], p["reports"], p["joins"], p["separation"]) for p in plans] == [
+        (150, 5000, 1, 150), (150, 20000, 3, 50), (300, 5000, 2, 200), (300, 20000, 6, 50),
+    ]  # fmt: skip
+    status, out, _ = run("privacy", "plan", *people)
+    assert (status, "4.143" in out, "2.07e-04" in out) == (0, True, True)
+
+
+def test_a_plan_of_few_people_asks_them_all_and_of_too_many_reports_is_refused(run):
+    few = ("privacy", "plan", "--population", "500", "--epsilon", "2")
+    status, out, _ = run(*few, "--json")
+    assert (status, {p["reports"] for p in json.loads(out)}) == (0, {500})
+    for wrong in (("--reports", "501"), ("--reachable", "501"), ("--delta", "0.1")):
+        status, _, err = run(*few, *wrong)
+        assert (status, wrong[0][2:] in err, err.count("\n")) == (2, True, 1)
 
 
 def test_check_finds_a_shipped_policy_by_its_name_and_never_writes_it(run, tmp_path, monkeypatch):

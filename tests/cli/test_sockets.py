@@ -378,6 +378,7 @@ LINES: dict[tuple[str, ...], str | None] = {
     ("privacy", "epsilon"): f"--noise-multiplier 1 {NOISE}",
     ("privacy", "population"): None,  # in tests/cli/test_privacy.py
     ("privacy", "noise"): f"--epsilon 1 {NOISE}",
+    ("privacy", "plan"): "--population 5000 --epsilon 2 --rounds 20",
     ("device", "cost"): "demo.toml --fleet fleet.toml --measure",
     ("export", "run"): "{at}/run --tokenizer {at}/tokenizer --population {at}/people "
     "-o {at}/bundle --formats onnx --precisions fp32 --positions 50 "
