@@ -88,7 +88,7 @@ def place_canaries(context: RunContext, count: int, rounds: int, seed: int) -> C
     known = min(count, rounds * max(1, context.privacy.cohort // 2))
     once = generator.permutation(known) % rounds == np.arange(rounds)[:, None]
     invited = np.hstack([once, _invitations(context, count, rounds, generator)])
-    total = known + count
+    total = invited.shape[1]
     signs = generator.integers(0, 2, (total, coordinates.shape[1]), dtype=np.int8)
     directions = (2 * signs - 1).astype(np.float32) / np.float32(np.sqrt(coordinates.shape[1]))
     coins = generator.random(total) < 0.5
@@ -108,14 +108,22 @@ def _lasting(payload: Payload) -> np.ndarray:
 def _invitations(
     context: RunContext, count: int, rounds: int, generator: np.random.Generator
 ) -> np.ndarray:
-    """Draw who is invited when, as the policy says of its deployment."""
-    policy = context.privacy.policy
+    """Draw who is invited when, as the policy says of its deployment: bool[R, ≤ count].
+
+    Beside the scheduled canaries they fill at most the other half of a cohort: a round drops the
+    reports beyond its cohort, and what is dropped cannot be attacked. A Poisson cohort has no
+    such end.
+    """
+    policy, rule = context.privacy.policy, context.privacy.rule
+    room = max(1, context.privacy.cohort - context.privacy.cohort // 2)
     if policy is not None and policy.participation.min_separation is not None:
-        slots = generator.integers(0, min(policy.participation.min_separation, rounds), count)
-        numbers = np.arange(rounds)[:, None]
-        return (numbers % policy.participation.min_separation) == slots
-    rate = context.privacy.rule.size_or_rate if policy is None else policy.rate
-    return generator.random((rounds, count)) < min(rate, 1.0)
+        slots = min(policy.participation.min_separation, rounds)
+        slot = generator.permutation(min(count, slots * room)) % slots
+        return np.arange(rounds)[:, None] % policy.participation.min_separation == slot
+    poisson = rule.kind == "poisson"
+    own = rule.size_or_rate if poisson else rule.size_or_rate / rule.population
+    invited = generator.random((rounds, count)) < (own if policy is None else policy.rate)
+    return invited if poisson else invited & (invited.cumsum(axis=1) <= room)
 
 
 def strength(context: RunContext) -> float:

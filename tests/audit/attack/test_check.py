@@ -108,6 +108,23 @@ def test_a_tenth_of_the_noise_is_seen_by_the_attack(tiny_run, policy_text, tmp_p
     assert "leaks MORE" in told["attack by one who knows who took part"]
 
 
+@pytest.mark.parametrize("name", ["rotation, discrete Gaussian", "fixed cohorts, replace one"])
+@pytest.mark.parametrize("rounds", [1, 3, 40])
+def test_a_round_never_holds_more_canaries_than_its_cohort(
+    tiny_run, policy_text, tmp_path, name, rounds
+):
+    # What a round drops beyond its cohort cannot be attacked; too much of it loses the round.
+    run = tiny_run(tmp_path, changed(policy_text, OTHER_POLICIES[name]))
+    context = rebuild_context(RunArtifacts.open(run))
+    placed = canaries.place_canaries(context, 400, rounds, seed=1)
+    assert 0 < placed.invited.sum(axis=1).max() <= context.privacy.cohort
+    if rounds == 1:
+        quiet = canaries.without_noise(context)
+        seen = canaries.run_canaries(quiet, placed, context.privacy.clip_norm)
+        took_part = placed.invited & placed.coins
+        assert seen.responses[took_part].min() > 0.5 > seen.responses[~took_part].max()
+
+
 def test_canaries_answer_in_units_of_their_length(honest_run):
     # Without noise a canary that took part answers 1, give or take rounding and other canaries.
     context = canaries.without_noise(rebuild_context(RunArtifacts.open(honest_run)))
