@@ -100,7 +100,7 @@ def test_one_reading_names_every_mistake(tmp_path):
 
 def test_checks_that_need_a_refused_value_are_passed_over(tmp_path):
     scenario = _SCENARIO.replace("MODEL", "").replace("TRAINING", ", epochs = 0, window = 0")
-    text = scenario.replace("DENSE", "all").replace("cohort = 2", "cohort = 'x'")
+    text = scenario.replace("DENSE", "all").replace("cohort = 3", "cohort = 'x'")
     text = text.replace("rounds = 1", "rounds = 0")
     found = problems_of(Scenario, written(tmp_path, text))
     assert len(found) == 4
@@ -253,7 +253,7 @@ def test_names_of_shipped_recipes_are_unambiguous():
 
 _SCENARIO = """
 rounds = 1
-cohort = 2
+cohort = 3
 clip_norm = 1.0
 population = { kind = "synthetic" }
 model = { kind = "cifg_lstm", vocabulary_size = 100, embedding_dim = 4, hidden_dim = 4MODEL }

@@ -18,15 +18,13 @@ from pfl_lm.dp.policy import Policy
 from pfl_lm.phones.fleet import Fleet
 from pfl_lm.run.privacy import RunPrivacy
 from pfl_lm.run.scenario import Scenario
-from pfl_lm.secagg.config import MessageKind, RoundConfig
+from pfl_lm.secagg.config import LEAST_COHORT, MessageKind, RoundConfig
 from pfl_lm.secagg.errors import TooFewReports
 from pfl_lm.secagg.parameters import Adversary, GraphParameters, at_best, bounds, required
 from pfl_lm.secagg.ring import MIN_BITS
 from pfl_lm.secagg.rounds import Aggregator, Kind, open_aggregator
 from pfl_lm.server.state import Broadcast
 from pfl_lm.streams import stream
-
-LEAST_COHORT = 3  # the protocol needs two others to hide among
 
 
 class ExternalAggregator(Protocol):

@@ -9,6 +9,7 @@ from typing import Literal
 from pfl_lm.devices.training import LocalTraining
 from pfl_lm.models.models import ModelSpec
 from pfl_lm.payload.plan import PayloadPlan
+from pfl_lm.secagg.config import LEAST_COHORT
 from pfl_lm.server.optimizers import ServerOptimizer
 from pfl_lm.validate import at_least, below_one, positive, refuse
 
@@ -156,8 +157,11 @@ class Scenario:
 
     def __post_init__(self) -> None:
         at_least(1, rounds=self.rounds, checkpoint_every=self.checkpoint_every)
-        if self.cohort < 2:
-            refuse(f"cohort = {self.cohort} must be at least 2: a sum of one report is that report")
+        if self.cohort < LEAST_COHORT:
+            refuse(
+                f"cohort = {self.cohort} must be at least {LEAST_COHORT}: a device reports only "
+                "where two others hide it"
+            )
         positive(clip_norm=self.clip_norm)
         at_least(0, trimmed_groups=self.trimmed_groups)
         below_one(dropout=self.dropout, corrupt=self.corrupt)

@@ -16,6 +16,7 @@ from pfl_lm.secagg.ring import Ring
 from pfl_lm.secagg.wire import LABEL
 
 DIGEST_BYTES = 32
+LEAST_COHORT = 3  # a device reports only where two others hide it
 
 
 class MessageKind(IntEnum):

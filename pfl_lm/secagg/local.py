@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from pfl_lm.distributed import Ranks
 from pfl_lm.secagg import device as phases
-from pfl_lm.secagg.config import DevicePolicy, MessageKind, RoundConfig, sends
+from pfl_lm.secagg.config import LEAST_COHORT, DevicePolicy, MessageKind, RoundConfig, sends
 from pfl_lm.secagg.errors import Refused, SumLost, WrongState
 from pfl_lm.secagg.ideal import PAST_GOAL, within_goal
 from pfl_lm.secagg.keys import Identity, certify, public_key
@@ -24,8 +24,6 @@ from pfl_lm.secagg.opening import OpenedRound
 from pfl_lm.secagg.server import CollectingAnswers, CollectingConfirmations, CollectingKeys
 from pfl_lm.secagg.sharing import Entropy
 from pfl_lm.secagg.traffic import Traffic
-
-LEAST_MEMBERS = 3  # devices of a simulation insist on two others that advertised keys
 
 
 class ProtocolAggregator:
@@ -66,7 +64,7 @@ class ProtocolAggregator:
         self._noise = noise
         self._open = True
         authority, identities = _identities(config, entropy)
-        policy = DevicePolicy(config.min_reports, LEAST_MEMBERS, 2, config.adversary, authority)
+        policy = DevicePolicy(config.min_reports, LEAST_COHORT, 2, config.adversary, authority)
         advertised = {
             device: phases.KeysAdvertised.join(config, device, policy, identity, entropy)
             for device, identity in enumerate(identities)

@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pfl_lm.distributed import Ranks
-from pfl_lm.secagg.config import MessageKind, RoundConfig, sends
+from pfl_lm.secagg.config import LEAST_COHORT, MessageKind, RoundConfig, sends
 from pfl_lm.secagg.errors import SumLost, TooFewAnswers, TooFewReports
 from pfl_lm.secagg.ideal import IdealAggregator, OpenedSum
-from pfl_lm.secagg.local import LEAST_MEMBERS, ProtocolAggregator, check_devices
+from pfl_lm.secagg.local import ProtocolAggregator, check_devices
 from pfl_lm.secagg.noise import RemovableNoise
 from pfl_lm.secagg.sharing import Entropy
 from pfl_lm.secagg.traffic import Traffic, device_traffic
@@ -97,7 +97,7 @@ class IdealRound:
         members, dealers = (
             len(self._sending(step)) for step in (MessageKind.KEYS, MessageKind.SHARES)
         )
-        least = max(config.min_reports, config.graph.threshold, LEAST_MEMBERS)
+        least = max(config.min_reports, config.graph.threshold, LEAST_COHORT)
         if members < least:
             raise TooFewReports(members, least)
         least = max(config.min_reports, config.graph.threshold)

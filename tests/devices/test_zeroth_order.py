@@ -135,7 +135,7 @@ def test_directions_and_method_go_together(tmp_path: Path) -> None:
     recipe = tmp_path / "scenario.toml"
     text = """
         rounds = 1
-        cohort = 2
+        cohort = 3
         clip_norm = 1.0
         population = { kind = "synthetic" }
         model = { kind = "cifg_lstm", vocabulary_size = 100, embedding_dim = 4, hidden_dim = 4 }

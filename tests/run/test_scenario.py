@@ -43,6 +43,12 @@ def test_the_smallest_scenario_has_stated_defaults(tmp_path):
     )
 
 
+def test_a_cohort_in_which_nobody_would_report_is_refused(tmp_path):
+    with pytest.raises(RecipeError, match="cohort = 2 must be at least 3"):
+        load(Scenario, recipe(tmp_path), {"cohort": 2})
+    assert load(Scenario, recipe(tmp_path), {"cohort": 3}).cohort == 3
+
+
 def test_paths_are_taken_from_the_recipes_folder(tmp_path):
     found = load(Scenario, recipe(tmp_path, 'policy = "../privacy/p.toml"\nstart = "s.pt"'))
     assert found.policy == (tmp_path / "../privacy/p.toml").resolve()

@@ -240,7 +240,7 @@ def test_a_manifest_is_plain_json_and_names_no_folder(tiny_scenario, policy_file
 
 def test_a_store_has_its_own_public_text(tiny_scenario, store):
     people = PopulationConfig("store", path=store / "text", public_text=store / "public")
-    context = open_run(tiny_scenario(population=people, tokenizer=store / "tokenizer", cohort=2))
+    context = open_run(tiny_scenario(population=people, tokenizer=store / "tokenizer", cohort=3))
     streams = list(context.public.streams())
     assert len(streams) == 20
     public = SyntheticPopulation({"train": 1, "public": 20}, 300, 40, seed=1)
@@ -251,7 +251,7 @@ def test_a_store_has_its_own_public_text(tiny_scenario, store):
 def test_a_store_of_users_is_no_public_text(tiny_scenario, store):
     people = PopulationConfig("store", path=store / "text", public_text=store / "text")
     with pytest.raises(ValueError, match="text"):
-        open_run(tiny_scenario(population=people, tokenizer=store / "tokenizer", cohort=2))
+        open_run(tiny_scenario(population=people, tokenizer=store / "tokenizer", cohort=3))
 
 
 def test_a_model_is_measured_beside_its_start_and_the_public_baselines(tiny_scenario, start_from):

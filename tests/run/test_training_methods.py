@@ -63,7 +63,7 @@ def test_every_method_trains(method: TrainingMethod) -> None:
         model=replace(LSTM, vocabulary_size=200),
         training=replace(ONE_STEP, negatives=20),
         rounds=2,
-        cohort=2,
+        cohort=3,
         clip_norm=1.0,
     )
     chosen = method.apply(scenario)

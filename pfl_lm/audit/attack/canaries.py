@@ -47,6 +47,12 @@ class Canaries:
     directions: np.ndarray
     coordinates: np.ndarray
 
+    @property
+    def can_be_told_apart(self) -> bool:
+        """Whether of each kind, scheduled and sampled, some take part and some do not."""
+        kinds = (self.coins[self.scheduled], self.coins[~self.scheduled])
+        return all(coins.any() and not coins.all() for coins in kinds)
+
 
 @dataclass(frozen=True)
 class Seen:
@@ -88,7 +94,7 @@ def place_canaries(context: RunContext, count: int, rounds: int, seed: int) -> C
     known = min(count, rounds * max(1, context.privacy.cohort // 2))
     once = generator.permutation(known) % rounds == np.arange(rounds)[:, None]
     invited = np.hstack([once, _invitations(context, count, rounds, generator)])
-    total = invited.shape[1]
+    total = len(invited[0])
     signs = generator.integers(0, 2, (total, coordinates.shape[1]), dtype=np.int8)
     directions = (2 * signs - 1).astype(np.float32) / np.float32(np.sqrt(coordinates.shape[1]))
     coins = generator.random(total) < 0.5

@@ -26,6 +26,7 @@ MOST_ROUNDS = 200
 _SEED = 20230508  # of coins, directions and invitations; the noise comes from the run's own source
 _POWER = 3.0  # with the noise off, less than this says that the attack was blind
 
+_NAME, _QUESTION = "attack", "Does the model really leak no more?"
 NOT_CHECKED = (
     "Stronger attacks than these: a lower bound can only grow.",
     "The full number of rounds, where the audit ran fewer than the policy allows.",
@@ -52,6 +53,8 @@ def audit_attack(
     if context.privacy.policy is not None and context.privacy.mechanism.stateful:
         rounds = min(rounds, context.privacy.policy.rounds)  # its noise was planned for no more
     placed = canaries.place_canaries(context, CANARIES, rounds, _SEED)
+    if not placed.can_be_told_apart:
+        return _too_few(len(placed.coins), rounds)
     length = canaries.strength(context)
     clip = context.privacy.clip_norm
     loud = canaries.run_canaries(canaries.without_noise(context), placed, clip)
@@ -66,8 +69,8 @@ def audit_attack(
     findings = [_power(blind), *(_judge(result, guarantee) for result in results)]
     findings += text_canaries.findings_of(recalls, clip / length) if recalls else []
     return Part(
-        "attack",
-        "Does the model really leak no more?",
+        _NAME,
+        _QUESTION,
         (
             f"{len(placed.coins)} canaries, a fair coin each, {rounds} rounds of the run's code.",
             f"{int(placed.scheduled.sum())} of them in one round that the server knows.",
@@ -91,6 +94,15 @@ def audit_attack(
         time.monotonic() - started,
         _headline(results, blind),
     )
+
+
+def _too_few(count: int, rounds: int) -> Part:
+    text = (
+        f"{rounds} rounds of this cohort have room for {count} canaries, too few to tell those "
+        "that took part from the others; --rounds attacks more rounds."
+    )
+    finding = Finding("power of the attack", None, text)
+    return Part(_NAME, _QUESTION, (), [finding], (*NOT_CHECKED, "Any attack."))
 
 
 def summed_at_once(context: RunContext) -> RunContext:

@@ -10,6 +10,7 @@ from pfl_lm.audit.chain import Chain
 from pfl_lm.audit.findings import Finding
 from pfl_lm.audit.ledger.replay import Entry, fewest_reports, invited_to
 from pfl_lm.files import sha256_of
+from pfl_lm.secagg.config import LEAST_COHORT
 from pfl_lm.version import code_digest
 
 _OVER = ("round", "abandoned")
@@ -125,9 +126,9 @@ def _could_open(artifacts: RunArtifacts, guarantee: StatedGuarantee | None, entr
     invited = invited_to(artifacts, entry)
     if not invited:  # the run was killed before it wrote how many
         return ""
-    least = 2
+    least = LEAST_COHORT
     if guarantee is not None:
-        least = max(2, fewest_reports(guarantee, scenario["cohort"], invited))
+        least = max(least, fewest_reports(guarantee, scenario["cohort"], invited))
     if entry["reports"] < least:
         return ""
     return f"{least} reports open a round, and {entry['reports']} came"

@@ -19,12 +19,12 @@ import numpy as np
 from pfl_lm.devices.task import Task
 from pfl_lm.devices.trace import Trace
 from pfl_lm.payload.layout import Payload
-from pfl_lm.run.aggregation import LEAST_COHORT
 from pfl_lm.run.availability import Cohort
 from pfl_lm.run.context import RunContext, choose_payload
 from pfl_lm.run.recorder import RoundRecorder
 from pfl_lm.run.round import Release, protect_updates
 from pfl_lm.run.simulate import Ends, run_round, train_cohort
+from pfl_lm.secagg.config import LEAST_COHORT
 from pfl_lm.server.state import Broadcast, ServerState, open_round
 
 Updates = Callable[[Sequence[int], int], np.ndarray]

@@ -11,6 +11,7 @@ from pfl_lm.audit.attack import canaries, text_canaries
 from pfl_lm.audit.attack import check as attack
 from pfl_lm.audit.attack.attackers import attack_result
 from pfl_lm.audit.attack.scores import Scores
+from pfl_lm.audit.chain import read_chain
 from pfl_lm.audit.ledger.check import audit_ledger
 from pfl_lm.audit.mechanism.check import audit_mechanism
 from pfl_lm.audit.mechanism.rebuild import rebuild_context
@@ -123,6 +124,20 @@ def test_a_round_never_holds_more_canaries_than_its_cohort(
         seen = canaries.run_canaries(quiet, placed, context.privacy.clip_norm)
         took_part = placed.invited & placed.coins
         assert seen.responses[took_part].min() > 0.5 > seen.responses[~took_part].max()
+
+
+def test_a_run_of_a_few_tiny_poisson_cohorts_is_audited_and_accused_of_nothing(
+    tiny_run, policy_text, tmp_path
+):
+    # Of three invited on average two may come, and then nobody reports; one canary fits a round.
+    artifacts = RunArtifacts.open(tiny_run(tmp_path, policy_text, cohort=3, rounds=6))
+    closed = [e for e in read_chain(artifacts.folder.ledger_path).entries if "reports" in e]
+    assert {"round", "abandoned"} <= {entry["kind"] for entry in closed}
+    context = rebuild_context(artifacts)
+    alone = attack.audit_attack(context, artifacts, rounds=1, phrase_rounds=0)
+    assert [finding.holds for finding in alone.findings] == [None]
+    assert "too few" in alone.findings[0].text
+    assert failing([alone, audit_ledger(artifacts)]) == {}
 
 
 def test_canaries_answer_in_units_of_their_length(honest_run):
