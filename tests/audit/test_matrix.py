@@ -95,6 +95,8 @@ HONEST: dict[str, Callable[[Path], Path]] = {
     "rows by frequency": tiny(ROTATION, payload=PayloadPlan(rows=100, draw="unigram")),
     "everything travels": tiny(ROTATION, payload=PayloadPlan()),
     "public groups": tiny(ROTATION + "groups = 4\n", cohort=24),
+    "public groups, two left out": tiny(ROTATION + "groups = 4\n", cohort=24, trimmed_groups=1),
+    "three invited on average": tiny(POLICY, cohort=3, rounds=6),
     "rotated updates": tiny(ROTATION, rotate=True),
     "fleet": tiny(ROTATION, fleet=FLEETS / "mixed.toml"),
     "lost rounds": tiny(ROTATION, dropout=0.15, rounds=6),

@@ -54,7 +54,8 @@ def rebuild_context(
             "--scenario FILE, or audit --part accounting and --part ledger alone"
         )
     scenario = from_plain(Scenario, written, artifacts.where)
-    context = open_run(replace(scenario, policy=None, start=start, fleet=None), external)
+    plain = replace(scenario, policy=None, start=start, fleet=None, trimmed_groups=None)
+    context = open_run(plain, external)
     context = replace(context, fleet=_fleet(artifacts))
     asked = 1.0 if context.fleet is None else context.fleet.check_in
     users = context.population.users("train")
