@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from pfl_lm.audit.attack.check import audit_attack
 from pfl_lm.audit.mechanism import check as mechanism_check
 from pfl_lm.audit.mechanism.rebuild import rebuild_context
 from pfl_lm.audit.mechanism.stream_tests import stream_findings
-from pfl_lm.dp.correlated import tree
+from pfl_lm.dp.correlated import tree, tree_stream
 from pfl_lm.dp.correlated.history import History
 from pfl_lm.dp.correlated.mechanism import Blt
 from pfl_lm.dp.correlated.sensitivity import sensitivity
@@ -28,6 +29,7 @@ from pfl_lm.dp.correlated.strategy import choose
 from pfl_lm.dp.events import StreamPlan
 from pfl_lm.dp.guarantee import guarantee
 from pfl_lm.dp.sampler.random_bits import reproducible_bits
+from pfl_lm.payload.plan import PayloadPlan
 from pfl_lm.run import availability
 from pfl_lm.run import privacy as run_privacy
 from pfl_lm.run.noise_state import NoiseStates
@@ -218,6 +220,46 @@ def test_two_ways_to_a_sensitivity_agree(kind, n, step, times):
     assert streams.sensitivity(stream, step, times) == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.parametrize("kind", ["tree", "banded", "banded_inverse_root"])
+def test_an_honest_run_of_another_stream_fails_nothing(kind, tiny_run, tmp_path):
+    run = tiny_run(tmp_path, POLICY.replace('"blt"', f'"{kind}"'), payload=PayloadPlan())
+    artifacts = RunArtifacts.open(run)
+    part = mechanism_check.audit_mechanism(rebuild_context(artifacts), artifacts)
+    assert {f.name: f.text for f in part.findings if f.holds is False} == {}
+    held = {finding.name for finding in part.findings if finding.holds}
+    assert held >= {"noise on the sum", "noise correlates as stated"}
+    assert "nobody moves the stream further than stated" in held
+
+
+@pytest.mark.parametrize("first", [0, 2, 5])
+def test_the_noise_of_a_tree_covaries_as_the_audit_says(first):
+    # Prefix sums of 1, 2, … 8 rounds have 1, 1, 2, 1, 2, 2, 3, 1 intervals.
+    stream, rounds, dim = {"kind": "tree", "rounds": 8}, 3, 20_000
+    state, rows = tree_stream.TreeState.begin(8, dim), []
+    bits = reproducible_bits(key(1, "tree"))
+    for number in range(first, first + rounds):
+        noise, state = tree_stream.release(
+            state, np.zeros(dim), round=number, rounds=8, sensitivity=2.0, clip_norm=1.0,
+            noise_multiplier=1.0, bits=bits,
+        )  # fmt: skip
+        rows.append(noise)
+    measured = np.array(rows) @ np.array(rows).T / dim
+    assert measured == pytest.approx(streams.noise_covariance(stream, first, rounds), abs=0.06)
+
+
+@pytest.mark.parametrize(("n", "step", "times"), [(8, 2, 4), (13, 5, 3), (12, 1, 12)])
+def test_the_worst_rounds_of_a_tree_are_found_among_its_inner_products(n, step, times):
+    products = streams.inner_products({"kind": "tree", "rounds": n})
+    patterns = (
+        rounds
+        for count in range(1, times + 1)
+        for rounds in combinations(range(n), count)
+        if (np.diff(rounds) >= step).all()
+    )
+    worst = max(products[np.ix_(rounds, rounds)].sum() for rounds in patterns)
+    assert worst == tree.squared_sensitivity(n, step, times)
+
+
 @pytest.mark.parametrize("n", [1, 5, 8, 13, 40])
 @pytest.mark.parametrize(("step", "times"), [(1, 3), (2, 9), (5, 4), (40, 1)])
 def test_two_ways_to_a_tree_agree(n, step, times):
@@ -261,7 +303,7 @@ def test_an_attacker_gathers_what_a_round_left_in_the_later_ones():
 
     best = np.linalg.norm(lower[:, 2]) / noise
     assert distance(responses[2]) == pytest.approx(best, abs=0.12)
-    alone = 1 / (noise * math.sqrt(streams.noise_of_rounds(column, rounds)[2, 2]))
+    alone = 1 / (noise * math.sqrt(streams.noise_covariance(stream, 0, rounds)[2, 2]))
     assert distance(released[2]) == pytest.approx(alone, abs=0.12)
     assert alone < 0.75 * best
     spread = gathered(stream, seen, noise)[1]

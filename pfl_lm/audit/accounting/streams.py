@@ -11,6 +11,7 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping
 from functools import lru_cache
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -42,13 +43,48 @@ def coefficients(stream: Mapping[str, Any]) -> np.ndarray:
     return np.array(column)
 
 
-def noise_of_rounds(column: np.ndarray, rounds: int) -> np.ndarray:
-    """Return the covariance of the first rounds' released noise, for noise of 1: C⁻¹C⁻ᵀ, [r, r]."""
-    lower = np.array(
-        [[column[i - j] if i >= j else 0.0 for j in range(rounds)] for i in range(rounds)]
-    )
-    inverse = np.linalg.inv(lower)
-    return np.asarray(inverse @ inverse.T)
+def noise_covariance(stream: Mapping[str, Any], first: int, rounds: int) -> np.ndarray:
+    """Return the covariance of what a stream that begins at round ``first`` releases, [r, r].
+
+    For noise of 1. C⁻¹C⁻ᵀ, wherever it begins; a tree releases the difference of two prefix sums,
+    each of which has the noise of its own intervals.
+    """
+    if stream["kind"] != "tree":
+        inverse = np.linalg.inv(_toeplitz(coefficients(stream)[:rounds]))
+        return np.asarray(inverse @ inverse.T)
+    prefixes = [set[tuple[int, int]](), *(_intervals(first + r + 1) for r in range(rounds))]
+    known = sorted(set().union(*prefixes))
+    noises = np.array([[interval in prefix for interval in known] for prefix in prefixes], float)
+    released = np.diff(noises, axis=0)
+    return np.asarray(released @ released.T)
+
+
+def _intervals(rounds: int) -> set[tuple[int, int]]:
+    """Return the dyadic intervals that the first rounds are made of, by start and length."""
+    lengths = [1 << bit for bit in reversed(range(rounds.bit_length())) if rounds >> bit & 1]
+    return set(zip(accumulate(lengths, initial=0), lengths, strict=False))
+
+
+def inner_products(stream: Mapping[str, Any]) -> np.ndarray:
+    """Return CᵀC, float64[n, n]; the rows of a tree's C are its complete dyadic intervals."""
+    n = int(stream["rounds"])
+    if stream["kind"] != "tree":
+        lower = _toeplitz(coefficients(stream))
+        return np.asarray(lower.T @ lower)
+    products, number = np.zeros((n, n)), np.arange(n)
+    for level in range(n.bit_length()):
+        place = number >> level
+        complete = (place + 1) << level <= n
+        products += (place[:, None] == place) & complete
+    return products
+
+
+def _toeplitz(column: np.ndarray) -> np.ndarray:
+    n = len(column)
+    lower = np.zeros((n, n))
+    for j in range(n):
+        lower[j:, j] = column[: n - j]
+    return lower
 
 
 def sensitivity(stream: Mapping[str, Any], min_separation: int, participations: int) -> float:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 
 import numpy as np
 from scipy import stats
 
+from pfl_lm.audit.accounting.streams import noise_covariance
 from pfl_lm.audit.findings import Finding
 from pfl_lm.audit.mechanism.harness import (
     Opened,
@@ -30,7 +31,7 @@ UNLIKELY = 1e-6
 def noise(context: RunContext, quiet: Sequence[Opened]) -> Finding:
     """Hold the noise on the sum against its stated standard deviation."""
     name = "noise on the sum"
-    values = np.concatenate([opened.total for opened in quiet])
+    values = np.concatenate([opened.total / _at_first(context, opened) for opened in quiet])
     stated = context.privacy.sum_multiplier * quiet[0].unit
     if stated == 0:
         return Finding(name, None, "The run promises no noise; none was looked for.")
@@ -48,6 +49,18 @@ def noise(context: RunContext, quiet: Sequence[Opened]) -> Finding:
     if not centred:
         text += f" It is not centred: {values.mean() / stated:.3f} standard deviations off."
     return Finding(name, bool(right and centred), f"Its standard deviation is {text}")
+
+
+def _at_first(context: RunContext, opened: Opened) -> float:
+    """Return the deviation of a round's noise, for noise of 1, in which its stream begins.
+
+    1, but for a tree: its first release has the noise of all intervals of a prefix sum.
+    """
+    follows = context.privacy.guarantee
+    if follows is None or follows.stream is None:
+        return 1.0
+    variance = noise_covariance(asdict(follows.stream), int(opened.recorded["round"]), 1)
+    return math.sqrt(float(variance[0, 0]))
 
 
 @dataclass(frozen=True)

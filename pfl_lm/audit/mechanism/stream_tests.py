@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from pfl_lm.audit.accounting.streams import coefficients, noise_of_rounds, sensitivity
+from pfl_lm.audit.accounting.streams import inner_products, noise_covariance, sensitivity
 from pfl_lm.audit.findings import Finding
 from pfl_lm.audit.mechanism.harness import (
     Opened,
@@ -52,14 +52,11 @@ def stream_findings(context: RunContext, stated: Mapping[str, Any] | None) -> li
     if follows.stream is None:
         return [separation(context)]
     stream = dict(stated or asdict(follows.stream))
-    if stream["kind"] == "tree":
-        text = "A tree has no Toeplitz matrix; the covariance of its noise was not tested."
-        return [separation(context), Finding(_CORRELATES, None, text)]
     return [separation(context), covariance(context, stream), patterns(context, stream)]
 
 
 def covariance(context: RunContext, stream: Mapping[str, Any]) -> Finding:
-    """Hold the noise of rounds in a row against C⁻¹C⁻ᵀ of the stated numbers, entry by entry.
+    """Hold the noise of rounds in a row against the stated stream's covariance, entry by entry.
 
     Half way the state goes through the disk, as where a run is resumed.
     """
@@ -72,7 +69,7 @@ def covariance(context: RunContext, stream: Mapping[str, Any]) -> Finding:
     if dim < _FEWEST:
         return Finding(name, None, f"Only {dim} coordinates travel in {count} rounds in a row.")
     unit = context.privacy.sum_multiplier
-    expected = noise_of_rounds(coefficients(stream), count)
+    expected = noise_covariance(stream, first, count)
     measured = noise @ noise.T / dim / unit**2
     spread = np.sqrt((expected**2 + np.outer(np.diag(expected), np.diag(expected))) / dim)
     # Rounding to the grid lengthens an update, and the server's noise with it.
@@ -179,7 +176,7 @@ def patterns(context: RunContext, stream: Mapping[str, Any]) -> Finding:
         return Finding(name, None, text)
     most = sensitivity(stream, rule.min_separation, stream["rounds"])
     rounds, users = _participations(context)
-    furthest = _furthest(coefficients(stream), rounds, users)
+    furthest = _furthest(inner_products(stream), rounds, users)
     right = furthest <= most * (1 + 1e-9)
     text = (
         f"By the rounds that each of {len(np.unique(users)):,} users was invited to, one moves the "
@@ -189,13 +186,8 @@ def patterns(context: RunContext, stream: Mapping[str, Any]) -> Finding:
     return Finding(name, bool(right), text)
 
 
-def _furthest(column: np.ndarray, rounds: np.ndarray, users: np.ndarray) -> float:
-    """Return the largest ‖Σ C[:, r]‖ over the users' rounds r, which are sorted by user."""
-    n = len(column)
-    lower = np.zeros((n, n))
-    for j in range(n):
-        lower[j:, j] = column[: n - j]
-    gram = lower.T @ lower
+def _furthest(gram: np.ndarray, rounds: np.ndarray, users: np.ndarray) -> float:
+    """Return the largest ‖Σ C[:, r]‖ over the users' rounds r, sorted by user; gram is CᵀC."""
     _, owner = np.unique(users, return_inverse=True)
     squares = np.bincount(owner, gram[rounds, rounds])
     for lag in range(1, len(rounds)):
