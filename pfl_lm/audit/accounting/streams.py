@@ -50,7 +50,7 @@ def noise_covariance(stream: Mapping[str, Any], first: int, rounds: int) -> np.n
     each of which has the noise of its own intervals.
     """
     if stream["kind"] != "tree":
-        inverse = np.linalg.inv(_toeplitz(coefficients(stream)[:rounds]))
+        inverse = np.linalg.inv(toeplitz(coefficients(stream)[:rounds]))
         return np.asarray(inverse @ inverse.T)
     prefixes = [set[tuple[int, int]](), *(_intervals(first + r + 1) for r in range(rounds))]
     known = sorted(set().union(*prefixes))
@@ -69,7 +69,7 @@ def inner_products(stream: Mapping[str, Any]) -> np.ndarray:
     """Return CᵀC, float64[n, n]; the rows of a tree's C are its complete dyadic intervals."""
     n = int(stream["rounds"])
     if stream["kind"] != "tree":
-        lower = _toeplitz(coefficients(stream))
+        lower = toeplitz(coefficients(stream))
         return np.asarray(lower.T @ lower)
     products, number = np.zeros((n, n)), np.arange(n)
     for level in range(n.bit_length()):
@@ -79,7 +79,8 @@ def inner_products(stream: Mapping[str, Any]) -> np.ndarray:
     return products
 
 
-def _toeplitz(column: np.ndarray) -> np.ndarray:
+def toeplitz(column: np.ndarray) -> np.ndarray:
+    """Return the lower triangular matrix C of a first column, float64[n, n]."""
     n = len(column)
     lower = np.zeros((n, n))
     for j in range(n):

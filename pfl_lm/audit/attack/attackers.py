@@ -11,7 +11,7 @@ import numpy as np
 
 from pfl_lm.audit.accounting.methods import quick_epsilon
 from pfl_lm.audit.accounting.stated import StatedGuarantee
-from pfl_lm.audit.accounting.streams import coefficients
+from pfl_lm.audit.accounting.streams import coefficients, toeplitz
 from pfl_lm.audit.attack import canaries
 from pfl_lm.audit.attack.estimators import one_run_bound, one_run_bound_fdp
 from pfl_lm.audit.attack.scores import Scores, bound_at_counts, gaussian_bound
@@ -106,10 +106,7 @@ def gathered(
     rounds = len(seen.responses)
     if stream["kind"] == "tree":  # its matrix has a row for every interval; rounds by themselves
         return seen, np.full((rounds, 1), noise)
-    column = coefficients(stream)[:rounds]
-    lower = np.array(
-        [[column[i - j] if i >= j else 0.0 for j in range(rounds)] for i in range(rounds)]
-    )
+    lower = toeplitz(coefficients(stream)[:rounds])
     products = lower.T @ lower
     squares = np.diag(products)[:, None]
     responses = products @ seen.responses / squares
