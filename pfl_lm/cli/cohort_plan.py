@@ -65,9 +65,12 @@ def _print(people: People, plans: list[CohortPlan]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from pfl_lm.numbers import format_epsilon
+
+    promise = f"ε = {format_epsilon(people.epsilon)}, δ = {people.delta:g}"
     table = Table(
         title=f"{people.population:,} people, {people.reachable:,} of them reachable\n"
-        f"ε = {people.epsilon:g}, δ = {people.delta:g} against everyone, the server included"
+        f"{promise} against everyone, the server included"
     )
     for column in ("rounds", "reports", "joins", "rounds between", "noise on sum", "in mean"):
         table.add_column(column, justify="right")

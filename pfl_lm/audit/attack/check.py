@@ -98,11 +98,12 @@ def audit_attack(
 
 def _too_few(count: int, rounds: int) -> Part:
     text = (
-        f"{rounds} rounds of this cohort have room for {count} canaries, too few to tell those "
-        "that took part from the others; --rounds attacks more rounds."
+        f"In the rounds attacked ({rounds}) this cohort has room for {count} canaries, too few to "
+        "tell those that took part from the others; --rounds attacks more rounds."
     )
     finding = Finding("power of the attack", None, text)
-    return Part(_NAME, _QUESTION, (), [finding], (*NOT_CHECKED, "Any attack."))
+    checked = ("Whether there is room for enough canaries.",)
+    return Part(_NAME, _QUESTION, checked, [finding], (*NOT_CHECKED, "Any attack."))
 
 
 def summed_at_once(context: RunContext) -> RunContext:
