@@ -8,6 +8,9 @@ from pathlib import Path
 
 # Before numpy or torch is imported: test processes run side by side, one thread each.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Before gRPC is imported: in a test process that still has threads of a server, what gRPC does at
+# a fork now and then ends the child.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 # A shell starts background jobs with SIGINT ignored, and the processes that tests start inherit it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

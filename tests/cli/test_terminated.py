@@ -34,8 +34,6 @@ def test_a_population_half_written_is_cleared_away(tmp_path, number):
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         text=True,
-        # A shell starts background jobs with SIGINT ignored, and children inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "half way\n"

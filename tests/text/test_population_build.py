@@ -364,13 +364,7 @@ class TestInterruption:
         write(tmp_path / "a.jsonl", [("ann", "x")])
         (tmp_path / "build.py").write_text(_BUILD)
         command = [sys.executable, str(tmp_path / "build.py"), str(tmp_path), str(workers)]
-        # A shell starts background jobs with SIGINT ignored, and children inherit that.
-        process = subprocess.Popen(
-            command,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-        )
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True)
         deadline = time.monotonic() + 60
         while not list((tmp_path / "out").glob(".p.*/spill")) and time.monotonic() < deadline:
             time.sleep(0.05)
