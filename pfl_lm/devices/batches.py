@@ -31,7 +31,7 @@ class LocalTraining:
     Args:
         learning_rate: of a device's plain SGD.
         batch_size: windows of a minibatch.
-        epochs: passes over the device's windows; state either these or ``steps``.
+        epochs: passes over the device's windows; 1 where neither these nor ``steps`` are stated.
         steps: local steps, whatever the length of the text, instead of ``epochs``.
         decay: factor on the learning rate after each local step.
         gradient_clip: ℓ2 bound on each step's gradient over the payload; None: no bound.
@@ -65,7 +65,7 @@ class LocalTraining:
 
     learning_rate: float
     batch_size: int = 16
-    epochs: int | None = 1
+    epochs: int | None = None
     steps: int | None = None
     decay: float = 1.0
     gradient_clip: float | None = None
@@ -84,8 +84,13 @@ class LocalTraining:
 
     def __post_init__(self) -> None:
         positive(learning_rate=self.learning_rate)
-        if (self.epochs is None) == (self.steps is None):
-            raise ValueError("state either epochs or steps of local training, not both")
+        if self.epochs is None and self.steps is None:
+            object.__setattr__(self, "epochs", 1)
+        if self.epochs is not None and self.steps is not None:
+            raise ValueError(
+                "state either epochs or steps of local training, not both; --set epochs= with "
+                "nothing behind it removes a key"
+            )
         at_least(
             1,
             batch_size=self.batch_size,

@@ -184,6 +184,7 @@ def _serve(
     """
     policy, identities = asking.policy, serving.keys.enrolled()
     task = asking.task(serving.trial)
+    serving.require_free_addresses()
     if not serving.trial:
         task.check_run(policy)
     kind = purpose_of(task.question)

@@ -19,7 +19,7 @@ from pfl_lm.network.admission import Admission
 from pfl_lm.network.backend import Downloads, LocalBackend
 from pfl_lm.network.exclusions import Exclusions
 from pfl_lm.network.front_ends.group import FrontEnds
-from pfl_lm.network.front_ends.port import check_shared_ports, make_room
+from pfl_lm.network.front_ends.port import check_shared_ports, make_room, require_free
 from pfl_lm.network.front_ends.process import FrontEndSetup
 from pfl_lm.network.identity import Credentials, ServerKeys
 from pfl_lm.network.listener import Listener
@@ -33,7 +33,7 @@ from pfl_lm.network.task_config import TaskConfig, served
 from pfl_lm.network.transport import Limits, largest_frame
 from pfl_lm.network.web import Browsers
 from pfl_lm.run.checkpoints import newest_checkpoint
-from pfl_lm.run.context import RunContext, choose_payload
+from pfl_lm.run.context import RunContext, choose_payload, smallest_and_largest_payload
 from pfl_lm.run.evaluable import require_held_out
 from pfl_lm.run.evaluation import final_evaluation, validate, write_results
 from pfl_lm.run.folder import RunFolder
@@ -81,6 +81,12 @@ class Serving:
     def __post_init__(self) -> None:
         check_shared_ports(self.front_ends)
 
+    def require_free_addresses(self) -> None:
+        """Refuse addresses that are taken; raises ValueError."""
+        require_free(self.address)
+        if self.browsers is not None:
+            require_free(self.browsers.at.listen)
+
 
 def serve(
     scenario: Scenario,
@@ -111,6 +117,7 @@ def serve(
     context = served(context, len(identities), serving.trial)
     if serving.browsers:
         serving.browsers.check(context, serving.trial)
+    serving.require_free_addresses()
     folder = RunFolder(Path(path))
     account = None if serving.trial else serving.keys.account(serving.ledgers)
     recorder = RunRecorder(context, folder, listener, account)
@@ -206,7 +213,7 @@ async def _run(
     task_config = TaskConfig.of(context, store.run, serving.trial)
     authority, folder = serving.keys.authority(), recorder.folder
     models = ModelCache(context)
-    dim = context.privacy.summed_dim(choose_payload(context, 0).dim)
+    dim = context.privacy.summed_dim(smallest_and_largest_payload(context)[1].dim)
     service, mailbox, listener = doors(serving, store, models, task_config.text(), dim)
     server = ServerContext(
         context, task_config, recorder, store, mailbox, limits, authority, serving.reached

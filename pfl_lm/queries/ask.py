@@ -277,7 +277,7 @@ def check_round(session: QuerySession, query: Query, number: int, ledger: Ledger
             f"the query has {query.dim} coordinates, the policy covers {policy.noise.min_dim} or "
             "more; lower the policy's noise.min_dim or set least_dim"
         )
-    Budget(session.privacy(query), ledger, query.dim).check(number)
+    Budget(session.privacy(query), ledger).check(number, query.dim)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pfl_lm.dp.policy import Policy
 from pfl_lm.payload.layout import Payload
 from pfl_lm.run.aggregation import ExternalAggregator
-from pfl_lm.run.context import RunContext
+from pfl_lm.run.context import RunContext, smallest_and_largest_payload
 from pfl_lm.run.scenario import Scenario
 
 
@@ -30,22 +30,20 @@ def check_external(
     external.check()
 
 
-def check_payload(context: RunContext, payload: Payload) -> None:
-    """Refuse a payload that the policy does not cover, and what could not be summed.
-
-    Args:
-        payload: of the first round.
-    """
+def check_payloads(context: RunContext) -> None:
+    """Refuse payloads that the policy does not cover, and what could not be summed."""
     policy = context.privacy.policy
-    if policy is not None and policy.noise.at == "device" and payload.dim < policy.noise.min_dim:
+    smallest, largest = smallest_and_largest_payload(context)
+    if policy is not None and policy.noise.at == "device" and smallest.dim < policy.noise.min_dim:
         raise ValueError(
-            f"the payload has {payload.dim} coordinates, the policy covers {policy.noise.min_dim} "
-            "or more; lower the policy's noise.min_dim or send more"
+            f"the payload of round {smallest.round + 1} has {smallest.dim:,} coordinates, the "
+            f"policy covers {policy.noise.min_dim:,} or more; lower the policy's noise.min_dim or "
+            "send more"
         )
-    _check_stream(context, payload)
+    _check_stream(context, largest)
     _check_clipping(context)
-    grid = context.privacy.grid(payload.dim)
-    context.aggregation.describe(grid)
+    for payload in (smallest, largest):
+        context.aggregation.describe(context.privacy.grid(payload.dim))
 
 
 def check_groups(context: RunContext) -> None:

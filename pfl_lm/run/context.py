@@ -119,3 +119,15 @@ def choose_payload(context: RunContext, round: int) -> Payload:
         context.scenario.seed,
         round,
     )
+
+
+def smallest_and_largest_payload(context: RunContext) -> tuple[Payload, Payload]:
+    """Return the payloads of fewest and of most coordinates among those of all rounds.
+
+    They differ where layers take turns; rows are as many in every round.
+    """
+    scenario = context.scenario
+    turns = 1 if scenario.payload.layers is None else scenario.rounds
+    payloads = [choose_payload(context, round) for round in range(turns)]
+    by_size = sorted(payloads, key=lambda payload: payload.dim)
+    return by_size[0], by_size[-1]

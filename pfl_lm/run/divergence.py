@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -44,6 +44,22 @@ class LossWatch:
     def __init__(self, context: RunContext, say: Callable[[str], None]) -> None:
         self._context, self._say, self._said = context, say, False
         self._first: float | None = None
+
+    def take_up(self, metrics: Iterable[dict[str, Any]]) -> None:
+        """Take up an interrupted run, whose rounds were heard before.
+
+        Args:
+            metrics: the run's lines so far.
+
+        Raises:
+            Diverged: its last round says so; another one would be spent for nothing.
+        """
+        rounds = [line for line in metrics if line["kind"] == "round"]
+        losses = [line["loss"] for line in rounds if line["loss"] is not None]
+        self._first = losses[0] if losses else None
+        self._said = any(line["diverged_devices"] for line in rounds)
+        if rounds:
+            self.check(rounds[-1])
 
     def check(self, entry: dict[str, Any]) -> None:
         """Check a round's line of the metrics.

@@ -105,7 +105,7 @@ class RunRecorder(RoundRecorder):
             self.close()
             raise
         assert self.ledger is not None
-        self._budget = Budget(self._context.privacy, self.ledger, self._dim)
+        self._budget = Budget(self._context.privacy, self.ledger)
         self._log = RunLog(self.folder, state.round, self._counts_are_secret)
         return state
 
@@ -125,21 +125,21 @@ class RunRecorder(RoundRecorder):
             self._listener.say(f"the budget of these people: {population.spent().sentence()}")
         return state
 
-    @property
-    def _dim(self) -> int:
-        return choose_payload(self._context, 0).dim
+    def _dim(self, round: int) -> int:
+        takes_turns = self._context.scenario.payload.layers is not None
+        return choose_payload(self._context, round if takes_turns else 0).dim
 
     def check_budget(self, round: int) -> None:
         """Refuse a round that the policy's budget, or that of its people, does not cover."""
         assert self._budget is not None
-        self._budget.check(round)
+        self._budget.check(round, self._dim(round))
         self._check_population([round])
 
     def _check_population(self, rounds: Sequence[int]) -> None:
         privacy = self._context.privacy
         if self._population is None:
             return
-        planned = [privacy.event(privacy.cohort, self._dim, round) for round in rounds]
+        planned = [privacy.event(privacy.cohort, self._dim(round), round) for round in rounds]
         assert privacy.policy is not None
         self._population.check(privacy.policy, *(event for event in planned if event is not None))
 
@@ -243,8 +243,8 @@ def _published(ledger: Ledger) -> dict[str, Any]:
 class Budget:
     """What the policy's deployment has spent, recomputed from the ledger's own entries."""
 
-    def __init__(self, privacy: RunPrivacy, ledger: Ledger, dim: int) -> None:
-        self._privacy, self._ledger, self._dim = privacy, ledger, dim
+    def __init__(self, privacy: RunPrivacy, ledger: Ledger) -> None:
+        self._privacy, self._ledger = privacy, ledger
         self._last: tuple[list[RoundEvent], PrivacyCost | None] = ([], None)
 
     def events(self) -> list[RoundEvent]:
@@ -252,15 +252,18 @@ class Budget:
         rounds = (entry for entry in self._ledger.entries() if entry["kind"] == "round")
         return [RoundEvent(**entry["event"]) for entry in rounds if entry["event"] is not None]
 
-    def check(self, round: int) -> None:
-        """Refuse a round after which more than the policy's ε would be spent."""
+    def check(self, round: int, dim: int) -> None:
+        """Refuse a round after which more than the policy's ε would be spent.
+
+        Args:
+            dim: coordinates of the round's payload.
+        """
         policy, privacy = self._privacy.policy, self._privacy
         if policy is None or policy.noise.at == "none":
             return
         if any(event.round == round for event in self.events()):
             return  # a reproducible run repeats it to the byte: it is paid for already
-        # As it will be recorded: rotation rounds of unlike payloads are not one rotation.
-        planned = privacy.event(privacy.cohort, self._dim, round)
+        planned = privacy.event(privacy.cohort, dim, round)
         assert planned is not None
         cost = privacy.deployment.compose([*self.events(), planned])
         if cost is None or not cost.epsilon <= policy.epsilon * (1 + 1e-9):

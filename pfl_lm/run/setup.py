@@ -15,8 +15,8 @@ from pfl_lm.models.spec import differences
 from pfl_lm.phones.fleet import Fleet
 from pfl_lm.recipes import load
 from pfl_lm.run.aggregation import ExternalAggregator
-from pfl_lm.run.checks import check_external, check_groups, check_payload, check_processor
-from pfl_lm.run.context import PublicText, RunContext, choose_payload
+from pfl_lm.run.checks import check_external, check_groups, check_payloads, check_processor
+from pfl_lm.run.context import PublicText, RunContext
 from pfl_lm.run.deployment import Deployment
 from pfl_lm.run.privacy import RunPrivacy
 from pfl_lm.run.scenario import Scenario
@@ -86,7 +86,7 @@ def open_run(
         processor,
     )
     check_processor(context)
-    check_payload(context, choose_payload(context, 0))
+    check_payloads(context)
     check_groups(context)
     return context
 

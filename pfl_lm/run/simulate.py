@@ -226,6 +226,7 @@ def simulate(
     losses = LossWatch(context, listener.say)
     try:
         require_finite(state)
+        ranks.on_rank_zero(lambda: losses.take_up(recorder.folder.all_metrics()))
         _evaluate_where_due(context, state, recorder, ranks)
         while state.round < scenario.rounds:
             ranks.on_rank_zero(heed, recorder.folder, state.round)

@@ -13,7 +13,7 @@ from pfl_lm.dp.ledger import verify
 from pfl_lm.models.file import Model, load_model, save_model
 from pfl_lm.models.models import initialise
 from pfl_lm.run import simulate as simulation
-from pfl_lm.run.divergence import LossWatch, has_diverged
+from pfl_lm.run.divergence import Diverged, LossWatch, has_diverged
 from pfl_lm.run.folder import RunFolder
 from pfl_lm.run.setup import open_run
 from pfl_lm.run.simulate import simulate
@@ -32,6 +32,24 @@ def test_a_run_that_diverges_ends_before_its_next_round(tiny_scenario, new_watch
         simulate(scenario, tmp_path / "run", new_watcher())
     assert rounds_of(tmp_path / "run") == [0, 1]
     assert [line["diverged_devices"] for line in RunFolder(tmp_path / "run").metrics()] == [0, 6]
+    with pytest.raises(ValueError, match=r"^round 2: no device has a finite perplexity .* lower"):
+        simulate(scenario, tmp_path / "run", new_watcher(), resume=True)
+    assert rounds_of(tmp_path / "run") == [0, 1]
+
+
+def test_a_resumed_run_measures_its_loss_by_that_of_its_first_round(tiny_scenario):
+    said: list[str] = []
+    rounds = [
+        {"kind": "round", "round": 0, "trained_devices": 6, "diverged_devices": 0, "loss": 5.0},
+        {"kind": "evaluation", "round": 1, "perplexity": 150.0},
+        {"kind": "round", "round": 1, "trained_devices": 6, "diverged_devices": 1, "loss": 45.0},
+    ]
+    watch = LossWatch(open_run(tiny_scenario()), said.append)
+    watch.take_up(rounds)
+    watch.check({"round": 2, "trained_devices": 6, "diverged_devices": 1, "loss": 45.0})
+    assert said == []  # it was said before the interruption
+    with pytest.raises(Diverged, match="round 4: the training loss is 450"):
+        watch.check({"round": 3, "trained_devices": 6, "diverged_devices": 0, "loss": 450.0})
 
 
 @pytest.mark.parametrize("broken", [math.nan, math.inf])

@@ -193,15 +193,15 @@ def test_a_rotation_may_use_all_its_rounds_and_not_one_more_each(policy_file, tm
     """Two rounds for everybody: 150 rounds, 100 apart. A repeated round would be a third."""
     privacy = protect_with(load(Policy, policy_file(**ROTATION, rounds="150")))
     record = Record(tmp_path / "ledger.jsonl")
-    budget = Budget(privacy, record, dim)
+    budget = Budget(privacy, record)
     for number in range(150):
         if number in (0, 1, 99, 100, 149):
-            budget.check(number)
+            budget.check(number, dim)
         record.events.append(asdict(privacy.event(COHORT, dim, number)))
     assert budget.cost()["epsilon"] <= 8.0
-    budget.check(149)  # repeated to the byte: paid for already
+    budget.check(149, dim)  # repeated to the byte: paid for already
     with pytest.raises(ValueError, match="round 200 would bring ε to"):
-        budget.check(200)  # the third round of those who were in rounds 0 and 100
+        budget.check(200, dim)  # the third round of those who were in rounds 0 and 100
 
 
 class TestWhoTakesPart:

@@ -43,6 +43,14 @@ def test_the_smallest_scenario_has_stated_defaults(tmp_path):
     )
 
 
+def test_local_steps_take_the_place_of_epochs(tmp_path):
+    assert load(Scenario, recipe(tmp_path)).training.epochs == 1
+    stepped = load(Scenario, recipe(tmp_path, training="steps = 3")).training
+    assert (stepped.epochs, stepped.steps) == (None, 3)
+    path = recipe(tmp_path, training="epochs = 2")
+    assert load(Scenario, path, {"training.epochs": None, "training.steps": 3}).training == stepped
+
+
 def test_a_cohort_in_which_nobody_would_report_is_refused(tmp_path):
     with pytest.raises(RecipeError, match="cohort = 2 must be at least 3"):
         load(Scenario, recipe(tmp_path), {"cohort": 2})
@@ -66,7 +74,7 @@ def test_paths_are_taken_from_the_recipes_folder(tmp_path):
         ({"people": 'path = "x"'}, "path makes no sense for invented users; remove it"),
         ({"people": "users = 0"}, "users = 0 must be at least 1"),
         ({"training": "epochs = 0"}, "epochs"),
-        ({"training": "steps = 3"}, "either epochs or steps"),
+        ({"training": "epochs = 1\nsteps = 3"}, "either epochs or steps"),
         ({"training": 'loss = "hinge"'}, "'softmax', 'sampled', 'nce'"),
         ({"training": "[evaluation]\nevery = -1"}, "every = -1"),
         ({"training": '[payload]\nrows = "some"'}, "rows"),

@@ -210,7 +210,7 @@ def groups_of(debits: Sequence[Entry]) -> list[RoundGroup]:
         if event["round"] in numbers:  # released twice: every user may be in the second release
             groups.append(_group(event, "none"))
         elif event["sampling"] == "rotation":
-            alike = {**event, "noise_multiplier": 0, "reports": 0, "round": 0}
+            alike = {**event, "noise_multiplier": 0, "reports": 0, "round": 0, "dim": 0}
             rotations.setdefault(repr(sorted(alike.items())), []).append(event)
         else:
             groups.append(_group(event, event["sampling"]))
@@ -222,7 +222,8 @@ def groups_of(debits: Sequence[Entry]) -> list[RoundGroup]:
                 taken, free_from = taken + 1, number + members[0]["min_separation"]
         taken = min(taken, members[0].get("max_participations") or taken)
         members.sort(key=lambda event: event["noise_multiplier"])
-        groups += [_group(event, "none") for event in members[:taken]]
+        least = min(event["dim"] for event in members)  # the smallest payload costs most
+        groups += [_group({**event, "dim": least}, "none") for event in members[:taken]]
     return groups
 
 

@@ -190,7 +190,10 @@ def _noise_deviation(guarantee: StatedGuarantee, entry: Entry) -> str:
 
 
 def round_groups_of(guarantee: StatedGuarantee, rounds: Sequence[Entry]) -> list[RoundGroup]:
-    """Group recorded rounds; of a rotation, the least noisy ones that one user may be in."""
+    """Group recorded rounds; of a rotation, the least noisy ones that one user may be in.
+
+    Where payloads differ, those of a rotation are counted as the smallest, which costs most.
+    """
     counted = sorted(
         (noise_multiplier(guarantee, entry), guarantee.summed(entry["payload"]["dim"]))
         for entry in rounds
@@ -203,6 +206,8 @@ def round_groups_of(guarantee: StatedGuarantee, rounds: Sequence[Entry]) -> list
         for number in numbers:
             if number >= next_free:
                 most, next_free = most + 1, number + guarantee.min_separation
+        least = min((dim for _, dim in counted), default=1)
+        counted = [(noise, least) for noise, _ in counted]
         counted = counted[: min(most, guarantee.max_participations or most)]
     grouped: dict[tuple[float, int], int] = {}
     for key in counted:

@@ -64,8 +64,9 @@ def _least_noisy(
     """Replace the rounds of each rotation by the k least noisy ones that one user may be in.
 
     A user is in at most k rounds that lie ``min_separation`` apart; whichever they are, they cost
-    no more than the k with the least noise. Rotation rounds without a number, or two with the
-    same, may all be the same user's.
+    no more than the k with the least noise. Where payloads differ, each is counted as the smallest:
+    the same noise on fewer coordinates costs no less. Rotation rounds without a number, or two
+    with the same, may all be the same user's.
     """
     worst = Counter({event: n for event, n in counted.items() if event.sampling != "rotation"})
     families: dict[RoundEvent, list[RoundEvent]] = defaultdict(list)
@@ -73,7 +74,7 @@ def _least_noisy(
         if event.sampling == "rotation":
             # Reports of one rotation may vary: more shares of noise are less noisy ones
             # post-processed, so the order by noise is the order by cost.
-            families[replace(event, noise_multiplier=0.0, reports=1)].append(event)
+            families[replace(event, noise_multiplier=0.0, reports=1, dim=1)].append(event)
     for event, count in counted.items():
         if event.sampling == "rotation" and not listed:
             worst[replace(event, sampling="none")] += count
@@ -81,7 +82,8 @@ def _least_noisy(
         most = _most_separated([member.round for member in members], family.min_separation)
         most = min(most, family.max_participations or most)
         members.sort(key=lambda member: member.noise_multiplier)
-        worst.update(replace(member, sampling="none") for member in members[:most])
+        smallest = min(member.dim for member in members)
+        worst.update(replace(member, sampling="none", dim=smallest) for member in members[:most])
     return worst
 
 

@@ -11,7 +11,12 @@ import pytest
 pytest.importorskip("grpc_tools", reason="needs gRPC: pip install pfl-lm[network]")
 
 from pfl_lm.network.front_ends import port as module
-from pfl_lm.network.front_ends.port import SharedPort, check_shared_ports, make_room
+from pfl_lm.network.front_ends.port import (
+    SharedPort,
+    check_shared_ports,
+    make_room,
+    require_free,
+)
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="a shared port needs Linux")
 
@@ -34,9 +39,12 @@ def test_a_port_is_shared_by_those_who_say_so_and_refused_to_another_server():
                 front_end.listen()
             with pytest.raises(ValueError, match="cannot listen"):
                 SharedPort(held.address)
+            with pytest.raises(ValueError, match="another process listens there"):
+                require_free(held.address)
     finally:
         held.close()
     SharedPort(held.address).close()
+    require_free(held.address)
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:port", "127.0.0.1:99999", "8443"])
