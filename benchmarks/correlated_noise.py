@@ -20,9 +20,10 @@ from pfl_lm.api.scenarios import load_scenario
 from pfl_lm.dp.mechanisms import Opened
 from pfl_lm.dp.policy import Noise, Participation, Policy
 from pfl_lm.dp.sampler.random_bits import secure_bits
+from pfl_lm.run.context import choose_payload
 from pfl_lm.run.folder import RunFolder
 from pfl_lm.run.noise_state import NoiseStates
-from pfl_lm.run.setup import choose_payload, open_run
+from pfl_lm.run.setup import open_run
 
 
 def resident() -> int:

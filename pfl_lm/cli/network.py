@@ -287,5 +287,6 @@ def _run_device(
             client = RpcClient(channel, key, certificate.digest)
             rounds = participant(client, key, setup).run()
         typer.echo(f"device {key.number} took part in {rounds} rounds")
-    except (ValueError, OSError) as error:
+    except Exception as error:  # of a thread: nobody else would hear of it
+        typer.echo(f"device {key.number} stopped: {error}", err=True)
         failed.append(error)

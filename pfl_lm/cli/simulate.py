@@ -111,10 +111,12 @@ def simulate(
     scenario = read(Scenario, recipe, settings)
     trackers = tuple(track or ())
     request = Request(output, resume, overwrite, ledgers, anyway, trackers, processor)
+    earlier = "" if resume else _beginning(output)
     try:
         _run(scenario, request, workers)
     except KeyboardInterrupt:
-        _say_what_is_kept(scenario, output)
+        if _beginning(output) != earlier:  # else the rounds there are an earlier run's
+            _say_what_is_kept(scenario, output)
         raise
 
 
@@ -123,6 +125,17 @@ def speaks() -> bool:
     from pfl_lm.distributed.torchrun import launched
 
     return not launched() or os.environ["RANK"] == "0"
+
+
+def _beginning(output: Path) -> str:
+    """Return the first entry of the ledger in a folder; empty where there is none."""
+    from pfl_lm.run.folder import RunFolder
+
+    try:
+        with RunFolder(output).ledger_path.open(encoding="utf-8") as ledger:
+            return ledger.readline()
+    except OSError:
+        return ""
 
 
 def _say_what_is_kept(scenario: Scenario, output: Path) -> None:

@@ -76,7 +76,8 @@ class Ledger:
             _lock(descriptor, path)
             ledger._append(line)
             _sync_folder(Path(path))
-        except BaseException:
+        except BaseException:  # a full disk: nothing was promised yet
+            os.unlink(path)
             ledger.close()
             raise
         return ledger

@@ -116,7 +116,7 @@ class ParticipationRecord:
         Raises:
             ValueError: another total is stated, or a round promised less.
         """
-        with self._transaction():
+        with self._writing():
             if (now := self.total) is not None:
                 if now != total:
                     raise ValueError(f"{self.path}: the total is {now}; it is stated once")
@@ -193,7 +193,7 @@ class ParticipationRecord:
         Raises:
             InvitationRefused: as ``check``; nothing is written.
         """
-        with self._transaction():
+        with self._writing():
             self.check(task, policy, round)
             past, total, event = self.participations(), self.total, event_of(policy)
             if total is None:
@@ -229,6 +229,20 @@ class ParticipationRecord:
         try:
             yield
         except BaseException:
-            self._database.execute("ROLLBACK")
+            if self._database.in_transaction:  # SQLite ends it itself where a disk is full
+                self._database.execute("ROLLBACK")
             raise
         self._database.execute("COMMIT")
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Do the same with a record that was sound when it was opened.
+
+        Raises:
+            OSError: it cannot be written: the disk is full, or another process holds it.
+        """
+        try:
+            with self._transaction():
+                yield
+        except sqlite3.Error as error:
+            raise OSError(f"{self.path} cannot be written: {error}") from error

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from markupsafe import Markup, escape
@@ -71,7 +71,7 @@ def line_chart(
     y_label: str,
     format_x: Callable[[float], str] = plain,
     format_y: Callable[[float], str] = significant,
-    tick_y: Callable[[float], str] = plain,
+    tick_y: Callable[[float], str] | None = None,
     levels: Sequence[Level] = (),
     zero: bool = False,
     log: bool = False,
@@ -79,18 +79,21 @@ def line_chart(
     """Draw lines over a common x.
 
     Args:
-        format_y, tick_y: how values are written in the cross-hair and at the axis.
+        format_y, tick_y: how values are written in the cross-hair and at the axis; at the axis by
+            default with as many decimals as tell its marks apart.
         zero: the y axis begins at zero.
-        log: logarithmic y axis, for values that are all positive.
+        log: logarithmic y axis; values that are not positive have no place there.
 
     Returns:
         The SVG, or None where there is not one point to draw.
     """
-    drawn = [thinned(line) for line in series]
+    drawn = [thinned(_positive(line) if log else line) for line in series]
     xs = [x for line in drawn for x, y in zip(line.x, line.y, strict=True) if is_number(y)]
     ys = [y for line in drawn for y in line.y if y is not None and is_number(y)]
     if not ys:
         return None
+    if log:
+        levels = [level for level in levels if level.y > 0]
     y_low, y_high, y_ticks = _span([*ys, *(level.y for level in levels)], zero, log)
     x_scale = Scale(min(xs), max(xs), _LEFT, _WIDTH - _RIGHT)
     y_scale = Scale(y_low, y_high, _HEIGHT - _BOTTOM, _TOP, log)
@@ -98,7 +101,9 @@ def line_chart(
     if all(float(x).is_integer() for x in xs):  # rounds: there is no round 1.5
         x_ticks = [tick for tick in x_ticks if tick.is_integer()]
     parts = [
-        _axes(x_scale, y_scale, x_ticks, y_ticks, format_x, tick_y, x_label),
+        _axes(
+            x_scale, y_scale, x_ticks, y_ticks, format_x, tick_y or axis_format(y_ticks), x_label
+        ),
         *(_level(level, y_scale) for level in levels),
         *(_line(line, x_scale, y_scale) for line in drawn),
     ]
@@ -131,6 +136,25 @@ def smoothed(y: Sequence[float | None], reach: int) -> list[float | None]:
         near = [value for value in beside if value is not None and is_number(value)]
         out.append(sum(near) / len(near) if near else None)
     return out
+
+
+def _positive(line: Series) -> Series:
+    """Leave out what a logarithmic axis has no place for."""
+    return replace(line, y=[y if y is not None and y > 0 else None for y in line.y])
+
+
+def axis_format(marks: Sequence[float]) -> Callable[[float], str]:
+    """Return how the marks of an axis are written: 147.5 beside 150.0, but 150 beside 160."""
+    steps = [high - low for low, high in pairwise(marks)]
+    if not steps or max(steps) > 1.5 * min(steps):  # powers: each has digits of its own
+        return plain
+    decimals = next((d for d in range(10) if all(_has(mark, d) for mark in marks)), 10)
+    return lambda value: plain(value) if decimals == 0 else f"{value:,.{decimals}f}"
+
+
+def _has(value: float, decimals: int) -> bool:
+    """Whether a number needs no more decimals."""
+    return abs(value - round(value, decimals)) <= 1e-9 * max(1e-12, abs(value))
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:

@@ -10,6 +10,7 @@ from pfl_lm.report.source import Run
 from pfl_lm.run.update_length import is_long, is_short
 
 _ALL, _NONE = 0.98, 0.02  # share of the updates that were clipped
+_LOST = 0.05  # share of the rounds
 _LOUD = 3.0  # times what all devices have in common
 _MOVING = 0.02  # share by which perplexity moves from one evaluation to another
 
@@ -18,25 +19,38 @@ def advice(run: Run) -> list[str]:
     """Return what to try next; nothing before the first rounds are over."""
     if not run.rounds:
         return []
-    return [*_of_the_clip(run), *_of_the_noise(run), *_of_the_length(run)]
+    return [*_of_lost_rounds(run), *_of_the_clip(run), *_of_the_noise(run), *_of_the_length(run)]
+
+
+def _of_lost_rounds(run: Run) -> Iterator[str]:
+    lost = sum(1 for entry in run.rounds if "mean_norm" in entry and entry["mean_norm"] is None)
+    if lost > _LOST * len(run.rounds):
+        yield (
+            f"{lost:,} of {len(run.rounds):,} rounds opened no sum, because too few devices "
+            "reported: lower dropout, or choose a policy that tolerates more "
+            "(noise.tolerated_dropout)."
+        )
 
 
 def _of_the_clip(run: Run) -> Iterator[str]:
     clipped, norm = run.mean("clipped_share"), _median(run, "update_norm")
     bound = run.manifest.scenario.clip_norm
     policy = run.manifest.policy
-    if clipped is None or norm is None or (policy is not None and policy.clipping is not None):
+    if clipped is None or (policy is not None and policy.clipping is not None):
         return
     about = f"{percent(clipped, 0)} of the updates were clipped to {significant(bound)}"
-    if clipped >= _ALL and is_long(norm, bound):
+    if norm is None:
+        if clipped >= _ALL:
+            yield f"{about}, their norms were not finite: lower training.learning_rate."
+    elif clipped >= _ALL and is_long(norm, bound):
         yield (
             f"{about}, their norm was {significant(norm)} at the median: raise clip_norm (the "
             "noise grows with it), or lower training.learning_rate."
         )
     elif clipped <= _NONE and is_short(norm, bound) and run.mean("noise_norm"):
         yield (
-            f"{about}, their norm was {significant(norm)} at the median: lower clip_norm; the "
-            "noise falls with it."
+            f"{about}, their norm was {significant(norm)} at the median: lower clip_norm (the "
+            "noise falls with it), or raise training.learning_rate."
         )
 
 

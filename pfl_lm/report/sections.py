@@ -178,9 +178,12 @@ def payload(run: Run) -> Section:
     bound = run.over_rounds("clip norm", "clip_norm", "s3")
     mean = run.over_rounds("mean update, noise included", "mean_norm", "s0")
     noise = run.over_rounds("noise in the mean", "noise_norm", "s1")
+    noisy = any(noise.y)
+    title = "Signal and noise" if noisy else "Length of updates"
+    about = "Training needs the mean above its noise." if noisy else "Nobody adds noise."
     figures = [
-        _figure("Signal and noise", "ℓ2 norms of a round. Training needs the mean above its noise.",
-                [device, mean, noise, *([bound] if any(bound.y) else [])],
+        _figure(title, f"ℓ2 norms of a round. {about}",
+                [device, mean, *([noise] if noisy else []), *([bound] if any(bound.y) else [])],
                 x_label="round", y_label="ℓ2 norm", log=True),
         _figure("Clipped updates", "Share of the devices whose update was shortened to the bound.",
                 [clipped], x_label="round", y_label="share of devices", zero=True, **_PERCENT),
@@ -193,7 +196,10 @@ def payload(run: Run) -> Section:
         ),
         ("sent by a device, a round", _if_number(run.latest("upload_bytes"), size)),
         ("received by a device", _if_number(run.latest("download_bytes"), size)),
-        ("noise norm against all coordinates", _ratio(run.manifest.payload.noise_norm_ratio)),
+        (
+            "noise norm against all coordinates",
+            _ratio(run.manifest.payload.noise_norm_ratio) if noisy else "no noise",
+        ),
         ("clip norm, last round", _if_number(run.latest("clip_norm"), significant)),
         ("reports per round, simulated", _if_number(run.mean("reports"), whole)),
         ("seconds per round", _if_number(run.mean("seconds"), significant)),

@@ -220,6 +220,8 @@ class Aggregation:
         def but_for(bits: float) -> str:
             if math.isinf(bits):
                 return "always"
+            if bits < 1:
+                return "without a bound"
             return f"but for a probability below 2^-{math.floor(bits)}"
 
         article = "an" if self.adversary is Adversary.ACTIVE else "a"

@@ -70,7 +70,9 @@ class LossWatch:
         diverged, trained = entry["diverged_devices"], entry["trained_devices"]
         if diverged and diverged == trained:
             raise Diverged(
-                f"round {entry['round'] + 1}: no device has a finite perplexity any more: {_REMEDY}"
+                f"round {entry['round'] + 1}: no device has a finite perplexity any more, training "
+                f"diverged: {_turn(self._context)}. What was spent is in the ledger; start again "
+                "in another folder"
             )
         if diverged and not self._said:
             self._said = True
@@ -102,18 +104,23 @@ def check_loss(context: RunContext, round: int, loss: float | None, first: float
     most = _EXPLODED * max(math.log(context.spec.vocabulary_size), first or 0.0)
     if math.isfinite(loss) and loss <= most:
         return
-    scenario, noise = context.scenario, noise_in_mean(context)
-    noisy = noise > scenario.clip_norm
-    turn = (
-        f"the noise in a mean ({significant(noise)}) is longer than clip_norm "
-        f"({significant(scenario.clip_norm)}): raise report_goal and cohort, send fewer "
-        "coordinates, or lower server.learning_rate"
-        if noisy
-        else f"lower server.learning_rate ({scenario.server.learning_rate:g}) or "
-        f"training.learning_rate ({scenario.training.learning_rate:g}), or set "
-        "training.gradient_clip"
-    )
     raise Diverged(
         f"round {round + 1}: the training loss is {significant(loss)}, the model has diverged; "
-        f"{turn}. The {round + 1} rounds so far are recorded and stay spent"
+        f"{_turn(context)}. The {round + 1} rounds so far are recorded and stay spent"
+    )
+
+
+def _turn(context: RunContext) -> str:
+    """Say which settings to turn: noise that is longer than all updates, or too high a rate."""
+    scenario, noise = context.scenario, noise_in_mean(context)
+    if noise > scenario.clip_norm:
+        return (
+            f"the noise in a mean ({significant(noise)}) is longer than clip_norm "
+            f"({significant(scenario.clip_norm)}): raise report_goal and cohort, send fewer "
+            "coordinates, or lower server.learning_rate"
+        )
+    return (
+        f"lower server.learning_rate ({scenario.server.learning_rate:g}) or "
+        f"training.learning_rate ({scenario.training.learning_rate:g}), or set "
+        "training.gradient_clip"
     )

@@ -59,6 +59,8 @@ class Foresight:
         noise_norm: expected ℓ2 norm of the noise in the mean of a round.
         clip_norm: no mean update can be longer; where it follows the updates, what it comes to.
         moves: whether the clip norm follows the updates.
+        reports: of devices that do not fall silent.
+        least_reports: which open a sum.
         epsilon: of the policy against everyone, once deployed; None: ∞.
         probe: None where there is no public text.
     """
@@ -70,6 +72,8 @@ class Foresight:
     epsilon: float | None
     probe: Probe | None
     moves: bool = False
+    reports: int = 0
+    least_reports: int = 0
 
     @property
     def drowned(self) -> bool:
@@ -102,6 +106,8 @@ def foresee(context: RunContext) -> Foresight:
         None if guarantee is None else guarantee.epsilon_server,
         probe,
         privacy.clipping is not None,
+        scenario.cohort - math.floor(scenario.dropout * scenario.cohort + 1e-9),
+        privacy.least_reports,
     )
 
 
@@ -173,6 +179,12 @@ def judge(foresight: Foresight, anyway: bool, say: Callable[[str], None]) -> Non
             f"the noise {significant(foresight.noise_norm)}: over {foresight.rounds} rounds noise "
             "outweighs it. A larger report_goal, fewer coordinates (payload.rows, lora) or more "
             "rounds help"
+        )
+    if foresight.reports < foresight.least_reports:
+        say(
+            f"warning: dropout leaves {foresight.reports} of {foresight.cohort} devices, and a sum "
+            f"opens with {foresight.least_reports} reports: most rounds will be lost. Lower "
+            "dropout, or choose a policy that tolerates more (noise.tolerated_dropout)"
         )
     for line in _of_the_clip(foresight):
         say(f"warning: {line}")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -111,29 +112,42 @@ def begin_run(
         more: for the ledger's first entry.
 
     Raises:
-        ValueError: the folder is not free, or the policy cannot be kept; nothing is written.
+        ValueError: the folder is not free, or the policy cannot be kept.
+        OSError: the disk is full. Whatever is raised, nothing half-written is left.
     """
     earlier, policy = check_free(folder, overwrite), context.privacy.policy
     content = manifest(context, folder.path.name)  # before the folder: it may refuse the policy
     with _idle(folder):  # until the new ledger has a lock of its own
         if earlier:
             shutil.rmtree(folder.path)
-        (folder.path / "checkpoints").mkdir(parents=True, exist_ok=True)
-        ledger = Ledger.create(
-            folder.ledger_path,
-            {
-                "run": folder.path.name,
-                "policy_digest": digest_of(content["policy"]),
-                "manifest_digest": digest_of(content),
-                "statements": content["statements"],
-                **_nonce(context),
-                **(more or {}),
-            },
-            mode=0o600 if policy is not None and policy.counts_are_secret else 0o644,
-        )
+        checkpoints = folder.path / "checkpoints"
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        try:
+            ledger = Ledger.create(
+                folder.ledger_path,
+                {
+                    "run": folder.path.name,
+                    "policy_digest": digest_of(content["policy"]),
+                    "manifest_digest": digest_of(content),
+                    "statements": content["statements"],
+                    **_nonce(context),
+                    **(more or {}),
+                },
+                mode=0o600 if policy is not None and policy.counts_are_secret else 0o644,
+            )
+        except BaseException:
+            with suppress(OSError):  # they are not empty: another process began its run here
+                checkpoints.rmdir()
+                folder.path.rmdir()
+            raise
     state = ServerState(0, context.start.parameters)
-    save_checkpoint(folder, state, ledger.head)
-    write_json(folder.manifest_path, content)
+    try:
+        save_checkpoint(folder, state, ledger.head)
+        write_json(folder.manifest_path, content)
+    except BaseException:  # nothing was spent yet
+        shutil.rmtree(folder.path, ignore_errors=True)
+        ledger.close()
+        raise
     return state, ledger
 
 
@@ -183,10 +197,19 @@ def _check_same(written: dict[str, Any], now: dict[str, Any], folder: RunFolder)
         if name not in written:
             raise ValueError(f"{folder.manifest_path} is damaged: it has no {name}")
         if written[name] != now[name]:
+            what = _first_difference(written[name], now[name], name)
             raise ValueError(
-                f"{folder.path} was begun with another {name}; resume with that one, or start "
-                "again in another folder"
+                f"{folder.path} was begun with another {name} ({what}); resume with that one, or "
+                "start again in another folder"
             )
+
+
+def _first_difference(then: Any, now: Any, name: str) -> str:
+    """Name the first key of two plain values in which they differ, with both values."""
+    if isinstance(then, dict) and isinstance(now, dict):
+        key = next(key for key in sorted(then | now) if then.get(key) != now.get(key))
+        return _first_difference(then.get(key), now.get(key), f"{name}.{key}")
+    return f"{name.partition('.')[2] or name} was {json.dumps(then)}, now it is {json.dumps(now)}"
 
 
 def _sweep(folder: RunFolder) -> None:

@@ -71,12 +71,8 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         at_least(0, every=self.every)  # 0: only at the end
-        at_least(
-            1,
-            users=self.users,
-            final_users=self.final_users,
-            tokens_per_user=self.tokens_per_user,
-        )
+        at_least(1, users=self.users, final_users=self.final_users)
+        at_least(2, tokens_per_user=self.tokens_per_user)  # the first is there to be gone on from
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,10 @@ def simulated_rule(
     if users > population:
         raise ValueError(
             f"cohort = {cohort} exceeds the {population} users of the population"
-            + (f": a fleet's server asks {users} of them" if users > cohort else "")
+            if users == cohort
+            else f"cohort = {cohort}: a fleet's server asks {users} users for as many reports, and "
+            f"the population has {population}; lower cohort or the fleet's check_in, or have more "
+            "users"
         )
     kind = "poisson" if policy is None else policy.participation.kind
     if asked > 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 
 import pytest
@@ -15,11 +16,13 @@ def pfl_lm(monkeypatch, capsys):
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["pfl-lm", *map(str, arguments)])
-        status = 0
+        status, answers = 0, signal.getsignal(signal.SIGINT)
         try:
             main()
         except SystemExit as ended:
             status = ended.code or 0
+        finally:
+            signal.signal(signal.SIGINT, answers)
         written = capsys.readouterr()
         return status, written.out, written.err
 

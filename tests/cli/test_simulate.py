@@ -87,6 +87,20 @@ def test_a_run_ends_with_a_table_both_statements_and_the_page(pfl_lm, recipe, tm
     assert kinds[-1] == "end"
 
 
+def test_ctrl_c_speaks_of_rounds_of_its_own_run_alone(pfl_lm, recipe, tmp_path, monkeypatch):
+    """An earlier run's rounds in the folder are not what --resume would go on with."""
+    run = tmp_path / "run"
+    assert pfl_lm("simulate", recipe(), "--output", run)[0] == 0
+
+    def stopped(*_arguments, **_named):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pfl_lm.run.simulate.open_run", stopped)
+    for more, says in (("--overwrite", False), ("--resume", True)):
+        _, _, err = pfl_lm("simulate", recipe(), "--output", run, more)
+        assert ("keeps 4 of 4 rounds" in err) == says
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [

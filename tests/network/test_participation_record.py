@@ -111,6 +111,15 @@ def test_a_process_killed_after_entering_has_entered(tmp_path):
         ParticipationRecord(path).check(TASK, POLICY, 4)
 
 
+def test_a_full_disk_is_told_as_that(record):
+    """SQLite has rolled back by then; a second rollback would hide why."""
+    (pages,) = record._database.execute("PRAGMA page_count").fetchone()
+    record._database.execute(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(OSError, match=r"record cannot be written: database or disk is full"):
+        for round in range(100):
+            record.enter(TASK, policy_of(1, 100), round)
+
+
 def test_a_failed_entry_leaves_nothing(record):
     record.enter(TASK, POLICY, 3)
     with pytest.raises(InvitationRefused):

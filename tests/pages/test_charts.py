@@ -104,3 +104,33 @@ def test_a_narrow_logarithmic_axis_has_round_steps():
     marks = re.findall(r'class="tick end"[^>]*>([^<]*)<', shown)
     assert len(marks) >= 5
     assert (float(marks[0]), float(marks[-1])) == (230, 280)
+
+
+def axis_labels(svg):
+    return re.findall(r'<text class="tick end"[^>]*>([^<]+)</text>', svg)
+
+
+@pytest.mark.parametrize(
+    ("values", "labels"),
+    [
+        ([147.6, 160.0], ["147.5", "150.0", "152.5"]),
+        ([175.05, 175.55], ["175.0", "175.1", "175.2"]),
+        ([150.0, 190.0], ["150", "160", "170"]),
+        ([1e6, 5e6], ["1,000,000", "2,000,000"]),
+    ],
+)
+def test_the_marks_of_an_axis_are_written_as_they_are(values, labels):
+    written = axis_labels(draw(Series("a", [1, 2], values)))
+    assert written[: len(labels)] == labels
+    assert len(set(written)) == len(written)
+
+
+@pytest.mark.parametrize("least", [0.0, -1.0, 1e-310])
+def test_a_logarithmic_axis_leaves_out_what_is_not_positive(least):
+    """Lines above 0 stay apart, and the marks do not lie on one another."""
+    svg = draw(Series("a", [1, 2], [0.5, 0.25]), Series("none", [1, 2], [least, least]), log=True)
+    heights = [float(y) for y in re.findall(r",([\d.]+)", paths(svg)[0])]
+    if least <= 0:
+        assert len(paths(svg)) == 1
+        assert heights[1] - heights[0] > 50
+    assert draw(Series("none", [1, 2], [least, least]), log=True) is None or least > 0

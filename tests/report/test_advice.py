@@ -44,6 +44,12 @@ def test_a_sound_run_needs_none(advised):
         ({"clipped_share": 1.0, "update_norm": 99.0}, "100% of the updates were clipped"),
         ({"clipped_share": 1.0, "update_norm": 99.0}, "raise clip_norm"),
         ({"clipped_share": 0.0, "update_norm": 0.001}, "lower clip_norm"),
+        ({"clipped_share": 0.0, "update_norm": 0.001}, "or raise training.learning_rate"),
+        (
+            {"clipped_share": 1.0, "update_norm": None},
+            "their norms were not finite: lower training",
+        ),
+        ({"mean_norm": None}, "rounds opened no sum, because too few devices reported"),
         ({"noise_norm": 0.299}, "far louder than what the devices have in common (0.0245)"),
     ],
 )

@@ -64,6 +64,12 @@ def test_a_bound_that_does_not_fit_is_a_warning(probe, told):
     assert len(said(replace(QUIET, probe=probe, noise_norm=0.0))) == 1  # nothing to scale
 
 
+def test_dropout_that_loses_rounds_is_a_warning():
+    lines = said(replace(QUIET, reports=1, least_reports=9))
+    assert any("dropout leaves 1 of" in line and "opens with 9 reports" in line for line in lines)
+    assert len(said(replace(QUIET, reports=9, least_reports=9))) == 1
+
+
 def test_the_noise_is_that_of_the_rounds(tiny_scenario, policy_file, tmp_path, new_watcher):
     policy = policy_file(participation='{ kind = "rotation", min_separation = 6 }')
     scenario = tiny_scenario(policy=policy, rounds=2)

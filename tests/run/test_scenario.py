@@ -112,7 +112,10 @@ def test_a_store_needs_a_path_and_a_tokenizer(tiny_scenario, tmp_path):
         tiny_scenario(population=PopulationConfig("store", path=tmp_path))
 
 
-@pytest.mark.parametrize("field", ["users", "final_users", "tokens_per_user"])
-def test_an_evaluation_needs_somebody_to_measure(field):
-    with pytest.raises(ValueError, match=f"{field} = 0 must be at least 1"):
-        EvaluationConfig(**{field: 0})
+@pytest.mark.parametrize(
+    ("field", "least"), [("users", 1), ("final_users", 1), ("tokens_per_user", 2)]
+)
+def test_an_evaluation_needs_something_to_measure(field, least):
+    """Of one token nothing can be predicted: it has no word before it."""
+    with pytest.raises(ValueError, match=f"{field} = {least - 1} must be at least {least}"):
+        EvaluationConfig(**{field: least - 1})

@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from pfl_lm.audit.artifacts import RunArtifacts
+from pfl_lm.audit.ledger.check import audit_ledger
 from pfl_lm.models.file import Model, save_model
 from pfl_lm.models.models import LoraSpec, ModelSpec, initialise
 from pfl_lm.payload.plan import PayloadPlan
+from pfl_lm.run.context import choose_payload, smallest_and_largest_payload
 from pfl_lm.run.evaluable import require_held_out
 from pfl_lm.run.evaluation import final_evaluation, validate
 from pfl_lm.run.manifest import manifest, statements
@@ -266,3 +269,37 @@ def test_a_model_is_measured_beside_its_start_and_the_public_baselines(tiny_scen
     assert rows["public bigram"]["perplexity"] < rows["public unigram"]["perplexity"]
     assert found["entropy_floor"] > 0
     assert validate(context, ServerState(0, context.start.parameters))["users"] == 3
+
+
+class TestLayersInTurns:
+    """Payloads of unlike rounds have unlike sizes; the policy must hold in all of them."""
+
+    def scenario(self, tiny_scenario, policy_file, least: int, rounds: int = 4):
+        noise = f'{{ at = "device", kind = "skellam", min_dim = {least} }}'
+        rotation = '{ kind = "rotation", min_separation = 200 }'
+        policy = policy_file(participation=rotation, noise=noise, rounds="4")
+        payload = PayloadPlan(rows=100, dense="all", layers=1)
+        return tiny_scenario(policy=policy, payload=payload, rounds=rounds, tokenizer=None)
+
+    def test_the_smallest_of_all_rounds_is_what_the_policy_must_cover(
+        self, tiny_scenario, policy_file, tmp_path
+    ):
+        context = open_run(self.scenario(tiny_scenario, policy_file, least=1))
+        dims = [choose_payload(context, round).dim for round in range(4)]
+        smallest, largest = smallest_and_largest_payload(context)
+        assert (smallest.dim, largest.dim) == (min(dims), max(dims))
+        assert min(dims) < max(dims)
+        open_run(self.scenario(tiny_scenario, policy_file, least=min(dims)))
+        with pytest.raises(ValueError, match=rf"has {min(dims):,} coordinates.* noise\.min_dim"):
+            open_run(self.scenario(tiny_scenario, policy_file, least=min(dims) + 1))
+
+    def test_all_rounds_cost_what_the_policy_promises(
+        self, tiny_scenario, policy_file, tmp_path, new_watcher
+    ):
+        scenario = self.scenario(tiny_scenario, policy_file, least=1)
+        folder = simulate(scenario, tmp_path / "run", new_watcher())
+        spent = [line["epsilon"] for line in folder.metrics() if line["kind"] == "round"]
+        assert len(spent) == 4
+        assert all(0 < epsilon <= 2.0 for epsilon in spent)
+        found = audit_ledger(RunArtifacts.open(folder.path)).findings
+        assert [finding.text for finding in found if finding.holds is False] == []

@@ -339,13 +339,28 @@ class TestRefusals:
             simulate(repeatable, begun, new_watcher(), overwrite=True)
         assert entries_of(begun)
 
+    @pytest.mark.parametrize("step", ["Ledger.create", "save_checkpoint", "write_json"])
+    def test_a_run_that_cannot_begin_leaves_nothing(
+        self, repeatable, new_watcher, tmp_path, monkeypatch, step
+    ):
+        def full_disk(*_arguments, **_named):
+            raise OSError("no space left on device")
+
+        holder, _, name = step.rpartition(".")
+        monkeypatch.setattr(getattr(resume, holder) if holder else resume, name, full_disk)
+        with pytest.raises(OSError, match="no space left"):
+            simulate(repeatable, tmp_path / "run", new_watcher())
+        assert list(tmp_path.iterdir()) == []
+
     def test_a_folder_without_a_run(self, repeatable, new_watcher, tmp_path):
         self.refused(repeatable, tmp_path, "no manifest.json.*start again", new_watcher)
 
     @pytest.mark.parametrize("changes", [{"seed": 4}, {"rounds": 4}, {"clip_norm": 1.0}])
     def test_another_scenario(self, repeatable, begun, new_watcher, changes):
         other = replace(repeatable, **changes)
-        self.refused(other, begun, "another scenario; resume with that one", new_watcher)
+        self.refused(
+            other, begun, r"another scenario \(\S+ was .*now it is .*\); resume with", new_watcher
+        )
 
     def test_another_policy_in_the_same_file(self, repeatable, begun, new_watcher, policy_file):
         weaker = replace(repeatable, policy=policy_file(epsilon="8.0"))

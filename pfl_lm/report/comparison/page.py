@@ -8,7 +8,7 @@ from typing import Any
 from markupsafe import Markup
 
 from pfl_lm.files import write_atomically
-from pfl_lm.numbers import duration, is_number, percent, plain, significant, size, whole
+from pfl_lm.numbers import duration, is_number, percent, significant, size, whole
 from pfl_lm.pages import html
 from pfl_lm.pages.charts import Series, legend, line_chart
 from pfl_lm.report.comparison.compare import (
@@ -107,10 +107,8 @@ def _figure(
     for place, (name, run) in enumerate(zip(comparison.names, comparison.runs, strict=True)):
         line = run.over_evaluations if evaluated else run.over_rounds
         lines.append(line(name, key, f"s{place % _STYLES}"))
-    formats = (percent, percent) if key == "top3" else (significant, plain)
-    chart: Markup | None = line_chart(
-        lines, x_label="round", y_label=title, log=log, format_y=formats[0], tick_y=formats[1]
-    )
+    share: dict[str, Any] = {"format_y": percent, "tick_y": percent} if key == "top3" else {}
+    chart: Markup | None = line_chart(lines, x_label="round", y_label=title, log=log, **share)
     return {"title": title, "note": note, "chart": chart, "legend": legend(lines)}
 
 

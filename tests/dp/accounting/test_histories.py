@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import pairwise
 
 import numpy as np
@@ -11,8 +11,10 @@ import pytest
 
 from pfl_lm.audit.accounting.methods import quick_epsilon
 from pfl_lm.audit.accounting.round_groups import RoundGroup
+from pfl_lm.audit.ledger.population import groups_of
 from pfl_lm.dp.accounting import gaussian
 from pfl_lm.dp.accounting.accountant import compose, compose_all
+from pfl_lm.dp.accounting.divergences import known_divergence
 from pfl_lm.dp.accounting.streams import stream_sensitivity
 from pfl_lm.dp.correlated.sensitivity import strategy_of
 from pfl_lm.dp.events import RoundEvent
@@ -48,6 +50,29 @@ def test_one_history_costs_what_it_did() -> None:
     for event in (GAUSSIAN, SKELLAM, STREAM):
         assert compose_all([rounds(event)], DELTA) == compose(rounds(event), DELTA)
     assert compose_all([], DELTA).epsilon == 0.0
+
+
+def test_rounds_of_a_rotation_whose_payloads_differ_are_one_rotation() -> None:
+    """A user who is in three rounds of six is charged for three, each at the smallest payload."""
+    sizes = [4096, 1024, 9000, 2048, 4096, 1024]
+    layers = [replace(event, dim=dim) for event, dim in zip(rounds(SKELLAM), sizes, strict=True)]
+    smallest = rounds(replace(SKELLAM, dim=1024))
+    assert epsilon(layers) == epsilon(smallest)
+    assert compose(layers, DELTA).participations == 3
+    debits = [{"event": asdict(event), "round": event.round} for event in layers]
+    assert quick_epsilon(groups_of(debits), DELTA) == pytest.approx(epsilon(smallest), rel=1e-3)
+
+
+@pytest.mark.parametrize("mechanism", ["skellam", "discrete_gaussian"])
+@pytest.mark.parametrize("noise", [0.5, 2.4, 10.0])
+def test_the_same_noise_on_fewer_coordinates_costs_no_less(mechanism: str, noise: float) -> None:
+    orders = np.array([1.01, 1.5, 2, 4, 16, 64, 1024])
+    event = RoundEvent(mechanism, "zero_out", "none", noise, reports=10)
+    costs = [
+        known_divergence(replace(event, dim=dim))(orders)
+        for dim in (1, 2, 5, 64, 100, 848, 1024, 2232, 10**5, 10**7)
+    ]
+    assert all((more <= fewer * (1 + 1e-12)).all() for fewer, more in pairwise(costs))
 
 
 def test_a_stream_and_independent_rounds_are_one_gaussian_release() -> None:
