@@ -65,7 +65,7 @@ def name(row: argparse.Namespace) -> str:
     """Return the name of a row's run."""
     size = "" if row.noise == "none" else f"_{row.epsilon:g}_{row.reports}_of_{row.population}"
     more = "".join(f"_{setting}" for setting in row.set)
-    return f"{row.noise}{size}_{row.rounds}{more}_{row.seed}"
+    return f"{row.scenario.stem}_{row.noise}{size}_{row.rounds}{more}_{row.seed}"
 
 
 def line(row: argparse.Namespace, run: Path) -> str:
