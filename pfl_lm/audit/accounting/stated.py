@@ -41,6 +41,7 @@ class StatedGuarantee:
     at: str
     tolerated_dropout: float
     excess: str
+    levels: int
     honest_fraction: float
     grid_steps: float
     min_dim: int
@@ -106,6 +107,28 @@ class StatedGuarantee:
         """The least honest share of a sum's noise, at any count of reports that may be opened."""
         whole = self.honest_fraction == 1
         return 1.0 if whole else self.honest_fraction - 1 / self.least_reports
+
+    @property
+    def expected_share(self) -> float:
+        """Deviation of one device's share ÷ clip norm, as it follows from the planned noise.
+
+        What is removed at full attendance is left out; 0 where the server adds the noise.
+        """
+        if self.at != "device":
+            return 0.0
+        removed = self.excess == "removed"
+        shares = self.report_goal * self.honest_share if removed else self.honest_reports
+        return self.noise_multiplier / math.sqrt(shares)
+
+    def sum_multiplier(self, divisor: int) -> float:
+        """Return the planned noise on a sum of ``divisor`` reports ÷ clip norm.
+
+        The mean of a simulation is as noisy as that of ``report_goal`` reports in the deployment.
+        """
+        goal = self.noise_multiplier
+        if self.at == "device":
+            goal = self.expected_share * math.sqrt(self.report_goal)
+        return goal * divisor / self.report_goal
 
     @property
     def indicator_weight(self) -> float:
@@ -180,6 +203,7 @@ def _stated(policy: dict[str, Any], guarantee: dict[str, Any]) -> StatedGuarante
         at=noise["at"],
         tolerated_dropout=noise["tolerated_dropout"],
         excess=noise.get("excess", "kept"),
+        levels=noise.get("levels", 16),
         honest_fraction=noise["honest_fraction"],
         grid_steps=noise["grid_steps"],
         min_dim=noise["min_dim"],

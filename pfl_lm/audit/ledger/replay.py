@@ -35,14 +35,20 @@ def deviation(guarantee: StatedGuarantee, artifacts: RunArtifacts, entry: Entry)
     if entry["clip_norm"] != clip:
         return f"updates were clipped to {entry['clip_norm']}, not to {clip}"
     noise = noise_multiplier(guarantee, entry)
-    if event["noise_multiplier"] > noise * (1 + TOLERANCE):
+    if not event["noise_multiplier"] <= noise * (1 + TOLERANCE):
         return (
             f"it claims a noise multiplier of {event['noise_multiplier']:.4g}, but its "
             f"{entry['reports']} reports carried {noise:.4g}"
         )
-    if noise < guarantee.noise_multiplier * (1 - TOLERANCE):
+    if not noise >= guarantee.noise_multiplier * (1 - TOLERANCE):
         return (
             f"its noise was {noise:.4g} clip norms, {guarantee.noise_multiplier:.4g} were promised"
+        )
+    planned = guarantee.sum_multiplier(entry["divisor"])
+    if not math.isclose(entry["sum_multiplier"], planned, rel_tol=TOLERANCE):
+        return (
+            f"it says that {entry['divisor']} reports carry noise of "
+            f"{entry['sum_multiplier']:.4g} clip norms, the promise makes it {planned:.4g}"
         )
     least = fewest_reports(guarantee, entry["divisor"], invited_to(artifacts, entry))
     if entry["reports"] < least:
@@ -55,7 +61,7 @@ def deviation(guarantee: StatedGuarantee, artifacts: RunArtifacts, entry: Entry)
         _event_deviation(guarantee, event, guarantee.summed(dim))
         or _grid_deviation(guarantee, grid, guarantee.summed(dim), clip)
         or _ring_deviation(guarantee, entry)
-        or _noise_deviation(guarantee, entry)
+        or _noise_deviation(guarantee, artifacts, entry)
     )
 
 
@@ -142,12 +148,14 @@ def _ring_deviation(guarantee: StatedGuarantee, entry: Entry) -> str:
 def noise_multiplier(guarantee: StatedGuarantee, entry: Entry) -> float:
     """Return the noise that a round's reports carried, at the scale of the deployment.
 
-    ``sum_multiplier`` is what ``divisor`` simulated reports carry together. In the deployment a
+    ``sum_multiplier`` is what ``divisor`` simulated reports carry together; more than the promise
+    makes it is not believed. In the deployment a
     sum of report_goal reports has report_goal ÷ divisor times that; only the shares of the least
     honest count are relied on. Where the excess is removed, any sum of the least count or more
     carries the whole, of which a share is honest.
     """
-    deployed = entry["sum_multiplier"] * guarantee.report_goal / entry["divisor"]
+    counted = min(entry["sum_multiplier"], guarantee.sum_multiplier(entry["divisor"]))
+    deployed = counted * guarantee.report_goal / entry["divisor"]
     if guarantee.at != "device":
         return deployed
     if guarantee.excess == "removed":
@@ -162,7 +170,7 @@ def noise_multiplier(guarantee: StatedGuarantee, entry: Entry) -> float:
     return share * math.sqrt(honest)
 
 
-def _noise_deviation(guarantee: StatedGuarantee, entry: Entry) -> str:
+def _noise_deviation(guarantee: StatedGuarantee, artifacts: RunArtifacts, entry: Entry) -> str:
     """Return how the noise that a round says it had differs from that of its reports, or ""."""
     recorded = entry.get("noise")
     if (
@@ -173,8 +181,7 @@ def _noise_deviation(guarantee: StatedGuarantee, entry: Entry) -> str:
     if not math.isclose(recorded["planned"], planned, rel_tol=TOLERANCE):
         return f"it planned noise of {recorded['planned']:.4g}, not {planned:.4g}"
     if guarantee.excess == "removed":
-        short = recorded["achieved"] < planned * (1 - TOLERANCE)
-        return f"its noise fell short, at {recorded['achieved']:.4g}" if short else ""
+        return _removed_deviation(guarantee, artifacts, entry)
     expected = planned
     if guarantee.at == "device":
         came = (
@@ -187,6 +194,26 @@ def _noise_deviation(guarantee: StatedGuarantee, entry: Entry) -> str:
         f"it says that its sum carries noise of {recorded['achieved']:.4g}, but that of its "
         f"{entry['reports']} reports is {expected:.4g}"
     )
+
+
+def _removed_deviation(guarantee: StatedGuarantee, artifacts: RunArtifacts, entry: Entry) -> str:
+    """Return how the noise that stayed differs from the plan, where the excess is removed, or "".
+
+    A component covers several dropouts, of which all but one may not have happened.
+    """
+    achieved, planned, reports = (
+        entry["noise"]["achieved"],
+        guarantee.noise_multiplier,
+        entry["reports"],
+    )
+    if not achieved >= planned * (1 - TOLERANCE):
+        return f"its noise fell short, at {achieved:.4g}"
+    invited = max(entry["divisor"], reports, invited_to(artifacts, entry))
+    fewest = max(1, reports - math.ceil(invited / guarantee.levels))
+    most = planned * math.sqrt(max(1, reports) / fewest)
+    if achieved <= most * (1 + TOLERANCE):
+        return ""
+    return f"it says that noise of {achieved:.4g} stayed; more than {most:.4g} is removed"
 
 
 def round_groups_of(guarantee: StatedGuarantee, rounds: Sequence[Entry]) -> list[RoundGroup]:
