@@ -18,6 +18,7 @@ from pfl_lm.audit.accounting.tables import (
     participations,
     populations,
 )
+from pfl_lm.audit.accounting.terms import terms
 from pfl_lm.audit.accounting.this_model import claim
 from pfl_lm.audit.artifacts import AuditTarget, RunArtifacts
 from pfl_lm.audit.findings import Finding, Part, Plot
@@ -60,11 +61,19 @@ def audit_accounting(
             *claims,
         ]
         return Part("accounting", _QUESTION, ("The policy.",), findings, not_checked)
+    covered = terms(guarantee)
+    if not covered.holds:
+        checked = ("Whether a proof covers the policy's terms.",)
+        headline = "No proof covers the policy's terms: there is no ε to confirm."
+        return Part(
+            "accounting", _QUESTION, checked, [covered, *claims], not_checked, headline=headline
+        )
     rows = recompute([guarantee.round_group()], guarantee.delta)
     server_rows = recompute([guarantee.round_group().seen_by_server()], guarantee.delta)
     findings = [
         _server(guarantee, server_rows),
         _released(guarantee, rows),
+        covered,
         *_reviewed(target),
         *flags(guarantee, target, trials, ledgers),
         *claims,

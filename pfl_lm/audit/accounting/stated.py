@@ -8,6 +8,7 @@ from typing import Any
 
 from pfl_lm.audit.accounting.round_groups import RoundGroup
 from pfl_lm.audit.accounting.streams import STREAMS, sensitivity
+from pfl_lm.audit.accounting.terms import check_values
 from pfl_lm.audit.artifacts import AuditTarget
 
 
@@ -60,20 +61,34 @@ class StatedGuarantee:
         """Read what a run or a policy promises; None without a policy, or without noise.
 
         Raises:
-            ValueError: the policy or the guarantee lacks a number.
+            ValueError: the policy or the guarantee lacks a number, or holds one that is none or
+                is out of range; names the file and the key.
         """
-        policy = target.policy
-        if policy is None or policy["noise"]["at"] == "none":
+        policy, where = target.policy, target.where
+        if policy is None:
             return None
         try:
-            return _stated(policy, target.guarantee)
+            check_values(policy, None)
+            if policy["noise"]["at"] == "none":
+                return None
+            check_values(policy, target.guarantee)
+            stated = _stated(policy, target.guarantee)
         except (KeyError, TypeError) as error:
-            where = target.where
             raise ValueError(f"{where}: policy or guarantee is incomplete: {error}") from error
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
+        if stated.honest_reports < 1 or not stated.honest_share > 0:
+            raise ValueError(
+                f"{where}: noise.honest_fraction = {stated.honest_fraction} is refused: it leaves "
+                f"no honest report of {stated.least_reports}; expected more"
+            )
+        return stated
 
     @property
     def participations(self) -> int:
-        """The most rounds one user can be in."""
+        """The most rounds one user can be in: all, unless a rotation keeps them apart."""
+        if self.participation != "rotation":
+            return self.rounds
         separated = 1 + (self.rounds - 1) // self.min_separation
         return min(separated, self.max_participations or separated)
 
@@ -105,7 +120,7 @@ class StatedGuarantee:
     @property
     def honest_share(self) -> float:
         """The least honest share of a sum's noise, at any count of reports that may be opened."""
-        whole = self.honest_fraction == 1
+        whole = self.at != "device" or self.honest_fraction == 1
         return 1.0 if whole else self.honest_fraction - 1 / self.least_reports
 
     @property
