@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pfl_lm.audit.accounting.checklist import checklist
+from pfl_lm.audit.accounting.figures import figures
 from pfl_lm.audit.accounting.flags import flags
 from pfl_lm.audit.accounting.methods import MethodResult, best_bound, recompute
 from pfl_lm.audit.accounting.policy_file import PolicyFile
@@ -74,6 +75,7 @@ def audit_accounting(
         _server(guarantee, server_rows),
         _released(guarantee, rows),
         covered,
+        figures(guarantee, target.guarantee, server_rows),
         *_reviewed(target),
         *flags(guarantee, target, trials, ledgers),
         *claims,

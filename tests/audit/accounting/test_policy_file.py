@@ -144,6 +144,18 @@ def test_terms_without_a_proof_confirm_nothing(policy, old, new, says):
     assert bool(told) == bool(says)
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("epsilon_unamplified = 2.0", "epsilon_unamplified = 0.1", "epsilon_unamplified = 0.1"),
+        ("epsilon_unamplified = 2.0", "epsilon_unamplified = 2.0\nrho = 0.001", "rho = 0.001"),
+    ],
+)
+def test_reviewed_figures_beside_epsilon(policy, old, new, says):
+    policy.write_text(policy.read_text() + LOCK.replace(old, new))
+    assert says in failing(policy)["figures beside ε"]
+
+
 def test_a_device_that_is_removed_takes_its_noise_along(policy_text, tmp_path):
     path = tmp_path / "policy.toml"
     path.write_text(policy_text.replace("zero_out", "add_remove") + LOCK)
