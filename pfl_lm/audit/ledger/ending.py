@@ -62,6 +62,12 @@ def checkpoints(artifacts: RunArtifacts, chain: Chain) -> Finding:
         if missing := set(range(numbers[file])) - known:
             text = f"Checkpoint {file} holds round {min(missing)}, which was not recorded by then."
             return Finding(name, False, text)
+    if not artifacts.ledger_heads:
+        text = (
+            "No checkpoint is here, or none can be read: whether entries were taken out or changed "
+            "since could not be told by them."
+        )
+        return Finding(name, None, text)
     text = f"{len(artifacts.ledger_heads)} checkpoints name entries that are here."
     return Finding(name, True, text)
 

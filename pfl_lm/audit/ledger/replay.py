@@ -10,6 +10,7 @@ from pfl_lm.audit.accounting.renyi import rounded_norm
 from pfl_lm.audit.accounting.round_groups import RoundGroup
 from pfl_lm.audit.accounting.stated import StatedGuarantee
 from pfl_lm.audit.artifacts import RunArtifacts
+from pfl_lm.numbers import is_number
 
 _DEVIATIONS = 8
 TOLERANCE = 1e-6  # relative, between figures that went through JSON
@@ -18,10 +19,10 @@ Entry = dict[str, Any]
 
 
 def is_complete(entry: Entry) -> bool:
-    """Tell whether a round's record holds what its cost is derived from, as positive numbers."""
+    """Tell whether a round's record holds what its cost is derived from, as numbers in range."""
     numbers = [entry.get(name) for name in ("sum_multiplier", "divisor", "reports", "round")]
     numbers.append((entry.get("payload") or {}).get("dim"))
-    return all(isinstance(value, int | float) and value >= 0 for value in numbers) and bool(
+    return all(is_number(value) and value >= 0 for value in numbers) and bool(
         entry["divisor"] and entry["payload"]["dim"]
     )
 
@@ -216,6 +217,17 @@ def _removed_deviation(guarantee: StatedGuarantee, artifacts: RunArtifacts, entr
     return f"it says that noise of {achieved:.4g} stayed; more than {most:.4g} is removed"
 
 
+def most_of_one_user(guarantee: StatedGuarantee, rounds: Sequence[Entry]) -> int:
+    """Return in how many rounds of different numbers one user may be; of a sampling, in all."""
+    if guarantee.participation != "rotation":
+        return len(rounds)
+    most, next_free = 0, -math.inf
+    for number in sorted({entry["round"] for entry in rounds}):
+        if number >= next_free:
+            most, next_free = most + 1, number + guarantee.min_separation
+    return min(most, guarantee.max_participations or most)
+
+
 def round_groups_of(guarantee: StatedGuarantee, rounds: Sequence[Entry]) -> list[RoundGroup]:
     """Group recorded rounds; of a rotation, the least noisy ones that one user may be in.
 
@@ -228,11 +240,8 @@ def round_groups_of(guarantee: StatedGuarantee, rounds: Sequence[Entry]) -> list
     if guarantee.stream is not None:  # some rounds cost no more than all, at the least noise
         return [guarantee.round_group(noise_multiplier=counted[0][0])] if counted else []
     if guarantee.participation == "rotation":
-        numbers = sorted({entry["round"] for entry in rounds})
-        most, next_free = len(rounds) - len(numbers), -math.inf
-        for number in numbers:
-            if number >= next_free:
-                most, next_free = most + 1, number + guarantee.min_separation
+        repeated = len(rounds) - len({entry["round"] for entry in rounds})
+        most = repeated + most_of_one_user(guarantee, rounds)
         least = min((dim for _, dim in counted), default=1)
         counted = [(noise, least) for noise, _ in counted]
         counted = counted[: min(most, guarantee.max_participations or most)]
