@@ -10,7 +10,6 @@ from pfl_lm.audit.accounting.renyi import rounded_norm
 from pfl_lm.audit.accounting.round_groups import RoundGroup
 from pfl_lm.audit.accounting.stated import StatedGuarantee
 from pfl_lm.audit.artifacts import RunArtifacts
-from pfl_lm.numbers import is_number
 
 _DEVIATIONS = 8
 TOLERANCE = 1e-6  # relative, between figures that went through JSON
@@ -22,9 +21,8 @@ def is_complete(entry: Entry) -> bool:
     """Tell whether a round's record holds what its cost is derived from, as numbers in range."""
     numbers = [entry.get(name) for name in ("sum_multiplier", "divisor", "reports", "round")]
     numbers.append((entry.get("payload") or {}).get("dim"))
-    return all(is_number(value) and value >= 0 for value in numbers) and bool(
-        entry["divisor"] and entry["payload"]["dim"]
-    )
+    right = (isinstance(value, int | float) and 0 <= value < math.inf for value in numbers)
+    return all(right) and bool(entry["divisor"] and entry["payload"]["dim"])
 
 
 def deviation(guarantee: StatedGuarantee, artifacts: RunArtifacts, entry: Entry) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from pfl_lm.audit.accounting.methods import quick_epsilon
 from pfl_lm.audit.accounting.stated import StatedGuarantee
@@ -29,7 +30,7 @@ def told(guarantee: StatedGuarantee, artifacts: RunArtifacts, rounds: Sequence[E
         every = max(1, len(lines) // (2 if slow else _PLACES))
         before = floor = 0.0
         for place, (line, paid) in enumerate(lines):
-            value = line.get(figure)
+            value: Any = line.get(figure)
             if place % every == 0:
                 floor = _least_cost(guarantee, rounds[:paid], figure == "epsilon_unamplified")
             if wrong := _wrong(value, before, floor):
