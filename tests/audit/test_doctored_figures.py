@@ -163,6 +163,22 @@ def test_two_rounds_that_released_the_same(run):
     assert "what round 0 did" in failing(run, accounting=False)[PROMISED]
 
 
+def test_a_server_counts_no_reports_of_a_round_that_released_nothing(run):
+    def lost(entries):
+        entries[2].update(released=None, failure="the sum was lost")
+        reports = entries[3]["reports"] // 2
+        entries[3] = {"kind": "abandoned", "round": entries[3]["round"], "reports": reports}
+
+    def uncounted(lines):
+        for line in lines[1:3]:
+            line.update(reports=0, mean_norm=None, noise_norm=None)
+
+    rewrite_ledger(run, lost)
+    rewrite_metrics(run, uncounted)
+    shutil.rmtree(run / "checkpoints")
+    assert failing(run, accounting=False) == {}
+
+
 TOLD = "ε told round by round"
 
 

@@ -180,10 +180,11 @@ def _replay(
 def _miscounted(entry: Entry, line: Entry) -> str:
     """Return how the metrics' count of reports contradicts a round's record, or "".
 
-    Of a group that was never asked to open its sum, the reports came or were never submitted.
+    Of a group that was never asked to open its sum, the reports came or were never submitted. A
+    server counts no reports of a round whose sum was lost.
     """
     counted, groups = line.get("reports"), entry.get("groups")
-    if counted is None:
+    if counted is None or (counted == 0 and entry.get("released") is None):
         return ""
     if groups is None:
         least = most = entry.get("reports")

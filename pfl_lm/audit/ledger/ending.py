@@ -119,7 +119,8 @@ def _moved(line: dict[str, Any]) -> str:
 
 
 def _miscounted(entry: Entry, line: dict[str, Any]) -> str:
-    if entry["kind"] == "round" or line.get("reports", entry["reports"]) == entry["reports"]:
+    counted = line.get("reports", entry["reports"])
+    if entry["kind"] == "round" or counted in (0, entry["reports"]):  # a server counts none
         return ""
     return f"the metrics tell of {line['reports']} reports, the ledger of {entry['reports']}"
 
