@@ -37,6 +37,15 @@ class AuditTarget(Protocol):
     def statements(self) -> dict[str, str]: ...
 
 
+_FIGURE = (int, float, type(None))
+_AUDITED: dict[str, tuple[type, ...]] = {  # figures of the metrics that an audit computes with
+    **dict.fromkeys(("reports", "invited", "trained_devices"), (int,)),
+    **dict.fromkeys(
+        ("epsilon", "epsilon_unamplified", "clipped_share", "mean_norm", "noise_norm"), _FIGURE
+    ),
+}
+
+
 @dataclass(frozen=True)
 class RunArtifacts:
     """A run folder as an auditor gets it.
@@ -77,8 +86,20 @@ class RunArtifacts:
 
     @cached_property
     def rounds(self) -> list[dict[str, Any]]:
-        """The rounds as the metrics tell of them, with what is kept for the auditor."""
-        return [line for line in self.folder.all_metrics() if line.get("kind") == "round"]
+        """The rounds as the metrics tell of them, with what is kept for the auditor.
+
+        Raises:
+            ValueError: a figure is no number; names the round and the key.
+        """
+        lines = [line for line in self.folder.all_metrics() if line.get("kind") == "round"]
+        for line in lines:
+            for name, value in line.items():
+                if name in _AUDITED and type(value) not in _AUDITED[name]:
+                    raise ValueError(
+                        f"{self.folder.metrics_path}: {name} = {value!r} of round {line['round']} "
+                        "is no number; bring another copy of the run"
+                    )
+        return lines
 
     @cached_property
     def first_round(self) -> dict[str, Any] | None:

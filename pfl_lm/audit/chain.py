@@ -55,7 +55,7 @@ def read_chain(path: Path) -> Chain:
 def _check(line: bytes, index: int, previous: str) -> tuple[str, dict[str, Any], str]:
     """Return (what is wrong or "", the entry, the line's hash)."""
     try:
-        record = json.loads(line)
+        record = json.loads(line, parse_constant=_refuse)
         entry, digest = record["entry"], record["hash"]
         body = {"index": record["index"], "previous": record["previous"], "entry": entry}
     except (ValueError, KeyError, TypeError, RecursionError):
@@ -68,7 +68,78 @@ def _check(line: bytes, index: int, previous: str) -> tuple[str, dict[str, Any],
         return f"entry {body['index']} stands here: lines were removed, added or reordered", {}, ""
     if body["previous"] != previous:
         return "it does not continue the line before: another ledger's entry, or reordered", {}, ""
-    return "", entry, digest
+    return _misshapen(entry), entry, digest
+
+
+def _refuse(constant: str) -> None:
+    """Refuse NaN and infinities, which no ledger holds."""
+    raise ValueError(f"{constant} is no JSON")
+
+
+_NUMBER, _TABLE = (int, float), (dict, type(None))
+# What a reader relies on where an entry of a round has it; whether it must is the replay's.
+_SHAPES: dict[str, tuple[type, ...]] = {
+    "round": (int,),
+    "reports": (int,),
+    "divisor": (int,),
+    "trimmed": (int,),
+    "sum_multiplier": _NUMBER,
+    "clip_norm": _NUMBER,
+    "event": _TABLE,
+    "event.noise_multiplier": _NUMBER,
+    "noise": _TABLE,
+    "noise.planned": _NUMBER,
+    "noise.achieved": _NUMBER,
+    "grid": (dict,),
+    "grid.scale": _NUMBER,
+    "grid.norm_bound": _NUMBER,
+    "grid.bits": (int,),
+    "payload": (dict,),
+    "payload.dim": (int,),
+    "clipping": (dict,),
+    "clipping.share": _NUMBER,
+    "clipping.next": (dict,),
+    "clipping.next.norm": _NUMBER,
+    "clipping.next.rate": _NUMBER,
+    "clipping.next.side": _NUMBER,
+    "released": (str, type(None)),
+    "noise_state": (str,),
+    "noise_taken_up": (str,),
+    "failure": (str,),
+    "groups": (list,),
+}
+_GROUP = {"reports": int, "asked": bool, "failure": str}
+
+
+def _misshapen(entry: dict[str, Any]) -> str:
+    """Return which value of a round's entry is of a wrong type, or ""."""
+    if not isinstance(entry.get("kind", ""), str):
+        return f"kind = {entry['kind']!r} is no text"
+    if entry.get("kind") not in ("round", "abandoned"):
+        return ""
+    if "round" not in entry:
+        return "round is missing"
+    for key, types in _SHAPES.items():
+        value: Any = entry
+        for name in key.split("."):
+            value = value.get(name, _ABSENT) if isinstance(value, dict) else _ABSENT
+        if value is not _ABSENT and type(value) not in types:
+            expected = " or ".join(kind.__name__ for kind in types)
+            return f"{key} = {value!r} is of a wrong type; expected {expected}"
+    return _misshapen_group(entry.get("groups", []))
+
+
+def _misshapen_group(groups: list[Any]) -> str:
+    for group in groups:
+        if not isinstance(group, dict):
+            return f"groups holds {group!r}, which is no table"
+        for name, kind in _GROUP.items():
+            if type(group.get(name)) is not kind:
+                return f"groups.{name} = {group.get(name)!r} is of a wrong type"
+    return ""
+
+
+_ABSENT = object()
 
 
 def _canonical(value: Any) -> bytes:

@@ -9,6 +9,10 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from pfl_lm.audit.artifacts import RunArtifacts
+from pfl_lm.audit.mechanism.harness import everybody_reports
+from pfl_lm.audit.mechanism.rebuild import rebuild_context
+from pfl_lm.audit.mechanism.sum_tests import sensitivity
 from pfl_lm.cli import app
 from pfl_lm.dp.sampler.random_bits import reproducible_bits
 from pfl_lm.run import availability, simulate
@@ -67,6 +71,25 @@ def test_clip_skipped_for_one_device_in_a_hundred(tiny_run, tmp_path, monkeypatc
     monkeypatch.setattr(privacy_path, "protect", protect)
     found = failures(tiny_run(tmp_path), "ledger", "mechanism")
     assert found == {"no device moves the sum by more than the sensitivity"}
+
+
+@pytest.mark.parametrize("steps", [4.0, 16.0])
+def test_a_device_that_moves_the_sum_twice_as_far_on_any_grid(
+    tiny_run, policy_text, tmp_path, monkeypatch, steps
+):
+    noise = f'kind = "discrete_gaussian", grid_steps = {steps}'
+    policy = policy_text.replace('kind = "skellam"', noise)
+    artifacts = RunArtifacts.open(tiny_run(tmp_path, policy, rounds=1))
+    context = everybody_reports(rebuild_context(artifacts))
+    assert sensitivity(context).holds
+    genuine = privacy_path.protect
+
+    def twice(updates, grid, share, bits):
+        vectors, clipped = genuine(updates, grid, share, bits)
+        return 2 * vectors, clipped
+
+    monkeypatch.setattr(privacy_path, "protect", twice)
+    assert not sensitivity(context).holds
 
 
 def test_noise_stream_reused_every_second_round(tiny_run, tmp_path, monkeypatch):

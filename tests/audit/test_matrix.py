@@ -95,6 +95,7 @@ HONEST: dict[str, Callable[[Path], Path]] = {
     "rows by frequency": tiny(ROTATION, payload=PayloadPlan(rows=100, draw="unigram")),
     "everything travels": tiny(ROTATION, payload=PayloadPlan()),
     "public groups": tiny(ROTATION + "groups = 4\n", cohort=24),
+    "public groups, one closed": tiny(ROTATION + "groups = 4\n", cohort=24, dropout=0.05),
     "public groups, two left out": tiny(ROTATION + "groups = 4\n", cohort=24, trimmed_groups=1),
     "three invited on average": tiny(POLICY, cohort=3, rounds=6),
     "rotated updates": tiny(ROTATION, rotate=True),
@@ -126,6 +127,9 @@ def test_an_honest_run_fails_nothing(kind, tmp_path):
     run = HONEST[kind](tmp_path)
     # How the figures of central noise are recomputed is tested with its counts.
     assert wrong(run, accounting=not kind.startswith("central")) == {}
+    if kind == "public groups, one closed":
+        groups = [g for entry in entries_of(run) for g in entry.get("groups", ())]
+        assert any(group["reports"] and not group["asked"] for group in groups)
     if kind == "lost rounds":
         assert "abandoned" in {entry["kind"] for entry in entries_of(run)}
 

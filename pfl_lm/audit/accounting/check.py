@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pfl_lm.audit.accounting.checklist import checklist
+from pfl_lm.audit.accounting.figures import figures
 from pfl_lm.audit.accounting.flags import flags
 from pfl_lm.audit.accounting.methods import MethodResult, best_bound, recompute
 from pfl_lm.audit.accounting.policy_file import PolicyFile
@@ -18,6 +19,7 @@ from pfl_lm.audit.accounting.tables import (
     participations,
     populations,
 )
+from pfl_lm.audit.accounting.terms import terms
 from pfl_lm.audit.accounting.this_model import claim
 from pfl_lm.audit.artifacts import AuditTarget, RunArtifacts
 from pfl_lm.audit.findings import Finding, Part, Plot
@@ -60,11 +62,20 @@ def audit_accounting(
             *claims,
         ]
         return Part("accounting", _QUESTION, ("The policy.",), findings, not_checked)
+    covered = terms(guarantee)
+    if not covered.holds:
+        checked = ("Whether a proof covers the policy's terms.",)
+        headline = "No proof covers the policy's terms: there is no ε to confirm."
+        return Part(
+            "accounting", _QUESTION, checked, [covered, *claims], not_checked, headline=headline
+        )
     rows = recompute([guarantee.round_group()], guarantee.delta)
     server_rows = recompute([guarantee.round_group().seen_by_server()], guarantee.delta)
     findings = [
         _server(guarantee, server_rows),
         _released(guarantee, rows),
+        covered,
+        figures(guarantee, target.guarantee, server_rows),
         *_reviewed(target),
         *flags(guarantee, target, trials, ledgers),
         *claims,

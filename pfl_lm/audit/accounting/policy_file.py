@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pfl_lm.audit.accounting.streams import STREAMS
+from pfl_lm.audit.accounting.terms import check_values
 from pfl_lm.numbers import format_epsilon
 
 _REQUIRED = ("unit", "neighboring", "epsilon", "delta", "population", "report_goal", "rounds")
@@ -75,16 +76,22 @@ class PolicyFile:
         """Read a policy, even one that pfl-lm itself would refuse to run.
 
         Raises:
-            ValueError: the file is no policy, with the key and what was expected.
+            ValueError: the file is no policy, or a value is of a wrong type or out of range; with
+                the key and what was expected.
         """
         try:
             table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
             raise ValueError(f"{path} cannot be read as a policy: {error}") from error
         policy = _whole(table, path)
-        reviewed = policy["reviewed"]
+        reviewed, stated = policy["reviewed"], None
         if all(value is not None for name, value in reviewed.items() if name != "rho"):
             stated = _stated(reviewed, policy["noise"]["at"])
+        try:
+            check_values(policy, stated, "reviewed")
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+        if stated is not None:
             if policy["noise"]["kind"] in STREAMS:  # a review approves no numbers of a stream
                 stated["stream"] = _derived(path)["stream"]
             return cls(Path(path), policy, stated, True)
@@ -147,6 +154,7 @@ def _stated(reviewed: dict[str, Any], at: str) -> dict[str, Any]:
         "epsilon": reviewed["epsilon"],
         "epsilon_unamplified": reviewed["epsilon_unamplified"],
         "epsilon_server": reviewed["epsilon_unamplified"] if at == "device" else math.inf,
+        "rho": reviewed["rho"],
         "accountant": "not stated by a policy",
     }
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from pfl_lm.audit.accounting.round_groups import RoundGroup
 from pfl_lm.audit.accounting.streams import STREAMS, sensitivity
+from pfl_lm.audit.accounting.terms import check_values
 from pfl_lm.audit.artifacts import AuditTarget
 
 
@@ -41,6 +42,7 @@ class StatedGuarantee:
     at: str
     tolerated_dropout: float
     excess: str
+    levels: int
     honest_fraction: float
     grid_steps: float
     min_dim: int
@@ -59,20 +61,34 @@ class StatedGuarantee:
         """Read what a run or a policy promises; None without a policy, or without noise.
 
         Raises:
-            ValueError: the policy or the guarantee lacks a number.
+            ValueError: the policy or the guarantee lacks a number, or holds one that is none or
+                is out of range; names the file and the key.
         """
-        policy = target.policy
-        if policy is None or policy["noise"]["at"] == "none":
+        policy, where = target.policy, target.where
+        if policy is None:
             return None
         try:
-            return _stated(policy, target.guarantee)
+            check_values(policy, None)
+            if policy["noise"]["at"] == "none":
+                return None
+            check_values(policy, target.guarantee)
+            stated = _stated(policy, target.guarantee)
         except (KeyError, TypeError) as error:
-            where = target.where
             raise ValueError(f"{where}: policy or guarantee is incomplete: {error}") from error
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
+        if stated.honest_reports < 1 or not stated.honest_share > 0:
+            raise ValueError(
+                f"{where}: noise.honest_fraction = {stated.honest_fraction} is refused: it leaves "
+                f"no honest report of {stated.least_reports}; expected more"
+            )
+        return stated
 
     @property
     def participations(self) -> int:
-        """The most rounds one user can be in."""
+        """The most rounds one user can be in: all, unless a rotation keeps them apart."""
+        if self.participation != "rotation":
+            return self.rounds
         separated = 1 + (self.rounds - 1) // self.min_separation
         return min(separated, self.max_participations or separated)
 
@@ -104,8 +120,30 @@ class StatedGuarantee:
     @property
     def honest_share(self) -> float:
         """The least honest share of a sum's noise, at any count of reports that may be opened."""
-        whole = self.honest_fraction == 1
+        whole = self.at != "device" or self.honest_fraction == 1
         return 1.0 if whole else self.honest_fraction - 1 / self.least_reports
+
+    @property
+    def expected_share(self) -> float:
+        """Deviation of one device's share ÷ clip norm, as it follows from the planned noise.
+
+        What is removed at full attendance is left out; 0 where the server adds the noise.
+        """
+        if self.at != "device":
+            return 0.0
+        removed = self.excess == "removed"
+        shares = self.report_goal * self.honest_share if removed else self.honest_reports
+        return self.noise_multiplier / math.sqrt(shares)
+
+    def sum_multiplier(self, divisor: int) -> float:
+        """Return the planned noise on a sum of ``divisor`` reports ÷ clip norm.
+
+        The mean of a simulation is as noisy as that of ``report_goal`` reports in the deployment.
+        """
+        goal = self.noise_multiplier
+        if self.at == "device":
+            goal = self.expected_share * math.sqrt(self.report_goal)
+        return goal * divisor / self.report_goal
 
     @property
     def indicator_weight(self) -> float:
@@ -180,6 +218,7 @@ def _stated(policy: dict[str, Any], guarantee: dict[str, Any]) -> StatedGuarante
         at=noise["at"],
         tolerated_dropout=noise["tolerated_dropout"],
         excess=noise.get("excess", "kept"),
+        levels=noise.get("levels", 16),
         honest_fraction=noise["honest_fraction"],
         grid_steps=noise["grid_steps"],
         min_dim=noise["min_dim"],

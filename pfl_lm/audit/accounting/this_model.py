@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from pfl_lm.audit.accounting.sentence import sentence_deviation
+from pfl_lm.audit.accounting.stated import StatedGuarantee
 from pfl_lm.audit.artifacts import RunArtifacts
 from pfl_lm.audit.findings import Finding
 from pfl_lm.numbers import format_epsilon
@@ -21,7 +23,7 @@ def claim(artifacts: RunArtifacts) -> Finding:
         expected = "Nothing: this run has no privacy policy (ε = ∞)."
         return _compared(said["guaranteed"], expected + votes)
     sentence = artifacts.guarantee.get("statement", "")
-    if wrong := _sentence_deviation(sentence, policy, artifacts.guarantee):
+    if wrong := _sentence_deviation(artifacts, sentence):
         return Finding(_NAME, False, wrong)
     reasons = shortfalls(artifacts.manifest)
     if not reasons:
@@ -65,15 +67,14 @@ def shortfalls(manifest: dict[str, Any]) -> list[str]:
     return [text for text, holds in reasons.items() if holds]
 
 
-def _sentence_deviation(sentence: str, policy: dict[str, Any], guarantee: dict[str, Any]) -> str:
+def _sentence_deviation(artifacts: RunArtifacts, sentence: str) -> str:
     """Return how the sentence to publish differs from the figures beside it, or ""."""
-    if policy["noise"]["at"] == "none":
+    guarantee = StatedGuarantee.of(artifacts)
+    if guarantee is None:
         right = sentence.startswith("No differential privacy is guaranteed")
         return "" if right else "The run adds no noise, and its statement promises privacy."
-    figures = f"({format_epsilon(guarantee['epsilon'])}, {policy['delta']:g})-differentially"
-    if figures in sentence:
-        return ""
-    return f"The policy's statement does not bear the figures that were derived: {figures} …"
+    known = artifacts.guarantee.get("epsilon_unamplified")
+    return sentence_deviation(sentence, guarantee, known)
 
 
 def _compared(said: str, expected: str) -> Finding:

@@ -27,6 +27,7 @@ from pfl_lm.audit.ledger.participation import cohorts, divisor, public_groups, s
 from pfl_lm.audit.ledger.population import population_budget
 from pfl_lm.audit.ledger.published import held_out, published_figures, secret_counts
 from pfl_lm.audit.ledger.replay import Entry, deviation, is_complete, round_groups_of
+from pfl_lm.audit.ledger.told import told
 from pfl_lm.numbers import format_epsilon
 
 NOT_CHECKED = (
@@ -67,7 +68,7 @@ def audit_ledger(artifacts: RunArtifacts, ledgers: Path | None = None) -> Part:
             findings += noise_states(guarantee, rounds)
             findings += clip_norms(guarantee, artifacts, rounds)
             spent, table, plot = _spent(guarantee, artifacts, rounds)
-            findings.append(spent)
+            findings += [spent, told(guarantee, artifacts, rounds)]
             headline = f"{spent.text.split(';')[0].rstrip('.')}."
             tables.append(table)
             plots += [plot, *_achieved(rounds)]
@@ -161,26 +162,54 @@ def _replay(
     guarantee: StatedGuarantee, artifacts: RunArtifacts, rounds: Sequence[Entry]
 ) -> Finding:
     """Find the first round whose record deviates from the promise or contradicts itself."""
-    reports = {line["round"]: line.get("reports") for line in artifacts.rounds}
+    lines = {line["round"]: line for line in artifacts.rounds}
+    earlier: dict[str, int] = {}
     for entry in rounds:
         try:
             wrong = deviation(guarantee, artifacts, entry)
         except (KeyError, TypeError) as error:
             wrong = f"its record is incomplete ({error})"
-        recorded = _reports(entry)
-        counted = reports.get(entry["round"], recorded)
-        if counted != recorded:
-            wrong = f"the metrics tell of {counted} reports, the ledger of {recorded}"
+        wrong = _miscounted(entry, lines.get(entry["round"], {})) or wrong
+        wrong = wrong or _released_otherwise(entry, earlier)
         if wrong:
             text = f"Round {entry['round']} is the first that deviates: {wrong}."
             return Finding("every round as promised", False, text)
     return Finding("every round as promised", True, "No round deviates from the promise.")
 
 
-def _reports(entry: Entry) -> int | None:
-    """Return how many reports a round summed, in all of its groups."""
-    groups = entry.get("groups")
-    return entry.get("reports") if groups is None else sum(group["reports"] for group in groups)
+def _miscounted(entry: Entry, line: Entry) -> str:
+    """Return how the metrics' count of reports contradicts a round's record, or "".
+
+    Of a group that was never asked to open its sum, the reports came or were never submitted. A
+    server counts no reports of a round whose sum was lost.
+    """
+    counted, groups = line.get("reports"), entry.get("groups")
+    if counted is None or (counted == 0 and entry.get("released") is None):
+        return ""
+    if groups is None:
+        least = most = entry.get("reports")
+    else:
+        least = sum(group["reports"] for group in groups if group["asked"])
+        most = sum(group["reports"] for group in groups)
+    if least is not None and least <= counted <= most:
+        return ""
+    return f"the metrics tell of {counted} reports, the ledger of {most}"
+
+
+def _released_otherwise(entry: Entry, earlier: dict[str, int]) -> str:
+    """Return what is wrong with the digest of what a round released, or "".
+
+    Args:
+        earlier: digest → round, of the rounds before; this one is added.
+    """
+    released = entry.get("released")
+    if "released" not in entry or (released is None and not entry.get("failure")):
+        return "it names neither what it released nor why it released nothing"
+    if released in earlier:
+        return f"it released, noise included, what round {earlier[released]} did"
+    if released is not None:
+        earlier[released] = entry["round"]
+    return ""
 
 
 def _spent(
@@ -195,13 +224,13 @@ def _spent(
     reported = figures[-1] if figures else None
     shown, budget = format_epsilon(cost), format_epsilon(guarantee.epsilon)
     said = format_epsilon(reported, "–")
-    if cost > guarantee.epsilon * (1 + 1e-3):
+    if not cost <= guarantee.epsilon * (1 + 1e-3):
         finding = Finding(
             "spent within the budget",
             False,
             f"The recorded rounds cost ε = {shown}, above {budget}.",
         )
-    elif reported is not None and cost > reported * (1 + 1e-2) + 1e-3:
+    elif reported is not None and not cost <= reported * (1 + 1e-2) + 1e-3:
         finding = Finding(
             "spent within the budget",
             False,

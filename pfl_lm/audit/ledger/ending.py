@@ -62,6 +62,12 @@ def checkpoints(artifacts: RunArtifacts, chain: Chain) -> Finding:
         if missing := set(range(numbers[file])) - known:
             text = f"Checkpoint {file} holds round {min(missing)}, which was not recorded by then."
             return Finding(name, False, text)
+    if not artifacts.ledger_heads:
+        text = (
+            "No checkpoint is here, or none can be read: whether entries were taken out or changed "
+            "since could not be told by them."
+        )
+        return Finding(name, None, text)
     text = f"{len(artifacts.ledger_heads)} checkpoints name entries that are here."
     return Finding(name, True, text)
 
@@ -113,7 +119,8 @@ def _moved(line: dict[str, Any]) -> str:
 
 
 def _miscounted(entry: Entry, line: dict[str, Any]) -> str:
-    if entry["kind"] == "round" or line.get("reports", entry["reports"]) == entry["reports"]:
+    counted = line.get("reports", entry["reports"])
+    if entry["kind"] == "round" or counted in (0, entry["reports"]):  # a server counts none
         return ""
     return f"the metrics tell of {line['reports']} reports, the ledger of {entry['reports']}"
 

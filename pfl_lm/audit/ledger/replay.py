@@ -18,12 +18,11 @@ Entry = dict[str, Any]
 
 
 def is_complete(entry: Entry) -> bool:
-    """Tell whether a round's record holds what its cost is derived from, as positive numbers."""
+    """Tell whether a round's record holds what its cost is derived from, as numbers in range."""
     numbers = [entry.get(name) for name in ("sum_multiplier", "divisor", "reports", "round")]
     numbers.append((entry.get("payload") or {}).get("dim"))
-    return all(isinstance(value, int | float) and value >= 0 for value in numbers) and bool(
-        entry["divisor"] and entry["payload"]["dim"]
-    )
+    right = (isinstance(value, int | float) and 0 <= value < math.inf for value in numbers)
+    return all(right) and bool(entry["divisor"] and entry["payload"]["dim"])
 
 
 def deviation(guarantee: StatedGuarantee, artifacts: RunArtifacts, entry: Entry) -> str:
@@ -35,14 +34,20 @@ def deviation(guarantee: StatedGuarantee, artifacts: RunArtifacts, entry: Entry)
     if entry["clip_norm"] != clip:
         return f"updates were clipped to {entry['clip_norm']}, not to {clip}"
     noise = noise_multiplier(guarantee, entry)
-    if event["noise_multiplier"] > noise * (1 + TOLERANCE):
+    if not event["noise_multiplier"] <= noise * (1 + TOLERANCE):
         return (
             f"it claims a noise multiplier of {event['noise_multiplier']:.4g}, but its "
             f"{entry['reports']} reports carried {noise:.4g}"
         )
-    if noise < guarantee.noise_multiplier * (1 - TOLERANCE):
+    if not noise >= guarantee.noise_multiplier * (1 - TOLERANCE):
         return (
             f"its noise was {noise:.4g} clip norms, {guarantee.noise_multiplier:.4g} were promised"
+        )
+    planned = guarantee.sum_multiplier(entry["divisor"])
+    if not math.isclose(entry["sum_multiplier"], planned, rel_tol=TOLERANCE):
+        return (
+            f"it says that {entry['divisor']} reports carry noise of "
+            f"{entry['sum_multiplier']:.4g} clip norms, the promise makes it {planned:.4g}"
         )
     least = fewest_reports(guarantee, entry["divisor"], invited_to(artifacts, entry))
     if entry["reports"] < least:
@@ -55,7 +60,7 @@ def deviation(guarantee: StatedGuarantee, artifacts: RunArtifacts, entry: Entry)
         _event_deviation(guarantee, event, guarantee.summed(dim))
         or _grid_deviation(guarantee, grid, guarantee.summed(dim), clip)
         or _ring_deviation(guarantee, entry)
-        or _noise_deviation(guarantee, entry)
+        or _noise_deviation(guarantee, artifacts, entry)
     )
 
 
@@ -142,12 +147,14 @@ def _ring_deviation(guarantee: StatedGuarantee, entry: Entry) -> str:
 def noise_multiplier(guarantee: StatedGuarantee, entry: Entry) -> float:
     """Return the noise that a round's reports carried, at the scale of the deployment.
 
-    ``sum_multiplier`` is what ``divisor`` simulated reports carry together. In the deployment a
+    ``sum_multiplier`` is what ``divisor`` simulated reports carry together; more than the promise
+    makes it is not believed. In the deployment a
     sum of report_goal reports has report_goal ÷ divisor times that; only the shares of the least
     honest count are relied on. Where the excess is removed, any sum of the least count or more
     carries the whole, of which a share is honest.
     """
-    deployed = entry["sum_multiplier"] * guarantee.report_goal / entry["divisor"]
+    counted = min(entry["sum_multiplier"], guarantee.sum_multiplier(entry["divisor"]))
+    deployed = counted * guarantee.report_goal / entry["divisor"]
     if guarantee.at != "device":
         return deployed
     if guarantee.excess == "removed":
@@ -162,7 +169,7 @@ def noise_multiplier(guarantee: StatedGuarantee, entry: Entry) -> float:
     return share * math.sqrt(honest)
 
 
-def _noise_deviation(guarantee: StatedGuarantee, entry: Entry) -> str:
+def _noise_deviation(guarantee: StatedGuarantee, artifacts: RunArtifacts, entry: Entry) -> str:
     """Return how the noise that a round says it had differs from that of its reports, or ""."""
     recorded = entry.get("noise")
     if (
@@ -173,8 +180,7 @@ def _noise_deviation(guarantee: StatedGuarantee, entry: Entry) -> str:
     if not math.isclose(recorded["planned"], planned, rel_tol=TOLERANCE):
         return f"it planned noise of {recorded['planned']:.4g}, not {planned:.4g}"
     if guarantee.excess == "removed":
-        short = recorded["achieved"] < planned * (1 - TOLERANCE)
-        return f"its noise fell short, at {recorded['achieved']:.4g}" if short else ""
+        return _removed_deviation(guarantee, artifacts, entry)
     expected = planned
     if guarantee.at == "device":
         came = (
@@ -189,6 +195,37 @@ def _noise_deviation(guarantee: StatedGuarantee, entry: Entry) -> str:
     )
 
 
+def _removed_deviation(guarantee: StatedGuarantee, artifacts: RunArtifacts, entry: Entry) -> str:
+    """Return how the noise that stayed differs from the plan, where the excess is removed, or "".
+
+    A component covers several dropouts, of which all but one may not have happened.
+    """
+    achieved, planned, reports = (
+        entry["noise"]["achieved"],
+        guarantee.noise_multiplier,
+        entry["reports"],
+    )
+    if not achieved >= planned * (1 - TOLERANCE):
+        return f"its noise fell short, at {achieved:.4g}"
+    invited = max(entry["divisor"], reports, invited_to(artifacts, entry))
+    fewest = max(1, reports - math.ceil(invited / guarantee.levels))
+    most = planned * math.sqrt(max(1, reports) / fewest)
+    if achieved <= most * (1 + TOLERANCE):
+        return ""
+    return f"it says that noise of {achieved:.4g} stayed; more than {most:.4g} is removed"
+
+
+def most_of_one_user(guarantee: StatedGuarantee, rounds: Sequence[Entry]) -> int:
+    """Return in how many rounds of different numbers one user may be; of a sampling, in all."""
+    if guarantee.participation != "rotation":
+        return len(rounds)
+    most, next_free = 0, -math.inf
+    for number in sorted({entry["round"] for entry in rounds}):
+        if number >= next_free:
+            most, next_free = most + 1, number + guarantee.min_separation
+    return min(most, guarantee.max_participations or most)
+
+
 def round_groups_of(guarantee: StatedGuarantee, rounds: Sequence[Entry]) -> list[RoundGroup]:
     """Group recorded rounds; of a rotation, the least noisy ones that one user may be in.
 
@@ -201,11 +238,8 @@ def round_groups_of(guarantee: StatedGuarantee, rounds: Sequence[Entry]) -> list
     if guarantee.stream is not None:  # some rounds cost no more than all, at the least noise
         return [guarantee.round_group(noise_multiplier=counted[0][0])] if counted else []
     if guarantee.participation == "rotation":
-        numbers = sorted({entry["round"] for entry in rounds})
-        most, next_free = len(rounds) - len(numbers), -math.inf
-        for number in numbers:
-            if number >= next_free:
-                most, next_free = most + 1, number + guarantee.min_separation
+        repeated = len(rounds) - len({entry["round"] for entry in rounds})
+        most = repeated + most_of_one_user(guarantee, rounds)
         least = min((dim for _, dim in counted), default=1)
         counted = [(noise, least) for noise, _ in counted]
         counted = counted[: min(most, guarantee.max_participations or most)]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
 
@@ -18,9 +18,12 @@ import numpy as np
 
 from pfl_lm.devices.task import Task
 from pfl_lm.devices.trace import Trace
+from pfl_lm.dp.grid import Grid
+from pfl_lm.dp.noise import NoiseShare
 from pfl_lm.payload.layout import Payload
 from pfl_lm.run.availability import Cohort
 from pfl_lm.run.context import RunContext, choose_payload
+from pfl_lm.run.privacy import RunPrivacy
 from pfl_lm.run.recorder import RoundRecorder
 from pfl_lm.run.round import Release, protect_updates
 from pfl_lm.run.simulate import Ends, run_round, train_cohort
@@ -89,6 +92,21 @@ class ProbeRecorder(RoundRecorder):
         total = update.astype(np.float64) * recorded["divisor"]
         unit = privacy.clip_norm / privacy.update_weight
         return Opened(total, recorded, choose_payload(context, recorded["round"]), unit)
+
+
+class _Silent(RunPrivacy):
+    """A run's privacy, but for the noise that its devices add."""
+
+    def device_share(self, grid: Grid, cohort: int) -> NoiseShare | None:
+        return None
+
+
+def silent(privacy: RunPrivacy) -> RunPrivacy:
+    """Let devices add no noise, so that what they submit is what they move the sum by.
+
+    The policy's grid, clip and indicators stay as they are.
+    """
+    return _Silent(**{field.name: getattr(privacy, field.name) for field in fields(privacy)})
 
 
 def everybody_reports(context: RunContext) -> RunContext:

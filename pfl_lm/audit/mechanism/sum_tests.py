@@ -17,10 +17,10 @@ from pfl_lm.audit.mechanism.harness import (
     places,
     probe_round,
     probed_round,
+    silent,
 )
 from pfl_lm.audit.mechanism.noise_tests import DEVIATIONS
 from pfl_lm.run.context import RunContext
-from pfl_lm.run.privacy import RunPrivacy
 
 _ADVERSARIES = 800  # devices; a fault in one of a hundred is missed with chance 3e-4
 _MOST_COORDINATES = 150_000_000  # encoded for the sensitivity test
@@ -88,16 +88,6 @@ def _counted(context: RunContext, number: int, count: int) -> tuple[np.ndarray, 
     return shares, noise
 
 
-def _silent(privacy: RunPrivacy) -> RunPrivacy:
-    """Let devices add no noise, so that a submitted vector is what a device moves.
-
-    Shares that a simulation may draw at once are drawn after the sum; indicators stay.
-    """
-    if privacy.mechanism.closed_under_sums or privacy.mechanism.place != "device":
-        return replace(privacy, separate_noise=False)
-    return privacy.without_policy()
-
-
 def _steps(context: RunContext, number: int) -> float:
     grid = context.privacy.grid(dim_of(context, number))
     return float(grid.scale * grid.clip_norm)
@@ -110,10 +100,10 @@ def sensitivity(context: RunContext) -> Finding:
     dim = dim_of(context, number)
     bound = context.privacy.grid(dim).norm_bound
     count = int(np.clip(_MOST_COORDINATES // dim, 100, _ADVERSARIES))
-    silent = replace(context, privacy=_silent(context.privacy))
+    quiet = replace(context, privacy=silent(context.privacy))
     longest = 0.0
     for vectors in encoded(
-        silent, number, range(count), adversarial_updates(context.privacy.clip_norm)
+        quiet, number, range(count), adversarial_updates(context.privacy.clip_norm)
     ):
         norms = np.sqrt(np.einsum("kd,kd->k", vectors, vectors, dtype=np.float64))
         longest = max(longest, float(norms.max()))

@@ -51,10 +51,9 @@ def noise_multiplier(event: RoundEvent, rounds: int, epsilon: float, delta: floa
             "delta, below 1/population"
         )
     if not cost(_LARGEST, False) <= epsilon:
-        planned = compose({replace(event, noise_multiplier=_LARGEST): rounds}, delta)
         raise ValueError(
-            f"no noise multiplier reaches epsilon = {epsilon} at delta = {delta}"
-            f" ({planned.assumptions[0]})"
+            f"no noise multiplier reaches epsilon = {epsilon} at delta = {delta}: "
+            f"{_reason(event, rounds, delta)}"
         )
     digits, tolerance = (_DIGITS, 1e-7) if event.stream is None else (_STREAM_DIGITS, 1e-10)
     refine = is_gaussian(event) and event.sampling == "poisson"
@@ -66,6 +65,17 @@ def noise_multiplier(event: RoundEvent, rounds: int, epsilon: float, delta: floa
     while cost(high, True) > epsilon:  # the accountant's own wobble
         high = _ceil(high * (1 + 10.0 ** (1 - digits)), digits)
     return high
+
+
+def _reason(event: RoundEvent, rounds: int, delta: float) -> str:
+    """Say why no noise is enough: the accountant has no proof, or the budget is too small."""
+    planned = compose({replace(event, noise_multiplier=_LARGEST): rounds}, delta)
+    if planned.accountant == "none" and planned.assumptions:
+        return planned.assumptions[0]
+    return (
+        f"{rounds:,} rounds cost more at any noise; state a larger epsilon, a larger delta or "
+        "fewer rounds"
+    )
 
 
 def _root(cost: Callable[[float], float], target: float, start: float, tolerance: float) -> float:

@@ -98,6 +98,70 @@ def test_what_is_no_policy_is_refused_by_key(policy, old, new, says):
         PolicyFile.open(policy)
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("epsilon = 2.0\ndelta", 'epsilon = "two"\ndelta', "epsilon = 'two' is refused"),
+        ("epsilon = 2.0\ndelta", "epsilon = nan\ndelta", "epsilon = nan is refused"),
+        ("delta = 1e-6", "delta = 1.5", "delta = 1.5 is refused"),
+        ("rounds = 12", "rounds = 0", "rounds = 0 is refused"),
+        ("rounds = 12", "rounds = true", "rounds = True is refused"),
+        ("min_separation = 12", "min_separation = 0", "min_separation = 0 is refused"),
+        ('"rotation"', '"banana"', "participation.kind = 'banana' is refused"),
+        ('"gaussian"', '"gaussian", tolerated_dropout = -0.5', "tolerated_dropout = -0.5"),
+        ('"gaussian"', '"gaussian", honest_fraction = 2.0', "honest_fraction = 2.0 is refused"),
+        ("noise_multiplier = 3.67", "noise_multiplier = nan", "reviewed.noise_multiplier = nan"),
+        ("unamplified = 2.0", "unamplified = nan", "reviewed.epsilon_unamplified = nan"),
+    ],
+)
+def test_values_of_a_wrong_type_or_out_of_range_are_refused_by_key(policy, old, new, says):
+    text = policy.read_text() + LOCK
+    assert old in text
+    policy.write_text(text.replace(old, new))
+    with pytest.raises(ValueError, match=says) as refused:
+        PolicyFile.open(policy)
+    assert str(policy) in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ('"rotation"', '"poisson"', "poisson sampling keeps no min_separation"),
+        ("min_separation = 12", "min_separation = 12, max_participations = 1", ""),
+        ('at = "server"', 'at = "device"', "'gaussian' is not added at the device"),
+        ("population = 1_000_000", "population = 59_999", "there are 59,999"),
+        ("report_goal = 5_000", "report_goal = 2_000_000", "2,000,000 reports a round"),
+        ('"gaussian"', '"gaussian", excess = "removed"', "excess noise is removed"),
+        ("rounds = 12", "rounds = 12\ngroups = 2", "public groups need"),
+    ],
+)
+def test_terms_without_a_proof_confirm_nothing(policy, old, new, says):
+    text = policy.read_text() + LOCK
+    assert old in text
+    policy.write_text(text.replace(old, new))
+    told = failing(policy)
+    assert says in told.get("terms that a proof covers", "")
+    assert bool(told) == bool(says)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("epsilon_unamplified = 2.0", "epsilon_unamplified = 0.1", "epsilon_unamplified = 0.1"),
+        ("epsilon_unamplified = 2.0", "epsilon_unamplified = 2.0\nrho = 0.001", "rho = 0.001"),
+    ],
+)
+def test_reviewed_figures_beside_epsilon(policy, old, new, says):
+    policy.write_text(policy.read_text() + LOCK.replace(old, new))
+    assert says in failing(policy)["figures beside ε"]
+
+
+def test_a_device_that_is_removed_takes_its_noise_along(policy_text, tmp_path):
+    path = tmp_path / "policy.toml"
+    path.write_text(policy_text.replace("zero_out", "add_remove") + LOCK)
+    assert "share of the noise along" in failing(path)["terms that a proof covers"]
+
+
 class TestVerb:
     def test_a_sound_policy(self, policy):
         done = CliRunner().invoke(app, ["audit", str(policy)])

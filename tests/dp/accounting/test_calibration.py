@@ -67,6 +67,12 @@ def test_what_no_noise_can_reach_is_refused_with_the_reason():
         noise_multiplier(event, 1, 1.0, 1e-6)
 
 
+def test_a_budget_below_what_any_noise_costs_is_refused_with_what_to_change():
+    event = RoundEvent("gaussian", "zero_out", "none", 0.0)
+    with pytest.raises(ValueError, match="larger epsilon, a larger delta or fewer rounds"):
+        noise_multiplier(event, 10, 1e-12, 1e-300)
+
+
 @pytest.mark.parametrize("sampling", ["poisson", "fixed"])
 def test_a_delta_that_any_noise_meets_is_refused(sampling):
     """At 1 − 0.99¹⁰ = 0.0956 a user's absence is the whole guarantee, and no noise is derived."""
