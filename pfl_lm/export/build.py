@@ -6,7 +6,7 @@ Legend: V words, k suggestions, d coordinates of the payload.
 from __future__ import annotations
 
 import math
-import shutil
+import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from pfl_lm.export.signature import ExportGraph
 from pfl_lm.export.source import Source
 from pfl_lm.export.verify import verify_bundle
 from pfl_lm.export.vocabulary import BlockList, write_vocabulary
-from pfl_lm.files import folder_atomically
+from pfl_lm.files import folder_atomically, scratch_beside
 from pfl_lm.models.own_words import OwnWordsRule
 from pfl_lm.run.folder import write_json
 from pfl_lm.run.progress import ProgressListener
@@ -93,19 +93,16 @@ def export(
             what a process that was killed outright left is removed by the next export.
     """
     output, listener = Path(output), listener or ProgressListener()
-    _sweep(output)
     if output.exists():
         raise ValueError(f"{output} exists already; remove it or choose another destination")
     if output.suffix != ".zip":
         with folder_atomically(output) as folder:
             return _write(folder, source, config, text.fitting(), listener)
-    aside = output.with_name(f".{output.name}.unpacked")
-    try:
-        with folder_atomically(aside) as folder:
-            rows = _write(folder, source, config, text.fitting(), listener)
-        write_zip(aside, output)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    with scratch_beside(output) as scratch:
+        (folder := scratch / "unpacked").mkdir()
+        rows = _write(folder, source, config, text.fitting(), listener)
+        write_zip(folder, scratch / output.name)
+        os.replace(scratch / output.name, output)
     return rows
 
 
@@ -271,13 +268,3 @@ def _ngram(work: _Work) -> tuple[dict[str, Any], dict[str, Any]]:
     )  # fmt: skip
     work.listener.ngram_written(stated)
     return stated, vectors
-
-
-def _sweep(output: Path) -> None:
-    """Remove what exports to this destination left when their process was killed."""
-    for pattern in (f".{output.name}.????????", f".{output.name}.unpacked*"):
-        for path in output.parent.glob(pattern):
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)

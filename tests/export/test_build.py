@@ -13,7 +13,7 @@ import pytest
 from pfl_lm.export import build, card
 from pfl_lm.export.bundle import opened
 from pfl_lm.export.source import open_source
-from pfl_lm.files import sha256_of
+from pfl_lm.files import scratch_beside, sha256_of
 from pfl_lm.run.folder import RunFolder
 from pfl_lm.text.tokenizer import Tokenizer
 
@@ -179,7 +179,8 @@ main()
         assert process.returncode != 0
         assert not (tmp_path / "bundle").exists()
         if number is signal.SIGKILL:
-            build._sweep(tmp_path / "bundle")
+            with scratch_beside(tmp_path / "bundle"):
+                assert len(leftovers(tmp_path)) == 1  # this one
         assert leftovers(tmp_path) == []
 
     def test_what_exists_is_not_overwritten(self, kept_format, bundle_folder, source, text):
