@@ -134,7 +134,8 @@ class Normalisation:
     def cut(self) -> Cut:
         """How text is cut, as the patterns take it."""
         masks = (*self.placeholders, UNKNOWN)
-        return Cut(masks, self.punctuation == "keep", self.joiners, self.elided)
+        keeps_marks, capitals = self.punctuation == "keep", self.casing == "natural"
+        return Cut(masks, keeps_marks, self.joiners, self.elided, capitals)
 
     @cached_property
     def _table(self) -> dict[int, str]:
@@ -170,10 +171,11 @@ class Normalisation:
         """Return what a browser needs: ``describe`` with patterns in its own syntax.
 
         The version of Unicode is the one that decides here what is a letter; a phone whose
-        version is younger takes letters that it added for words, where they are marks here.
+        version is younger takes letters that it added for words, where they are marks here. The
+        pattern cuts text in capitals too, so that a page can tell how a new word is written.
         """
         return self.describe() | {
-            "pattern_ecmascript": ecmascript(self.cut),
+            "pattern_ecmascript": ecmascript(self.cut._replace(capitals=True)),
             "stacked_marks_ecmascript": stacked_marks(in_browser=True),
             "unicode_version": unicodedata.unidata_version,
         }

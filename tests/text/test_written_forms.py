@@ -63,6 +63,29 @@ def test_letters_that_a_list_lacks_come_back():
     assert learnt(texts, turkish, ["izmir", "ığdır"]) == {"izmir": "İzmir", "ığdır": "Iğdır"}
 
 
+@pytest.mark.parametrize(
+    ("locale", "text", "word", "form"),
+    [
+        ("fr", "Je parle de l'Europe avec toi.", "europe", "Europe"),
+        ("fr", "Je sais qu’Élodie est là.", "élodie", "Élodie"),
+        ("it", "Siamo nell'Umbria e l'Italia tutta.", "italia", "Italia"),
+        ("ca", "Soc a l'Hospitalet avui.", "hospitalet", "Hospitalet"),
+        ("en", "My friend O'Hara is here.", "hara", "Hara"),
+    ],
+)
+def test_a_form_is_learnt_behind_an_elided_word(locale, text, word, form):
+    rules = wordfreq_list.rules(locale, "drop", "placeholder", ("<number>",))
+    assert learnt([text] * 5, rules, [word]) == {word: form}
+
+
+def test_capitals_do_not_change_where_elided_words_are_cut():
+    rules = wordfreq_list.rules("fr", "keep", "placeholder", ("<number>",))
+    text = "Qu'Alice et D’Artagnan, L'ÉCOLE, AUJOURD'HUI, O'Hara, L'"
+    message = written_forms.Cutter(rules).message(text)
+    assert [word for _, word, _ in message] == rules.pieces(text)
+    assert [written.lower() for written, _, _ in message] == rules.pieces(text)
+
+
 def test_at_a_beginning_a_form_has_a_capital():
     assert written_forms.shown("hello", True) == "Hello"
     assert written_forms.shown("hello", False) == "hello"

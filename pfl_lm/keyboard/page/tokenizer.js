@@ -86,21 +86,21 @@ export class Tokenizer {
 
   // How a word is written inside of the sentences of a text, as often as it stands there.
   writtenForms(text, word) {
-    const pieces = this.straighten(text).match(this.pieces) ?? [];
+    const pieces = this.plain(text).match(this.pieces) ?? [];
     return pieces.filter((piece, at) => BEGINS.test(pieces[at - 1] ?? "")
       && this.normalise(piece) === word);
   }
 
   normalise(text) {
-    text = this.straighten(text);
+    text = this.plain(text);
+    if (this.letters.size) text = [...text].map((one) => this.letters.get(one) ?? one).join("");
     return this.rules.casing === "lower" ? text.toLowerCase().normalize("NFC") : text;
   }
 
-  straighten(text) {
+  // Text with its capitals and its letters, as its writer has them.
+  plain(text) {
     text = text.replace(this.stacked, "$1").normalize("NFKC");
-    text = text.replace(/[‘’ʼ‛“”„]/g, (mark) => STRAIGHT[mark]);
-    if (this.letters.size) text = [...text].map((one) => this.letters.get(one) ?? one).join("");
-    return text;
+    return text.replace(/[‘’ʼ‛“”„]/g, (mark) => STRAIGHT[mark]);
   }
 
   split(text) {

@@ -6,6 +6,7 @@ import json
 import random
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from pfl_lm.text.letters import LOOK_ALIKES, describe, same_letters
 from pfl_lm.text.normalisation import Normalisation
 from pfl_lm.text.tokenizer import CONTROLS, Tokenizer
 from pfl_lm.text.tokenizer_assemble import assemble
-from pfl_lm.text.written_forms import table
+from pfl_lm.text.written_forms import Cutter, table
 
 PAGE = Path(__file__).resolve().parents[3] / "pfl_lm" / "keyboard" / "page"
 WORDS = [
@@ -41,7 +42,7 @@ WORDS = [
 ]
 PARTS = [
     *WORDS, "İ", "I", "IŞIK", "ΚΌΣΜΟΣ", "ß", "ẞ", "8.04", "10:30", "...", "..", ",", "'", "’", "“",
-    "l'", "d'h", "qu'il", "l'école", "·", "-", "_", "<url>", "<unk>", "\x1c", "\x1f", "\x85",
+    "l'", "d'h", "qu'il", "l'école", "L'", "Qu'Il", "L’École", "D'İ", "·", "-", "_", "<url>", "<unk>", "\x1c", "\x1f", "\x85",
     "\xa0", "\ufeff", "\u2028", "\u3000", "\u200d", "\ufe0f", "\u0301", "\u0301" * 40,
     "\U0001d165" * 40, "\U0001f469\u200d\U0001f4bb", "\U0001f3fd", "\U0001f1e9", "1\ufe0f\u20e3",
     "हिन्दी", "ｆｕｌｌ", "我今天", "\0", "\t", "\n", " ", " ", " ", "a", "B", "ç", "Ş", "ș", "№",
@@ -67,6 +68,7 @@ RULES = {
     "fr": wordfreq_list.rules("fr", *DROP),
     "ar": wordfreq_list.rules("ar", *DROP),
     "ca": wordfreq_list.rules("ca", *DROP),
+    "natural fr": replace(wordfreq_list.rules("fr", *DROP), casing="natural"),
 }
 
 
@@ -168,6 +170,29 @@ def test_the_word_at_the_caret_is_the_last_that_is_cut(
 ) -> None:
     (answer,) = ask(tokenizer_of(RULES[name]), [["atCaret", text]], tmp_path)
     assert answer == {"before": before, "typed": typed}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "word", "form"),
+    [
+        ("tr", "bugün İpek ve Irmak geldi", "ipek", "İpek"),
+        ("tr", "bugün İpek ve Irmak geldi", "ırmak", "Irmak"),
+        ("de", "das ist Herr Weißbrodt hier", "weissbrodt", "Weißbrodt"),
+        ("fr", "je vois l’Alsacien", "alsacien", "Alsacien"),
+        ("fr", "je sais qu'Élodie vient", "élodie", "Élodie"),
+        ("drop", "this is O'Hara", "hara", "Hara"),
+        ("drop", "this is Zorblax", "zorblax", "Zorblax"),
+    ],
+)
+def test_a_new_word_keeps_its_owner_s_spelling(
+    name: str, text: str, word: str, form: str, tmp_path: Path
+) -> None:
+    tokenizer = tokenizer_of(replace(RULES[name], elided=RULES[name].elided or ()))
+    calls = [["writtenForms", text, word], ["split", text]]
+    forms, pieces = ask(tokenizer, calls, tmp_path)
+    assert forms == [form]
+    assert word in pieces
+    assert (form, word) in [found[:2] for found in Cutter(tokenizer.normalisation).message(text)]
 
 
 def test_words_are_shown_as_they_are_written(tmp_path):
