@@ -206,6 +206,14 @@ def letters_of(language: str) -> tuple[tuple[str, str], ...]:
     return _DOTLESS if language in _DOTLESS_LANGUAGES else ()
 
 
+def beginnings(letters: str) -> tuple[str, ...]:
+    """Return what a word that goes on from letters in lower case may begin with.
+
+    Lower case makes a sigma that stands last a final one; in a longer word it is none.
+    """
+    return (letters, f"{letters[:-1]}σ") if letters.endswith("ς") else (letters,)
+
+
 def is_word(piece: str) -> bool:
     """Say whether a piece is a word or number, not a mark or a placeholder."""
     return piece[0].isalnum()

@@ -6,6 +6,12 @@ const STRAIGHT = { "‘": "'", "’": "'", "ʼ": "'", "‛": "'", "“": '"', "�
 const BEGINS = /^[\p{L}\p{N}]/u; // a word
 const NUMBER = /^\p{Nd}[\p{Nd}.,:]*$/u;
 
+// What a word that goes on from letters in lower case may begin with: lower case makes a sigma that
+// stands last a final one; in a longer word it is none.
+export function beginnings(letters) {
+  return letters.endsWith("ς") ? [letters, `${letters.slice(0, -1)}σ`] : [letters];
+}
+
 export class Tokenizer {
   // rules: bundle.json's `normalisation`; table: vocabulary.tsv; blocked: words never suggested,
   // in any form of their letters, which `letters` tells (pfl_lm/text/letters.py); forms: forms.tsv,
@@ -165,6 +171,10 @@ export class Tokenizer {
   completions(prefix) {
     const wanted = this.normalise(prefix).toLowerCase();
     if (!wanted) return this.sorted;
+    return beginnings(wanted).flatMap((one) => this.beginningWith(one));
+  }
+
+  beginningWith(wanted) {
     const from = this.search((key) => key >= wanted);
     const to = this.search((key) => key > wanted && !key.startsWith(wanted));
     return this.sorted.slice(from, to);

@@ -10,8 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from pfl_lm.evaluation.suggestions import begins_with
+from pfl_lm.export.test_vectors import PrefixMask
 from pfl_lm.text import wordfreq_list
 from pfl_lm.text.letters import LOOK_ALIKES, describe, same_letters
 from pfl_lm.text.normalisation import Normalisation
@@ -42,7 +45,8 @@ WORDS = [
 ]
 PARTS = [
     *WORDS, "İ", "I", "IŞIK", "ΚΌΣΜΟΣ", "ß", "ẞ", "8.04", "10:30", "...", "..", ",", "'", "’", "“",
-    "l'", "d'h", "qu'il", "l'école", "L'", "Qu'Il", "L’École", "D'İ", "·", "-", "_", "<url>", "<unk>", "\x1c", "\x1f", "\x85",
+    "l'", "d'h", "qu'il", "l'école", "L'", "Qu'Il", "L’École", "D'İ",
+    "·", "-", "_", "<url>", "<unk>", "\x1c", "\x1f", "\x85",
     "\xa0", "\ufeff", "\u2028", "\u3000", "\u200d", "\ufe0f", "\u0301", "\u0301" * 40,
     "\U0001d165" * 40, "\U0001f469\u200d\U0001f4bb", "\U0001f3fd", "\U0001f1e9", "1\ufe0f\u20e3",
     "हिन्दी", "ｆｕｌｌ", "我今天", "\0", "\t", "\n", " ", " ", " ", "a", "B", "ç", "Ş", "ș", "№",
@@ -170,6 +174,36 @@ def test_the_word_at_the_caret_is_the_last_that_is_cut(
 ) -> None:
     (answer,) = ask(tokenizer_of(RULES[name]), [["atCaret", text]], tmp_path)
     assert answer == {"before": before, "typed": typed}
+
+
+def some_words(rules: Normalisation, *words: str) -> Tokenizer:
+    rows = [(name, "control", 1) for name in CONTROLS]
+    rows += [(name, "placeholder", 1) for name in rules.placeholders]
+    rows += [(word, "word", 1) for word in words]
+    return assemble(rows, rules, {"provenance": "x", "licence": "y"})
+
+
+PREFIXES = {
+    "el": (wordfreq_list.rules("el", *DROP), ["ποσό", "πος", "ποσ'", "πω", "θέση", "θες", "ως"],
+           ["ΠΟΣ", "ποσ", "πος", "Πος", "ΘΈΣ", "Ως", "Σ", "ς"]),
+    "natural": (RULES["natural"], ["Madrid", "madre", "NASA", "quiero", "ΠΟΣΟ", "ποσά"],
+                ["madr", "MAD", "Madri", "nas", "Qu", "ΠΟΣ", "πος", "x"]),
+    "tr": (RULES["tr"], ["ilk", "ışık", "istanbul"], ["İ", "I", "i", "IŞ", "İS"]),
+    "de": (RULES["de"], ["strasse", "gross"], ["Straß", "GROSS", "groß"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PREFIXES)
+def test_the_same_words_go_on_from_letters_everywhere(name: str, tmp_path: Path) -> None:
+    rules, words, prefixes = PREFIXES[name]
+    tokenizer = some_words(rules, *words)
+    answers = ask(tokenizer, [["completions", prefix] for prefix in prefixes], tmp_path)
+    mask, listed = PrefixMask(tokenizer), np.array([kind == "word" for kind in tokenizer.kinds])
+    for prefix, found in zip(prefixes, answers, strict=True):
+        assert sorted(found) == np.flatnonzero(listed & begins_with(tokenizer, prefix)).tolist()
+        if name in ("el", "natural"):  # without letters that a list reads otherwise
+            assert sorted(found) == np.flatnonzero(listed & (mask(prefix)[0] == 0)).tolist()
+    assert len(answers[0]) == {"el": 3, "natural": 2}.get(name, 1 + (name == "tr"))
 
 
 @pytest.mark.parametrize(
