@@ -2,7 +2,8 @@
 
 import { Subwords } from "./subwords.js";
 
-const STRAIGHT = { "‘": "'", "’": "'", "ʼ": "'", "‛": "'", "“": '"', "”": '"', "„": '"' };
+const STRAIGHT = { "‘": "'", "’": "'", "ʼ": "'", "‛": "'", "“": '"', "”": '"', "„": '"', "׳": "'", "״": '"' };
+const INVISIBLE = /[\u00ad\u061c\u200e\u200f\u202a-\u202e\u2060-\u2069]/gu;
 const BEGINS = /^[\p{L}\p{N}]/u; // a word
 const NUMBER = /^\p{Nd}[\p{Nd}.,:]*$/u;
 
@@ -105,8 +106,9 @@ export class Tokenizer {
 
   // Text with its capitals and its letters, as its writer has them.
   plain(text) {
+    text = text.replace(INVISIBLE, "").replace(/\u200b/gu, " ");
     text = text.replace(this.stacked, "$1").normalize("NFKC");
-    return text.replace(/[‘’ʼ‛“”„]/g, (mark) => STRAIGHT[mark]);
+    return text.replace(/[‘’ʼ‛“”„׳״]/gu, (mark) => STRAIGHT[mark]);
   }
 
   split(text) {
@@ -154,8 +156,8 @@ export class Tokenizer {
   // The half-typed word at the end of a text, and the text before it: the last piece that the
   // text would be cut into, with the apostrophes after it.
   atCaret(text) {
-    const tail = text.match(/[\p{L}\p{N}\p{M}\u200c\u200d'’ʼ·":_@#-]*$/u)[0];
-    const core = tail.replace(/['’ʼ]+$/u, "");
+    const tail = text.match(/[\p{L}\p{N}\p{M}\u200c\u200d'’ʼ׳״·":_@#-]*$/u)[0];
+    const core = tail.replace(/['’ʼ׳]+$/u, "");
     const last = this.split(core).at(-1);
     for (let at = 0; last && at < core.length; at++) {
       const rest = core.slice(at);

@@ -15,6 +15,7 @@ import pytest
 
 from pfl_lm.evaluation.suggestions import begins_with
 from pfl_lm.export.test_vectors import PrefixMask
+from pfl_lm.export.vocabulary import BlockList
 from pfl_lm.text import wordfreq_list
 from pfl_lm.text.letters import LOOK_ALIKES, describe, same_letters
 from pfl_lm.text.normalisation import Normalisation
@@ -50,7 +51,8 @@ PARTS = [
     "\xa0", "\ufeff", "\u2028", "\u3000", "\u200d", "\ufe0f", "\u0301", "\u0301" * 40,
     "\U0001d165" * 40, "\U0001f469\u200d\U0001f4bb", "\U0001f3fd", "\U0001f1e9", "1\ufe0f\u20e3",
     "हिन्दी", "ｆｕｌｌ", "我今天", "\0", "\t", "\n", " ", " ", " ", "a", "B", "ç", "Ş", "ș", "№",
-    "½", "٣",
+    "½", "٣", "צה״ל", "ג׳ורג׳", "׳", "״", "\xad", "\u200b", "\u200e", "\u200f", "\u202a", "\u202e",
+    "\u2060", "\u2066", "\u2069", "\u061c", "a\u200f\u0301",
 ]  # fmt: skip
 RUN = """
 import { createRequire } from "module";
@@ -72,6 +74,7 @@ RULES = {
     "fr": wordfreq_list.rules("fr", *DROP),
     "ar": wordfreq_list.rules("ar", *DROP),
     "ca": wordfreq_list.rules("ca", *DROP),
+    "he": wordfreq_list.rules("he", "keep", *DROP[1:]),
     "natural fr": replace(wordfreq_list.rules("fr", *DROP), casing="natural"),
 }
 
@@ -140,6 +143,15 @@ def test_the_page_blocks_what_the_list_blocks(tmp_path: Path) -> None:
     calls = [["isBlocked", word] for word in words]
     answers = ask(tokenizer, calls, tmp_path, "darn", "supercalifrag", "kick the bucket", "")
     assert answers == [True] * 5 + [False] * 3
+
+
+def test_geresh_and_gershayim_are_a_part_of_what_is_blocked(tmp_path: Path) -> None:
+    tokenizer = some_words(RULES["he"], 'צה"ל', "ג'ורג'", "שלום")
+    for entry in ("צה״ל", 'צה"ל'):
+        (tmp_path / "list.txt").write_text(f"{entry}\n", encoding="utf-8")
+        assert BlockList.read(tmp_path / "list.txt", tokenizer).words == ('צה"ל',)
+        calls = [["isBlocked", 'צה"ל'], ["split", "אל צה״ל."], ["writtenForms", "אל צה״ל", 'צה"ל']]
+        assert ask(tokenizer, calls, tmp_path, entry) == [True, ["אל", 'צה"ל', "."], ['צה"ל']]
 
 
 def test_a_mark_inside_does_not_make_a_blocked_word_a_new_one(tmp_path: Path) -> None:
