@@ -19,6 +19,7 @@ from pfl_lm.export.bundle import Bundle, write_index, write_zip
 from pfl_lm.export.config import ExportConfig
 from pfl_lm.export.cost import RuntimeCost, measure_cost
 from pfl_lm.export.formats.registry import ExportedFile, convert, format_of, open_file
+from pfl_lm.export.forward import padded
 from pfl_lm.export.graphs.personal import PersonalPlan, personal_step, plain, whitening
 from pfl_lm.export.graphs.predict import predict_graph
 from pfl_lm.export.graphs.train_artifact import first_step, first_task, train_graph, write_weights
@@ -26,6 +27,7 @@ from pfl_lm.export.ngram import files as ngram
 from pfl_lm.export.parity import HeldOutText, Parity, Reading, compare, read
 from pfl_lm.export.quantise.calibration_text import calibration_windows
 from pfl_lm.export.quantise.gptq import fitted_layers
+from pfl_lm.export.quantise.grids import INT4
 from pfl_lm.export.quantise.word_tables import layers_of
 from pfl_lm.export.signature import ExportGraph
 from pfl_lm.export.source import Source
@@ -88,13 +90,15 @@ def export(
     """Write the bundle of a run: a zip if ``output`` ends in .zip, else a folder.
 
     Raises:
-        ValueError: ``output`` exists, a toolchain refuses the model, or a file agrees with torch
-            less often than the bar asks. Nothing is kept then, nor if the process is interrupted;
-            what a process that was killed outright left is removed by the next export.
+        ValueError: ``output`` exists, a precision or a toolchain refuses the model, or a file
+            agrees with torch less often than the bar asks. Nothing is kept then, nor if the process
+            is interrupted; what a process that was killed outright left is removed by the next
+            export to the same place.
     """
     output, listener = Path(output), listener or ProgressListener()
     if output.exists():
         raise ValueError(f"{output} exists already; remove it or choose another destination")
+    _check_width(source, config)
     if output.suffix != ".zip":
         with folder_atomically(output) as folder:
             return _write(folder, source, config, text.fitting(), listener)
@@ -104,6 +108,18 @@ def export(
         write_zip(folder, scratch / output.name)
         os.replace(scratch / output.name, output)
     return rows
+
+
+def _check_width(source: Source, config: ExportConfig) -> None:
+    """Refuse four bits for a model whose rows do not divide into groups; others are padded."""
+    precisions = {precision for _, precision in config.predictors()}
+    width = padded(source.model).spec.embedding_dim
+    if "int4" in precisions and width % INT4.group:
+        raise ValueError(
+            f"--precisions int4: this {source.model.spec.kind} has model.embedding_dim = {width}, "
+            f"and int4 needs a multiple of {INT4.group}; leave int4 out of --precisions, or train "
+            "a model of such a width"
+        )
 
 
 def _write(
