@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 
 from pfl_lm.keyboard.site import PAGE
+from pfl_lm.models.own_words import OwnWordsRule
 from pfl_lm.text.normalisation import Normalisation, language_of, letters_of, sentence_ends
-from pfl_lm.text.tokenizer import Tokenizer
+from pfl_lm.text.tokenizer import VOCABULARY_FILE, Tokenizer
 from pfl_lm.text.written_forms import shown
-from tests.export.keyboard.test_tokenizer import RULES
+from tests.export.keyboard.test_tokenizer import PREFIXES, RULES, some_words
 
 WORDS = {  # how often people write them, of a thousand
     "the": 50, "you": 30, "are": 20, "how": 10, "who": 5, "hello": 3, "help": 3, "don't": 30,
@@ -203,6 +204,25 @@ def test_page_and_python_begin_sentences_after_the_same_marks(node) -> None:
         "console.log(JSON.stringify([shapeOf('', 'τι; ', 'off', 'el_GR'), shapeOf('', 'so; ')]));"
     )
     assert node(begun) == ["title", "lower"]
+
+
+def test_the_owner_s_words_go_on_from_a_sigma_in_capitals(node) -> None:
+    tokenizer = some_words(PREFIXES["el"][0], "και")
+    script = """
+    const { Personal } = await import("./personal.js");
+    const tokenizer = new Tokenizer(given.rules, given.table);
+    const personal = new Personal("test", tokenizer, given.rule);
+    personal.count(["και ο Ζορμπλασός", "και ο ζορμπλάς"]);
+    const words = (typed) => personal.own(typed, "").map(({ word }) => word);
+    console.log(JSON.stringify(["ΖΟΡΜΠΛΑΣ", "ζορμπλας", "ζορμπλάς"].map(words)));
+    """
+    ids = {f"{name}_id": getattr(tokenizer, f"{name}_id") for name in ("unk", "bos", "eos")}
+    given = {
+        "rules": tokenizer.normalisation.in_browser() | ids,
+        "table": tokenizer.files[VOCABULARY_FILE].decode(),
+        "rule": {"strengths": OwnWordsRule().strengths, "discounts": OwnWordsRule().discounts},
+    }
+    assert node(script, given) == [["ζορμπλασός"], ["ζορμπλασός"], []]
 
 
 def test_page_and_python_make_the_same_first_capitals(node) -> None:
