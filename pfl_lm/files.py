@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import re
@@ -14,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 _TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}")  # as tempfile names them
+_MARKER = "unfinished"  # a file in each scratch folder, locked while its process lives
+_MARK = b"pfl-lm writes here; once no process does, the next one to write it removes this folder\n"
 
 
 @contextmanager
@@ -54,7 +57,7 @@ def sweep(folder: Path, names: str = "*") -> None:
 
 @contextmanager
 def folder_atomically(path: Path) -> Iterator[Path]:
-    """Yield a temporary sibling folder of ``path``; it becomes ``path`` when the block succeeds.
+    """Yield a temporary folder on the disk of ``path``; it becomes ``path`` if the block succeeds.
 
     Raises:
         ValueError: ``path`` exists already; nothing is overwritten.
@@ -62,17 +65,67 @@ def folder_atomically(path: Path) -> Iterator[Path]:
     path = Path(path)
     if path.exists():
         raise ValueError(f"{path} exists already; remove it or choose another destination")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-    try:
-        yield temporary
-        for file in temporary.rglob("*"):
+    with scratch_beside(path) as scratch:
+        whole = scratch / "whole"
+        whole.mkdir(mode=0o700)
+        yield whole
+        for file in whole.rglob("*"):
             _flush_to_disk(file)
-        temporary.chmod(0o755)
-        os.replace(temporary, path)
+        whole.chmod(0o755)
+        os.replace(whole, path)
         _flush_to_disk(path.parent)
+
+
+@contextmanager
+def scratch_beside(path: Path) -> Iterator[Path]:
+    """Yield a folder beside ``path``, which only its owner may read, and remove it afterwards.
+
+    First remove the scratch folders of ``path`` whose processes were killed. A scratch folder holds
+    a marker, and its process a lock on it, so other folders and those of living processes stay.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _sweep_scratch(path)
+    scratch = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    marker = os.open(scratch / _MARKER, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        if _locked(marker):
+            os.write(marker, _MARK)
+        yield scratch
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(scratch, ignore_errors=True)
+        os.close(marker)
+
+
+def _sweep_scratch(path: Path) -> None:
+    """Remove the scratch folders beside a path that no process holds any more."""
+    name = re.compile(re.escape(f".{path.name}.") + "[a-z0-9_]{8}")
+    for entry in list(os.scandir(path.parent)):
+        if name.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
+            _remove_if_left(Path(entry.path))
+
+
+def _remove_if_left(scratch: Path) -> None:
+    """Remove a scratch folder if its marker is whole and nobody holds the lock on it."""
+    try:
+        marker = os.open(scratch / _MARKER, os.O_RDWR | os.O_NOFOLLOW)
+    except OSError:
+        return  # no marker: another's folder
+    try:
+        # A process marks its folder once it has the lock, so a marked folder without one is left.
+        if _locked(marker) and os.read(marker, len(_MARK) + 1) == _MARK:
+            shutil.rmtree(scratch, ignore_errors=True)
+    finally:
+        os.close(marker)
+
+
+def _locked(descriptor: int) -> bool:
+    """Lock a file; say whether it went well: another may hold it, or the disk has no locks."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def inside(folder: Path, name: str) -> Path:

@@ -1,8 +1,13 @@
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+
 import pytest
 
-from pfl_lm.files import folder_atomically, inside, sweep, write_atomically
+from pfl_lm.files import folder_atomically, inside, scratch_beside, sweep, write_atomically
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
@@ -40,6 +45,56 @@ def test_what_a_kill_left_is_swept_and_nothing_else(tmp_path):
     assert killed.exists()
     sweep(tmp_path, "round-*.pt")
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(others)
+
+
+_WRITES = """
+import sys
+from pathlib import Path
+from pfl_lm.files import folder_atomically
+with folder_atomically(Path(sys.argv[1])) as folder:
+    (folder / "spill").write_text("a user's text")
+    print("half way", flush=True)
+    sys.stdin.read()
+"""
+
+
+def writer(path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", _WRITES, str(path)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "half way\n"
+    return process
+
+
+@pytest.mark.parametrize("name", ["out", "o[u]t.zip", "o*t"])
+def test_the_next_to_write_a_folder_removes_what_a_killed_process_left_and_nothing_else(
+    tmp_path, name
+):
+    kept = [f".{name}.original", f".{name}.unpacked_too", ".out.ab12cd34", ".other.ab12cd34"]
+    for folder in kept:
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "unfinished").write_text("someone's")
+    (tmp_path / f".{name}.a_file_8").write_text("someone's")
+    with writer(tmp_path / name) as killed, writer(tmp_path / name) as living:
+        killed.kill()
+        killed.wait()
+        assert len(os.listdir(tmp_path)) == len({*kept, f".{name}.a_file_8"}) + 2
+        with scratch_beside(tmp_path / name) as scratch:
+            others = {*kept, f".{name}.a_file_8", scratch.name}
+            assert len(left := set(os.listdir(tmp_path)) - others) == 1
+            assert (tmp_path / left.pop() / "whole" / "spill").exists()
+        living.stdin.close()
+        living.wait()
+    assert (tmp_path / name / "spill").read_text() == "a user's text"
+    assert set(os.listdir(tmp_path)) == {*kept, f".{name}.a_file_8", name}
+
+
+def test_a_link_to_a_leftover_of_another_folder_is_not_followed(tmp_path):
+    with writer(tmp_path / "elsewhere") as killed:
+        killed.send_signal(signal.SIGKILL)
+    left = next(tmp_path.iterdir())
+    (tmp_path / ".out.ab12cd34").symlink_to(left)
+    with scratch_beside(tmp_path / "out"):
+        assert (left / "whole" / "spill").exists()
 
 
 @pytest.mark.parametrize(

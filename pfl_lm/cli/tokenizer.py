@@ -120,7 +120,8 @@ def _measured(tokenizer: Tokenizer, path: Path, text_field: str) -> Iterator[str
     yield f"{unknown / words:.2%} of the {words:,} words of {path} are unknown"
     if tokenizer.forms:
         texts = read_texts(path, text_field)
-        found = written_forms.measure(texts, tokenizer.normalisation, tokenizer.forms)
+        locale = tokenizer.manifest.get("locale", "")
+        found = written_forms.measure(texts, tokenizer.normalisation, tokenizer.forms, locale)
         right, plain = (n / max(1, found.words) for n in (found.right, found.plain))
         yield (
             f"{right:.2%} of the {found.words:,} words of messages with capitals are shown as they "

@@ -20,7 +20,7 @@ Legend: n texts, S subwords, V ids.
 from __future__ import annotations
 
 import re
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -32,7 +32,7 @@ import torch
 
 from pfl_lm.evaluation.interfaces import Scorer
 from pfl_lm.text.letters import same_letters
-from pfl_lm.text.normalisation import is_word
+from pfl_lm.text.normalisation import beginnings, is_word
 from pfl_lm.text.tokenizer import Tokenizer
 
 BEAM = 8  # beginnings of words that are gone on with at once
@@ -61,7 +61,7 @@ class Wanted:
 
     Attributes:
         text: ids of the text before the word, ``<s>`` first.
-        letters: what was typed of the word, as the vocabulary reads it.
+        letters: what was typed of the word, as the vocabulary reads it; capitals do not count.
         floor: the least log-probability that is of use.
     """
 
@@ -108,17 +108,19 @@ class Speller:
         return as_read(self._tokenizer, letters)
 
     def _by_letters(self, places: np.ndarray) -> tuple[list[str], np.ndarray]:
-        """Return the letters of some pieces, sorted, and their places in that order."""
-        order = sorted(places.tolist(), key=self._letters.__getitem__)
-        return [self._letters[place] for place in order], np.array(order, dtype=np.int64)
+        """Return the letters of some pieces in lower case, sorted, and their places in order."""
+        small = [letters.lower() for letters in self._letters]
+        order = sorted(places.tolist(), key=small.__getitem__)
+        return [small[place] for place in order], np.array(order, dtype=np.int64)
 
     def _fitting(self, begins: bool, rest: str) -> np.ndarray:
         """Return the places of the pieces that agree with letters still to come, int64[k]."""
         letters, places = self._usable[begins]
-        found = list(range(bisect_left(letters, rest), bisect_left(letters, rest + LAST)))
+        found: list[int] = []
+        for whole in beginnings(rest):
+            found += range(bisect_left(letters, whole), bisect_left(letters, whole + LAST))
         for end in range(len(rest)):  # pieces that are a part of these letters
-            at = bisect_left(letters, rest[:end])
-            found += [at] if at < len(letters) and letters[at] == rest[:end] else []
+            found += range(bisect_left(letters, rest[:end]), bisect_right(letters, rest[:end]))
         return places[found]
 
     def log_end(self, row: np.ndarray) -> float:
@@ -153,8 +155,8 @@ class Speller:
 
 
 def as_read(tokenizer: Tokenizer, letters: str) -> str:
-    """Return letters typed of a word as a vocabulary reads them."""
-    return "".join(tokenizer.normalisation.pieces(letters))
+    """Return letters typed of a word as a vocabulary reads them, in lower case."""
+    return "".join(tokenizer.normalisation.pieces(letters)).lower()
 
 
 @dataclass(frozen=True)
@@ -181,7 +183,7 @@ class _Search:
         """End the beginnings that may end, and add a piece to those that may go on."""
         longer: list[tuple[float, _Beginning, int]] = []
         for beginning, row in zip(self.beam, rows, strict=True):
-            rest = self.wanted.letters[len(beginning.letters) :]
+            rest = self.wanted.letters.lower()[len(beginning.letters.lower()) :]
             if beginning.letters and not rest:
                 self._end(beginning, row)
             if len(beginning.ids) < MOST_PIECES:

@@ -14,6 +14,7 @@ from pfl_lm.evaluation.keystrokes import SUGGESTIONS
 from pfl_lm.evaluation.vocabulary import Vocabulary
 from pfl_lm.models import models
 from pfl_lm.models.spec import ModelSpec, Parameters
+from pfl_lm.text.normalisation import beginnings
 from pfl_lm.text.tokenizer import Tokenizer
 
 # A dozen ways to begin, none of them from anybody's text.
@@ -114,9 +115,9 @@ def chances_after(
 
 
 def begins_with(tokenizer: Tokenizer, letters: str) -> np.ndarray:
-    """Say which ids are shown as text that begins with some letters, bool[V]."""
-    begin = as_read(tokenizer, letters)
-    return np.array([word.startswith(begin) for word in tokenizer.words])
+    """Say which ids are words that begin with some letters, whatever their capitals, bool[V]."""
+    begin = beginnings(as_read(tokenizer, letters))
+    return np.array([word.lower().startswith(begin) for word in tokenizer.words])
 
 
 def suggestible(tokenizer: TokenizerLike) -> np.ndarray:

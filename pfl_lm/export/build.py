@@ -6,7 +6,7 @@ Legend: V words, k suggestions, d coordinates of the payload.
 from __future__ import annotations
 
 import math
-import shutil
+import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from pfl_lm.export.bundle import Bundle, write_index, write_zip
 from pfl_lm.export.config import ExportConfig
 from pfl_lm.export.cost import RuntimeCost, measure_cost
 from pfl_lm.export.formats.registry import ExportedFile, convert, format_of, open_file
+from pfl_lm.export.forward import padded
 from pfl_lm.export.graphs.personal import PersonalPlan, personal_step, plain, whitening
 from pfl_lm.export.graphs.predict import predict_graph
 from pfl_lm.export.graphs.train_artifact import first_step, first_task, train_graph, write_weights
@@ -26,12 +27,13 @@ from pfl_lm.export.ngram import files as ngram
 from pfl_lm.export.parity import HeldOutText, Parity, Reading, compare, read
 from pfl_lm.export.quantise.calibration_text import calibration_windows
 from pfl_lm.export.quantise.gptq import fitted_layers
+from pfl_lm.export.quantise.grids import INT4
 from pfl_lm.export.quantise.word_tables import layers_of
 from pfl_lm.export.signature import ExportGraph
 from pfl_lm.export.source import Source
 from pfl_lm.export.verify import verify_bundle
 from pfl_lm.export.vocabulary import BlockList, write_vocabulary
-from pfl_lm.files import folder_atomically
+from pfl_lm.files import folder_atomically, scratch_beside
 from pfl_lm.models.own_words import OwnWordsRule
 from pfl_lm.run.folder import write_json
 from pfl_lm.run.progress import ProgressListener
@@ -88,25 +90,36 @@ def export(
     """Write the bundle of a run: a zip if ``output`` ends in .zip, else a folder.
 
     Raises:
-        ValueError: ``output`` exists, a toolchain refuses the model, or a file agrees with torch
-            less often than the bar asks. Nothing is kept then, nor if the process is interrupted;
-            what a process that was killed outright left is removed by the next export.
+        ValueError: ``output`` exists, a precision or a toolchain refuses the model, or a file
+            agrees with torch less often than the bar asks. Nothing is kept then, nor if the process
+            is interrupted; what a process that was killed outright left is removed by the next
+            export to the same place.
     """
     output, listener = Path(output), listener or ProgressListener()
-    _sweep(output)
     if output.exists():
         raise ValueError(f"{output} exists already; remove it or choose another destination")
+    _check_width(source, config)
     if output.suffix != ".zip":
         with folder_atomically(output) as folder:
             return _write(folder, source, config, text.fitting(), listener)
-    aside = output.with_name(f".{output.name}.unpacked")
-    try:
-        with folder_atomically(aside) as folder:
-            rows = _write(folder, source, config, text.fitting(), listener)
-        write_zip(aside, output)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    with scratch_beside(output) as scratch:
+        (folder := scratch / "unpacked").mkdir()
+        rows = _write(folder, source, config, text.fitting(), listener)
+        write_zip(folder, scratch / output.name)
+        os.replace(scratch / output.name, output)
     return rows
+
+
+def _check_width(source: Source, config: ExportConfig) -> None:
+    """Refuse four bits for a model whose rows do not divide into groups; others are padded."""
+    precisions = {precision for _, precision in config.predictors()}
+    width = padded(source.model).spec.embedding_dim
+    if "int4" in precisions and width % INT4.group:
+        raise ValueError(
+            f"--precisions int4: this {source.model.spec.kind} has model.embedding_dim = {width}, "
+            f"and int4 needs a multiple of {INT4.group}; leave int4 out of --precisions, or train "
+            "a model of such a width"
+        )
 
 
 def _write(
@@ -271,13 +284,3 @@ def _ngram(work: _Work) -> tuple[dict[str, Any], dict[str, Any]]:
     )  # fmt: skip
     work.listener.ngram_written(stated)
     return stated, vectors
-
-
-def _sweep(output: Path) -> None:
-    """Remove what exports to this destination left when their process was killed."""
-    for pattern in (f".{output.name}.????????", f".{output.name}.unpacked*"):
-        for path in output.parent.glob(pattern):
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)

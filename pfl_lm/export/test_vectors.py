@@ -24,6 +24,7 @@ from pfl_lm.export.forward import AWAY
 from pfl_lm.export.signature import Arrays, ExportGraph, Runner, Signature
 from pfl_lm.models.own_words import OwnWords, OwnWordsRule
 from pfl_lm.streams import stream
+from pfl_lm.text.normalisation import beginnings
 from pfl_lm.text.tokenizer import Tokenizer
 
 TOLERANCE = {"fp32": 1e-3, "fp16": 0.05, "int8": 0.25, "int4": 0.5}  # of a score, in nats
@@ -69,9 +70,13 @@ class PrefixMask:
         self._by_letters: dict[str, np.ndarray] = {}
 
     def __call__(self, typed: str) -> np.ndarray:
-        """Return float32[1, V]: 0 for the words that begin with ``typed``, else −10⁴."""
+        """Return float32[1, V]: 0 for the words that begin with ``typed``, else −10⁴.
+
+        Capitals do not count, and a final sigma at the end of ``typed`` stands for any sigma.
+        """
         if typed not in self._by_letters:
-            keep = [word.lower().startswith(typed.lower()) for word in self._words]
+            begin = beginnings(typed.lower())
+            keep = [word.lower().startswith(begin) for word in self._words]
             mask = np.where(keep, 0.0, AWAY).astype(np.float32)[None]
             self._by_letters[typed] = mask
         return self._by_letters[typed]

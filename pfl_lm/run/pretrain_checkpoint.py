@@ -6,6 +6,7 @@ what the recipe names. Training goes on from it to the byte. It is erased when t
 
 from __future__ import annotations
 
+import glob
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -82,7 +83,7 @@ class PretrainCheckpoint:
     ) -> Callable[[int, bool], None]:
         """Return a function of (steps taken, now) that saves: at once, or if it is time."""
         digest, last = _digest(recipe, self.mixture), time.monotonic()
-        sweep(self.path.parent, self.path.name)
+        sweep(self.path.parent, glob.escape(self.path.name))
 
         def save(step: int, now: bool) -> None:
             nonlocal last

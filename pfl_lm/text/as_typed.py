@@ -24,7 +24,7 @@ from pfl_lm.text.normalisation import PUNCTUATION, UNKNOWN, is_word
 from pfl_lm.text.parts import Remembered
 from pfl_lm.text.pieces import is_emoji
 from pfl_lm.text.tokenizer import Tokenizer
-from pfl_lm.text.written_forms import Cutter, begins_after, shown
+from pfl_lm.text.written_forms import Cutter, shown
 
 KEYS, SHOWN = 0x7FFF, 0x8000  # of a code: the keys; whether it is shown as it was written
 _MARKS, _PLAIN_MARKS = frozenset(PUNCTUATION), (".", ",")
@@ -54,7 +54,7 @@ class AsTyped:
         self._tokenizer = tokenizer
         self._keeps_marks = rules.punctuation == "keep"
         self._masks = frozenset((*rules.placeholders, UNKNOWN))
-        self._cut = Cutter(rules)
+        self._cut = Cutter(rules, tokenizer.manifest.get("locale", ""))
         self._parts = {
             state: Remembered(partial(self._part, state))
             for state in (_State(begins, page) for begins in (True, False) for page in _PAGES)
@@ -87,7 +87,7 @@ class AsTyped:
         left_out = 0
         for written, word, begins in message:
             count = 0 if written in self._masks else keys(written, begins, state.page)
-            state = _State(begins_after(written, begins), page_of(written))
+            state = _State(self._cut.begins_after(written, begins), page_of(written))
             if self._has_an_id(written):
                 codes += self._of_piece(written, word, begins, count)
             else:
@@ -101,7 +101,8 @@ class AsTyped:
         ids = self._tokenizer.ids_of(word)
         # Pieces spell a word's letters, and a composed word is shown as they do.
         spelled = self._tokenizer.kinds[ids[0]] == "subword"
-        form = shown(word if spelled else self._tokenizer.shown(ids[0]), begins)
+        inside = word if spelled else self._tokenizer.shown(ids[0])
+        form = shown(inside, begins, self._tokenizer.normalisation)
         first = (SHOWN if form == written else 0) | min(count, KEYS)
         return [first, *[0] * (len(ids) - 1)]
 

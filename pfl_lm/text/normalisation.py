@@ -44,9 +44,17 @@ _OWN_MARKS = {
     "am": ("።", "፣", "፤", "፥"),
 }
 
-_STRAIGHT = str.maketrans({"‘": "'", "’": "'", "ʼ": "'", "‛": "'", "“": '"', "”": '"', "„": '"'})
+_ENDS = frozenset(".!?…؟।॥۔։።፧") | {ELLIPSIS}
+# Quotes, and Hebrew's geresh and gershayim, which stand inside of its words.
+_STRAIGHT = str.maketrans(
+    {"‘": "'", "’": "'", "ʼ": "'", "‛": "'", "“": '"', "”": '"', "„": '"', "׳": "'", "״": '"'}
+)
+# Soft hyphen, marks of direction and the like, which nobody sees; joiners are not among them.
+_INVISIBLE = re.compile("[\xad\u061c\u200e\u200f\u202a-\u202e\u2060-\u2069]")
+_NO_SPACE = "\u200b"  # parts words and has no width
 _PLACEHOLDER = re.compile(r"<[a-z_]+>")
 _NUMBER = re.compile(r"\d[\d.,:]*")
+_JOINERS = {"he": "'\"", "yi": "'\""}
 _DOTLESS = (("I", "ı"), ("İ", "i"))
 _DOTLESS_LANGUAGES = ("tr", "az", "kk", "crh", "tt")
 
@@ -68,9 +76,10 @@ _SPACELESS_SCRIPTS = re.compile(
 class Normalisation:
     """How text becomes pieces, for languages that put spaces between words.
 
-    In this order: marks in a row beyond 30 left out; Unicode NFKC; curly quotes made straight;
-    ``letters`` replaced; lower case, if so stated; then the matches of ``pattern`` from left to
-    right. Text between matches is dropped. Time grows in proportion to the text.
+    In this order: soft hyphens and marks of direction left out, a space without width made a space;
+    marks in a row beyond 30 left out; Unicode NFKC; curly quotes, geresh and gershayim made
+    straight; ``letters`` replaced; lower case, if so stated; then the matches of ``pattern`` from
+    left to right. Text between matches is dropped. Time grows in proportion to the text.
 
     Args:
         casing: ``lower``, or ``natural``: words stay as typed, and a form that the vocabulary
@@ -112,6 +121,7 @@ class Normalisation:
         """Return the pieces of ``text`` as written; ``canonical`` gives the form looked up."""
         plain = text.isascii()
         if not plain:
+            text = _INVISIBLE.sub("", text).replace(_NO_SPACE, " ")
             if len(text) > MOST_MARKS:
                 text = _too_many_marks().sub(r"\1", text)
             text = unicodedata.normalize("NFKC", text).translate(_STRAIGHT)
@@ -130,11 +140,16 @@ class Normalisation:
             return NUMBER
         return piece
 
+    def capital(self, letter: str) -> str:
+        """Return a small letter as a capital: ``İ`` for i where ``I`` is the capital of ``ı``."""
+        return "İ" if letter == "i" and _DOTLESS[0] in self.letters else letter.upper()
+
     @cached_property
     def cut(self) -> Cut:
         """How text is cut, as the patterns take it."""
         masks = (*self.placeholders, UNKNOWN)
-        return Cut(masks, self.punctuation == "keep", self.joiners, self.elided)
+        keeps_marks, capitals = self.punctuation == "keep", self.casing == "natural"
+        return Cut(masks, keeps_marks, self.joiners, self.elided, capitals)
 
     @cached_property
     def _table(self) -> dict[int, str]:
@@ -170,10 +185,11 @@ class Normalisation:
         """Return what a browser needs: ``describe`` with patterns in its own syntax.
 
         The version of Unicode is the one that decides here what is a letter; a phone whose
-        version is younger takes letters that it added for words, where they are marks here.
+        version is younger takes letters that it added for words, where they are marks here. The
+        pattern cuts text in capitals too, so that a page can tell how a new word is written.
         """
         return self.describe() | {
-            "pattern_ecmascript": ecmascript(self.cut),
+            "pattern_ecmascript": ecmascript(self.cut._replace(capitals=True)),
             "stacked_marks_ecmascript": stacked_marks(in_browser=True),
             "unicode_version": unicodedata.unidata_version,
         }
@@ -199,9 +215,32 @@ def marks_of(language: str) -> list[str]:
     return [*PUNCTUATION[:4], *own, *PUNCTUATION[4:]]
 
 
+def sentence_ends(locale: str) -> frozenset[str]:
+    """Return the marks after which a sentence begins; in Greek ``;`` asks."""
+    return _ENDS | {";"} if language_of(locale) == "el" else _ENDS
+
+
+def language_of(locale: str) -> str:
+    """Return the language of a locale tag: ``fr`` of ``fr_CA``."""
+    return locale.replace("-", "_").split("_")[0]
+
+
+def joiners_of(language: str) -> str:
+    """Return the characters that join letters into one word, where a language writes them there."""
+    return _JOINERS.get(language, "'")
+
+
 def letters_of(language: str) -> tuple[tuple[str, str], ...]:
     """Return the letters whose lower case is the language's own: the Turkish i's."""
     return _DOTLESS if language in _DOTLESS_LANGUAGES else ()
+
+
+def beginnings(letters: str) -> tuple[str, ...]:
+    """Return what a word that goes on from letters in lower case may begin with.
+
+    Lower case makes a sigma that stands last a final one; in a longer word it is none.
+    """
+    return (letters, f"{letters[:-1]}σ") if letters.endswith("ς") else (letters,)
 
 
 def is_word(piece: str) -> bool:

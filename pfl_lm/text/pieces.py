@@ -35,6 +35,7 @@ class Cut(NamedTuple):
     keep_marks: bool
     joiners: str = "'"
     elided: tuple[str, ...] | None = None
+    capitals: bool = False
 
 
 class _Dialect(NamedTuple):
@@ -77,14 +78,20 @@ def _pattern(cut: Cut, dialect: _Dialect, ascii_only: bool) -> str:
         alternatives.append(rf"[0-9#*]{code(0xFE0F)}?{code(0x20E3)}")  # a keycap
     alternatives.append(rf"{digit}+(?:[.,:]{digit}+)+")
     if cut.elided is not None:
-        kept = "|".join(cut.elided)
-        alternatives += [rf"(?:{kept})'(?:(?=[{VOWELS}])|(?!{letter}))"] if kept else []
-        alternatives.append(rf"{letter}{{1,2}}(?='[{VOWELS}])")
+        kept, vowels = "|".join(cut.elided), VOWELS
+        if cut.capitals:
+            kept, vowels = re.sub(r"\w", _either_case, kept), VOWELS + VOWELS.upper() + "İ"
+        alternatives += [rf"(?:{kept})'(?:(?=[{vowels}])|(?!{letter}))"] if kept else []
+        alternatives.append(rf"{letter}{{1,2}}(?='[{vowels}])")
     alternatives.append(f"{letters}(?:{joiners}{letters})*")
     if cut.keep_marks:
         alternatives += [r"\.\.+"] if ascii_only else [r"\.\.+", *_emoji(marks, dialect)]
         alternatives += [f"[^{no_letter}{_escaped(SPACES, code)}{marks}]", "_"]
     return "|".join(alternatives)
+
+
+def _either_case(letter: re.Match[str]) -> str:
+    return f"[{letter[0]}{letter[0].upper()}]"
 
 
 def _emoji(marks: str, dialect: _Dialect) -> list[str]:

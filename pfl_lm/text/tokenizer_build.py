@@ -82,7 +82,7 @@ def build_tokenizer(
     forms = None
     if recipe.written_forms:
         watch(f"learning how words are written from {recipe.written_forms.path}")
-        forms = _learn_forms(recipe.written_forms, normalisation, rows)
+        forms = _learn_forms(recipe.written_forms, normalisation, rows, recipe.locale)
     watch(f"writing {len(rows):,} ids")
     only_of = _only_of(recipe.shares, normalisation, rows) if recipe.second_locale else ()
     tokenizer = assemble(rows, normalisation, _about(recipe), subword_model, forms, only_of)
@@ -172,12 +172,13 @@ def _once(words: Iterable[str]) -> Iterator[str]:
 
 
 def _learn_forms(
-    source: WrittenFormsSource, normalisation: Normalisation, rows: list[Row]
+    source: WrittenFormsSource, normalisation: Normalisation, rows: list[Row], locale: str
 ) -> bytes:
     if not source.path.exists():
         raise ValueError(f"written_forms.path: {source.path} does not exist")
     words = [piece for piece, kind, _ in rows if kind == "word"]
-    forms = written_forms.learn(read_texts(source.path, source.text_field), normalisation, words)
+    texts = read_texts(source.path, source.text_field)
+    forms = written_forms.learn(texts, normalisation, words, locale)
     if not forms:
         raise NoWrittenForms(
             f"written_forms.path: {source.path} does not tell how words are written: no word of "

@@ -8,8 +8,14 @@ from pathlib import Path
 from typing import Literal
 
 from pfl_lm.text import wordfreq_list
-from pfl_lm.text.normalisation import NO_SEGMENTER, SPACELESS, Normalisation, letters_of
-from pfl_lm.text.wordfreq_list import language_of
+from pfl_lm.text.normalisation import (
+    NO_SEGMENTER,
+    SPACELESS,
+    Normalisation,
+    joiners_of,
+    language_of,
+    letters_of,
+)
 from pfl_lm.text.written_forms import WrittenFormsSource
 
 CONFESSION = "I understand that a vocabulary learnt from private text breaks the guarantee."
@@ -168,8 +174,9 @@ class TokenizerRecipe:
             wordfreq_list.check(self.second_locale)
             second = wordfreq_list.rules(self.second_locale, *stated)
             return wordfreq_list.of_both(first, second, (self.locale, self.second_locale))
-        letters = letters_of(language_of(self.locale))
-        return Normalisation(self.casing, *stated, letters=letters)
+        language = language_of(self.locale)
+        letters, joiners = letters_of(language), joiners_of(language)
+        return Normalisation(self.casing, *stated, letters, joiners)
 
 
 def _check_locale(name: str, locale: str) -> None:

@@ -17,7 +17,7 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any, Literal
 
-from pfl_lm.text.normalisation import NO_SEGMENTER, Normalisation
+from pfl_lm.text.normalisation import NO_SEGMENTER, Normalisation, joiners_of, language_of
 
 TOTAL = 10**9  # words of running text that a list's counts are out of
 # Elided words that are written with their apostrophe; elsewhere one letter stands for itself.
@@ -27,15 +27,10 @@ _ELIDED = {
     "it": ("c", "d", "l", "m", "n", "s", "t", "v"),
 }
 # Characters that Unicode's word boundaries keep inside words, where a language writes them there.
-_JOINERS = {"ca": "'·", "he": "'\"", "fi": "':", "sv": "':"}
+_JOINERS = {"ca": "'·", "fi": "':", "sv": "':"}
 _LAST_FOLDED = 0x2000  # no letter beyond is folded in a way of its own
 _LAST_MARK = 0x0900  # of scripts whose marks are left out
 _RARE = 1e-3  # of a list's running words: letters of fewer may be read as another language does
-
-
-def language_of(locale: str) -> str:
-    """Return the language of a locale tag: ``fr`` of ``fr_CA``."""
-    return locale.replace("-", "_").split("_")[0]
 
 
 def check(locale: str) -> None:
@@ -72,7 +67,7 @@ def rules(
         numbers,
         placeholders,
         letters=_letters(language),
-        joiners=_JOINERS.get(language, "'"),
+        joiners=_JOINERS.get(language, joiners_of(language)),
         elided=_ELIDED.get(language, ()),
     )
 

@@ -13,15 +13,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pfl_lm.text.normalisation import Normalisation, is_word
+from pfl_lm.text.normalisation import Normalisation, is_word, sentence_ends
 from pfl_lm.text.parts import Remembered, by_parts
 
 _LEAST = 5  # sightings of a form; fewer tell of one writer's habit
 _MOST_CAPITALS = (
     0.5  # of the words inside of a message: beyond it the message is a title or shouted
 )
-_GO_ON = frozenset([",", "'", ";"])  # marks after which the sentence surely goes on
-_ENDS = frozenset(".!?…") | {"...", "؟", "।"}  # marks after which a sentence begins
+_GO_ON = frozenset([",", "'", ";"])  # marks after which a sentence goes on, unless they end one
 
 Piece = tuple[str, str, bool]  # as written, as the vocabulary reads it, whether a sentence begins
 
@@ -65,7 +64,7 @@ class CapitalsMeasured:
 
 
 def learn(
-    texts: Iterable[str], normalisation: Normalisation, words: Iterable[str]
+    texts: Iterable[str], normalisation: Normalisation, words: Iterable[str], locale: str = ""
 ) -> dict[str, str]:
     """Return the usual form of each word that is not usually written as the vocabulary has it.
 
@@ -77,13 +76,14 @@ def learn(
             everywhere, tell nothing and are left out.
         normalisation: of the vocabulary, in lower case.
         words: the vocabulary's.
+        locale: the vocabulary's, which tells what ends a sentence.
     """
-    known = set(words)
+    known, go_on = set(words), _GO_ON - sentence_ends(locale)
     seen: defaultdict[str, Counter[str]] = defaultdict(Counter)
-    for message in _careful(texts, normalisation):
+    for message in _careful(texts, normalisation, locale):
         before = ""
         for written, word, _ in message:
-            if word in known and before and (is_word(before) or before in _GO_ON):
+            if word in known and before and (is_word(before) or before in go_on):
                 seen[word][written] += 1
             before = written
     forms = {}
@@ -94,22 +94,22 @@ def learn(
     return forms
 
 
-def shown(form: str, begins: bool) -> str:
+def shown(form: str, begins: bool, rules: Normalisation) -> str:
     """Return a word's form as it stands in a text: with a capital where a sentence begins."""
-    return form[0].upper() + form[1:] if begins and form[0].islower() else form
+    return rules.capital(form[0]) + form[1:] if begins and form[0].islower() else form
 
 
 def measure(
-    texts: Iterable[str], normalisation: Normalisation, forms: Mapping[str, str]
+    texts: Iterable[str], normalisation: Normalisation, forms: Mapping[str, str], locale: str = ""
 ) -> CapitalsMeasured:
     """Count the words of careful messages that are shown as they were written."""
     words = right = plain = 0
-    for message in _careful(texts, normalisation):
+    for message in _careful(texts, normalisation, locale):
         for written, word, begins in message:
             if is_word(written):
                 words += 1
-                right += shown(forms.get(word, word), begins) == written
-                plain += shown(word, begins) == written
+                right += shown(forms.get(word, word), begins, normalisation) == written
+                plain += shown(word, begins, normalisation) == written
     return CapitalsMeasured(words, right, plain)
 
 
@@ -132,9 +132,11 @@ def read_table(content: bytes) -> dict[str, str]:
     return forms
 
 
-def _careful(texts: Iterable[str], normalisation: Normalisation) -> Iterator[list[Piece]]:
+def _careful(
+    texts: Iterable[str], normalisation: Normalisation, locale: str
+) -> Iterator[list[Piece]]:
     """Yield the messages that begin with a capital and are neither titles nor shouted."""
-    cut = Cutter(normalisation)
+    cut = Cutter(normalisation, locale)
     for text in texts:
         message = cut.message(text)
         spoken = [(written, begins) for written, _, begins in message if is_word(written)]
@@ -144,15 +146,15 @@ def _careful(texts: Iterable[str], normalisation: Normalisation) -> Iterator[lis
             yield message
 
 
-def begins_after(written: str, begins: bool) -> bool:
-    """Say whether a sentence begins after a piece, from whether one began before it."""
-    return not is_word(written) and (begins or written in _ENDS)
-
-
 class Cutter:
-    """Cuts text as a vocabulary does, and keeps how each piece was written."""
+    """Cuts text as a vocabulary does, and keeps how each piece was written.
 
-    def __init__(self, normalisation: Normalisation) -> None:
+    Args:
+        locale: the vocabulary's, which tells what ends a sentence.
+    """
+
+    def __init__(self, normalisation: Normalisation, locale: str = "") -> None:
+        self._ends = sentence_ends(locale)
         rules: Callable[..., Normalisation] = dataclasses.replace
         self._written = rules(normalisation, casing="natural", punctuation="keep", letters=())
         self._read = rules(normalisation, punctuation="keep")
@@ -168,8 +170,12 @@ class Cutter:
         message = []
         for written, word in self._cut(text):
             message.append((written, word, begins))
-            begins = begins_after(written, begins)
+            begins = self.begins_after(written, begins)
         return message
+
+    def begins_after(self, written: str, begins: bool) -> bool:
+        """Say whether a sentence begins after a piece, from whether one began before it."""
+        return not is_word(written) and (begins or written in self._ends)
 
     def _cut_part(self, part: str) -> list[tuple[str, str]]:
         return [(written, self._word[written]) for written in self._written.pieces(part)]

@@ -20,7 +20,7 @@ from pfl_lm.text.normalisation import Normalisation
 from pfl_lm.text.tokenizer import Tokenizer
 from pfl_lm.text.tokenizer_assemble import assemble
 from pfl_lm.text.tokenizer_build import choose_rows
-from tests.text.syllables import WORDS, spelled, spelling_tokenizer
+from tests.text.syllables import GREEK, WORDS, spelled, spelling_greek, spelling_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -211,6 +211,19 @@ def test_without_subwords_nothing_is_composed():
     model = ModelScorer(spec, models.initialise(spec, 0, listed.unigram))
     with pytest.raises(ValueError, match="no subwords to compose words of"):
         evaluate(model, People(spelling_tokenizer()), "test", listed, 12, compose=True)
+
+
+@pytest.mark.parametrize("typed_as", [str.lower, str.upper, str.capitalize])
+def test_capitals_and_a_final_sigma_keep_no_spelling_from_being_found(typed_as):
+    greek = spelling_greek()
+    speller, words = Speller(greek), spelled(greek, words=GREEK)
+    assert any("σ" in word[1:] for word in words)
+    for word in words:
+        for length in range(len(word) + 1):
+            typed, before = speller.typed(typed_as(word[:length])), ""
+            for number, place in enumerate(np.searchsorted(speller.ids, greek.encode(word))):
+                assert place in speller.fitting(number == 0, typed[len(before) :]), (word, typed)
+                before += speller.letters(place)
 
 
 def test_a_spelled_word_is_shown_as_its_letters(tokenizer):

@@ -13,7 +13,9 @@ import pytest
 from pfl_lm.export import build, card
 from pfl_lm.export.bundle import opened
 from pfl_lm.export.source import open_source
-from pfl_lm.files import sha256_of
+from pfl_lm.files import scratch_beside, sha256_of
+from pfl_lm.models.file import Model
+from pfl_lm.models.models import ModelSpec, initialise
 from pfl_lm.run.folder import RunFolder
 from pfl_lm.text.tokenizer import Tokenizer
 
@@ -179,7 +181,8 @@ main()
         assert process.returncode != 0
         assert not (tmp_path / "bundle").exists()
         if number is signal.SIGKILL:
-            build._sweep(tmp_path / "bundle")
+            with scratch_beside(tmp_path / "bundle"):
+                assert len(leftovers(tmp_path)) == 1  # this one
         assert leftovers(tmp_path) == []
 
     def test_what_exists_is_not_overwritten(self, kept_format, bundle_folder, source, text):
@@ -228,6 +231,22 @@ class TestWhatCannotBeExported:
         absent |= {"onnx", "executorch"}
         with pytest.raises(ValueError, match="no format's toolchain is installed; the extras are"):
             _formats(None)
+
+    def test_four_bits_of_a_width_without_groups_before_anything_is_read(
+        self, kept_format, source, text, tmp_path, monkeypatch
+    ):
+        vocabulary = source.tokenizer.vocabulary_size
+        spec = ModelSpec("transformer", vocabulary, 16, heads=2, feedforward_dim=16, context=8)
+        narrow = replace(source, model=Model(spec, initialise(spec, 0), source.model.origin))
+        monkeypatch.setattr(build, "read", None)
+        monkeypatch.setattr(build, "_write", None)
+        with pytest.raises(
+            ValueError, match=r"--precisions int4: .*model\.embedding_dim = 16.* 32"
+        ):
+            build.export(narrow, tmp_path / "b", small(precisions=("fp32", "int4")), text)
+        assert leftovers(tmp_path) == []
+        build._check_width(narrow, small(precisions=("fp32", "int8")))
+        build._check_width(source, small(precisions=("int4",)))  # a recurrent one is padded
 
     def test_an_unknown_format_or_precision(self, kept_format):
         with pytest.raises(ValueError, match="must be one of"):

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from pfl_lm.text import wordfreq_list
 from pfl_lm.text.as_typed import KEYS, SHOWN, AsTyped, keys
 from pfl_lm.text.normalisation import Normalisation
 from pfl_lm.text.tokenizer import CONTROLS
@@ -92,3 +93,14 @@ vocabularies = {mode: vocabulary(mode) for mode in RULES}
 def test_a_mask_is_no_word_of_its_letters():
     assert keys("<") == 2
     assert codes("<number>")[0] == [0, 0]
+
+
+def test_a_message_with_a_capital_beside_an_elision_is_counted():
+    rules = wordfreq_list.rules("fr", "keep", "placeholder", ("<number>",))
+    rows = [(name, "control", 1) for name in CONTROLS]
+    rows += [("<number>", "placeholder", 1), (".", "mark", 1)]
+    rows += [(word, "word", 1) for word in ("c'", "est", "l'", "europe")]
+    french = AsTyped(assemble(rows, rules, {"locale": "fr_FR"}, forms=table({"europe": "Europe"})))
+    found = french.codes("C'est l'Europe.")
+    assert [code & KEYS for code in found] == [4, 4, 4, 8, 1, 0]
+    assert all(code & SHOWN for code in found[:4])

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pfl_lm.text import wordfreq_list
+from pfl_lm.text.as_typed import AsTyped
 from pfl_lm.text.discovered import DiscoveredWords
 from pfl_lm.text.normalisation import Normalisation
 from pfl_lm.text.pieces import MOST_MARKS
@@ -22,6 +23,7 @@ from pfl_lm.text.tokenizer_build import build_tokenizer
 from pfl_lm.text.tokenizer_grow import grow_tokenizer
 from pfl_lm.text.tokenizer_recipe import TokenizerRecipe, VocabularySource
 from pfl_lm.text.word_counts import unknown_share
+from pfl_lm.text.written_forms import Cutter
 from tests.text.syllables import spelling_tokenizer
 
 ROWS = [(name, "control", 1) for name in CONTROLS]
@@ -102,6 +104,18 @@ class TestRules:
         text = "je n'ai pas l'heure qu'il dit"
         assert french.decode(french.encode(text)) == text
         assert french.encode(french.normalise(text)) == french.encode(text)
+
+    @pytest.mark.parametrize("language", ["he", "yi"])
+    @pytest.mark.parametrize("word", ["צה״ל", 'צה"ל', "צה”ל"])
+    def test_gershayim_stand_inside_of_words_whatever_the_source(
+        self, language: str, word: str
+    ) -> None:
+        source = VocabularySource("word_list", "x", "CC0-1.0", path=Path("words.tsv"))
+        rules = TokenizerRecipe(f"{language}_IL", 1_000, source).normalisation()
+        assert rules.pieces(f"אל {word}.") == ["אל", 'צה"ל']
+        assert rules.pieces("ג׳ורג׳") == ["ג'ורג"]
+        message = Cutter(rules).message(word)
+        assert [read for _, read, _ in message] == rules.pieces(word)
 
     def test_eszett_is_said_at_build(self) -> None:
         assert "ss for ß" in wordfreq_list.notes("de_DE")[0]
@@ -296,3 +310,23 @@ def test_two_languages_that_one_rule_cannot_read(first, second, share, message):
 def test_languages_of_two_scripts_go_together():
     rules = two("en_US", "ar_EG").normalisation()
     assert rules.pieces("I said مَرْحَبًا") == ["i", "said", "مرحبا"]
+
+
+@pytest.mark.parametrize("mode", ["keep", "drop"])
+@pytest.mark.parametrize("mark", [*"\xad\u061c\u200e\u200f\u202a\u202c\u202e\u2060\u2066\u2069"])
+def test_what_nobody_sees_is_no_word(mode, mark):
+    rules = Normalisation(punctuation=mode)
+    assert rules.pieces(f"{mark}مرحبا{mark} {mark} 8{mark}") == ["مرحبا", "8"]
+    assert rules.pieces(f"Zei{mark}tung{mark}") == ["zeitung"]
+    assert rules.pieces(f"e{mark}\u0301te\u0301") == ["été"]
+    assert rules.pieces("ab\u200bcd \u200b") == ["ab", "cd"]
+    assert rules.pieces("می\u200cخواهم क्\u200dष") == ["می\u200cخواهم", "क्\u200dष"]
+
+
+def test_a_message_with_a_mark_of_direction_is_counted():
+    rows = [(name, "control", 1) for name in CONTROLS]
+    rows += [("<number>", "placeholder", 1), ("مرحبا", "word", 1)]
+    tokenizer = assemble(rows, Normalisation(punctuation="keep"), {"locale": "ar_EG"})
+    text = "\u202bمرحبا\u202c مرحبا\u200f"
+    assert tokenizer.encode(text) == tokenizer.encode("مرحبا مرحبا")
+    assert AsTyped(tokenizer).codes(text) == AsTyped(tokenizer).codes("مرحبا مرحبا")

@@ -70,7 +70,7 @@ def codes_of_the_whole(name, text):
             left_out += count
             continue
         first, *more = tokenizer.ids_of(word)
-        right = shown(tokenizer.shown(first), begins) == written
+        right = shown(tokenizer.shown(first), begins, rules) == written
         codes += [(SHOWN if right else 0) | min(count, KEYS), *[0] * len(more)]
     return [*codes, min(left_out, KEYS)]
 

@@ -366,13 +366,30 @@ class TestInterruption:
         command = [sys.executable, str(tmp_path / "build.py"), str(tmp_path), str(workers)]
         process = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True)
         deadline = time.monotonic() + 60
-        while not list((tmp_path / "out").glob(".p.*/spill")) and time.monotonic() < deadline:
+        while not list((tmp_path / "out").glob(".p.*/*/spill")) and time.monotonic() < deadline:
             time.sleep(0.05)
         time.sleep(0.3)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to every process
         _, errors = process.communicate(timeout=60)
         assert process.returncode != 0, errors
         assert os.listdir(tmp_path / "out") == []
+
+    def test_the_next_build_removes_the_spill_of_a_killed_one(
+        self, tokenizer: Tokenizer, tmp_path: Path
+    ) -> None:
+        os.mkfifo(tmp_path / "pipe.jsonl")
+        path = write(tmp_path / "a.jsonl", [("ann", tokenizer.words[10])])
+        (tmp_path / "build.py").write_text(_BUILD)
+        command = [sys.executable, str(tmp_path / "build.py"), str(tmp_path), "1"]
+        process = subprocess.Popen(command)
+        deadline = time.monotonic() + 60
+        while not list((tmp_path / "out").glob(".p.*/*/spill")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.kill()
+        process.wait()
+        assert len(os.listdir(tmp_path / "out")) == 1
+        build_population([Input(path)], tokenizer, tmp_path / "out" / "p")
+        assert os.listdir(tmp_path / "out") == ["p"]
 
     def test_an_error_while_writing_leaves_nothing(
         self, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

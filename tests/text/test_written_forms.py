@@ -63,11 +63,59 @@ def test_letters_that_a_list_lacks_come_back():
     assert learnt(texts, turkish, ["izmir", "ığdır"]) == {"izmir": "İzmir", "ığdır": "Iğdır"}
 
 
+@pytest.mark.parametrize(
+    ("locale", "text", "word", "form"),
+    [
+        ("fr", "Je parle de l'Europe avec toi.", "europe", "Europe"),
+        ("fr", "Je sais qu’Élodie est là.", "élodie", "Élodie"),
+        ("it", "Siamo nell'Umbria e l'Italia tutta.", "italia", "Italia"),
+        ("ca", "Soc a l'Hospitalet avui.", "hospitalet", "Hospitalet"),
+        ("en", "My friend O'Hara is here.", "hara", "Hara"),
+    ],
+)
+def test_a_form_is_learnt_behind_an_elided_word(locale, text, word, form):
+    rules = wordfreq_list.rules(locale, "drop", "placeholder", ("<number>",))
+    assert learnt([text] * 5, rules, [word]) == {word: form}
+
+
+def test_capitals_do_not_change_where_elided_words_are_cut():
+    rules = wordfreq_list.rules("fr", "keep", "placeholder", ("<number>",))
+    text = "Qu'Alice et D’Artagnan, L'ÉCOLE, AUJOURD'HUI, O'Hara, L'"
+    message = written_forms.Cutter(rules).message(text)
+    assert [word for _, word, _ in message] == rules.pieces(text)
+    assert [written.lower() for written, _, _ in message] == rules.pieces(text)
+
+
 def test_at_a_beginning_a_form_has_a_capital():
-    assert written_forms.shown("hello", True) == "Hello"
-    assert written_forms.shown("hello", False) == "hello"
-    assert written_forms.shown("NASA", True) == "NASA"
-    assert written_forms.shown("'tis", True) == "'tis"
+    assert written_forms.shown("hello", True, ENGLISH) == "Hello"
+    assert written_forms.shown("hello", False, ENGLISH) == "hello"
+    assert written_forms.shown("NASA", True, ENGLISH) == "NASA"
+    assert written_forms.shown("'tis", True, ENGLISH) == "'tis"
+
+
+def test_the_capital_of_a_dotted_i_has_a_dot():
+    turkish = wordfreq_list.rules("tr", "drop", "placeholder", ("<number>",))
+    assert written_forms.shown("iyi", True, turkish) == "İyi"
+    assert written_forms.shown("ılık", True, turkish) == "Ilık"
+    found = written_forms.measure(["İyi günler sana."], turkish, {})
+    assert found == written_forms.CapitalsMeasured(words=3, right=3, plain=3)
+
+
+@pytest.mark.parametrize(
+    ("locale", "text", "ends"),
+    [
+        ("el_GR", "Τι κάνεις; Εγώ είμαι καλά.", True),
+        ("en_US", "Τι κάνεις; Εγώ είμαι καλά.", False),
+        ("ur_PK", "Ali۔ Εγώ ali.", True),
+        ("hy_AM", "Ի՞նչ։ Εγώ ali.", True),
+        ("am_ET", "Ali። Εγώ ali.", True),
+    ],
+)
+def test_what_ends_a_sentence_is_the_language_s_own(locale, text, ends):
+    message = written_forms.Cutter(ENGLISH, locale).message(text)
+    assert next(begins for written, _, begins in message if written == "Εγώ") is ends
+    forms = written_forms.learn([text] * 5, ENGLISH, ["εγώ"], locale)
+    assert forms == ({} if ends else {"εγώ": "Εγώ"})
 
 
 def test_measure_counts_words_as_written():

@@ -126,6 +126,8 @@ def log_chances(model: BackoffModel, words: np.ndarray) -> np.ndarray:
     """Return log p(last word | the others) of n-grams, int64[n, length ≤ order]."""
     logs = model.levels[0].logs[words[:, -1]]
     for length in range(2, words.shape[1] + 1):
+        if not model.sizes[length - 2]:
+            break  # no context of this length is listed, so nothing longer is either
         grams = words[:, -length:]
         contexts = places_of(model, grams[:, :-1])
         weights = model.levels[length - 2].weights[np.maximum(contexts, 0)]

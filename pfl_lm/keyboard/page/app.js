@@ -110,8 +110,9 @@ export class App {
   meant(before, typed) {
     const chance = this.predictor.chancesNow(this.predictor.context(before));
     if (!this.settings.choices.autocorrect || !this.corrector || !chance) return null;
-    const about = { own: this.personal.lexicon(), begins: begins(before) };
-    const found = this.corrector.correct(typed, chance, about), shape = shapeOf(typed, before, this.keys.shift);
+    const about = { own: this.personal.lexicon(), begins: begins(before, this.locale) };
+    const found = this.corrector.correct(typed, chance, about);
+    const shape = shapeOf(typed, before, this.keys.shift, this.locale);
     const capital = found?.sure ? null : this.corrector.capital(typed, (word) => cased(word, "lower", this.locale));
     if (capital) return { text: capital, sure: true };
     if (!found) return null;
@@ -131,7 +132,7 @@ export class App {
   changed() {
     this.text.style.height = "auto";
     this.text.style.height = `${this.text.scrollHeight + 2}px`;
-    this.keys.beginSentence(begins(this.text.value.slice(0, this.text.selectionEnd)));
+    this.keys.beginSentence(begins(this.text.value.slice(0, this.text.selectionEnd), this.locale));
     return this.suggest();
   }
 
@@ -145,7 +146,7 @@ export class App {
     const { before, typed } = this.wordAt(this.text.selectionEnd);
     const context = this.predictor.context(before);
     try {
-      const shape = shapeOf(typed, before, this.keys.shift);
+      const shape = shapeOf(typed, before, this.keys.shift, this.locale);
       const inShape = (word) => cased(word, shape, this.locale), shown = (id) => inShape(this.tokenizer.shown(id));
       const found = await this.predictor.suggest(context, typed, true, shown);
       if (turn !== this.turn) return;
@@ -189,7 +190,7 @@ export class App {
   ownWords(before, typed) {
     const { shares } = this.personal.counted.mixture(this.predictor.context(before));
     const unknown = this.tokenizer.unlisted.reduce((sum, id) => sum + (shares.get(id) ?? 0), 0);
-    const shape = shapeOf(typed, before, this.keys.shift);
+    const shape = shapeOf(typed, before, this.keys.shift, this.locale);
     return this.personal.own(typed, before).map(({ word, share }) =>
       ({ text: cased(this.personal.written(word), shape, this.locale), score: share * unknown, own: true }));
   }
@@ -198,7 +199,7 @@ export class App {
   inSpiteOfSlips(before, typed) {
     const chance = this.predictor.chancesNow(this.predictor.context(before));
     if (!this.settings.choices.autocorrect || !this.corrector || !chance) return [];
-    const shape = shapeOf(typed, before, this.keys.shift);
+    const shape = shapeOf(typed, before, this.keys.shift, this.locale);
     return this.corrector.completions(typed, chance, 2)
       .map(({ id, score }) => ({ text: cased(this.tokenizer.shown(id), shape, this.locale), score: score * 1e-9 }));
   }

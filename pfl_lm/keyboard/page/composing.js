@@ -4,6 +4,8 @@
 // costs a run of it; what it said is kept until the word is typed. A key that is pressed meanwhile ends
 // the search.
 
+import { beginnings } from "./tokenizer.js";
+
 const BEAM = 8; // beginnings of words that are gone on with at once
 const MOST_PIECES = 6; // of a composed word
 const LEAST = 1e-300;
@@ -38,7 +40,7 @@ export class Composer {
       this.text = text;
       this.rows = new Map([["", { state: text.state, row: this.logs(text, context) }]]);
     }
-    const { rows } = this, search = new Search(this, this.tokenizer.split(typed).join(""), least, count);
+    const { rows } = this, search = new Search(this, this.tokenizer.split(typed).join("").toLowerCase(), least, count);
     while (search.beam.length) {
       for (const { ids } of search.beam)
         if (!rows.has(ids.join(" ")) && !(await this.read(rows, context, ids, stopped))) return null;
@@ -77,11 +79,12 @@ export class Composer {
   // The places of the pieces that agree with letters still to come.
   fitting(begins, rest) {
     const { letters, places } = this.usable.get(begins);
-    const from = reached(letters, (one) => one >= rest);
-    const found = places.slice(from, reached(letters, (one) => one > rest && !one.startsWith(rest)));
+    const between = (low, high) => places.slice(reached(letters, low), reached(letters, high));
+    const found = beginnings(rest).flatMap((whole) =>
+      between((one) => one >= whole, (one) => one > whole && !one.startsWith(whole)));
     for (let end = 0; end < rest.length; end++) { // pieces that are a part of these letters
-      const part = rest.slice(0, end), at = reached(letters, (one) => one >= part);
-      if (letters[at] === part) found.push(places[at]);
+      const part = rest.slice(0, end);
+      found.push(...between((one) => one >= part, (one) => one > part));
     }
     return found;
   }
@@ -107,7 +110,7 @@ class Search {
   goOn(rows) {
     const { composer, typed } = this, { subwords } = composer, longer = [];
     this.beam.forEach((beginning, at) => {
-      const row = rows[at], rest = typed.slice(beginning.letters.length);
+      const row = rows[at], rest = typed.slice(beginning.letters.toLowerCase().length);
       if (beginning.letters && !rest) this.#end(beginning, row);
       if (beginning.ids.length === MOST_PIECES) return;
       for (const place of composer.fitting(!beginning.ids.length, rest))
@@ -139,8 +142,9 @@ function keep(likeliest, one, count) {
 }
 
 function byLetters(subwords, places) {
-  const order = [...places].sort((a, b) => (subwords.letters(a) < subwords.letters(b) ? -1 : 1));
-  return { letters: order.map((place) => subwords.letters(place)), places: order };
+  const small = new Map(places.map((place) => [place, subwords.letters(place).toLowerCase()]));
+  const order = [...places].sort((a, b) => (small.get(a) < small.get(b) ? -1 : 1));
+  return { letters: order.map((place) => small.get(place)), places: order };
 }
 
 // Where sorted letters begin to hold.

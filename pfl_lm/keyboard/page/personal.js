@@ -6,6 +6,7 @@
 
 import { Lexicon } from "./lexicon.js";
 import { OwnWords } from "./own_words.js";
+import { beginnings } from "./tokenizer.js";
 
 const STORE = "pfl-lm keyboard";
 const MOST = 2000; // messages kept
@@ -97,9 +98,10 @@ export class Personal {
   // share of all new words typed, or of those that followed: { word, share }.
   own(typed, before) {
     const start = this.tokenizer.normalise(typed).toLowerCase(), last = this.tokenizer.split(before).at(-1);
+    const goesOn = (word) => word !== start && beginnings(start).some((one) => word.startsWith(one));
     const found = start ? this.newWords() : this.followers(last);
     const all = found.reduce((total, { count }) => total + count, 0);
-    return found.filter(({ word }) => word.toLowerCase().startsWith(start) && word.toLowerCase() !== start)
+    return found.filter(({ word }) => goesOn(word.toLowerCase()))
       .map(({ word, count }) => ({ word, share: count / all }));
   }
 

@@ -3,22 +3,30 @@
 import { t } from "./language.js";
 
 const OPENING = "[\"'“‘«(¿¡\\[]*";
-// A sentence begins: at the start of the text or a line, or after a mark that ends one.
-const ENDS = new RegExp(`(^|\\n\\s*|[.!?…؟।۔]["'”’»)\\]]*\\s+)${OPENING}$|(^|\\s)[¿¡]$`, "u");
-const CLOSED = /[\p{L}\p{N}.,!?:;…”’»)\]،؛؟।۔]$/u; // what a word does not follow without a space
+// A sentence begins: at the start of the text or a line, or after a mark that ends one. The marks are
+// those of pfl_lm/text/normalisation.py.
+const ends = (marks) =>
+  new RegExp(`(^|\\n\\s*|[${marks}]["'”’»)\\]]*\\s+)${OPENING}$|(^|\\s)[¿¡]$`, "u");
+const ENDS = ends(".!?…؟।॥۔։።፧");
+const GREEK_ENDS = ends(".!?…؟।॥۔։።፧;"); // a Greek question ends in a semicolon
+const CLOSED = /[\p{L}\p{N}.,!?:;…”’»)\]،؛؟।॥۔։።፧]$/u; // what a word does not follow without a space
 const SHORT = /(^|[^\p{L}])(\p{L}\.)+\p{L}\.\s+$/u; // e.g. and the like end no sentence
 
+// ı and i are two letters in these languages, as in Turkish.
+const DOTLESS = ["tr", "az", "kk", "crh", "tt"], DOTTED = "tr";
+
 /** Marks that take the place of the space that came with a suggestion. */
-export const MARKS = ".,?!:;،؛؟।۔";
+export const MARKS = ".,?!:;،؛؟।॥۔։።፧";
 
 /** @typedef {"lower" | "title" | "upper"} Shape */
 
 /**
  * Whether a sentence begins after a text.
  * @param {string} before
+ * @param {string} locale
  */
-export function begins(before) {
-  return ENDS.test(before) && !SHORT.test(before);
+export function begins(before, locale) {
+  return (/^el([-_]|$)/.test(locale) ? GREEK_ENDS : ENDS).test(before) && !SHORT.test(before);
 }
 
 /**
@@ -35,13 +43,14 @@ export function gapAfter(before, typed) {
  * @param {string} typed
  * @param {string} before
  * @param {"off" | "once" | "locked"} shift
+ * @param {string} locale
  * @returns {Shape}
  */
-export function shapeOf(typed, before, shift) {
+export function shapeOf(typed, before, shift, locale) {
   const letters = typed.replace(/[^\p{L}]/gu, "");
   if (letters.length > 1 && isUpper(letters) || shift === "locked") return "upper";
   if (letters) return letters[0] !== letters[0].toLowerCase() ? "title" : "lower";
-  return begins(before + gapAfter(before, typed)) ? "title" : "lower";
+  return begins(before + gapAfter(before, typed), locale) ? "title" : "lower";
 }
 
 // Whether letters are capitals; those of a script that has none are not.
@@ -59,7 +68,9 @@ export function cased(word, shape, locale) {
   const tag = languageTag(locale);
   if (shape === "upper") return word.toLocaleUpperCase(tag);
   if (locale.startsWith("en") && /^i('|$)/.test(word)) word = `I${word.slice(1)}`;
-  return shape === "title" ? word[0].toLocaleUpperCase(tag) + word.slice(1) : word;
+  if (shape !== "title") return word;
+  // Greek keeps the accent of a first capital, which it leaves out where all letters are capitals.
+  return (tag === DOTTED ? word[0].toLocaleUpperCase(tag) : word[0].toUpperCase()) + word.slice(1);
 }
 
 /**
@@ -75,11 +86,13 @@ export function languageName(locale) {
   }
 }
 
-// The language of a locale: ı and i are two letters in Turkish. English where a locale is none, not the
+// The language by whose rules a locale's capitals are made. English where a locale is none, not the
 // browser's own, by which the same words would be written otherwise elsewhere.
 function languageTag(locale) {
+  const language = locale.replace("_", "-").split("-")[0];
+  if (DOTLESS.includes(language)) return DOTTED;
   try {
-    return Intl.getCanonicalLocales(locale.replace("_", "-").split("-")[0])[0];
+    return Intl.getCanonicalLocales(language)[0];
   } catch {
     return "en";
   }

@@ -2,9 +2,16 @@
 
 import { Subwords } from "./subwords.js";
 
-const STRAIGHT = { "‘": "'", "’": "'", "ʼ": "'", "‛": "'", "“": '"', "”": '"', "„": '"' };
+const STRAIGHT = { "‘": "'", "’": "'", "ʼ": "'", "‛": "'", "“": '"', "”": '"', "„": '"', "׳": "'", "״": '"' };
+const INVISIBLE = /[\u00ad\u061c\u200e\u200f\u202a-\u202e\u2060-\u2069]/gu;
 const BEGINS = /^[\p{L}\p{N}]/u; // a word
 const NUMBER = /^\p{Nd}[\p{Nd}.,:]*$/u;
+
+// What a word that goes on from letters in lower case may begin with: lower case makes a sigma that
+// stands last a final one; in a longer word it is none.
+export function beginnings(letters) {
+  return letters.endsWith("ς") ? [letters, `${letters.slice(0, -1)}σ`] : [letters];
+}
 
 export class Tokenizer {
   // rules: bundle.json's `normalisation`; table: vocabulary.tsv; blocked: words never suggested,
@@ -86,21 +93,22 @@ export class Tokenizer {
 
   // How a word is written inside of the sentences of a text, as often as it stands there.
   writtenForms(text, word) {
-    const pieces = this.straighten(text).match(this.pieces) ?? [];
+    const pieces = this.plain(text).match(this.pieces) ?? [];
     return pieces.filter((piece, at) => BEGINS.test(pieces[at - 1] ?? "")
       && this.normalise(piece) === word);
   }
 
   normalise(text) {
-    text = this.straighten(text);
+    text = this.plain(text);
+    if (this.letters.size) text = [...text].map((one) => this.letters.get(one) ?? one).join("");
     return this.rules.casing === "lower" ? text.toLowerCase().normalize("NFC") : text;
   }
 
-  straighten(text) {
+  // Text with its capitals and its letters, as its writer has them.
+  plain(text) {
+    text = text.replace(INVISIBLE, "").replace(/\u200b/gu, " ");
     text = text.replace(this.stacked, "$1").normalize("NFKC");
-    text = text.replace(/[‘’ʼ‛“”„]/g, (mark) => STRAIGHT[mark]);
-    if (this.letters.size) text = [...text].map((one) => this.letters.get(one) ?? one).join("");
-    return text;
+    return text.replace(/[‘’ʼ‛“”„׳״]/gu, (mark) => STRAIGHT[mark]);
   }
 
   split(text) {
@@ -148,8 +156,8 @@ export class Tokenizer {
   // The half-typed word at the end of a text, and the text before it: the last piece that the
   // text would be cut into, with the apostrophes after it.
   atCaret(text) {
-    const tail = text.match(/[\p{L}\p{N}\p{M}\u200c\u200d'’ʼ·":_@#-]*$/u)[0];
-    const core = tail.replace(/['’ʼ]+$/u, "");
+    const tail = text.match(/[\p{L}\p{N}\p{M}\u200c\u200d'’ʼ׳״·":_@#-]*$/u)[0];
+    const core = tail.replace(/['’ʼ׳]+$/u, "");
     const last = this.split(core).at(-1);
     for (let at = 0; last && at < core.length; at++) {
       const rest = core.slice(at);
@@ -165,6 +173,10 @@ export class Tokenizer {
   completions(prefix) {
     const wanted = this.normalise(prefix).toLowerCase();
     if (!wanted) return this.sorted;
+    return beginnings(wanted).flatMap((one) => this.beginningWith(one));
+  }
+
+  beginningWith(wanted) {
     const from = this.search((key) => key >= wanted);
     const to = this.search((key) => key > wanted && !key.startsWith(wanted));
     return this.sorted.slice(from, to);

@@ -18,7 +18,7 @@ from pfl_lm.models.own_words import OwnWordsRule
 from pfl_lm.text.letters import describe
 from pfl_lm.text.tokenizer import SUBWORD_FILE, VOCABULARY_FILE, Tokenizer
 from pfl_lm.text.tokenizer_assemble import assemble
-from tests.text.syllables import WORDS, spelled, spelling_tokenizer
+from tests.text.syllables import GREEK, WORDS, spelled, spelling_greek, spelling_tokenizer
 
 WIDTH = 6
 SETUP = """
@@ -131,6 +131,21 @@ def test_page_and_python_spell_alike(node, tokenizer):
         assert ids == tokenizer.encode(text), text
     raw = {i for i, word in enumerate(tokenizer.words) if word.startswith("<0x")}
     assert any(raw & set(ids) for ids in answers)
+
+
+def test_page_and_python_go_on_with_the_same_pieces(node, tokenizer):
+    fitting = """
+    const composer = new Composer(null, tokenizer);
+    const fitting = ([begins, rest]) => composer.fitting(begins, rest);
+    console.log(JSON.stringify(given.asked.map(fitting)));
+    """
+    for one, words in ((tokenizer, WORDS), (spelling_greek(), GREEK)):
+        speller = Speller(one)
+        rests = {speller.typed(word[:n].upper()) for word in words[::7] for n in range(6)}
+        asked = [(begins, rest) for rest in sorted(rests) for begins in (True, False)]
+        answers = node(SETUP + fitting + END, vocabulary(one) | {"asked": asked})
+        for (begins, rest), places in zip(asked, answers, strict=True):
+            assert sorted(places) == sorted(speller.fitting(begins, rest)), rest
 
 
 def of_two_languages() -> Tokenizer:

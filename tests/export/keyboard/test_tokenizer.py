@@ -6,17 +6,22 @@ import json
 import random
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from pfl_lm.evaluation.suggestions import begins_with
+from pfl_lm.export.test_vectors import PrefixMask
+from pfl_lm.export.vocabulary import BlockList
 from pfl_lm.text import wordfreq_list
 from pfl_lm.text.letters import LOOK_ALIKES, describe, same_letters
 from pfl_lm.text.normalisation import Normalisation
 from pfl_lm.text.tokenizer import CONTROLS, Tokenizer
 from pfl_lm.text.tokenizer_assemble import assemble
-from pfl_lm.text.written_forms import table
+from pfl_lm.text.written_forms import Cutter, table
 
 PAGE = Path(__file__).resolve().parents[3] / "pfl_lm" / "keyboard" / "page"
 WORDS = [
@@ -41,11 +46,13 @@ WORDS = [
 ]
 PARTS = [
     *WORDS, "İ", "I", "IŞIK", "ΚΌΣΜΟΣ", "ß", "ẞ", "8.04", "10:30", "...", "..", ",", "'", "’", "“",
-    "l'", "d'h", "qu'il", "l'école", "·", "-", "_", "<url>", "<unk>", "\x1c", "\x1f", "\x85",
+    "l'", "d'h", "qu'il", "l'école", "L'", "Qu'Il", "L’École", "D'İ",
+    "·", "-", "_", "<url>", "<unk>", "\x1c", "\x1f", "\x85",
     "\xa0", "\ufeff", "\u2028", "\u3000", "\u200d", "\ufe0f", "\u0301", "\u0301" * 40,
     "\U0001d165" * 40, "\U0001f469\u200d\U0001f4bb", "\U0001f3fd", "\U0001f1e9", "1\ufe0f\u20e3",
     "हिन्दी", "ｆｕｌｌ", "我今天", "\0", "\t", "\n", " ", " ", " ", "a", "B", "ç", "Ş", "ș", "№",
-    "½", "٣",
+    "½", "٣", "צה״ל", "ג׳ורג׳", "׳", "״", "\xad", "\u200b", "\u200e", "\u200f", "\u202a", "\u202e",
+    "\u2060", "\u2066", "\u2069", "\u061c", "a\u200f\u0301",
 ]  # fmt: skip
 RUN = """
 import { createRequire } from "module";
@@ -67,6 +74,8 @@ RULES = {
     "fr": wordfreq_list.rules("fr", *DROP),
     "ar": wordfreq_list.rules("ar", *DROP),
     "ca": wordfreq_list.rules("ca", *DROP),
+    "he": wordfreq_list.rules("he", "keep", *DROP[1:]),
+    "natural fr": replace(wordfreq_list.rules("fr", *DROP), casing="natural"),
 }
 
 
@@ -136,6 +145,15 @@ def test_the_page_blocks_what_the_list_blocks(tmp_path: Path) -> None:
     assert answers == [True] * 5 + [False] * 3
 
 
+def test_geresh_and_gershayim_are_a_part_of_what_is_blocked(tmp_path: Path) -> None:
+    tokenizer = some_words(RULES["he"], 'צה"ל', "ג'ורג'", "שלום")
+    for entry in ("צה״ל", 'צה"ל'):
+        (tmp_path / "list.txt").write_text(f"{entry}\n", encoding="utf-8")
+        assert BlockList.read(tmp_path / "list.txt", tokenizer).words == ('צה"ל',)
+        calls = [["isBlocked", 'צה"ל'], ["split", "אל צה״ל."], ["writtenForms", "אל צה״ל", 'צה"ל']]
+        assert ask(tokenizer, calls, tmp_path, entry) == [True, ["אל", 'צה"ל', "."], ['צה"ל']]
+
+
 def test_a_mark_inside_does_not_make_a_blocked_word_a_new_one(tmp_path: Path) -> None:
     """ "he'll" of the vocabulary is no form of "hell"; what its owner types may be."""
     words = ["d'arn", "dar'n", "DAR'N", "o'clock", "the'n"]
@@ -168,6 +186,59 @@ def test_the_word_at_the_caret_is_the_last_that_is_cut(
 ) -> None:
     (answer,) = ask(tokenizer_of(RULES[name]), [["atCaret", text]], tmp_path)
     assert answer == {"before": before, "typed": typed}
+
+
+def some_words(rules: Normalisation, *words: str) -> Tokenizer:
+    rows = [(name, "control", 1) for name in CONTROLS]
+    rows += [(name, "placeholder", 1) for name in rules.placeholders]
+    rows += [(word, "word", 1) for word in words]
+    return assemble(rows, rules, {"provenance": "x", "licence": "y"})
+
+
+PREFIXES = {
+    "el": (wordfreq_list.rules("el", *DROP), ["ποσό", "πος", "ποσ'", "πω", "θέση", "θες", "ως"],
+           ["ΠΟΣ", "ποσ", "πος", "Πος", "ΘΈΣ", "Ως", "Σ", "ς"]),
+    "natural": (RULES["natural"], ["Madrid", "madre", "NASA", "quiero", "ΠΟΣΟ", "ποσά"],
+                ["madr", "MAD", "Madri", "nas", "Qu", "ΠΟΣ", "πος", "x"]),
+    "tr": (RULES["tr"], ["ilk", "ışık", "istanbul"], ["İ", "I", "i", "IŞ", "İS"]),
+    "de": (RULES["de"], ["strasse", "gross"], ["Straß", "GROSS", "groß"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PREFIXES)
+def test_the_same_words_go_on_from_letters_everywhere(name: str, tmp_path: Path) -> None:
+    rules, words, prefixes = PREFIXES[name]
+    tokenizer = some_words(rules, *words)
+    answers = ask(tokenizer, [["completions", prefix] for prefix in prefixes], tmp_path)
+    mask, listed = PrefixMask(tokenizer), np.array([kind == "word" for kind in tokenizer.kinds])
+    for prefix, found in zip(prefixes, answers, strict=True):
+        assert sorted(found) == np.flatnonzero(listed & begins_with(tokenizer, prefix)).tolist()
+        if name in ("el", "natural"):  # without letters that a list reads otherwise
+            assert sorted(found) == np.flatnonzero(listed & (mask(prefix)[0] == 0)).tolist()
+    assert len(answers[0]) == {"el": 3, "natural": 2}.get(name, 1 + (name == "tr"))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "word", "form"),
+    [
+        ("tr", "bugün İpek ve Irmak geldi", "ipek", "İpek"),
+        ("tr", "bugün İpek ve Irmak geldi", "ırmak", "Irmak"),
+        ("de", "das ist Herr Weißbrodt hier", "weissbrodt", "Weißbrodt"),
+        ("fr", "je vois l’Alsacien", "alsacien", "Alsacien"),
+        ("fr", "je sais qu'Élodie vient", "élodie", "Élodie"),
+        ("drop", "this is O'Hara", "hara", "Hara"),
+        ("drop", "this is Zorblax", "zorblax", "Zorblax"),
+    ],
+)
+def test_a_new_word_keeps_its_owner_s_spelling(
+    name: str, text: str, word: str, form: str, tmp_path: Path
+) -> None:
+    tokenizer = tokenizer_of(replace(RULES[name], elided=RULES[name].elided or ()))
+    calls = [["writtenForms", text, word], ["split", text]]
+    forms, pieces = ask(tokenizer, calls, tmp_path)
+    assert forms == [form]
+    assert word in pieces
+    assert (form, word) in [found[:2] for found in Cutter(tokenizer.normalisation).message(text)]
 
 
 def test_words_are_shown_as_they_are_written(tmp_path):

@@ -7,8 +7,11 @@ from typing import Any
 import pytest
 
 from pfl_lm.keyboard.site import PAGE
-from pfl_lm.text.tokenizer import Tokenizer
-from tests.export.keyboard.test_tokenizer import RULES
+from pfl_lm.models.own_words import OwnWordsRule
+from pfl_lm.text.normalisation import Normalisation, language_of, letters_of, sentence_ends
+from pfl_lm.text.tokenizer import VOCABULARY_FILE, Tokenizer
+from pfl_lm.text.written_forms import shown
+from tests.export.keyboard.test_tokenizer import PREFIXES, RULES, some_words
 
 WORDS = {  # how often people write them, of a thousand
     "the": 50, "you": 30, "are": 20, "how": 10, "who": 5, "hello": 3, "help": 3, "don't": 30,
@@ -183,9 +186,52 @@ def test_capitals_follow_the_language(node) -> None:
     console.log(JSON.stringify([cased("istanbul", "title", "tr_TR"), cased("i'm", "lower", "en_US"),
       cased("i", "lower", "fr_FR"), shapeOf("שלום", "", "off"), begins("؟ ".padStart(5, "ا")),
       begins("हाँ। "), cased("été", "upper", "xx-not a locale"), cased("i", "upper", "tr-TR"),
-      cased("i", "upper", "")]));
+      cased("i", "upper", ""), cased("ikä", "title", "tt_RU"), cased("άλλο", "title", "el_GR"),
+      cased("άλλο", "upper", "el_GR")]));
     """
-    assert node(script) == ["İstanbul", "I'm", "i", "lower", True, True, "ÉTÉ", "İ", "I"]
+    assert node(script) == ["İstanbul", "I'm", "i", "lower", True, True, "ÉTÉ", "İ", "I",
+                            "İkä", "Άλλο", "ΑΛΛΟ"]  # fmt: skip
+
+
+def test_page_and_python_begin_sentences_after_the_same_marks(node) -> None:
+    locales = ["el_GR", "el", "en_US", "hy_AM", "ur_PK", "am_ET", "elx_XX", ""]
+    asked = [(f"λέει{mark} ", locale) for mark in ".!?…,;:؟।॥۔։።፧·-" for locale in locales]
+    given = "given.map(([before, locale]) => begins(before, locale))"
+    for (before, locale), found in zip(asked, node(f"console.log(JSON.stringify({given}));", asked),
+                                       strict=True):  # fmt: skip
+        assert found is (before[4] in sentence_ends(locale)), (before, locale)
+    begun = (
+        "console.log(JSON.stringify([shapeOf('', 'τι; ', 'off', 'el_GR'), shapeOf('', 'so; ')]));"
+    )
+    assert node(begun) == ["title", "lower"]
+
+
+def test_the_owner_s_words_go_on_from_a_sigma_in_capitals(node) -> None:
+    tokenizer = some_words(PREFIXES["el"][0], "και")
+    script = """
+    const { Personal } = await import("./personal.js");
+    const tokenizer = new Tokenizer(given.rules, given.table);
+    const personal = new Personal("test", tokenizer, given.rule);
+    personal.count(["και ο Ζορμπλασός", "και ο ζορμπλάς"]);
+    const words = (typed) => personal.own(typed, "").map(({ word }) => word);
+    console.log(JSON.stringify(["ΖΟΡΜΠΛΑΣ", "ζορμπλας", "ζορμπλάς"].map(words)));
+    """
+    ids = {f"{name}_id": getattr(tokenizer, f"{name}_id") for name in ("unk", "bos", "eos")}
+    given = {
+        "rules": tokenizer.normalisation.in_browser() | ids,
+        "table": tokenizer.files[VOCABULARY_FILE].decode(),
+        "rule": {"strengths": OwnWordsRule().strengths, "discounts": OwnWordsRule().discounts},
+    }
+    assert node(script, given) == [["ζορμπλασός"], ["ζορμπλασός"], []]
+
+
+def test_page_and_python_make_the_same_first_capitals(node) -> None:
+    words, locales = ["iyi", "ılık", "άλλο", "élan", "bon", "ø"], ["tr_TR", "az", "el_GR", "fr_FR"]
+    asked = [(word, locale) for word in words for locale in locales]
+    given = "given.map(([word, locale]) => cased(word, 'title', locale))"
+    found = node(f"console.log(JSON.stringify({given}));", asked)
+    rules = {one: Normalisation(letters=letters_of(language_of(one))) for one in locales}
+    assert found == [shown(word, True, rules[locale]) for word, locale in asked]
 
 
 def test_a_sentence_begins(node) -> None:

@@ -16,7 +16,9 @@ from pfl_lm.export.ngram.arpa import (
     worst_sum,
     write_arpa,
 )
+from pfl_lm.export.ngram.files import ngram_nats
 from pfl_lm.export.ngram.kneser_ney import fit_text
+from pfl_lm.export.ngram.tables import pruned
 
 WORDS = ["<pad>", "<unk>", "<s>", "</s>", "a", "é", "don't", "ю", "▁b", "<number>", "😀", "z"]
 SENTENCES = ["a é don't", "don't ю ▁b", "<number> 😀 z a", "é", "a a a", "z z é a ю"]
@@ -57,6 +59,21 @@ def test_what_is_read_is_what_was_written(model, path):
         np.testing.assert_allclose(one.logs, other.logs, atol=2e-5)
         np.testing.assert_allclose(one.weights, other.weights, atol=2e-5)
     assert all(worst_sum(again, tested) < 1e-3 for tested in contexts_to_test(again))
+
+
+def test_single_words_alone_are_written_and_read(model, tmp_path):
+    each = costs(model, WORDS)
+    small = pruned(model, each, int(each[0].sum()), WEIGHT_BYTES)
+    assert small.sizes == (len(WORDS), 0, 0)
+    write_arpa(tmp_path / "small.arpa", small, WORDS)
+    again = read_arpa(tmp_path / "small.arpa", WORDS)
+    assert again.sizes == small.sizes
+    np.testing.assert_allclose(again.levels[0].logs, small.levels[0].logs, atol=2e-5)
+    every = np.array([(a, b) for a in range(len(WORDS)) for b in range(len(WORDS))])
+    assert worst_sum(again, every) < 1e-3
+    assert all(worst_sum(again, tested) < 1e-3 for tested in contexts_to_test(again))
+    texts = [np.array([2, *(WORDS.index(word) for word in line.split()), 3]) for line in SENTENCES]
+    assert ngram_nats(again, texts) == pytest.approx(ngram_nats(small, texts), abs=1e-4)
 
 
 def test_an_independent_reader_finds_the_same_probabilities_that_sum_to_one(model, path):

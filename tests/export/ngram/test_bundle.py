@@ -130,6 +130,17 @@ def test_a_smaller_size_and_order_are_kept_to(source, text, tmp_path):
     assert model.order == 2
 
 
+def test_a_model_whose_pairs_tell_nothing_gives_single_words_that_hold(
+    source, text, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(network, "LEAST_TOLD", float("inf"))
+    build.export(source, tmp_path / "b", config(), text)
+    model = read_arpa(tmp_path / "b" / "ngram" / "model.arpa", source.tokenizer.words)
+    assert model.sizes[1:] == (0, 0)
+    found = findings(tmp_path / "b")
+    assert all(holds for holds, _ in found.values()), found
+
+
 def test_a_changed_probability_is_found(copy):
     path = copy / "ngram" / "model.arpa"
     lines = path.read_text(encoding="utf-8").split("\n")

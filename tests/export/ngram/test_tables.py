@@ -156,7 +156,13 @@ def test_pruning_fits_the_budget_keeps_what_tells_most_and_sums_to_one(model):
 
 
 def test_nothing_but_words_fits(model):
-    assert sum(pruned(model, [np.full(s, 10) for s in model.sizes], 10 * V).sizes[1:]) == 0
+    small = pruned(model, [np.full(s, 10) for s in model.sizes], 10 * V)
+    assert small.sizes == (V, *[0] * (model.order - 1))
+    words = np.array([(BOS, a, b)[-model.order :] for a in range(V) for b in (EOS, 5)])
+    np.testing.assert_array_equal(
+        tables.log_chances(small, words), small.levels[0].logs[words[:, -1]]
+    )
+    assert mixed(small, small, 0.5).sizes == small.sizes
 
 
 def test_text_that_is_too_short_to_count_is_refused():
