@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pfl_lm.audit.accounting.streams import STREAMS
-from pfl_lm.audit.accounting.terms import check_values
+from pfl_lm.audit.accounting.values import check_values
 from pfl_lm.numbers import format_epsilon
 
 _REQUIRED = ("unit", "neighboring", "epsilon", "delta", "population", "report_goal", "rounds")

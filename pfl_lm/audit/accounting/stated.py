@@ -8,7 +8,7 @@ from typing import Any
 
 from pfl_lm.audit.accounting.round_groups import RoundGroup
 from pfl_lm.audit.accounting.streams import STREAMS, sensitivity
-from pfl_lm.audit.accounting.terms import check_values
+from pfl_lm.audit.accounting.values import check_values
 from pfl_lm.audit.artifacts import AuditTarget
 
 
