@@ -119,7 +119,9 @@ def _vocabulary(
         }
         _write(recipe, plain | {"written_forms": forms})
         try:
-            tokenizer = build_tokenizer(load(TokenizerRecipe, recipe), folder / "tokenizer")
+            # The recipe's own path is right in the finished folder, which lies elsewhere.
+            here = {"written_forms.path": str(source.resolve())}
+            tokenizer = build_tokenizer(load(TokenizerRecipe, recipe, here), folder / "tokenizer")
             say(f"capitals: {len(tokenizer.forms):,} words are shown as {source.name} writes them")
             return tokenizer
         except NoWrittenForms:

@@ -74,7 +74,10 @@ def test_every_mistake_of_a_file_is_a_line(pfl_lm, tmp_path):
     [
         ("clip_norm", ["clip_norm", "ℓ2 norm of an update", "must be stated", "ℓ2 bound"]),
         ("server.kind", ['"sgd" or "momentum" or "adam" or "yogi"', 'default "sgd"']),
-        ("epochs", ["training.epochs", "passes; default 1", "state either these or steps"]),
+        (
+            "epochs",
+            ["training.epochs", "passes; default none", "1 where neither these nor steps are"],
+        ),
         ("server", ["[server]", "server.learning_rate", "server.average.decay"]),
     ],
 )

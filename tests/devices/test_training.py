@@ -438,7 +438,6 @@ def test_devices_at_once_fits_the_budget() -> None:
     [
         ({"learning_rate": 0.0}, "learning_rate = 0.0"),
         ({"epochs": 1, "steps": 4}, "either epochs or steps"),
-        ({"epochs": None}, "either epochs or steps"),
         ({"batch_size": 0}, "batch_size = 0"),
         ({"max_tokens": 0}, "max_tokens = 0"),
         ({"full_weight_tokens": 0}, "full_weight_tokens = 0"),
