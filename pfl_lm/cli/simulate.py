@@ -111,7 +111,7 @@ def simulate(
     scenario = read(Scenario, recipe, settings)
     trackers = tuple(track or ())
     request = Request(output, resume, overwrite, ledgers, anyway, trackers, processor)
-    earlier = "" if resume else _beginning(output)
+    earlier = b"" if resume else _beginning(output)
     try:
         _run(scenario, request, workers)
     except KeyboardInterrupt:
@@ -127,15 +127,15 @@ def speaks() -> bool:
     return not launched() or os.environ["RANK"] == "0"
 
 
-def _beginning(output: Path) -> str:
-    """Return the first entry of the ledger in a folder; empty where there is none."""
+def _beginning(output: Path) -> bytes:
+    """Return the first line of the ledger in a folder; empty where there is none."""
     from pfl_lm.run.folder import RunFolder
 
     try:
-        with RunFolder(output).ledger_path.open(encoding="utf-8") as ledger:
+        with RunFolder(output).ledger_path.open("rb") as ledger:
             return ledger.readline()
     except OSError:
-        return ""
+        return b""
 
 
 def _say_what_is_kept(scenario: Scenario, output: Path) -> None:

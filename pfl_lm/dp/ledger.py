@@ -74,6 +74,10 @@ class Ledger:
         ledger = cls(Path(path), descriptor)
         try:
             _lock(descriptor, path)
+        except BaseException:  # another process has it now
+            ledger.close()
+            raise
+        try:
             ledger._append(line)
             _sync_folder(Path(path))
         except BaseException:  # a full disk: nothing was promised yet
@@ -287,10 +291,13 @@ def _chain(raw: list[bytes], path: Path) -> list[Entry]:
 
 
 def _lock(descriptor: int, path: Path) -> None:
+    """Lock a ledger that is still there: what is written to a removed file is lost."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise LedgerError(f"{path} is open in another process; one run writes a ledger") from None
+    if not os.fstat(descriptor).st_nlink:
+        raise LedgerError(f"another process removed {path} this very moment; try again")
 
 
 def _sync_folder(path: Path) -> None:

@@ -43,7 +43,7 @@ def choose(
     _check(plan, roles, len(unigram), specials)
     rows, inclusion = _rows(plan, unigram, specials, seed, round)
     kinds = DENSE_KINDS[plan.dense]
-    layers = _layers(plan, roles, seed, round)
+    layers = travelling_layers(plan, roles, seed, round)
     segments: list[Segment] = []
     offset = reach = 0
     for name, role in roles.items():
@@ -77,7 +77,7 @@ def _rows(
     return draw_rows(plan.rows, weights, specials, seed, round)
 
 
-def _layers(
+def travelling_layers(
     plan: PayloadPlan, roles: Mapping[str, ParameterRole], seed: int, round: int
 ) -> set[str]:
     """Return the layers whose parameters may travel this round: all, or their turn's.

@@ -234,6 +234,11 @@ class Aggregation:
         )
 
 
+def silent_devices(dropout: float, invited: int) -> int:
+    """Return how many of the invited devices fall silent in a round."""
+    return math.floor(dropout * invited + 1e-9)
+
+
 def absences(dropout: float, seed: int, round: int, invited: int) -> dict[int, MessageKind]:
     """Draw which of the invited devices fall silent in a round, and from which message on.
 
@@ -245,7 +250,7 @@ def absences(dropout: float, seed: int, round: int, invited: int) -> dict[int, M
         seed, round: name the stream.
         invited: places 0 … invited − 1 of the cohort.
     """
-    gone = math.floor(dropout * invited + 1e-9)
+    gone = silent_devices(dropout, invited)
     if not gone:
         return {}
     draws = stream(seed, "absences", round)

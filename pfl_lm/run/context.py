@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -12,7 +12,7 @@ from pfl_lm.devices.processor import CPU, Processor
 from pfl_lm.devices.task import Task
 from pfl_lm.models.file import Model
 from pfl_lm.models.models import ModelSpec, Role
-from pfl_lm.payload.choice import choose
+from pfl_lm.payload.choice import choose, travelling_layers
 from pfl_lm.payload.layout import Payload
 from pfl_lm.phones.fleet import Fleet
 from pfl_lm.run.aggregation import Aggregation, ExternalAggregator
@@ -121,13 +121,24 @@ def choose_payload(context: RunContext, round: int) -> Payload:
     )
 
 
-def smallest_and_largest_payload(context: RunContext) -> tuple[Payload, Payload]:
-    """Return the payloads of fewest and of most coordinates among those of all rounds.
+def payload_dims(context: RunContext, rounds: Sequence[int]) -> list[int]:
+    """Return how many coordinates travel in each of some rounds.
 
-    They differ where layers take turns; rows are as many in every round.
+    They follow from the layers that travel: rows are as many in every round, and are drawn once
+    for each set of layers.
     """
-    scenario = context.scenario
-    turns = 1 if scenario.payload.layers is None else scenario.rounds
-    payloads = [choose_payload(context, round) for round in range(turns)]
-    by_size = sorted(payloads, key=lambda payload: payload.dim)
-    return by_size[0], by_size[-1]
+    scenario, found = context.scenario, []
+    sizes: dict[frozenset[str], int] = {}
+    for round in rounds:
+        layers = travelling_layers(scenario.payload, context.roles, scenario.seed, round)
+        if (turn := frozenset(layers)) not in sizes:
+            sizes[turn] = choose_payload(context, round).dim
+        found.append(sizes[turn])
+    return found
+
+
+def smallest_and_largest_payload(context: RunContext) -> tuple[Payload, Payload]:
+    """Return payloads of fewest and of most coordinates among those of all rounds."""
+    dims = payload_dims(context, range(context.scenario.rounds))
+    smallest, largest = dims.index(min(dims)), dims.index(max(dims))
+    return choose_payload(context, smallest), choose_payload(context, largest)

@@ -21,6 +21,7 @@ import numpy as np
 
 from pfl_lm.devices.training import train
 from pfl_lm.numbers import duration, format_epsilon, percent, significant
+from pfl_lm.run.aggregation import silent_devices
 from pfl_lm.run.context import RunContext, choose_payload
 from pfl_lm.run.privacy import RunPrivacy
 from pfl_lm.run.trimmed import noise_ratio
@@ -106,7 +107,7 @@ def foresee(context: RunContext) -> Foresight:
         None if guarantee is None else guarantee.epsilon_server,
         probe,
         privacy.clipping is not None,
-        scenario.cohort - math.floor(scenario.dropout * scenario.cohort + 1e-9),
+        scenario.cohort - silent_devices(scenario.dropout, scenario.cohort),
         privacy.least_reports,
     )
 

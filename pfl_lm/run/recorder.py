@@ -19,7 +19,7 @@ from pfl_lm.dp.population_ledger import PopulationAccount, PopulationLedger
 from pfl_lm.files import sha256_of
 from pfl_lm.numbers import format_epsilon
 from pfl_lm.run.checkpoints import save_checkpoint
-from pfl_lm.run.context import RunContext, choose_payload
+from pfl_lm.run.context import RunContext, payload_dims
 from pfl_lm.run.folder import RunFolder, RunLog, write_json
 from pfl_lm.run.means import Means
 from pfl_lm.run.noise_state import NoiseStates
@@ -125,21 +125,21 @@ class RunRecorder(RoundRecorder):
             self._listener.say(f"the budget of these people: {population.spent().sentence()}")
         return state
 
-    def _dim(self, round: int) -> int:
-        takes_turns = self._context.scenario.payload.layers is not None
-        return choose_payload(self._context, round if takes_turns else 0).dim
-
     def check_budget(self, round: int) -> None:
         """Refuse a round that the policy's budget, or that of its people, does not cover."""
         assert self._budget is not None
-        self._budget.check(round, self._dim(round))
+        self._budget.check(round, *payload_dims(self._context, [round]))
         self._check_population([round])
 
     def _check_population(self, rounds: Sequence[int]) -> None:
         privacy = self._context.privacy
         if self._population is None:
             return
-        planned = [privacy.event(privacy.cohort, self._dim(round), round) for round in rounds]
+        dims = payload_dims(self._context, rounds)
+        planned = [
+            privacy.event(privacy.cohort, dim, round)
+            for round, dim in zip(rounds, dims, strict=True)
+        ]
         assert privacy.policy is not None
         self._population.check(privacy.policy, *(event for event in planned if event is not None))
 

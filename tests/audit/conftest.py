@@ -19,6 +19,8 @@ participation = { kind = "poisson" }
 noise = { at = "device", kind = "skellam", tolerated_dropout = 0.1 }
 """
 
+ROTATION = POLICY.replace('"poisson"', '"rotation", min_separation = 6')
+
 CENTRAL = (
     POLICY.replace('{ at = "device", kind = "skellam", tolerated_dropout = 0.1 }',
                    '{ at = "server", kind = "gaussian" }')

@@ -14,7 +14,7 @@ from pfl_lm.audit.accounting.this_model import claim
 from pfl_lm.audit.artifacts import RunArtifacts
 from pfl_lm.audit.chain import read_chain
 from pfl_lm.audit.ledger.check import audit_ledger
-from tests.audit.conftest import CENTRAL, POLICY, run_tiny
+from tests.audit.conftest import CENTRAL, ROTATION, run_tiny
 from tests.audit.doctoring import (
     chained,
     entries_of,
@@ -24,7 +24,6 @@ from tests.audit.doctoring import (
     rewrite_metrics,
 )
 
-ROTATION = POLICY.replace('"poisson"', '"rotation", min_separation = 6')
 REMOVED = ROTATION.replace(
     "tolerated_dropout = 0.1", 'tolerated_dropout = 0.3, excess = "removed", honest_fraction = 0.9'
 )

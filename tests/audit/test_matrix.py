@@ -30,7 +30,7 @@ from pfl_lm.run import availability
 from pfl_lm.run.manifest import _ALONE, _plain
 from pfl_lm.run.scenario import EvaluationConfig
 from pfl_lm.run.simulate import simulate
-from tests.audit.conftest import CENTRAL, POLICY, Silence, run_tiny
+from tests.audit.conftest import CENTRAL, POLICY, ROTATION, Silence, run_tiny
 from tests.audit.doctoring import (
     entries_of,
     failing,
@@ -39,7 +39,6 @@ from tests.audit.doctoring import (
     rewrite_metrics,
 )
 
-ROTATION = POLICY.replace('"poisson"', '"rotation", min_separation = 6')
 FLEETS = Path(__file__).parents[2] / "simulations" / "fleets"
 
 

@@ -15,11 +15,10 @@ from pfl_lm.models.file import Model, load_model, save_model
 from pfl_lm.models.models import ModelSpec, initialise
 from pfl_lm.run.simulate import simulate
 from pfl_lm.text.synthetic.population import synthetic_tokenizer
-from tests.audit.conftest import POLICY, Silence, run_tiny
+from tests.audit.conftest import ROTATION, Silence, run_tiny
 from tests.audit.doctoring import rewrite_manifest
 from tests.run.test_pretrain_mixture import VOTES
 
-ROTATION = POLICY.replace('"poisson"', '"rotation", min_separation = 6')
 COST = " Votes of chat chose the public text that it starts from: ε = 0.500, δ = 1e-06 per user"
 
 

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pfl_lm.dp import ledger as module
 from pfl_lm.dp.ledger import Ledger, LedgerError, verify
 
 GENESIS = {"run": "demo", "policy_digest": "ab" * 32, "promise": {"epsilon": 2.0, "delta": 1e-6}}
@@ -208,6 +209,39 @@ def test_a_failed_write_leaves_the_chain_as_it_was(
         assert path.read_bytes() == before
         ledger.record_round(5, {})
     assert len(verify(path)) == 7
+
+
+def test_a_ledger_that_cannot_begin_is_removed_unless_another_process_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full_disk(*_: object) -> None:
+        raise OSError("no space left on device")
+
+    path = tmp_path / "ledger.jsonl"
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "_append", full_disk)
+        with pytest.raises(OSError, match="no space left"):
+            Ledger.create(path, GENESIS)
+    assert not path.exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_lock", full_disk)  # as where another process came first
+        with pytest.raises(OSError, match="no space left"):
+            Ledger.create(path, GENESIS)
+    assert path.exists()
+
+
+def test_nothing_is_written_to_a_ledger_that_was_removed(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = module.fcntl.flock
+
+    def meanwhile(descriptor: int, operation: int) -> None:
+        path.unlink(missing_ok=True)
+        lock(descriptor, operation)
+
+    monkeypatch.setattr(module.fcntl, "flock", meanwhile)
+    with pytest.raises(LedgerError, match="another process removed"):
+        Ledger.open(path)
 
 
 def test_misuse_gets_one_clear_line(path: Path, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from pfl_lm.audit.ledger.participation import cohorts, divisor, public_groups, s
 from pfl_lm.audit.ledger.population import population_budget
 from pfl_lm.audit.ledger.published import held_out, published_figures, secret_counts
 from pfl_lm.audit.ledger.replay import Entry, deviation, is_complete, round_groups_of
-from pfl_lm.audit.ledger.told import told
+from pfl_lm.audit.ledger.reported_epsilon import reported_epsilon
 from pfl_lm.numbers import format_epsilon
 
 NOT_CHECKED = (
@@ -68,7 +68,7 @@ def audit_ledger(artifacts: RunArtifacts, ledgers: Path | None = None) -> Part:
             findings += noise_states(guarantee, rounds)
             findings += clip_norms(guarantee, artifacts, rounds)
             spent, table, plot = _spent(guarantee, artifacts, rounds)
-            findings += [spent, told(guarantee, artifacts, rounds)]
+            findings += [spent, reported_epsilon(guarantee, artifacts, rounds)]
             headline = f"{spent.text.split(';')[0].rstrip('.')}."
             tables.append(table)
             plots += [plot, *_achieved(rounds)]

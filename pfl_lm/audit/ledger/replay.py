@@ -148,10 +148,10 @@ def noise_multiplier(guarantee: StatedGuarantee, entry: Entry) -> float:
     """Return the noise that a round's reports carried, at the scale of the deployment.
 
     ``sum_multiplier`` is what ``divisor`` simulated reports carry together; more than the promise
-    makes it is not believed. In the deployment a
-    sum of report_goal reports has report_goal ÷ divisor times that; only the shares of the least
-    honest count are relied on. Where the excess is removed, any sum of the least count or more
-    carries the whole, of which a share is honest.
+    makes it is not believed. In the deployment a sum of report_goal reports has
+    report_goal ÷ divisor times that; only the shares of the least honest count are relied on.
+    Where the excess is removed, any sum of the least count or more carries the whole, of which a
+    share is honest.
     """
     counted = min(entry["sum_multiplier"], guarantee.sum_multiplier(entry["divisor"]))
     deployed = counted * guarantee.report_goal / entry["divisor"]

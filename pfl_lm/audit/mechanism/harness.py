@@ -94,19 +94,20 @@ class ProbeRecorder(RoundRecorder):
         return Opened(total, recorded, choose_payload(context, recorded["round"]), unit)
 
 
-class _Silent(RunPrivacy):
+class _WithoutDeviceNoise(RunPrivacy):
     """A run's privacy, but for the noise that its devices add."""
 
     def device_share(self, grid: Grid, cohort: int) -> NoiseShare | None:
         return None
 
 
-def silent(privacy: RunPrivacy) -> RunPrivacy:
+def without_device_noise(privacy: RunPrivacy) -> RunPrivacy:
     """Let devices add no noise, so that what they submit is what they move the sum by.
 
     The policy's grid, clip and indicators stay as they are.
     """
-    return _Silent(**{field.name: getattr(privacy, field.name) for field in fields(privacy)})
+    same = {field.name: getattr(privacy, field.name) for field in fields(privacy)}
+    return _WithoutDeviceNoise(**same)
 
 
 def everybody_reports(context: RunContext) -> RunContext:

@@ -17,7 +17,7 @@ from pfl_lm.audit.mechanism.harness import (
     places,
     probe_round,
     probed_round,
-    silent,
+    without_device_noise,
 )
 from pfl_lm.audit.mechanism.noise_tests import DEVIATIONS
 from pfl_lm.run.context import RunContext
@@ -100,7 +100,7 @@ def sensitivity(context: RunContext) -> Finding:
     dim = dim_of(context, number)
     bound = context.privacy.grid(dim).norm_bound
     count = int(np.clip(_MOST_COORDINATES // dim, 100, _ADVERSARIES))
-    quiet = replace(context, privacy=silent(context.privacy))
+    quiet = replace(context, privacy=without_device_noise(context.privacy))
     longest = 0.0
     for vectors in encoded(
         quiet, number, range(count), adversarial_updates(context.privacy.clip_norm)

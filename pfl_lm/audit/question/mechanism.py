@@ -17,7 +17,7 @@ import numpy as np
 
 from pfl_lm.audit.findings import Finding, Part
 from pfl_lm.audit.mechanism.adversarial import adversarial_updates
-from pfl_lm.audit.mechanism.harness import silent
+from pfl_lm.audit.mechanism.harness import without_device_noise
 from pfl_lm.audit.question.artifacts import QuestionArtifacts
 from pfl_lm.dp.ledger import Ledger
 from pfl_lm.dp.policy import Policy
@@ -186,7 +186,7 @@ _too_large = Answer(np.array([0]), np.array([1.5], dtype=np.float32))
 def _sensitivity(probe: Probe) -> Finding:
     """Measure how long an encoded answer can be, over vectors that no rule has seen."""
     query, session = probe.query, probe.session
-    privacy = silent(session.privacy(query))
+    privacy = without_device_noise(session.privacy(query))
     users, bound = range(64), privacy.grid(query.dim).norm_bound
     rows = adversarial_updates(query.norm)(users, query.dim)
     vectors, _ = protect_updates(privacy, rows, broadcast_of(query, 0), users, len(users))

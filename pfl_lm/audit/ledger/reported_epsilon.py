@@ -19,7 +19,9 @@ _PLACES = 4  # lines at which the cost is recomputed; between them it never fall
 _RELATIVE, _ABSOLUTE = 2e-2, 1e-2  # accountants round upward, each in its own way
 
 
-def told(guarantee: StatedGuarantee, artifacts: RunArtifacts, rounds: Sequence[Entry]) -> Finding:
+def reported_epsilon(
+    guarantee: StatedGuarantee, artifacts: RunArtifacts, rounds: Sequence[Entry]
+) -> Finding:
     """Check that every line after a paid round tells ε, and none tells too little.
 
     Too much is no fault: a run that was taken up again may have paid for later rounds already.
