@@ -16,7 +16,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from pfl_lm.devices.batches import LocalTraining
+from pfl_lm.devices.local_training import LocalTraining
 from pfl_lm.models.models import LoraSpec, ModelSpec, roles
 from pfl_lm.payload.choice import choose
 from pfl_lm.payload.plan import PayloadPlan

@@ -33,7 +33,7 @@ from typing import Any
 
 from benchmarks.load_devices import play
 from benchmarks.network import _fork, _log_to
-from pfl_lm.devices.training import LocalTraining
+from pfl_lm.devices.local_training import LocalTraining
 from pfl_lm.models.models import ModelSpec
 from pfl_lm.native.tuning import tune
 from pfl_lm.network.identity import ServerKeys, enrol

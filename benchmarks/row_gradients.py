@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pfl_lm.devices.batches import LocalTraining
+from pfl_lm.devices.local_training import LocalTraining
 from pfl_lm.devices.task import Task
 from pfl_lm.devices.training import train
 from pfl_lm.payload.choice import choose

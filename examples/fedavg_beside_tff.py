@@ -12,7 +12,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from pfl_lm.devices.batches import LocalTraining, Schedule
+from pfl_lm.devices.batches import Schedule
+from pfl_lm.devices.local_training import LocalTraining
 from pfl_lm.devices.task import Task
 from pfl_lm.devices.training import train
 from pfl_lm.interop.tff import Worker

@@ -124,7 +124,7 @@ def quick():
 @pytest.fixture(scope="session")
 def tiny_scenario():
     """A function that returns a scenario of a few seconds; its arguments replace fields."""
-    from pfl_lm.devices.training import LocalTraining
+    from pfl_lm.devices.local_training import LocalTraining
     from pfl_lm.models.models import ModelSpec
     from pfl_lm.run.scenario import EvaluationConfig, PopulationConfig, Scenario
 

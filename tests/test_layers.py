@@ -179,6 +179,16 @@ def test_importing_the_package_loads_nothing_heavy():
     assert done.stdout.strip() == "[]"
 
 
+def test_reading_a_recipe_loads_no_torch():
+    code = (
+        "import sys; from pfl_lm.reference.kinds import KINDS, kind_of;"
+        "from pfl_lm.reference.json_schema import json_schema;"
+        "print([kind for kind in KINDS if json_schema(kind) and 'torch' in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 def test_a_phone_loads_neither_statistics_nor_algebra():
     code = (
         "import sys, torch, pfl_lm.network.device; from pfl_lm.models.slopes import along;"

@@ -8,7 +8,7 @@ from typing import Literal, get_args, get_type_hints
 import pytest
 
 import pfl_lm.recipes.names
-from pfl_lm.devices.batches import LocalTraining
+from pfl_lm.devices.local_training import LocalTraining
 from pfl_lm.models.spec import ModelSpec
 from pfl_lm.payload.plan import PayloadPlan
 from pfl_lm.recipes import (

@@ -78,7 +78,7 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print every figure as JSON.")] = False,
 ) -> None:
     """Measure a model on held-out users: perplexity, recall, keystrokes saved."""
-    from pfl_lm.devices.batches import LocalTraining
+    from pfl_lm.devices.local_training import LocalTraining
     from pfl_lm.evaluation.evaluate import ModelScorer
     from pfl_lm.evaluation.evaluate import evaluate as measure
     from pfl_lm.evaluation.languages import without_left_out

@@ -8,16 +8,16 @@ Legend: A devices at work, N rows of a device, V words, C candidates, k words th
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pfl_lm.devices.local_training import LossName
 from pfl_lm.models import losses
 from pfl_lm.models.losses import Candidates
 
-LossName = Literal["softmax", "sampled", "nce"]
 Slopes = tuple[
     Tensor, Tensor, Tensor
 ]  # losses (A, N); by the targets' (A, N), all scores (A, N, C)

@@ -74,7 +74,7 @@ class Objective:
     def __init__(self, task: Task) -> None:
         payload, training, unigram = task.payload, task.training, task.unigram
         self.loss, self.negatives = LOSSES[training.loss], training.negatives
-        self.unigram, self.precision = unigram, training.dtype
+        self.unigram, self.precision = unigram, getattr(torch, training.precision)
         self._seed, self._round = task.seed, task.round
         self._buffer: tuple[int, Tensor] | None = None  # rows that it is for, and it
         self.words: np.ndarray = np.arange(task.spec.vocabulary_size)

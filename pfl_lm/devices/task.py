@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pfl_lm.devices.batches import LocalTraining
+from pfl_lm.devices.local_training import LocalTraining
 from pfl_lm.models.models import ModelSpec, Parameters
 from pfl_lm.payload.layout import Payload
 

@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pfl_lm.devices.batches import Batch, LocalTraining, MethodName, Schedule, token_weight
+from pfl_lm.devices.batches import Batch, Schedule, token_weight
 from pfl_lm.devices.forward_only import train_forward_only
 from pfl_lm.devices.local_losses import LOSSES
+from pfl_lm.devices.local_training import LocalTraining, MethodName
 from pfl_lm.devices.processor import CPU, Processor
 from pfl_lm.devices.segmented import step_kind
 from pfl_lm.devices.task import Task

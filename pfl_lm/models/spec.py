@@ -1,15 +1,18 @@
-"""What a model is: a frozen description. Its parameters are a plain dict of tensors by name."""
+"""What a model is: a frozen description, which loads no torch. Its parameters are a plain dict of
+tensors by name.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Literal
-
-import torch
+from typing import TYPE_CHECKING, Literal
 
 from pfl_lm.validate import at_least, one_of, positive
 
-Parameters = dict[str, torch.Tensor]
+if TYPE_CHECKING:
+    import torch
+
+Parameters = dict[str, "torch.Tensor"]
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ LoRA, C words that a prediction is scored against.
 
 from __future__ import annotations
 
-from pfl_lm.devices.batches import LocalTraining
 from pfl_lm.devices.local_losses import LOSSES
+from pfl_lm.devices.local_training import LocalTraining
 from pfl_lm.models.lora import is_layer
 from pfl_lm.models.models import ModelSpec, body_of, roles
 from pfl_lm.payload.layout import Payload

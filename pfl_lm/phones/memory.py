@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from pfl_lm.devices.batches import LocalTraining
+from pfl_lm.devices.local_training import LocalTraining
 from pfl_lm.models.lora import is_layer
 from pfl_lm.models.models import ModelSpec, body_of, initialise, roles
 from pfl_lm.models.quantised import bytes_of

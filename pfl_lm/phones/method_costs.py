@@ -9,8 +9,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-from pfl_lm.devices.batches import LocalTraining, MethodName
 from pfl_lm.devices.local_losses import LOSSES
+from pfl_lm.devices.local_training import LocalTraining, MethodName
 from pfl_lm.models.models import ModelSpec, body_of
 from pfl_lm.payload.layout import Payload
 

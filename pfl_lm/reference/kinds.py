@@ -9,7 +9,7 @@ KINDS = {
     "policy": ("pfl_lm.dp.policy", "Policy"),
     "tokenizer": ("pfl_lm.text.tokenizer_recipe", "TokenizerRecipe"),
     "fleet": ("pfl_lm.phones.fleet", "Fleet"),
-    "pretraining": ("pfl_lm.run.pretrain", "Pretraining"),
+    "pretraining": ("pfl_lm.run.pretrain_recipe", "Pretraining"),
 }
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pfl_lm.models.models import ModelSpec
+from pfl_lm.models.spec import ModelSpec
 from pfl_lm.validate import at_least, below_one, positive
 
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from pfl_lm.devices.training import LocalTraining
-from pfl_lm.models.models import ModelSpec
+from pfl_lm.devices.local_training import LocalTraining
+from pfl_lm.models.spec import ModelSpec
 from pfl_lm.payload.plan import PayloadPlan
 from pfl_lm.secagg.config import LEAST_COHORT
 from pfl_lm.server.optimizers import ServerOptimizer

@@ -52,7 +52,7 @@ def run_tiny(
         start: called with the scenario and the folder in place of ``simulate``.
         changes: fields of the scenario.
     """
-    from pfl_lm.devices.training import LocalTraining
+    from pfl_lm.devices.local_training import LocalTraining
     from pfl_lm.models.models import ModelSpec
     from pfl_lm.payload.plan import PayloadPlan
     from pfl_lm.run.scenario import EvaluationConfig, PopulationConfig, Scenario

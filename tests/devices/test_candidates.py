@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pfl_lm import native
 from pfl_lm.devices import candidates as compiled
-from pfl_lm.devices.batches import LocalTraining
+from pfl_lm.devices.local_training import LocalTraining
 from pfl_lm.devices.output import Centre, Objective
 from pfl_lm.devices.tables import Table, slots_of
 from pfl_lm.devices.task import Task

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pfl_lm.devices.batches import LocalTraining
+from pfl_lm.devices.local_training import LocalTraining
 from pfl_lm.devices.task import Task
 from pfl_lm.devices.training import train
 from pfl_lm.models.models import LoraSpec, ModelSpec, Parameters, initialise, roles

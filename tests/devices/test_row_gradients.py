@@ -23,7 +23,7 @@ from scipy import stats
 from pfl_lm import native
 from pfl_lm.devices import candidates as compiled
 from pfl_lm.devices import output
-from pfl_lm.devices.batches import LocalTraining
+from pfl_lm.devices.local_training import LocalTraining
 from pfl_lm.devices.task import Task
 from pfl_lm.devices.training import train
 from pfl_lm.export.graphs.train_step import train_step

@@ -14,9 +14,10 @@ from torch import nn
 from pfl_lm import native
 from pfl_lm.devices import candidates
 from pfl_lm.devices import training as hot
+from pfl_lm.devices.local_training import LocalTraining
 from pfl_lm.devices.processor import CPU
 from pfl_lm.devices.task import Task
-from pfl_lm.devices.training import LocalTraining, train
+from pfl_lm.devices.training import train
 from pfl_lm.dp.encoding import protect
 from pfl_lm.dp.grid import Grid
 from pfl_lm.dp.sampler.random_bits import reproducible_bits

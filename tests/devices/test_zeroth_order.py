@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from pfl_lm.devices.batches import LocalTraining
+from pfl_lm.devices.local_training import LocalTraining
 from pfl_lm.devices.task import Task
 from pfl_lm.devices.training import train
 from pfl_lm.models.models import LoraSpec, ModelSpec, initialise, roles

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from pfl_lm.devices.batches import LocalTraining
+from pfl_lm.devices.local_training import LocalTraining
 from pfl_lm.evaluation.personal import personal_gain
 from pfl_lm.models.models import LoraSpec, ModelSpec, initialise
 from pfl_lm.payload.plan import PayloadPlan

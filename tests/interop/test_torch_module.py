@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from pfl_lm.devices.batches import LocalTraining, Schedule
+from pfl_lm.devices.batches import Schedule
+from pfl_lm.devices.local_training import LocalTraining
 from pfl_lm.devices.task import Task
 from pfl_lm.devices.training import train
 from pfl_lm.interop.torch_module import adopt

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pfl_lm import native
-from pfl_lm.devices.batches import LocalTraining
+from pfl_lm.devices.local_training import LocalTraining
 from pfl_lm.models.models import LoraSpec, ModelSpec, roles
 from pfl_lm.models.quantised import bytes_of
 from pfl_lm.native.bindings import TRAINING

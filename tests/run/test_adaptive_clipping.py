@@ -12,7 +12,7 @@ import pytest
 import scipy.stats
 import torch
 
-from pfl_lm.devices.training import LocalTraining
+from pfl_lm.devices.local_training import LocalTraining
 from pfl_lm.dp.clipping import Clipping
 from pfl_lm.dp.ledger import verify
 from pfl_lm.dp.policy import Policy

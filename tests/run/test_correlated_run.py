@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pfl_lm.devices.training import LocalTraining
+from pfl_lm.devices.local_training import LocalTraining
 from pfl_lm.dp.accounting.accountant import compose
 from pfl_lm.dp.correlated import stream
 from pfl_lm.dp.correlated.buffers import Buffers

@@ -45,7 +45,7 @@ def test_operations_are_those_of_the_shapes() -> None:
     """One recurrent layer, everything travels: three products each, two tables in one."""
     import numpy as np
 
-    from pfl_lm.devices.batches import LocalTraining
+    from pfl_lm.devices.local_training import LocalTraining
 
     spec = ModelSpec("cifg_lstm", 500, 8, hidden_dim=10)
     payload = choose(PayloadPlan(), roles(spec), np.asarray(UNIFORM), (0,), 0, 0)

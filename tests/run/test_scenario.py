@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from pfl_lm.devices.training import LocalTraining
+from pfl_lm.devices.local_training import LocalTraining
 from pfl_lm.models.models import ModelSpec
 from pfl_lm.recipes import RecipeError, load
 from pfl_lm.run.scenario import EvaluationConfig, PopulationConfig, Scenario

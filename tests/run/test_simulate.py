@@ -18,7 +18,7 @@ import torch
 
 import pfl_lm.run.simulate as simulation
 from pfl_lm import native
-from pfl_lm.devices.training import LocalTraining
+from pfl_lm.devices.local_training import LocalTraining
 from pfl_lm.dp.cohort import cohort
 from pfl_lm.dp.ledger import Ledger, verify
 from pfl_lm.models.models import LoraSpec, ModelSpec, hidden

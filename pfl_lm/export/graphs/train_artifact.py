@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from pfl_lm.devices.batches import LocalTraining
+from pfl_lm.devices.local_training import LocalTraining
 from pfl_lm.devices.task import Task
 from pfl_lm.export.bundle import WEIGHTS
 from pfl_lm.export.graphs.on_device import OnDevice

@@ -20,8 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pfl_lm.devices.batches import LocalTraining
 from pfl_lm.devices.local_losses import LOSSES
+from pfl_lm.devices.local_training import LocalTraining
 from pfl_lm.devices.training import UNK
 from pfl_lm.export import forward
 from pfl_lm.export.signature import ExportGraph, Signature, TensorSpec

@@ -15,7 +15,7 @@ from pfl_lm.audit.chain import read_chain
 from pfl_lm.audit.ledger.check import audit_ledger
 from pfl_lm.audit.mechanism.check import audit_mechanism
 from pfl_lm.audit.mechanism.rebuild import rebuild_context
-from pfl_lm.devices.training import LocalTraining
+from pfl_lm.devices.local_training import LocalTraining
 from pfl_lm.payload.plan import PayloadPlan
 from pfl_lm.run import round as privacy_path
 from pfl_lm.server.optimizers import ServerOptimizer

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from pfl_lm.devices.local_training import LocalTraining
 from pfl_lm.devices.task import Task
-from pfl_lm.devices.training import LocalTraining, train
+from pfl_lm.devices.training import train
 from pfl_lm.export.formats import registry as formats
 from pfl_lm.export.graphs import predict as graphs
 from pfl_lm.export.graphs.train_step import train_step

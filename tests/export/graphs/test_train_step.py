@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from pfl_lm.devices.local_training import LocalTraining
 from pfl_lm.devices.task import Task
-from pfl_lm.devices.training import LocalTraining, train
+from pfl_lm.devices.training import train
 from pfl_lm.export.graphs.on_device import OnDevice
 from pfl_lm.export.graphs.train_step import train_step
 from pfl_lm.models import models

@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pfl_lm.devices.batches import LocalTraining, token_weight
+from pfl_lm.devices.batches import token_weight
+from pfl_lm.devices.local_training import LocalTraining
 from pfl_lm.dp.cohort import CohortRule, cohort
 from pfl_lm.network.model_delta import model_digest, values_for
 from pfl_lm.network.task_config import TaskConfig, served
