@@ -15,7 +15,7 @@ define environment
 	$(call install,$(1)) "torch>=2.13,<2.14"
 endef
 
-.PHONY: help demo test fuzz test-docs test-plain test-clang test-kernels lint format docs bench \
+.PHONY: help demo test test-wheel fuzz test-docs test-plain test-clang test-kernels lint format docs bench \
         wheel wheels clean export-env test-export keyboard-web tff test-tff interop-env test-interop
 
 help:                           ## this list
@@ -24,8 +24,11 @@ help:                           ## this list
 demo: $(VENV)/.ready            ## train on an embedded synthetic population, then write the report
 	$(BIN)/pfl-lm demo --output runs/demo --overwrite
 
-test: $(VENV)/.ready            ## every test; needs no network, no GPU, no data
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+test: $(VENV)/.ready            ## the tests; they need no network, no GPU, no data
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not wheel"
+
+test-wheel: $(VENV)/.ready      ## a wheel, and the commands of README and docs from it in empty folders
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m wheel
 
 test-docs: $(VENV)/.ready       ## also the commands of README and docs that take minutes
 	PFL_LM_TEST_MINUTES=1 $(BIN)/python -m pytest -q tests/test_docs.py

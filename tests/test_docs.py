@@ -83,6 +83,7 @@ def environment(installed: Path) -> dict[str, str]:
     return os.environ | paths | {"PYTHONPATH": str(installed), "PYTHONDONTWRITEBYTECODE": "1"}
 
 
+@pytest.mark.wheel
 def test_a_wheel_holds_every_recipe(installed):
     with zipfile.ZipFile(next(installed.glob("*.whl"))) as wheel:
         names = set(wheel.namelist())
@@ -93,12 +94,14 @@ def test_a_wheel_holds_every_recipe(installed):
     assert not {name for name in names if name.startswith(("tests/", "privacy/", "simulations/"))}
 
 
+@pytest.mark.wheel
 def test_a_wheel_holds_the_device_in_javascript(installed):
     modules = {path.name for path in (ROOT / "pfl_lm" / "web_device").glob("*.mjs")}
     assert "device.mjs" in modules
     assert {path.name for path in (installed / "pfl_lm" / "web_device").glob("*.mjs")} == modules
 
 
+@pytest.mark.wheel
 def test_an_installed_wheel_finds_its_recipes_by_name(installed, tmp_path):
     code = (
         "from pathlib import Path; import pfl_lm; from pfl_lm.recipes import find, load;"
@@ -116,6 +119,7 @@ def test_an_installed_wheel_finds_its_recipes_by_name(installed, tmp_path):
     assert tokenizer == tmp_path / "data" / "en_30k"
 
 
+@pytest.mark.wheel
 @pytest.mark.parametrize("page", [p for p in PAGES if any(b.runs for b in blocks(p))], ids=name)
 def test_blocks_run_in_an_empty_folder_from_a_wheel(installed, tmp_path, page):
     (tmp_path / "dist").mkdir()

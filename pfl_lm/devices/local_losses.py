@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pfl_lm.devices.local_training import LossName
 from pfl_lm.models import losses
 from pfl_lm.models.losses import Candidates
 
@@ -124,7 +123,7 @@ class NoiseContrastive(LocalLoss):
         return losses.noise_contrastive(target, noise, scores, log_weight, counts)
 
 
-LOSSES: dict[LossName, LocalLoss] = {
+LOSSES: dict[str, LocalLoss] = {
     "softmax": Softmax(),
     "sampled": SampledSoftmax(),
     "nce": NoiseContrastive(),

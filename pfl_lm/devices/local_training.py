@@ -95,7 +95,10 @@ class LocalTraining:
             perturbation=self.perturbation,
             modulation=self.modulation,
         )
-        one_of(get_args(LossName), loss=self.loss)
+        if self.loss not in get_args(LossName):
+            from pfl_lm.devices.local_losses import LOSSES  # with losses of the user's own
+
+            one_of(LOSSES, loss=self.loss)
         one_of(("float32", "bfloat16"), precision=self.precision)
 
     @property

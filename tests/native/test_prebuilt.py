@@ -107,6 +107,7 @@ def wheel(tmp_path_factory) -> Path:
     return target
 
 
+@pytest.mark.wheel
 @needs_compiler
 def test_a_wheel_with_kernels_runs_them_where_there_is_no_compiler(wheel, tmp_path) -> None:
     program = (
