@@ -62,7 +62,7 @@ def served(context: RunContext, enrolled: int, trial: bool = False) -> RunContex
             "payload.directions: devices are not told of directions yet; train by gradients"
         )
     rule = simulated_rule(context.privacy.policy, enrolled, context.privacy.cohort)
-    return replace(context, privacy=replace(context.privacy, rule=rule))
+    return replace(context, privacy=replace(context.privacy, rule=rule, trial=trial), served=True)
 
 
 @dataclass(frozen=True)
