@@ -110,8 +110,9 @@ def serve(
     """
     identities = serving.keys.enrolled()
     serving.keys.server_certificate().check_dates()
+    signed = scenario.adversary or "active"
     context = open_run(
-        replace(scenario, secure_aggregation="protocol", adversary=scenario.adversary or "active")
+        replace(scenario, secure_aggregation="protocol", adversary=signed), enrolled=len(identities)
     )
     require_held_out(scenario, context.population)
     context = served(context, len(identities), serving.trial)
@@ -119,7 +120,7 @@ def serve(
         serving.browsers.check(context, serving.trial)
     serving.require_free_addresses()
     folder = RunFolder(Path(path))
-    account = None if serving.trial else serving.keys.account(serving.ledgers)
+    account = None if context.privacy.trial else serving.keys.account(serving.ledgers)
     recorder = RunRecorder(context, folder, listener, account)
     with ExitStack() as opened:
         opened.callback(recorder.close)

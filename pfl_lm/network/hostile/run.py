@@ -10,12 +10,14 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from pfl_lm.dp.policy import Policy
 from pfl_lm.network.hostile.cases import Case
 from pfl_lm.network.hostile.server import Attack, Running, play
 from pfl_lm.network.hostile.watch import Outcome, Patience
 from pfl_lm.network.identity import ServerKeys
 from pfl_lm.network.task_config import TaskConfig, served
 from pfl_lm.network.web import Browsers
+from pfl_lm.recipes import load
 from pfl_lm.run.folder import write_json
 from pfl_lm.run.scenario import Scenario
 from pfl_lm.run.setup import open_run
@@ -54,17 +56,15 @@ def prepare(
     scenario = replace(
         scenario, secure_aggregation="protocol", adversary=scenario.adversary or "active"
     )
-    context = open_run(scenario)
     if scenario.cohort > _MOST_COHORT:
         raise ValueError(
             f"cohort = {scenario.cohort:,}: the hostile server plays the other devices itself, at "
             f"most {_MOST_COHORT}; take a policy with a smaller report_goal for tests"
         )
     enrolled = len(keys.enrolled())
-    policy = context.privacy.policy
-    if policy is not None and not trial:
-        enrolled = max(enrolled, policy.population)  # the others exist on paper only
-    context = served(context, enrolled, trial)
+    if scenario.policy is not None and not trial:  # the others exist on paper only
+        enrolled = max(enrolled, load(Policy, scenario.policy).population)
+    context = served(open_run(scenario, enrolled=enrolled), enrolled, trial)
     if browsers is not None:
         browsers.check(context, trial)
     task = TaskConfig.of(context, os.urandom(16).hex(), trial)
