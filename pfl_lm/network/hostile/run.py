@@ -14,14 +14,14 @@ from pfl_lm.dp.policy import Policy
 from pfl_lm.network.hostile.cases import Case
 from pfl_lm.network.hostile.server import Attack, Running, play
 from pfl_lm.network.hostile.watch import Outcome, Patience
-from pfl_lm.network.identity import ServerKeys
+from pfl_lm.network.identity import ServerKeys, read_key
 from pfl_lm.network.task_config import TaskConfig, served
 from pfl_lm.network.web import Browsers
 from pfl_lm.recipes import load
 from pfl_lm.run.folder import write_json
 from pfl_lm.run.scenario import Scenario
 from pfl_lm.run.setup import open_run
-from pfl_lm.secagg.keys import KEY_BYTES, public_key
+from pfl_lm.secagg.keys import public_key
 
 _SAID_BYTES = 4096  # of a device's log, from its end
 _MOST_COHORT = 500  # devices that one process can play
@@ -80,11 +80,8 @@ def _authority(keys: ServerKeys) -> bytes:
             f"{path} is missing: the hostile server certifies the other devices itself; make keys "
             "for the test with `pfl-lm enrol`"
         )
-    try:
-        secret = bytes.fromhex(path.read_text(encoding="ascii"))
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
-    if len(secret) != KEY_BYTES or public_key(secret) != keys.authority():
+    secret = read_key(path)
+    if public_key(secret) != keys.authority():
         raise ValueError(f"{path} is not the secret of {keys.folder / 'authority.pub'}")
     return secret
 
