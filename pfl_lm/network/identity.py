@@ -148,8 +148,20 @@ class ServerKeys:
         return ServerCertificate.read(self.certificate)
 
     def tls(self) -> tuple[bytes, bytes]:
-        """Return the secret key and the certificate, PEM."""
-        return _read(self.folder / "server" / "tls.key"), _read(self.certificate)
+        """Return the secret key and the certificate, PEM.
+
+        Raises:
+            ValueError: one of them is missing or damaged, or they do not belong together.
+        """
+        path, certificate = self.folder / "server" / "tls.key", self.server_certificate()
+        secret = _read(path)
+        certificate.check_key(path, secret)
+        return secret, certificate.content
+
+    def check_server(self) -> None:
+        """Refuse a certificate that is not valid now, or without its key; raises ValueError."""
+        self.server_certificate().check_dates()
+        self.tls()
 
     def authority(self) -> bytes:
         """Return the authority's public key.

@@ -164,7 +164,7 @@ class _Asking:
 
 
 def _session(policy: Policy, cohort: int | None, serving: Serving) -> QuerySession:
-    serving.keys.server_certificate().check_dates()
+    serving.keys.check_server()
     return session_for(policy, len(serving.keys.enrolled()), cohort, serving.trial)
 
 

@@ -106,10 +106,11 @@ def serve(
     Raises:
         ValueError: as ``simulate``; the run promises less than its policy and is no trial; the
             enrolled are not those with whom the run began; too few of them are not left out; the
-            server's certificate is not valid now; the address is taken; or the budget is spent.
+            server's certificate is not valid now, or lacks its key; the address is taken; or the
+            budget is spent.
     """
     identities = serving.keys.enrolled()
-    serving.keys.server_certificate().check_dates()
+    serving.keys.check_server()
     signed = scenario.adversary or "active"
     context = open_run(
         replace(scenario, secure_aggregation="protocol", adversary=signed), enrolled=len(identities)

@@ -11,6 +11,7 @@ pytest.importorskip("grpc_tools", reason="needs gRPC: pip install pfl-lm[network
 
 from pfl_lm.network.certificates import ServerCertificate, make_certificate
 from pfl_lm.network.identity import DeviceKey, ServerKeys, enrol
+from pfl_lm.network.server import Serving, serve
 
 DAY = 86_400.0
 
@@ -107,3 +108,20 @@ def test_a_damaged_list_of_the_enrolled_is_refused(tmp_path):
     path.write_text(path.read_text()[:-2] + "\n")
     with pytest.raises(ValueError, match=r"enrolled.txt is damaged: the key of 2 must be 64"):
         keys.enrolled()
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", None], ids=["empty", "garbage", "another's"])
+@pytest.mark.parametrize("name", ["tls.key", "tls.pem"])
+def test_a_server_does_not_begin_without_the_key_of_its_certificate(
+    tmp_path, small, new_watcher, name, content
+):
+    """Neither the run's folder nor the ledger of its people is there afterwards."""
+    enrol(tmp_path / "keys", 6)
+    key, certificate = make_certificate(["localhost"], days=10)
+    other = key if name == "tls.key" else certificate
+    (tmp_path / "keys" / "server" / name).write_bytes(other if content is None else content)
+    serving = Serving(ServerKeys(tmp_path / "keys"), "127.0.0.1:1", trial=True)
+    with pytest.raises(ValueError, match=r"tls\..*`pfl-lm enrol` w"):
+        serve(small(), tmp_path / "run", serving, new_watcher())
+    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "keys" / "server" / "ledgers").exists()

@@ -53,6 +53,7 @@ def prepare(
             f"{keys.folder} belongs to a population that has taken part in rounds; make keys of "
             "their own for tests with `pfl-lm enrol`"
         )
+    keys.check_server()
     scenario = replace(
         scenario, secure_aggregation="protocol", adversary=scenario.adversary or "active"
     )
