@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 
 from pfl_lm.cli.bounds import number
+from pfl_lm.run.folder import read_json
 from pfl_lm.run.progress import ProgressListener
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from pfl_lm.secagg.rounds import Kind
 
 
@@ -21,6 +25,13 @@ class Lines(ProgressListener):
 
     def say(self, line: str) -> None:
         print(line, file=sys.stderr, flush=True)
+
+
+def print_statements(console: Console, output: Path) -> None:
+    """Print what a question guarantees and what it only simulates, as its manifest says."""
+    statements = read_json(output / "manifest.json")["statements"]
+    for title, name in (("Guaranteed", "guaranteed"), ("Simulated ", "simulated")):
+        console.print(f"[bold]{title}[/bold]  {escape(statements[name])}", soft_wrap=True)
 
 
 class Summing(StrEnum):

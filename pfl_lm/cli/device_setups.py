@@ -51,20 +51,18 @@ def own_setup(
 
 def played_setups(scenario: Path, keys: list[DeviceKey]) -> list[DeviceSetup]:
     """Play users of a scenario's population, who train."""
+    from pfl_lm.dp.policy import Policy
     from pfl_lm.network.task_config import DeviceSetup
     from pfl_lm.recipes import load
     from pfl_lm.run.scenario import Scenario
-    from pfl_lm.run.setup import open_run
+    from pfl_lm.run.setup import open_text
 
-    context = open_run(load(Scenario, scenario))
-    _check_users(keys, context.population.users("train"))
+    played = load(Scenario, scenario)
+    tokenizer, population, _ = open_text(played)
+    policy = None if played.policy is None else load(Policy, played.policy)
+    _check_users(keys, population.users("train"))
     return [
-        DeviceSetup(
-            context.tokenizer,
-            context.privacy.policy,
-            context.population.tokens("train", key.number),
-            trial=True,
-        )
+        DeviceSetup(tokenizer, policy, population.tokens("train", key.number), trial=True)
         for key in keys
     ]
 

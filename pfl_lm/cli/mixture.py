@@ -8,12 +8,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pfl_lm.cli.asking import Cohort, Dropout, Lines, Resume, SecureAggregation, Seed, Summing
+from pfl_lm.cli.asking import (
+    Cohort,
+    Dropout,
+    Lines,
+    Resume,
+    SecureAggregation,
+    Seed,
+    Summing,
+    print_statements,
+)
 from pfl_lm.cli.bounds import number
 from pfl_lm.cli.outputs import Ledgers, destination
 
 if TYPE_CHECKING:
-    from pfl_lm.dp.policy import Policy
     from pfl_lm.queries.shares import CellShare
     from pfl_lm.text.clusters import Clusters
 
@@ -99,7 +107,7 @@ def ask(
     shares = ask_for_mixture(
         question, opened, PopulationStore.open(population), stated, output, Lines(), resume, ledgers
     )
-    _show(shares, opened, stated, output)
+    _show(shares, opened, output)
 
 
 def _refuse_existing(output: Path) -> None:
@@ -107,12 +115,10 @@ def _refuse_existing(output: Path) -> None:
         raise ValueError(f"--output {output} exists already; remove it or choose another name")
 
 
-def _show(shares: list[CellShare], clusters: Clusters, policy: Policy, output: Path) -> None:
-    """Print the strongest clusters and words, each store's share, and what the votes cost."""
+def _show(shares: list[CellShare], clusters: Clusters, output: Path) -> None:
+    """Print the strongest clusters and words, each store's share, and what is guaranteed."""
     from rich.console import Console
     from rich.table import Table
-
-    from pfl_lm.numbers import format_epsilon
 
     console, number_of = Console(), len(clusters.clusters)
     table = Table(title=f"The strongest of {number_of} clusters", title_justify="left")
@@ -130,8 +136,8 @@ def _show(shares: list[CellShare], clusters: Clusters, policy: Policy, output: P
     for place, store in enumerate(clusters.stores if len(clusters.stores) > 1 else ()):
         own = [s for s, c in zip(named, clusters.clusters, strict=True) if c.store == place]
         console.print(f"{store['name']}: {_share_of(own, total)} of the votes")
-    spent = f"ε = {format_epsilon(policy.epsilon)}, δ = {policy.delta:g} per {policy.unit}"
-    console.print(f"The votes cost {spent}; shares and ledger are in {output}", soft_wrap=True)
+    print_statements(console, output)
+    console.print(f"The shares and the ledger are in {output}", soft_wrap=True)
 
 
 def _share_of(shares: list[CellShare], total: float) -> str:

@@ -16,6 +16,7 @@ from pfl_lm.cli.asking import (
     SecureAggregation,
     Seed,
     Summing,
+    print_statements,
 )
 from pfl_lm.cli.bounds import number
 from pfl_lm.cli.outputs import Ledgers, destination
@@ -33,7 +34,6 @@ from pfl_lm.cli.serving import (
 )
 
 if TYPE_CHECKING:
-    from pfl_lm.dp.policy import Policy
     from pfl_lm.queries.found import FoundWord
 
 app = typer.Typer(no_args_is_help=True, help="Ask phones for the words that a vocabulary lacks.")
@@ -134,7 +134,7 @@ def discover(
         question, PopulationStore.open(store), Tokenizer.open(tokenizer), stated, output,
         Lines(), resume, ledgers,
     )  # fmt: skip
-    _show(words, stated, output)
+    _show(words, output)
 
 
 @app.command()
@@ -209,7 +209,7 @@ def serve(
     words = serve_words(
         question, Tokenizer.open(tokenizer), stated, output, serving, Lines(), resume
     )
-    _show(words, stated, output)
+    _show(words, output)
 
 
 def _denied(path: Path | None) -> frozenset[str]:
@@ -223,12 +223,10 @@ def _denied(path: Path | None) -> frozenset[str]:
     return frozenset(line.strip() for line in lines if line.strip())
 
 
-def _show(words: list[FoundWord], policy: Policy, output: Path) -> None:
-    """Print the strongest words, what they cost, and what to do with them."""
+def _show(words: list[FoundWord], output: Path) -> None:
+    """Print the strongest words, what is guaranteed, and where the words are."""
     from rich.console import Console
     from rich.table import Table
-
-    from pfl_lm.numbers import format_epsilon
 
     console = Console()
     strongest = sorted(words, key=lambda word: (-word.sum, word.word))[:_SHOWN]
@@ -240,7 +238,5 @@ def _show(words: list[FoundWord], policy: Policy, output: Path) -> None:
         for word in strongest:
             table.add_row(word.word, f"{word.sum:.1f}", f"{word.deviations:.1f}")
         console.print(table)
-    spent = f"ε = {format_epsilon(policy.epsilon)}, δ = {policy.delta:g} per {policy.unit}"
-    console.print(
-        f"{len(words):,} words for {spent}; words and ledger are in {output}", soft_wrap=True
-    )
+    print_statements(console, output)
+    console.print(f"{len(words):,} words; words and ledger are in {output}", soft_wrap=True)

@@ -168,9 +168,15 @@ class PopulationLedger:
         """Let a run or question begin, or go on: each round of its ledger is debited here first.
 
         Raises:
-            ValueError: the run's folder, or this ledger, is an older copy.
+            ValueError: the run's folder, or this ledger, is an older copy, or the run began
+                without a budget.
         """
         genesis, self._run = run.entries()[0], run.hashes[0]
+        if "population_head" not in genesis:
+            raise ValueError(
+                f"{run.path} began without the budget of these people: what it spent is counted "
+                "nowhere, so it does not go on with it; begin again in another folder"
+            )
         if genesis.get("population_head") not in self._ledger.hashes or self._lacks_rounds(run):
             raise ValueError(
                 f"{self._ledger.path} is not the ledger that this run began with, or an older copy "
@@ -236,6 +242,21 @@ class PopulationLedger:
                 "head": line["hash"],
                 "previous": line["previous"],
             }
+        )
+
+
+def check_spends_nothing(run: Ledger) -> None:
+    """Refuse a run or question that began with its people's budget, where it goes on without.
+
+    Raises:
+        ValueError: its ledger names a population.
+    """
+    genesis = run.entries()[0]
+    if "population_head" in genesis:
+        named = genesis.get("population", "these people")
+        raise ValueError(
+            f"{run.path} began with the budget of {named}, and would go on with nobody's; go on "
+            "as it was begun: with the policy, people and options of then"
         )
 
 

@@ -62,6 +62,28 @@ class ServerCertificate:
         """SHA-256 of the certificate, DER."""
         return self.parsed.fingerprint(hashes.SHA256())
 
+    def check_key(self, path: Path, secret: bytes) -> None:
+        """Refuse a secret key that is not the certificate's.
+
+        Args:
+            path: where the key was read.
+            secret: the file, PEM.
+
+        Raises:
+            ValueError: the file is damaged, or holds another certificate's key.
+        """
+        try:
+            public = serialization.load_pem_private_key(secret, None).public_key()
+        except _DAMAGE as error:
+            raise ValueError(
+                f"{path} holds no secret key ({error}); put back the one that `pfl-lm enrol` wrote"
+            ) from error
+        if public != self.parsed.public_key():
+            raise ValueError(
+                f"{path} is not the key of {self.path}; put back the two that `pfl-lm enrol` wrote "
+                "together"
+            )
+
     def check_dates(self, now: float | None = None) -> None:
         """Refuse a certificate that is not valid now.
 

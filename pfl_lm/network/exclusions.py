@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
-from pfl_lm.secagg.keys import KEY_BYTES
+from pfl_lm.network.identity import key_of
 
 log = logging.getLogger("pfl_lm.network")
 
@@ -75,13 +75,9 @@ def read_revoked(path: Path) -> frozenset[bytes]:
         if not (text := line.partition("#")[0].strip()):
             continue
         try:
-            key = bytes.fromhex(text)
-        except ValueError:
-            key = b""
-        if len(key) != KEY_BYTES:
+            revoked.add(key_of(text, "a public key"))
+        except ValueError as error:
             raise ValueError(
-                f"{path}, line {number}: {text[:80]!r} is no public key; state "
-                f"{2 * KEY_BYTES} hexadecimal digits, as enrolled.txt does"
-            )
-        revoked.add(key)
+                f"{path}, line {number}: {text[:80]!r}: {error}, as in enrolled.txt"
+            ) from error
     return frozenset(revoked)

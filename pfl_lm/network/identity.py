@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import struct
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +28,7 @@ from pfl_lm.files import folder_atomically
 from pfl_lm.network.certificates import ServerCertificate, make_certificate
 from pfl_lm.secagg.errors import Refused
 from pfl_lm.secagg.keys import (
+    CERTIFICATE_BYTES,
     KEY_BYTES,
     Identity,
     Validity,
@@ -39,6 +41,7 @@ from pfl_lm.secagg.keys import (
 _ENTRY = b"network session"  # the purpose of the signature: it stands for nothing else
 _DAY = 86_400  # seconds
 _HOUR = 3_600
+_LAST_NUMBER = (1 << 32) - 1  # a proof packs the number into 32 bits
 DAYS = 365  # for which what ``enrol`` writes is valid
 
 
@@ -55,14 +58,17 @@ class DeviceKey:
         """Read a file that ``enrol`` wrote.
 
         Raises:
-            ValueError: no such file, or something else in it.
+            ValueError: no such file, or something else in it; names the field.
         """
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
-            secret, certificate, authority = (
-                bytes.fromhex(content[name]) for name in ("secret", "certificate", "authority")
-            )
-            return cls(int(content["number"]), Identity(secret, certificate), authority)
+            number = content["number"]
+            if type(number) is not int or not 0 <= number <= _LAST_NUMBER:
+                raise ValueError(f"number must be whole, from 0 to {_LAST_NUMBER}")
+            secret = key_of(content["secret"], "secret")
+            certificate = key_of(content["certificate"], "certificate", CERTIFICATE_BYTES)
+            authority = key_of(content["authority"], "authority")
+            return cls(number, Identity(secret, certificate), authority)
         except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise ValueError(
                 f"{path} is no device's key ({error}); `pfl-lm enrol` writes them"
@@ -142,12 +148,28 @@ class ServerKeys:
         return ServerCertificate.read(self.certificate)
 
     def tls(self) -> tuple[bytes, bytes]:
-        """Return the secret key and the certificate, PEM."""
-        return _read(self.folder / "server" / "tls.key"), _read(self.certificate)
+        """Return the secret key and the certificate, PEM.
+
+        Raises:
+            ValueError: one of them is missing or damaged, or they do not belong together.
+        """
+        path, certificate = self.folder / "server" / "tls.key", self.server_certificate()
+        secret = _read(path)
+        certificate.check_key(path, secret)
+        return secret, certificate.content
+
+    def check_server(self) -> None:
+        """Refuse a certificate that is not valid now, or without its key; raises ValueError."""
+        self.server_certificate().check_dates()
+        self.tls()
 
     def authority(self) -> bytes:
-        """Return the authority's public key."""
-        return bytes.fromhex(_read(self.folder / "authority.pub").decode())
+        """Return the authority's public key.
+
+        Raises:
+            ValueError: it is missing or damaged.
+        """
+        return read_key(self.folder / "authority.pub")
 
     def account(self, ledgers: Path | None = None) -> PopulationAccount:
         """Name the ledger of everybody whom the authority vouches for, however many are enrolled.
@@ -167,13 +189,11 @@ class ServerKeys:
         path = self.folder / "server" / "enrolled.txt"
         try:
             rows = [line.split() for line in _read(path).decode().splitlines()]
-            keys = {int(number): bytes.fromhex(key) for number, key in rows}
+            keys = {int(number): key_of(key, f"the key of {number}") for number, key in rows}
         except ValueError as error:
             raise ValueError(f"{path} is damaged: {error}") from error
         if sorted(keys) != list(range(len(rows))) or len(set(keys.values())) != len(rows):
             raise ValueError(f"{path}: numbers must run from 0, each once, each with its own key")
-        if any(len(key) != KEY_BYTES for key in keys.values()):
-            raise ValueError(f"{path}: a public key has {KEY_BYTES} bytes")
         return keys
 
 
@@ -216,6 +236,32 @@ def enrol(
                     "authority": public_key(authority).hex(),
                 }
                 _secret(new / "devices" / f"{number:05d}.json", json.dumps(content).encode())
+
+
+def key_of(text: str, what: str, size: int = KEY_BYTES) -> bytes:
+    """Read a key or certificate of so many bytes that is written in hexadecimal.
+
+    Raises:
+        ValueError: other characters, or another length.
+    """
+    if not re.fullmatch(f"[0-9a-fA-F]{{{2 * size}}}", text):
+        raise ValueError(f"{what} must be {2 * size} hexadecimal digits")
+    return bytes.fromhex(text)
+
+
+def read_key(path: Path) -> bytes:
+    """Read a file that holds one key in hexadecimal.
+
+    Raises:
+        ValueError: it is missing or damaged.
+    """
+    content = _read(path)
+    try:
+        return key_of(content.decode().strip(), "the key")
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is damaged ({error}); put back the one that `pfl-lm enrol` wrote"
+        ) from error
 
 
 def _secret(path: Path, content: bytes) -> None:

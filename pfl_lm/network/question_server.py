@@ -13,11 +13,12 @@ from typing import Any
 from pfl_lm.dp.policy import Policy
 from pfl_lm.models.file import Model
 from pfl_lm.native.tuning import give_memory_back
+from pfl_lm.network import requirements
 from pfl_lm.network.front_ends.group import FrontEnds
 from pfl_lm.network.front_ends.port import make_room
 from pfl_lm.network.listener import Listener
 from pfl_lm.network.question_rounds import Content, QuestionServer, ask_round, recover
-from pfl_lm.network.question_task import QuestionTask, session_for
+from pfl_lm.network.question_task import QuestionTask, first_round, session_for
 from pfl_lm.network.recovery import open_store
 from pfl_lm.network.server import Serving, doors
 from pfl_lm.network.task_config import policy_digest
@@ -163,7 +164,7 @@ class _Asking:
 
 
 def _session(policy: Policy, cohort: int | None, serving: Serving) -> QuerySession:
-    serving.keys.server_certificate().check_dates()
+    serving.keys.check_server()
     return session_for(policy, len(serving.keys.enrolled()), cohort, serving.trial)
 
 
@@ -187,6 +188,8 @@ def _serve(
     serving.require_free_addresses()
     if not serving.trial:
         task.check_run(policy)
+        query = asking.start.query(policy.noise.min_dim)
+        requirements.check_round(policy, first_round(asking.session, query))
     kind = purpose_of(task.question)
     described = describe_served(
         kind, folder.result, plain, asking.session, identities, policy, serving.trial

@@ -18,10 +18,10 @@ from pydantic import TypeAdapter, ValidationError
 from pfl_lm.dp.policy import Policy
 from pfl_lm.network import requirements
 from pfl_lm.network.task_config import DeviceSetup, policy_digest
-from pfl_lm.queries.ask import QuerySession
+from pfl_lm.queries.ask import QuerySession, broadcast_of
 from pfl_lm.queries.query import Query
 from pfl_lm.queries.stated import check_groups, check_plan
-from pfl_lm.secagg.config import RoundConfig
+from pfl_lm.secagg.config import DIGEST_BYTES, RoundConfig
 from pfl_lm.server.state import Broadcast
 
 
@@ -178,6 +178,11 @@ def round_config(
         TooFewReports: a cohort too small to be opened.
     """
     return replace(session.summed_by(query).config(broadcast, invited), model=model)
+
+
+def first_round(session: QuerySession, query: Query) -> RoundConfig:
+    """Return what a question's first round would be, but for its content."""
+    return round_config(session, query, broadcast_of(query, 0), session.cohort, bytes(DIGEST_BYTES))
 
 
 def states_question(text: str) -> bool:

@@ -14,8 +14,9 @@ from pfl_lm.dp.cohort import CohortRule
 from pfl_lm.dp.policy import Policy
 from pfl_lm.payload.layout import Payload
 from pfl_lm.run.privacy import RunPrivacy
-from pfl_lm.secagg.config import DevicePolicy
+from pfl_lm.secagg.config import DevicePolicy, RoundConfig
 from pfl_lm.secagg.errors import Refused
+from pfl_lm.secagg.keys import KEY_BYTES
 from pfl_lm.secagg.parameters import Adversary, at_best
 
 _TRIAL = "only a trial runs so"
@@ -143,6 +144,18 @@ def check_rule(policy: Policy, rule: CohortRule) -> None:
         )
 
 
+def check_round(policy: Policy, config: RoundConfig) -> None:
+    """Refuse a server's own round, if devices of full strength would.
+
+    Raises:
+        ValueError: naming what they would refuse.
+    """
+    try:
+        device_policy(policy, bytes(KEY_BYTES)).check(config)
+    except Refused as error:
+        raise ValueError(f"devices would refuse every round: {error}; {_TRIAL}") from error
+
+
 def check_payload(policy: Policy, payload: Payload) -> None:
     """Refuse a payload that the policy's accounting does not cover.
 
@@ -188,17 +201,21 @@ def least_corrupt(policy: Policy) -> float:
 def device_policy(policy: Policy, authority: bytes) -> DevicePolicy:
     """Return what a device insists on in each round of secure aggregation.
 
-    The neighbours are those of ``parameters.at_best`` for the policy's own numbers, or more.
+    The neighbours are those of ``parameters.at_best`` for the policy's own numbers.
     """
     adversary = Adversary(policy.devices.adversary)
     graph = at_best(
-        policy.report_goal, least_corrupt(policy), policy.noise.tolerated_dropout, adversary
+        policy.report_goal,
+        least_corrupt(policy),
+        policy.noise.tolerated_dropout,
+        adversary,
+        policy.devices.least_neighbours,
     )
     least = max(2, policy.least_reports)
     return DevicePolicy(
         least_reports=least,
         least_cohort=max(3, least),
-        least_neighbours=max(graph.neighbours, policy.devices.least_neighbours),
+        least_neighbours=graph.neighbours,
         adversary=adversary,
         authority=authority,
     )

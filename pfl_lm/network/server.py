@@ -106,12 +106,14 @@ def serve(
     Raises:
         ValueError: as ``simulate``; the run promises less than its policy and is no trial; the
             enrolled are not those with whom the run began; too few of them are not left out; the
-            server's certificate is not valid now; the address is taken; or the budget is spent.
+            server's certificate is not valid now, or lacks its key; the address is taken; or the
+            budget is spent.
     """
     identities = serving.keys.enrolled()
-    serving.keys.server_certificate().check_dates()
+    serving.keys.check_server()
+    signed = scenario.adversary or "active"
     context = open_run(
-        replace(scenario, secure_aggregation="protocol", adversary=scenario.adversary or "active")
+        replace(scenario, secure_aggregation="protocol", adversary=signed), enrolled=len(identities)
     )
     require_held_out(scenario, context.population)
     context = served(context, len(identities), serving.trial)
@@ -119,7 +121,7 @@ def serve(
         serving.browsers.check(context, serving.trial)
     serving.require_free_addresses()
     folder = RunFolder(Path(path))
-    account = None if serving.trial else serving.keys.account(serving.ledgers)
+    account = None if context.privacy.trial else serving.keys.account(serving.ledgers)
     recorder = RunRecorder(context, folder, listener, account)
     with ExitStack() as opened:
         opened.callback(recorder.close)

@@ -25,13 +25,13 @@ from pfl_lm.network import requirements
 from pfl_lm.network.participation_record import ParticipationRecord
 from pfl_lm.queries.discover import most_used_first
 from pfl_lm.recipes import from_plain
-from pfl_lm.run.context import RunContext
+from pfl_lm.run.context import RunContext, choose_payload
 from pfl_lm.run.deployment import Deployment
 from pfl_lm.run.folder import digest_of
 from pfl_lm.run.privacy import RunPrivacy
 from pfl_lm.run.scenario import PopulationConfig, Scenario
 from pfl_lm.run.simulated_rule import simulated_rule
-from pfl_lm.secagg.config import RoundConfig
+from pfl_lm.secagg.config import DIGEST_BYTES, RoundConfig
 from pfl_lm.secagg.parameters import Adversary
 from pfl_lm.server.state import Broadcast
 from pfl_lm.text.tokenizer import Tokenizer
@@ -62,7 +62,15 @@ def served(context: RunContext, enrolled: int, trial: bool = False) -> RunContex
             "payload.directions: devices are not told of directions yet; train by gradients"
         )
     rule = simulated_rule(context.privacy.policy, enrolled, context.privacy.cohort)
-    return replace(context, privacy=replace(context.privacy, rule=rule))
+    context = replace(
+        context, privacy=replace(context.privacy, rule=rule, trial=trial), served=True
+    )
+    if not trial:
+        assert context.privacy.policy is not None
+        first = Broadcast(0, choose_payload(context, 0), np.empty(0, np.float32))
+        config = round_config(context, first, context.privacy.cohort, bytes(DIGEST_BYTES))
+        requirements.check_round(context.privacy.policy, config)
+    return context
 
 
 @dataclass(frozen=True)

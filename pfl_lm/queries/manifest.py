@@ -10,6 +10,7 @@ from pfl_lm.dp.policy import Policy
 from pfl_lm.queries.ask import QuerySession
 from pfl_lm.queries.folder import readable
 from pfl_lm.run.folder import digest_of
+from pfl_lm.run.privacy import TRIAL
 from pfl_lm.run.progress import ProgressListener
 from pfl_lm.text.population import PopulationStore
 from pfl_lm.version import __version__, code_digest
@@ -63,7 +64,7 @@ def describe_served(
     statements = _statement(session), "Nothing: devices answered over the network."
     if trial:
         simulated = f"A deployment under the policy, of which this holds: {statements[0]}"
-        statements = "Nothing: a trial, in which devices check nothing.", simulated
+        statements = f"Nothing: {TRIAL}.", simulated
     people = {"name": "enrolled devices", "files": keys}
     described = _described(kind, result, asked, session, stated, people, statements)
     return described | {"served": {"trial": trial}}

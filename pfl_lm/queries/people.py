@@ -6,7 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from pfl_lm.dp.ledger import Ledger
-from pfl_lm.dp.population_ledger import PopulationAccount, PopulationLedger
+from pfl_lm.dp.population_ledger import (
+    PopulationAccount,
+    PopulationLedger,
+    check_spends_nothing,
+)
 from pfl_lm.queries.ask import QuerySession
 from pfl_lm.queries.query import Query
 from pfl_lm.run.deployment import Deployment
@@ -82,9 +86,11 @@ class AskedPeople:
         """Debit every further round of a question's ledger here first; say what was spent before.
 
         Raises:
-            ValueError: the question's folder, or the ledger of its people, is an older copy.
+            ValueError: the question's folder, or the ledger of its people, is an older copy, or one
+                of them names the other and is alone.
         """
         if self._ledger is None:
+            check_spends_nothing(ledger)
             return f"{self._nobody}: no budget is spent, and nobody protected"
         self._ledger.take_up(ledger, session.policy, self._purpose)
         return f"the budget of these people: {self._ledger.spent().sentence()}"

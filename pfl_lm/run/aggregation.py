@@ -108,13 +108,26 @@ class Aggregation:
         if cohort < LEAST_COHORT:
             raise ValueError(f"cohort = {cohort} is below the protocol's {LEAST_COHORT} devices")
         try:
-            required(cohort, self.corrupt, self.dropout, self.adversary)
+            required(
+                cohort,
+                self.corrupt,
+                self.dropout,
+                self.adversary,
+                least_neighbours=self._least_neighbours,
+            )
         except ValueError as error:
             raise ValueError(f'secure_aggregation = "protocol": {error}; raise cohort') from None
 
     def graph(self, cohort: int) -> GraphParameters:
         """Neighbours k and threshold t of a cohort."""
-        return at_best(cohort, self.corrupt, self.planned_dropout, self.adversary)
+        least = self._least_neighbours
+        return at_best(cohort, self.corrupt, self.planned_dropout, self.adversary, least)
+
+    @property
+    def _least_neighbours(self) -> int:
+        """How many neighbours the policy has devices insist on."""
+        policy = self.privacy.policy
+        return 0 if policy is None else policy.devices.least_neighbours
 
     def config(self, broadcast: Broadcast, cohort: int) -> RoundConfig:
         """Return what devices and server agree on before a round.

@@ -51,6 +51,7 @@ class RunContext:
         fleet: the phones, or None.
         external: another library's runtime that sums the reports, or None.
         processor: where simulated devices compute.
+        served: devices elsewhere take part over the network; nothing is simulated.
     """
 
     scenario: Scenario
@@ -63,6 +64,7 @@ class RunContext:
     fleet: Fleet | None = None
     external: ExternalAggregator | None = None
     processor: Processor = CPU
+    served: bool = False
 
     @property
     def spec(self) -> ModelSpec:

@@ -14,7 +14,7 @@ from pfl_lm.models.models import size
 from pfl_lm.payload.layout import Payload, describe
 from pfl_lm.run.availability import demand, fits
 from pfl_lm.run.context import RunContext, choose_payload
-from pfl_lm.run.privacy import RunPrivacy
+from pfl_lm.run.privacy import TRIAL
 from pfl_lm.text.mixture import cost_of_votes
 from pfl_lm.version import __version__, code_digest
 
@@ -35,6 +35,7 @@ def manifest(context: RunContext, name: str) -> dict[str, Any]:
         "policy": None if privacy.policy is None else _plain(asdict(privacy.policy)),
         "guarantee": None if privacy.guarantee is None else _plain(asdict(privacy.guarantee)),
         "statements": statements(context),
+        "served": {"trial": privacy.trial} if context.served else None,
         "noise": {
             "drawn": privacy.noise_description,
             "source": _source(context),
@@ -84,10 +85,11 @@ def statements(context: RunContext) -> dict[str, str]:
     Where votes chose the text that the start was trained on, both say what these cost.
     """
     spent = cost_of_votes(context.start.origin)
-    return {name: said + spent for name, said in _statements(context.privacy).items()}
+    return {name: said + spent for name, said in _statements(context).items()}
 
 
-def _statements(privacy: RunPrivacy) -> dict[str, str]:
+def _statements(context: RunContext) -> dict[str, str]:
+    privacy = context.privacy
     if privacy.policy is None:
         return {
             "guaranteed": "Nothing: this run has no privacy policy (ε = ∞).",
@@ -96,9 +98,12 @@ def _statements(privacy: RunPrivacy) -> dict[str, str]:
     guarantee = privacy.guarantee
     assert guarantee is not None
     if not privacy.simulated:
-        return {"guaranteed": guarantee.statement, "simulated": "Only the transport of reports."}
+        over = "Nothing: devices take part over the network."
+        simulated = over if context.served else "Only the transport of reports."
+        return {"guaranteed": guarantee.statement, "simulated": simulated}
     policy = privacy.policy
     reasons = [
+        TRIAL * privacy.trial,
         f"{privacy.cohort:,} reports a round stand for {policy.report_goal:,}"
         * (privacy.cohort < policy.report_goal),
         f"{privacy.rule.population:,} users stand for {policy.population:,}"

@@ -167,6 +167,13 @@ class RecordedFleet:
 
 
 @dataclass(frozen=True)
+class RecordedServing:
+    """How devices took part over the network; in a ``trial`` they check nothing."""
+
+    trial: bool
+
+
+@dataclass(frozen=True)
 class Manifest:
     """What a run said of itself as it began.
 
@@ -187,6 +194,7 @@ class Manifest:
     versions: dict[str, Any]
     policy: RecordedPolicy | None = None
     guarantee: RecordedGuarantee | None = None
+    served: RecordedServing | None = None  # None: simulated, or of a version that does not say
     fleet: RecordedFleet | None = None
     vocabulary: RecordedVocabulary | None = None
     path: Path = Path()

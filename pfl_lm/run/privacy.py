@@ -26,6 +26,7 @@ from pfl_lm.run.deployment import Deployment
 from pfl_lm.secagg.noise import NoisePlan, RemovableNoise
 from pfl_lm.streams import key
 
+TRIAL = "a trial, in which devices check nothing"
 _DEVIATIONS = 8  # a Poisson cohort beyond its mean by more of these is not expected, ever
 
 
@@ -45,6 +46,7 @@ class RunPrivacy:
         modulus_bits: width of the ring, if it was fixed.
         aggregator: ``exact``, or the name of another library that sums and adds the noise; what
             that releases has no proven guarantee.
+        trial: devices take part over the network and believe any statement of the server's.
     """
 
     deployment: Deployment
@@ -57,6 +59,7 @@ class RunPrivacy:
     rotate: bool = False
     modulus_bits: int | None = None
     aggregator: str = "exact"
+    trial: bool = False
 
     @property
     def policy(self) -> Policy | None:
@@ -119,6 +122,7 @@ class RunPrivacy:
         policy = self.policy
         return (
             policy is None
+            or self.trial
             or self.cohort < policy.report_goal
             or self.rule.population < policy.population
             or self.reproducible

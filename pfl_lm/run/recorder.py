@@ -15,7 +15,11 @@ from pfl_lm.dp.accounting.accountant import PrivacyCost
 from pfl_lm.dp.clipping import clip_before
 from pfl_lm.dp.events import RoundEvent
 from pfl_lm.dp.ledger import Ledger
-from pfl_lm.dp.population_ledger import PopulationAccount, PopulationLedger
+from pfl_lm.dp.population_ledger import (
+    PopulationAccount,
+    PopulationLedger,
+    check_spends_nothing,
+)
 from pfl_lm.files import sha256_of
 from pfl_lm.numbers import format_epsilon
 from pfl_lm.run.checkpoints import save_checkpoint
@@ -115,6 +119,8 @@ class RunRecorder(RoundRecorder):
         if resume:
             hears = self._listener if tells else ProgressListener()
             state, self.ledger = resume_run(context, self.folder, hears)
+            if population is None:
+                check_spends_nothing(self.ledger)
         else:
             self._check_population(range(context.scenario.rounds))
             more = {} if population is None else population.reference()

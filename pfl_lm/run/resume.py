@@ -130,6 +130,7 @@ def begin_run(
                     "policy_digest": digest_of(content["policy"]),
                     "manifest_digest": digest_of(content),
                     "statements": content["statements"],
+                    "served": content["served"],
                     **_nonce(context),
                     **(more or {}),
                 },
@@ -193,6 +194,11 @@ def resume_run(
 
 
 def _check_same(written: dict[str, Any], now: dict[str, Any], folder: RunFolder) -> None:
+    if written.get("served") != now["served"]:
+        raise ValueError(
+            f"{folder.path} was begun as {_kind(written)} and would go on as {_kind(now)}; resume "
+            "it as it was begun, or start again in another folder"
+        )
     for name in _CHOSEN:
         if name not in written:
             raise ValueError(f"{folder.manifest_path} is damaged: it has no {name}")
@@ -202,6 +208,15 @@ def _check_same(written: dict[str, Any], now: dict[str, Any], folder: RunFolder)
                 f"{folder.path} was begun with another {name} ({what}); resume with that one, or "
                 "start again in another folder"
             )
+
+
+def _kind(manifest: dict[str, Any]) -> str:
+    """Name whether a run is simulated, a trial with devices, or one that protects them."""
+    if "served" not in manifest:
+        return "a run of an earlier version, which did not note whether it was a trial"
+    if manifest["served"] is None:
+        return "a simulation"
+    return f"a {'trial' if manifest['served'] == {'trial': True} else 'run'} of `pfl-lm serve`"
 
 
 def _first_difference(then: Any, now: Any, name: str) -> str:

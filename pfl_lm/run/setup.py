@@ -31,18 +31,22 @@ PUBLIC_USERS = 2000  # pseudo-users of the public text that comes with invented 
 
 
 def open_run(
-    scenario: Scenario, external: ExternalAggregator | None = None, processor: Processor = CPU
+    scenario: Scenario,
+    external: ExternalAggregator | None = None,
+    processor: Processor = CPU,
+    enrolled: int | None = None,
 ) -> RunContext:
     """Open what a scenario names and check that the parts fit together.
 
     Args:
         external: the runtime that ``aggregator`` names, where that is not ours.
         processor: where its simulated devices compute.
+        enrolled: devices that a server may invite; None: the population's train users are invited.
 
     Raises:
         ValueError: a part is missing or damaged, or two do not fit; the message says which.
     """
-    tokenizer, population, public = _text(scenario)
+    tokenizer, population, public = open_text(scenario)
     if scenario.model.vocabulary_size != tokenizer.vocabulary_size:
         raise ValueError(
             f"model.vocabulary_size = {scenario.model.vocabulary_size}, but the tokenizer has "
@@ -59,13 +63,14 @@ def open_run(
             f"cohort = {scenario.cohort} exceeds the policy's report_goal = {policy.report_goal}"
         )
     fleet = None if scenario.fleet is None else load(Fleet, scenario.fleet)
-    check_in = 1.0 if fleet is None else fleet.check_in
+    asked = 1.0 if fleet is None or enrolled is not None else fleet.check_in
+    invited = population.users("train") if enrolled is None else enrolled
     check_external(scenario, policy, external)
     privacy = RunPrivacy(
         Deployment(policy),
         scenario.cohort,
         scenario.clip_norm,
-        simulated_rule(policy, population.users("train"), scenario.cohort, check_in),
+        simulated_rule(policy, invited, scenario.cohort, asked),
         scenario.seed,
         scenario.reproducible,
         _draws_separately(scenario, policy),
@@ -118,8 +123,12 @@ def _draws_separately(scenario: Scenario, policy: Policy | None) -> bool:
     return scenario.secure_aggregation == "protocol" or (scenario.separate_noise and not removed)
 
 
-def _text(scenario: Scenario) -> tuple[Tokenizer, Population, PublicText | None]:
-    """Open tokenizer, population and public text."""
+def open_text(scenario: Scenario) -> tuple[Tokenizer, Population, PublicText | None]:
+    """Open tokenizer, population and public text.
+
+    Raises:
+        ValueError: one of them is missing or damaged, or was built with another tokenizer.
+    """
     chosen = scenario.population
     if chosen.kind == "synthetic":
         tokenizer, people = invented(scenario)

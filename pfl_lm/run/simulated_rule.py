@@ -11,19 +11,20 @@ from pfl_lm.dp.policy import Policy
 def simulated_rule(
     policy: Policy | None, population: int, cohort: int, asked: float = 1.0
 ) -> CohortRule:
-    """Scale a policy's participation to a simulated population.
+    """Scale a policy's participation to fewer users.
 
     Args:
+        population: users who may be invited.
         asked: users that a fleet's server asks, as a multiple of the cohort.
 
     Raises:
-        ValueError: the population is smaller than the cohort, or the policy counts on sampling
+        ValueError: they are fewer than the cohort, or the policy counts on sampling
             where a fleet decides who takes part.
     """
     users = math.ceil(cohort * asked)
     if users > population:
         raise ValueError(
-            f"cohort = {cohort} exceeds the {population} users of the population"
+            f"cohort = {cohort} exceeds the {population} users who may be invited"
             if users == cohort
             else f"cohort = {cohort}: a fleet's server asks {users} users for as many reports, and "
             f"the population has {population}; lower cohort or the fleet's check_in, or have more "

@@ -61,6 +61,7 @@ def required(
     sigma: float = 40,
     eta: float = 30,
     grinding_bits: float = 48,
+    least_neighbours: int = 0,
 ) -> GraphParameters:
     """What a round runs with: the least graph that meets the published conditions, and hardening.
 
@@ -81,6 +82,7 @@ def required(
         sigma: secrecy fails with probability at most ``2^-sigma``.
         eta: a round with tolerated dropout fails with probability at most ``2^-eta``.
         grinding_bits: rosters that an active server may try, as a power of two.
+        least_neighbours: devices insist on as many, or on all others in a smaller cohort.
 
     Raises:
         ValueError: a number outside its range, or no graph, not even the complete one, gives
@@ -96,6 +98,7 @@ def required(
         eta,
         majority=True,
         windows=hardened,
+        least_neighbours=least_neighbours,
     )
     chosen = least_graph(demand)
     if chosen.complete and demand.survivors - 1 < chosen.threshold:
@@ -106,14 +109,16 @@ def required(
     return chosen
 
 
-def at_best(cohort: int, corrupt: float, dropout: float, adversary: Adversary) -> GraphParameters:
+def at_best(
+    cohort: int, corrupt: float, dropout: float, adversary: Adversary, least_neighbours: int = 0
+) -> GraphParameters:
     """``required`` where that exists, else the complete graph, as secret but likelier to abort.
 
     In a very small cohort no threshold that keeps the secrets survives the tolerated dropout.
     Secrecy does not suffer from dropouts, so the round may run: it opens if enough devices stay.
     """
     try:
-        return required(cohort, corrupt, dropout, adversary)
+        return required(cohort, corrupt, dropout, adversary, least_neighbours=least_neighbours)
     except ValueError:
         demand = Demand(cohort, corrupt, dropout, adversary, 40, 30, majority=True)
         threshold = demand.threshold(cohort, demand.corrupt)
@@ -165,6 +170,7 @@ class Demand:
         sigma, eta: the chances that privacy, or the sum, is lost are below 2^-sigma and 2^-eta.
         majority: the threshold lies above half of the neighbours.
         windows: no window of consecutive devices may lose its survivors either.
+        least_neighbours: fewer are not asked for.
     """
 
     cohort: int
@@ -175,6 +181,7 @@ class Demand:
     eta: float
     majority: bool = False
     windows: bool = False
+    least_neighbours: int = 0
 
     def __post_init__(self) -> None:
         at_least(3, cohort=self.cohort)
@@ -207,7 +214,8 @@ def least_graph(demand: Demand) -> GraphParameters:
     gone = demand.corrupt_fraction + demand.dropout_fraction
     log_gone = math.log(gone) if gone > 0 else -math.inf
     worst = 0  # corrupt neighbours that are never exceeded; grows with k
-    for k in range(2, min(n - 1, _MAX_NEIGHBOURS + 1), 2):
+    first = max(2, demand.least_neighbours + demand.least_neighbours % 2)
+    for k in range(first, min(n - 1, max(first, _MAX_NEIGHBOURS) + 1), 2):
         if demand.fails(k / 2 * log_gone, demand.sigma):
             continue
         while demand.fails(log_tail(n - 1, demand.corrupt, k, worst + 1), demand.sigma):

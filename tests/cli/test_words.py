@@ -74,7 +74,9 @@ DISCOVER = (
 def test_from_users_to_a_grown_model(folder: Path) -> None:
     run(BUILD)
     shown = run(DISCOVER)
-    assert "1 words for ε = 8.000" in shown
+    assert "1 words; words and ledger are in found" in shown
+    assert "Guaranteed  Nothing against the process that simulated all devices" in shown
+    assert "Simulated   A deployment under the policy, of which this holds:" in shown
     assert "asking 60 users" in shown
     run("tokenizer build grown.toml -o larger")
     larger = Tokenizer.open(folder / "larger")
@@ -84,6 +86,15 @@ def test_from_users_to_a_grown_model(folder: Path) -> None:
     grown = load_model(folder / "new.pt")
     assert grown.spec.vocabulary_size == 301
     assert grown.origin["tokenizer_digest"] == larger.digest
+
+
+def test_no_line_claims_an_epsilon_for_a_seed_that_anybody_knows(folder: Path) -> None:
+    run(BUILD)
+    shown = run(f"{DISCOVER} --seed 3")
+    assert "Guaranteed  Nothing" in shown
+    assert "which the stated seed gives again." in shown
+    claims = [line for line in shown.splitlines() if "ε" in line]
+    assert all(line.startswith("Simulated ") for line in claims)
 
 
 def test_words_without_their_ledger_build_no_vocabulary(folder: Path) -> None:

@@ -12,7 +12,12 @@ import pytest
 from pfl_lm.dp.guarantee import guarantee
 from pfl_lm.dp.ledger import Ledger, LedgerError, verify
 from pfl_lm.dp.policy import Noise, Participation, Policy
-from pfl_lm.dp.population_ledger import BudgetSpent, PopulationAccount, PopulationLedger
+from pfl_lm.dp.population_ledger import (
+    BudgetSpent,
+    PopulationAccount,
+    PopulationLedger,
+    check_spends_nothing,
+)
 from pfl_lm.dp.population_spent import population_spent
 from tests.audit.doctoring import chained
 
@@ -289,3 +294,19 @@ def test_a_ledger_without_a_run_has_spent_nothing(account):
 def test_a_digest_names_no_other_file(digest, tmp_path):
     with pytest.raises(ValueError, match="SHA-256"):
         PopulationAccount(digest, tmp_path)
+
+
+def test_a_run_goes_on_with_the_budget_with_which_it_began(account, tmp_path):
+    """With another than none, or with none, what it spends would be counted nowhere."""
+    with (
+        Run(tmp_path / "one", account) as run,
+        pytest.raises(ValueError, match="would go on with nobody's"),
+    ):
+        check_spends_nothing(run.ledger)
+    with (
+        Ledger.create(tmp_path / "ledger.jsonl", {"run": "r", "policy_digest": "cd"}) as alone,
+        PopulationLedger.open(account) as population,
+    ):
+        check_spends_nothing(alone)
+        with pytest.raises(ValueError, match="began without the budget of these people"):
+            population.take_up(alone, POLICY)

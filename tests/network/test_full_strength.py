@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import asdict, replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -24,15 +25,23 @@ from pfl_lm.network.participation_record import ParticipationRecord
 from pfl_lm.network.participation_rules import InvitationRefused, Task
 from pfl_lm.network.rounds import run_round
 from pfl_lm.network.server import serve
-from pfl_lm.network.task_config import DeviceSetup, TaskConfig, policy_digest, served
+from pfl_lm.network.task_config import (
+    DeviceSetup,
+    TaskConfig,
+    policy_digest,
+    round_config,
+    served,
+)
 from pfl_lm.network.transport import Limits, messages
 from pfl_lm.payload.plan import PayloadPlan
 from pfl_lm.recipes import load
+from pfl_lm.run.aggregation import Aggregation
+from pfl_lm.run.context import choose_payload
 from pfl_lm.run.resume import check_free
 from pfl_lm.run.setup import open_run
 from pfl_lm.secagg.errors import Refused
-from pfl_lm.secagg.parameters import Adversary
-from pfl_lm.server.state import ServerState
+from pfl_lm.secagg.parameters import Adversary, at_best
+from pfl_lm.server.state import Broadcast, ServerState
 
 RUN = "0123456789abcdef" * 2
 QUICK = Limits(phase_seconds=60.0, training_seconds=4.0, grace_seconds=0.5, hold_seconds=2.0)
@@ -245,6 +254,32 @@ def test_neighbours_and_signatures_follow_from_the_policy(strong, setup_of):
     assert insists.least_reports == policy.least_reports == 4
     more = replace(policy, report_goal=5_000, population=600_000, delta=1e-6)
     assert requirements.device_policy(more, b"").least_neighbours >= 100
+
+
+@pytest.fixture
+def large(small, policy_file):
+    """A scenario for a million devices, which insist on more neighbours than would do."""
+    sizes = {"population": "1000000", "report_goal": "5000", "delta": "1e-6"}
+    rotation = {"participation": '{ kind = "rotation", min_separation = 200 }'}
+    noise = {"noise": '{ at = "device", kind = "skellam", tolerated_dropout = 0.1 }'}
+    devices = {"devices": "{ least_neighbours = 301 }"}
+    path = policy_file(**{**POLICY, **sizes, **rotation, **noise, **devices})
+    return small(policy=path, **{**STRONG, "cohort": 5000})
+
+
+def test_rounds_have_the_neighbours_on_which_devices_insist(large):
+    context = served(open_run(large, enrolled=10**6), 10**6)
+    broadcast = Broadcast(0, choose_payload(context, 0), np.empty(0, np.float32))
+    config = round_config(context, broadcast, 5000, bytes(32))
+    requirements.device_policy(context.privacy.policy, bytes(32)).check(config)
+    assert config.graph.neighbours == 302
+
+
+def test_a_server_does_not_begin_rounds_that_devices_would_refuse(large, monkeypatch):
+    fewer = replace(at_best(5000, 0.05, 0.1, Adversary.ACTIVE, 300), neighbours=298)
+    monkeypatch.setattr(Aggregation, "graph", lambda self, cohort: fewer)
+    with pytest.raises(ValueError, match="would refuse every round: 298 neighbours are fewer"):
+        served(open_run(large, enrolled=10**6), 10**6)
 
 
 class Key:

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from pfl_lm.dp.ledger import Ledger, verify
+from pfl_lm.network.recovery import open_store
 from pfl_lm.network.server import recover, serve
 from pfl_lm.network.store import Store
 from pfl_lm.network.task_config import served
@@ -134,6 +135,56 @@ def test_a_lost_round_says_that_nothing_was_released(disk):
     (entry,) = (e for e in disk.ledger.entries() if e["kind"] == "round")
     assert entry["released"] is None
     assert entry["reports"] == 5
+
+
+@pytest.fixture
+def reopened(disk, keys_of):
+    """A function that opens the store again beside a ledger, as a server does that goes on."""
+
+    def reopen(ledger: Ledger) -> None:
+        open_store(disk.store.path, ledger, keys_of(6).enrolled()).close()
+
+    return reopen
+
+
+@pytest.mark.parametrize("last", range(1, len(POINTS) + 1))
+def test_a_store_belongs_to_its_ledger_wherever_the_server_was_killed(disk, reopened, last):
+    disk.write(0, *POINTS)
+    disk.write(1, *POINTS[:last])
+    reopened(disk.ledger)
+    disk.recover()
+    reopened(disk.ledger)
+
+
+@pytest.mark.parametrize("steps", [POINTS, ("invited", "asking"), ("invited",)])
+def test_a_ledger_that_lacks_a_round_of_its_store_is_refused(disk, reopened, steps):
+    """What is over in the store was recorded first: a shorter ledger is an older copy."""
+    disk.write(0, *POINTS)
+    before = disk.ledger.path.read_bytes()
+    disk.write(1, *steps)
+    disk.recover()
+    older = disk.folder.path / "older.jsonl"
+    older.write_bytes(before)
+    with Ledger.open(older) as ledger, pytest.raises(ValueError, match="of round 1") as refused:
+        reopened(ledger)
+    assert str(disk.store.path) in str(refused.value)
+    assert str(older) in str(refused.value)
+
+
+def test_a_store_that_lacks_a_round_of_its_ledger_is_refused(disk, reopened):
+    disk.write(0, *POINTS)
+    disk.write(1, "charged")
+    with pytest.raises(ValueError, match="has of round 1: nothing"):
+        reopened(disk.ledger)
+
+
+def test_a_debit_of_another_round_is_refused(disk, reopened):
+    """The same number, and another count of reports: the files are of two runs."""
+    disk.write(0, "invited")
+    disk.store.asking(0, 4)
+    disk.write(0, "charged")
+    with pytest.raises(ValueError, match="4 reports, asking"):
+        reopened(disk.ledger)
 
 
 class Killing:

@@ -14,6 +14,8 @@ from pfl_lm.secagg.parameters import (
     Adversary,
     Demand,
     GraphParameters,
+    at_best,
+    bounds,
     least_graph,
     log_tail,
     required,
@@ -130,3 +132,19 @@ def test_numbers_outside_their_range_are_refused(wrong, match):
 def test_a_cohort_that_cannot_keep_both_promises_is_refused():
     with pytest.raises(ValueError, match="too few shares"):
         required(50, 1 / 3, 0.4, Adversary.ACTIVE)
+
+
+@pytest.mark.parametrize("adversary", Adversary)
+@pytest.mark.parametrize(
+    ("cohort", "least", "neighbours"),
+    [(5000, 7, None), (5000, 301, 302), (5000, 1200, 1200), (40, 39, 39), (9, 50, 8)],
+)
+def test_a_policy_may_ask_for_more_neighbours(cohort, least, neighbours, adversary):
+    """As many, or one more to be even; all others where the cohort has no more."""
+    bare = at_best(cohort, 0.05, 0.1, adversary)
+    graph = at_best(cohort, 0.05, 0.1, adversary, least)
+    assert graph.neighbours == (bare.neighbours if neighbours is None else neighbours)
+    assert graph.complete is (graph.neighbours == cohort - 1)
+    found = bounds(graph, cohort, 0.1, adversary)
+    assert min(found.secret, found.connected) >= 40
+    assert found.correct >= 30

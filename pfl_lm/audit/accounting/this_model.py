@@ -53,7 +53,9 @@ def shortfalls(manifest: dict[str, Any]) -> list[str]:
     cohort, goal = scenario["cohort"], policy["report_goal"]
     aggregator = scenario.get("aggregator", "exact")
     seeded = scenario["reproducible"] or source == "reproducible stream"
+    trial = (manifest.get("served") or {}).get("trial", False)  # a simulation is no trial
     reasons = {
+        "a trial, in which devices check nothing": trial,
         f"{cohort:,} reports a round stand for {goal:,}": cohort < goal,
         f"{rule['population']:,} users stand for {policy['population']:,}": (
             rule["population"] < policy["population"]

@@ -10,16 +10,18 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from pfl_lm.dp.policy import Policy
 from pfl_lm.network.hostile.cases import Case
 from pfl_lm.network.hostile.server import Attack, Running, play
 from pfl_lm.network.hostile.watch import Outcome, Patience
-from pfl_lm.network.identity import ServerKeys
+from pfl_lm.network.identity import ServerKeys, read_key
 from pfl_lm.network.task_config import TaskConfig, served
 from pfl_lm.network.web import Browsers
+from pfl_lm.recipes import load
 from pfl_lm.run.folder import write_json
 from pfl_lm.run.scenario import Scenario
 from pfl_lm.run.setup import open_run
-from pfl_lm.secagg.keys import KEY_BYTES, public_key
+from pfl_lm.secagg.keys import public_key
 
 _SAID_BYTES = 4096  # of a device's log, from its end
 _MOST_COHORT = 500  # devices that one process can play
@@ -51,20 +53,19 @@ def prepare(
             f"{keys.folder} belongs to a population that has taken part in rounds; make keys of "
             "their own for tests with `pfl-lm enrol`"
         )
+    keys.check_server()
     scenario = replace(
         scenario, secure_aggregation="protocol", adversary=scenario.adversary or "active"
     )
-    context = open_run(scenario)
     if scenario.cohort > _MOST_COHORT:
         raise ValueError(
             f"cohort = {scenario.cohort:,}: the hostile server plays the other devices itself, at "
             f"most {_MOST_COHORT}; take a policy with a smaller report_goal for tests"
         )
     enrolled = len(keys.enrolled())
-    policy = context.privacy.policy
-    if policy is not None and not trial:
-        enrolled = max(enrolled, policy.population)  # the others exist on paper only
-    context = served(context, enrolled, trial)
+    if scenario.policy is not None and not trial:  # the others exist on paper only
+        enrolled = max(enrolled, load(Policy, scenario.policy).population)
+    context = served(open_run(scenario, enrolled=enrolled), enrolled, trial)
     if browsers is not None:
         browsers.check(context, trial)
     task = TaskConfig.of(context, os.urandom(16).hex(), trial)
@@ -80,11 +81,8 @@ def _authority(keys: ServerKeys) -> bytes:
             f"{path} is missing: the hostile server certifies the other devices itself; make keys "
             "for the test with `pfl-lm enrol`"
         )
-    try:
-        secret = bytes.fromhex(path.read_text(encoding="ascii"))
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
-    if len(secret) != KEY_BYTES or public_key(secret) != keys.authority():
+    secret = read_key(path)
+    if public_key(secret) != keys.authority():
         raise ValueError(f"{path} is not the secret of {keys.folder / 'authority.pub'}")
     return secret
 

@@ -80,12 +80,12 @@ def lying_task(
     try:
         if name == "small_payload":
             plan = PayloadPlan(rows="none", dense="biases")
-            context = open_run(replace(scenario, payload=plan))
+            context = open_run(replace(scenario, payload=plan), enrolled=told.enrolled)
             dim = choose_payload(context, 0).dim
             if policy is not None and dim >= policy.noise.min_dim:
                 raise NotPossible(f"{dim} biases are as many as the policy covers")
         elif inside and name != "vocabulary_size":
-            context = open_run(replace(scenario, **inside))
+            context = open_run(replace(scenario, **inside), enrolled=told.enrolled)
         context = served(context, told.enrolled, trial=True)
     except (ValueError, TypeError):  # no round can be like that: the statement stands alone
         context = honest
