@@ -32,10 +32,12 @@ def record(
 
     if not path.is_file():
         raise ValueError(f"{path}: no such record; `pfl-lm device run` keeps one beside the key")
-    reader, kept = Language.of(language), ParticipationRecord(path)
+    reader, kept = Language.of(language), ParticipationRecord(path, read_only=True)
     if as_json:
+        total = kept.total
         content = {
             "installation": asdict(kept.installation),
+            "total": total and {"epsilon": total.epsilon, "delta": total.delta},
             "participations": [asdict(entry) for entry in kept.participations()],
         }
         typer.echo(json.dumps(content, indent=2))

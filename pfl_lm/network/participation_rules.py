@@ -112,7 +112,12 @@ def refusal(
         now: seconds since 1970.
         total: what all runs and questions together may cost; None: one run alone.
     """
-    if not installation.began <= now or now < installation.waits_until(policy):
+    if not installation.began <= now:
+        return (
+            f"this phone's clock says {moment(now)}, and its record began at "
+            f"{moment(installation.began)} (UTC); set the clock right"
+        )
+    if now < installation.waits_until(policy):
         return (
             f"this phone's record began on {day(installation.began)}: it takes part from "
             f"{day(installation.waits_until(policy))} on (devices.trust_days = "
@@ -203,7 +208,7 @@ def total_cost(
     """
     rounds: dict[str, Counter[RoundEvent]] = defaultdict(Counter)
     for entry in past:
-        rounds[entry.run][_event_in(entry)] += 1
+        rounds[entry.run][event_in(entry)] += 1
     if planned is not None:
         rounds[planned[0]][planned[1]] += 1
     cost = compose_all(list(rounds.values()), total.delta)
@@ -215,7 +220,8 @@ def event_of(policy: Policy) -> RoundEvent:
     return policy.event(guarantee(policy).noise_multiplier)
 
 
-def _event_in(entry: Participation) -> RoundEvent:
+def event_in(entry: Participation) -> RoundEvent:
+    """Return what a round's noise was; one that an earlier version did not keep costs ∞."""
     if not entry.event:
         return RoundEvent("not kept", "zero_out", "none", 0.0)
     return RoundEvent(**json.loads(entry.event))
@@ -228,4 +234,9 @@ def from_published_separation(rounds_between: int) -> int:
 
 def day(seconds: float) -> str:
     """Write a time as a day of UTC, 2025-12-31."""
-    return time.strftime("%Y-%m-%d", time.gmtime(seconds))
+    return moment(seconds)[:10]
+
+
+def moment(seconds: float) -> str:
+    """Write a time as a minute of UTC, 2025-12-31 23:59."""
+    return time.strftime("%Y-%m-%d %H:%M", time.gmtime(seconds))

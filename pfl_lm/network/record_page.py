@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 from pfl_lm.files import write_atomically
 from pfl_lm.network.participation_record import ParticipationRecord
-from pfl_lm.network.participation_rules import day
+from pfl_lm.network.participation_rules import day, moment
 from pfl_lm.numbers import format_epsilon
 from pfl_lm.translations import Language
 
@@ -20,16 +19,21 @@ def summary(record: ParticipationRecord, language: Language) -> list[str]:
     installation, past = record.installation, record.participations()
     began = "record.firstInstall" if installation.is_first else "record.mayBeReinstall"
     lines = [language.text(began, day=day(installation.began))]
+    total = record.total
+    delta = "" if total is None else language.number(f"{total.delta:g}")
     if not past:
-        return [*lines, language.text("record.none")]
+        lines.append(language.text("record.none"))
+        if total is not None:
+            limit = language.number(format_epsilon(total.epsilon))
+            lines.append(language.text("record.unspent", limit=limit, delta=delta))
+        return lines
     last = past[-1]
     figures = {
         "epsilon": language.number(format_epsilon(last.epsilon)),
         "limit": language.number(format_epsilon(last.epsilon_limit)),
     }
-    if record.total is not None:
+    if total is not None:
         tasks = language.text("record.tasks", count=len({entry.run for entry in past}))
-        delta = language.number(f"{record.total.delta:g}")
         more = {"tasks": tasks, "delta": delta, **figures}
         return [*lines, language.text("record.total", count=len(past), **more)]
     lines.append(language.text("record.oneRun", rounds=len(past), most=last.most_rounds, **figures))
@@ -44,7 +48,7 @@ def table(record: ParticipationRecord, language: Language) -> list[tuple[str, ..
     """Return a header and a row for each round; nothing without rounds."""
     rows = [
         (
-            time.strftime("%Y-%m-%d %H:%M", time.gmtime(entry.time)),
+            moment(entry.time),
             _purpose(entry.purpose, language),
             entry.run[:16],
             str(entry.round),

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,7 @@ from pfl_lm.network.transport import Limits, largest_frame
 from pfl_lm.network.web import Browsers
 from pfl_lm.run.checkpoints import newest_checkpoint
 from pfl_lm.run.context import RunContext, choose_payload, smallest_and_largest_payload
+from pfl_lm.run.control import heed_until
 from pfl_lm.run.evaluable import require_held_out
 from pfl_lm.run.evaluation import final_evaluation, validate, write_results
 from pfl_lm.run.folder import RunFolder
@@ -104,6 +106,7 @@ def serve(
         overwrite: delete an earlier run in that folder first.
 
     Raises:
+        RunStopped: somebody asked the run to stop (``run/control``).
         ValueError: as ``simulate``; the run promises less than its policy and is no trial; the
             enrolled are not those with whom the run began; too few of them are not left out; the
             server's certificate is not valid now, or lacks its key; the address is taken; or the
@@ -226,14 +229,14 @@ async def _run(
     port = await listener.start()
     log.info("listening on port %d for %d devices", port, len(identities))
     _fill_in(context, store, recorder)
-    pages = ExitStack()
+    pages, gathered = ExitStack(), partial(mailbox.presence.gather, present, least)
     try:
         if serving.browsers:
             pages.callback(serving.browsers.open(service, context, serving.trial).close)
         await asyncio.to_thread(_evaluate_where_due, context, state, recorder)
         while state.round < context.scenario.rounds:
             recorder.check_budget(state.round)
-            await mailbox.presence.gather(present, least)
+            await heed_until(gathered, folder.path, state.round)
             models.put(state.round, dict(state.parameters))
             state, entry = await run_round(server, state)
             await asyncio.to_thread(give_memory_back)

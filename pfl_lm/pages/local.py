@@ -135,7 +135,11 @@ class LocalHandler(BaseHTTPRequestHandler):
             self.answer(404, b"not found", "text/plain")
             return
         guessed = mimetypes.guess_type(name)[0] or "application/octet-stream"
-        content = found if isinstance(found, bytes) else found.read_bytes()
+        try:
+            content = found if isinstance(found, bytes) else found.read_bytes()
+        except OSError as error:  # the folder was removed or moved meanwhile
+            self.answer(503, str(error).encode(), "text/plain")
+            return
         self.answer(200, content, _TYPES.get(Path(name).suffix, guessed))
 
     def log_message(self, format: str, *arguments: Any) -> None:

@@ -32,6 +32,7 @@ class WatchServer(LocalServer):
 
     def __init__(self, run: Path, port: int) -> None:
         self.folder = RunFolder.open(run)
+        read_run(self.folder)  # of a question's folder there is no page
         super().__init__(port, _Handler)
 
     def page(self) -> bytes:
@@ -42,14 +43,32 @@ class WatchServer(LocalServer):
     def state(self) -> dict[str, Any]:
         """Say how far the run is, what it was asked, and a number that changes with its figures."""
         run, path = read_run(self.folder), self.folder.metrics_path
+        left = not run.finished and len(run.rounds) < run.planned_rounds
         return {
             "rounds": len(run.rounds),
             "planned": run.planned_rounds,
             "finished": run.finished,
+            "heeds": left and control.is_heeded(self.folder),
             "paused": control.asks(self.folder.path, control.PAUSE),
             "stopping": control.asks(self.folder.path, control.STOP),
             "version": [path.stat().st_size if path.is_file() else 0, run.finished],
         }
+
+    def order(self, name: str) -> dict[str, Any]:
+        """Ask the run to pause, go on or stop; return its state then.
+
+        Raises:
+            _Unheeded: nobody would heed it.
+        """
+        if not self.state()["heeds"]:
+            raise _Unheeded("the run's rounds are over, or no process runs it now")
+        act, request = _ORDERS[name]
+        act(self.folder.path, request)
+        return self.state()
+
+
+class _Unheeded(Exception):
+    """An order that no run heeds."""
 
 
 class _Handler(LocalHandler):
@@ -59,9 +78,9 @@ class _Handler(LocalHandler):
         if self.refuses():
             return
         if self.name() == "":
-            self.answer(200, self.server.page(), "text/html")
+            self._answer(self.server.page, "text/html")
         elif self.name() == "state":
-            self.answer(200, json.dumps(self.server.state()).encode(), "application/json")
+            self._answer(lambda: json.dumps(self.server.state()).encode(), "application/json")
         else:
             self.answer(404, b"not found", "text/plain")
 
@@ -69,13 +88,21 @@ class _Handler(LocalHandler):
         # A page of another site may send a POST unasked; its Origin gives it away.
         if self.refuses(too_long=self.headers.get("Origin") is None):
             return
-        order = _ORDERS.get(self.name() or "")
-        if order is None:
+        if (name := self.name() or "") in _ORDERS:
+            self._answer(lambda: json.dumps(self.server.order(name)).encode(), "application/json")
+        else:
             self.answer(404, b"not found", "text/plain")
-            return
-        act, request = order
-        act(self.server.folder.path, request)
-        self.answer(200, b"{}", "application/json")
+
+    def _answer(self, content: Callable[[], bytes], kind: str) -> None:
+        """Answer with what is asked for, or with a line that says why not."""
+        try:
+            status, body = 200, content()
+        except _Unheeded as reason:
+            status, body, kind = 409, str(reason).encode(), "text/plain"
+        except (OSError, ValueError) as error:  # the folder was removed, or a file is damaged
+            text = f"{self.server.folder.path} cannot be read now: {error}"
+            status, body, kind = 503, text.encode(), "text/plain"
+        self.answer(status, body, kind)
 
 
 def serve(run: Path, port: int, browser: bool, say: Callable[[str], None]) -> None:

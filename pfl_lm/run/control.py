@@ -5,7 +5,11 @@ A run heeds them between two rounds, so that a round that is paid for is never l
 
 from __future__ import annotations
 
+import asyncio
+import fcntl
 import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from pfl_lm.run.folder import RunFolder
@@ -33,13 +37,32 @@ def asks(run: Path, request: str) -> bool:
     return (Path(run) / request).exists()
 
 
-def clear(folder: RunFolder) -> None:
-    """Forget what an earlier run in the folder was asked."""
-    for request in (STOP, PAUSE):
-        withdraw(folder.path, request)
+@contextmanager
+def heeding(folder: RunFolder) -> Iterator[None]:
+    """Let others see that this process heeds requests, for the length of a block.
+
+    Forget what an earlier run in the folder was asked, and in the end what this one was.
+    """
+    with folder.manifest_path.open("rb") as manifest:
+        fcntl.flock(manifest, fcntl.LOCK_SH)
+        _clear(folder.path)
+        try:
+            yield
+        finally:
+            _clear(folder.path)
 
 
-def heed(folder: RunFolder, rounds: int) -> None:
+def is_heeded(folder: RunFolder) -> bool:
+    """Whether a process runs the run and heeds requests; raises OSError where the run is gone."""
+    with folder.manifest_path.open("rb") as manifest:
+        try:
+            fcntl.flock(manifest, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        return False
+
+
+def heed(run: Path, rounds: int) -> None:
     """Wait while the run is asked to pause; end it where it is asked to stop.
 
     Args:
@@ -48,11 +71,44 @@ def heed(folder: RunFolder, rounds: int) -> None:
     Raises:
         RunStopped: it was asked to stop.
     """
-    while asks(folder.path, PAUSE) and not asks(folder.path, STOP):
+    _stop_if_asked(run, rounds)
+    while asks(run, PAUSE):
         time.sleep(_LOOK_SECONDS)
-    if asks(folder.path, STOP):
-        clear(folder)
+        _stop_if_asked(run, rounds)
+
+
+async def heed_until(ready: Callable[[], Awaitable[None]], run: Path, rounds: int) -> None:
+    """Heed requests, as ``heed`` does, until what a round waits for is ready and none is left.
+
+    Args:
+        ready: returns when it is; it is asked again after a pause.
+
+    Raises:
+        RunStopped: the run was asked to stop.
+    """
+    while True:
+        _stop_if_asked(run, rounds)
+        if asks(run, PAUSE):
+            await asyncio.sleep(_LOOK_SECONDS)
+            continue
+        waiting = asyncio.ensure_future(ready())
+        try:
+            while not (asks(run, PAUSE) or asks(run, STOP)):
+                await asyncio.wait({waiting}, timeout=_LOOK_SECONDS)
+                if waiting.done():
+                    return waiting.result()
+        finally:
+            waiting.cancel()
+
+
+def _stop_if_asked(run: Path, rounds: int) -> None:
+    if asks(run, STOP):
+        _clear(run)
         raise RunStopped(
-            f"stopped after {rounds} rounds, as was asked; {folder.path} keeps them, and --resume "
-            "continues"
+            f"stopped after {rounds} rounds, as was asked; {run} keeps them, and --resume continues"
         )
+
+
+def _clear(run: Path) -> None:
+    for request in (STOP, PAUSE):
+        withdraw(run, request)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -24,6 +25,7 @@ from pfl_lm.files import sha256_of
 from pfl_lm.numbers import format_epsilon
 from pfl_lm.run.checkpoints import save_checkpoint
 from pfl_lm.run.context import RunContext, payload_dims
+from pfl_lm.run.control import heeding
 from pfl_lm.run.folder import RunFolder, RunLog, write_json
 from pfl_lm.run.means import Means
 from pfl_lm.run.noise_state import NoiseStates
@@ -75,6 +77,7 @@ class RunRecorder(RoundRecorder):
         self._context, self._listener = context, listener
         self._budget: Budget | None = None
         self._log: RunLog | None = None
+        self._heeding = ExitStack()
 
     def open(
         self,
@@ -111,6 +114,7 @@ class RunRecorder(RoundRecorder):
         assert self.ledger is not None
         self._budget = Budget(self._context.privacy, self.ledger)
         self._log = RunLog(self.folder, state.round, self._counts_are_secret)
+        self._heeding.enter_context(heeding(self.folder))
         return state
 
     def _begin_or_resume(self, resume: bool, overwrite: bool, tells: bool) -> ServerState:
@@ -214,6 +218,7 @@ class RunRecorder(RoundRecorder):
 
     def close(self) -> None:
         """Close ledger and log; write what these people have spent, and what may be published."""
+        self._heeding.close()
         if self._log is not None:
             self._log.close()
         if self.ledger is not None:

@@ -23,7 +23,7 @@ from pfl_lm.interrupts import interruptible
 from pfl_lm.run.aggregation import ExternalAggregator
 from pfl_lm.run.availability import Cohort, invite
 from pfl_lm.run.context import RunContext, choose_payload, text_of
-from pfl_lm.run.control import clear, heed
+from pfl_lm.run.control import heed
 from pfl_lm.run.divergence import LossWatch, require_finite
 from pfl_lm.run.evaluable import require_held_out
 from pfl_lm.run.evaluation import final_evaluation, validate, write_results
@@ -222,14 +222,13 @@ def simulate(
         resume, overwrite = True, False
     state = ranks.on_rank_zero(recorder.open, resume, overwrite)
     ranks.mark_begun()
-    ranks.on_rank_zero(clear, recorder.folder)
     losses = LossWatch(context, listener.say)
     try:
         require_finite(state)
         ranks.on_rank_zero(lambda: losses.take_up(recorder.folder.all_metrics()))
         _evaluate_where_due(context, state, recorder, ranks)
         while state.round < scenario.rounds:
-            ranks.on_rank_zero(heed, recorder.folder, state.round)
+            ranks.on_rank_zero(heed, recorder.folder.path, state.round)
             ranks.on_rank_zero(recorder.check_budget, state.round)
             with interruptible() as recorder.hold:
                 state, entry = run_round(context, state, recorder, ranks)

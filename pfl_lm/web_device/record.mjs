@@ -20,7 +20,8 @@ export class DamagedRecord extends Error {}
  *   most_rounds: number, epsilon_limit: number}} Participation
  */
 
-const day = (seconds) => new Date(1000 * seconds).toISOString().slice(0, 10);
+const moment = (seconds) => new Date(1000 * seconds).toISOString().slice(0, 16).replace("T", " ");
+const day = (seconds) => moment(seconds).slice(0, 10);
 const figure = (value) => Number(value.toPrecision(4)).toString();
 
 export class ParticipationRecord {
@@ -97,7 +98,12 @@ const cost = (policy, rounds) => policy.costs[rounds - 1] ?? Infinity;
 /** @returns {string | null} the rule by which a phone must not take part; null where it may */
 export function refusal({ began, is_first, participations: past }, task, policy, round, now) {
   const from = began + (is_first ? 0 : policy.trust_days * DAY);
-  if (!(began <= now) || now < from)
+  if (!(began <= now))
+    return (
+      `this phone's clock says ${moment(now)}, and its record began at ` +
+      `${moment(began)} (UTC); set the clock right`
+    );
+  if (now < from)
     return (
       `this phone's record began on ${day(began)}: it takes part from ${day(from)} on ` +
       `(devices.trust_days = ${policy.trust_days}), because it may have taken part before a reinstall`

@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from functools import partial
 
 import pytest
@@ -20,6 +22,8 @@ from typer.testing import CliRunner
 from pfl_lm.cli.device import app
 from pfl_lm.dp.device_rules import DeviceRules
 from pfl_lm.dp.policy import Noise, Participation, Policy
+from pfl_lm.dp.population_spent import Total
+from pfl_lm.network import participation_record
 from pfl_lm.network.participation_record import ParticipationRecord
 from pfl_lm.network.participation_rules import (
     Installation,
@@ -115,7 +119,7 @@ def test_a_full_disk_is_told_as_that(record):
     """SQLite has rolled back by then; a second rollback would hide why."""
     (pages,) = record._database.execute("PRAGMA page_count").fetchone()
     record._database.execute(f"PRAGMA max_page_count = {pages}")
-    with pytest.raises(OSError, match=r"record cannot be written: database or disk is full"):
+    with pytest.raises(OSError, match=r"cannot be .* written: .* disk is full; make room"):
         for round in range(100):
             record.enter(TASK, policy_of(1, 100), round)
 
@@ -176,6 +180,15 @@ def test_a_new_record_waits_for_the_trust_period(now, allowed):
     assert (refusal(installation, [], TASK, POLICY, 0, now) is None) == allowed
 
 
+def test_a_clock_set_back_is_told_as_that():
+    """Neither a reinstall nor the trust period has to do with it."""
+    reason = refusal(Installation(NOW, True), [], TASK, POLICY, 0, NOW - 3_600)
+    assert reason == (
+        "this phone's clock says 2023-11-14 21:13, and its record began at 2023-11-14 22:13 (UTC); "
+        "set the clock right"
+    )
+
+
 def test_a_policy_may_set_its_trust_period():
     policy = policy_of(5, 20, devices=DeviceRules(trust_days=0))
     assert refusal(Installation(NOW, False), [], TASK, policy, 0, NOW) is None
@@ -197,6 +210,130 @@ def test_what_is_no_record_is_refused_with_a_remedy(tmp_path):
     database.close()
     with pytest.raises(ValueError, match="version 9, not 2"):
         ParticipationRecord(path)
+
+
+EMPTY, FOREIGN, FOREIGN_LOG = "empty", "foreign", "with a write-ahead log"
+
+
+def write_no_record(path, kind: str) -> None:
+    """Write what SQLite would open, or make a database of."""
+    if kind == EMPTY:
+        path.touch()
+        return
+    with closing(sqlite3.connect(path)) as database:
+        if kind == FOREIGN_LOG:
+            database.execute("PRAGMA journal_mode = WAL")
+        database.execute("CREATE TABLE messages (text TEXT)")
+
+
+@pytest.mark.parametrize("read_only", [False, True], ids=["to train", "to read"])
+@pytest.mark.parametrize("kind", [EMPTY, FOREIGN, FOREIGN_LOG])
+def test_a_file_that_lies_there_begins_no_record(tmp_path, kind, read_only):
+    """A record cut off to nothing is no first install: its rounds would be forgotten."""
+    path = tmp_path / "record"
+    write_no_record(path, kind)
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="is no participation record"):
+        ParticipationRecord(path, first_install=True, read_only=read_only)
+    assert (path.read_bytes(), os.listdir(tmp_path)) == (before, ["record"])
+
+
+def test_a_record_is_begun_whole(tmp_path, monkeypatch):
+    """A start that is killed leaves no half of a record, and one that is too late changes none."""
+    path = tmp_path / "record"
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "link", lambda *paths: os.kill(os.getpid(), signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            ParticipationRecord(path)
+    assert os.listdir(tmp_path) == []
+    with monkeypatch.context() as patch:
+        patch.setattr(os.path, "lexists", lambda path: False)
+        ParticipationRecord(path, first_install=False)
+        assert not ParticipationRecord(path, first_install=True).installation.is_first
+
+
+def test_the_journal_of_a_record_that_is_gone_is_not_taken_up(record):
+    journal = record.path.with_name("record-journal")
+    record.path.rename(journal)
+    with pytest.raises(ValueError, match=r"record-journal is left of a record that is gone"):
+        ParticipationRecord(record.path, first_install=True)
+    assert not record.path.exists()
+
+
+DAMAGES = {
+    "a total in words": "INSERT INTO total VALUES ('much', 1e-6)",
+    "a total above nothing": "INSERT INTO total VALUES (-1.0, 1e-6)",
+    "two totals": "INSERT INTO total VALUES (2.0, 1e-6), (3.0, 1e-6)",
+    "two beginnings": "INSERT INTO installation VALUES (1.0, 1)",
+    "no beginning": "DELETE FROM installation",
+    "a time without end": "UPDATE participations SET time = 9e999",
+    "an event that is none": "UPDATE participations SET event = '[]'",
+    "an event of other fields": "UPDATE participations SET event = '{}'",
+    "an event too deep": f"UPDATE participations SET event = '{'[' * 100_000}'",
+    "a round in words": "UPDATE participations SET round = 'two'",
+    "no table": "DROP TABLE total",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_record_is_refused_when_it_is_opened(record, damage):
+    record.enter(TASK, POLICY, 2)
+    with closing(sqlite3.connect(record.path)) as database, database:
+        database.execute(damage)
+    with pytest.raises(ValueError, match=r"is no participation record .* put the record back"):
+        ParticipationRecord(record.path)
+
+
+def test_a_record_that_another_process_holds_is_not_damaged(record, monkeypatch):
+    """To open, to look and to enter: each says who holds it, and none says to remove the file."""
+    monkeypatch.setattr(participation_record, "_PATIENCE", 0.0)
+    waiting = ParticipationRecord(record.path)
+    with closing(sqlite3.connect(record.path, isolation_level=None)) as holder:
+        holder.execute("BEGIN EXCLUSIVE")
+        for action in (
+            lambda: ParticipationRecord(record.path),
+            lambda: ParticipationRecord(record.path, read_only=True),
+            lambda: waiting.check(TASK, POLICY, 2),
+            lambda: waiting.enter(TASK, POLICY, 2),
+        ):
+            with pytest.raises(OSError, match=r"database is locked; end the process that holds"):
+                action()
+    waiting.enter(TASK, POLICY, 2)
+
+
+def test_a_record_that_may_not_be_written_opens_and_says_so_when_it_must_write(record):
+    record.enter(TASK, POLICY, 2)
+    unwritten = ParticipationRecord(record.path)
+    unwritten._database.execute("PRAGMA query_only = 1")  # as on a disk that is mounted so
+    unwritten.check(TASK, POLICY, 9)
+    with pytest.raises(OSError, match=r"readonly database; allow this user to write"):
+        unwritten.enter(TASK, POLICY, 9)
+
+
+def test_opening_a_record_writes_nothing(record, monkeypatch):
+    """A record on a full or read-only disk can be looked at, and checked against."""
+    record.enter(TASK, POLICY, 2)
+    monkeypatch.setattr(participation_record, "_PATIENCE", 0.0)
+    with closing(sqlite3.connect(record.path, isolation_level=None)) as writer:
+        writer.execute("BEGIN IMMEDIATE")  # nobody else writes now
+        for read_only in (False, True):
+            assert len(ParticipationRecord(record.path, read_only=read_only).participations()) == 1
+
+
+def test_a_record_cut_off_in_a_write_is_read_once_a_device_undid_that(record, tmp_path):
+    record.enter(TASK, POLICY, 2)
+    cut = tmp_path / "cut"
+    with closing(sqlite3.connect(record.path, isolation_level=None)) as writer:
+        writer.execute("PRAGMA cache_size = 1")
+        writer.execute("BEGIN IMMEDIATE")
+        writer.execute("DELETE FROM participations")
+        writer.execute("CREATE TABLE more AS SELECT zeroblob(100000) AS much")
+        for end in ("", "-journal"):
+            shutil.copy(f"{record.path}{end}", f"{cut}{end}")
+    with pytest.raises(OSError, match="its last write was cut off, and `pfl-lm device run` undoes"):
+        ParticipationRecord(cut, read_only=True)
+    ParticipationRecord(cut).close()
+    assert len(ParticipationRecord(cut, read_only=True).participations()) == 1
 
 
 class TestVerb:
@@ -250,6 +387,29 @@ class TestVerb:
         found = json.loads(self.printed(str(record.path), "--json"))
         assert found["participations"][0]["round"] == 2
         assert found["installation"] == {"began": NOW, "is_first": True}
+        assert found["total"] is None
+
+    def test_a_total_is_told_before_the_first_round(self, tmp_path):
+        path = str(tmp_path / "record")
+        ParticipationRecord(path, True, total=Total(2.5, 1e-6))
+        assert "may cost ε = 2.500 at most (δ = 1e-06)" in self.printed(path)
+        found = json.loads(self.printed(path, "--json"))
+        assert found["total"] == {"epsilon": 2.5, "delta": 1e-6}
+
+    def test_changes_nothing(self, record, tmp_path):
+        """A record of an earlier version, and what is no record: neither is written to."""
+        earlier = tmp_path / "earlier"
+        with closing(sqlite3.connect(earlier)) as database, database:
+            database.executescript(participation_record._FIRST)
+            database.execute("INSERT INTO installation VALUES (?, 1)", (NOW,))
+            database.execute("PRAGMA user_version = 1")
+        write_no_record(tmp_path / FOREIGN, FOREIGN)
+        write_no_record(tmp_path / EMPTY, EMPTY)
+        before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+        assert "took part in no round" in self.printed(str(earlier))
+        for name in (FOREIGN, EMPTY):
+            assert CliRunner().invoke(app, ["record", str(tmp_path / name)]).exit_code != 0
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
     def test_makes_no_record(self, tmp_path):
         found = CliRunner().invoke(app, ["record", str(tmp_path / "absent")])

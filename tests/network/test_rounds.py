@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +17,8 @@ from pfl_lm.models.file import load_model
 from pfl_lm.network.device import Device
 from pfl_lm.network.transport import Limits
 from pfl_lm.payload.plan import PayloadPlan
+from pfl_lm.run import control
+from pfl_lm.run.folder import RunFolder
 
 KINDS = {1: "keys", 3: "shares", 5: "report", 7: "confirmation", 9: "answer"}
 
@@ -129,6 +134,63 @@ def test_who_comes_after_the_last_round_hears_that_it_was(trial, new_watcher):
     run.serve(watcher, resume=True)
     run.join()
     assert watcher.rounds == []
+
+
+class Asks:
+    """A listener that asks the run something when a round is over, and counts the rounds."""
+
+    def __init__(self, watcher, run: Path, request: str, after: int) -> None:
+        self.watcher, self._run, self._request, self._after = watcher, run, request, after
+
+    def __getattr__(self, name):
+        return getattr(self.watcher, name)
+
+    def round_done(self, entry, rounds) -> None:
+        self.watcher.round_done(entry, rounds)
+        if len(self.watcher.rounds) == self._after:
+            control.ask(self._run, self._request)
+
+
+def test_a_server_pauses_and_stops_as_it_is_asked_and_continues(trial, new_watcher):
+    """While it pauses it answers: devices that wait for news hear that there is none."""
+    run = trial(rounds=3)
+    run.start_devices()
+    asks, calls = Asks(new_watcher(), run.folder, control.PAUSE, after=1), Counter()
+    going = threading.Timer(1.5, control.withdraw, (run.folder, control.PAUSE))
+
+    def reached(point: str, round: int) -> None:
+        if (point, round) == ("closed", 0):
+            going.start()
+        if (point, round) == ("invited", 1):
+            calls["went on while it was asked to pause"] += control.asks(run.folder, control.PAUSE)
+            control.ask(run.folder, control.STOP)
+
+    with pytest.raises(control.RunStopped, match=r"stopped after 2 rounds, as was asked.*--resume"):
+        run.serve(asks, reached=reached)
+    assert not +calls
+    assert [entry["reports"] for entry in asks.rounds] == [6, 6]
+    assert not list(run.folder.glob("*.request"))
+    rest = new_watcher()
+    run.serve(rest, resume=True)
+    run.join()
+    assert [entry["round"] for entry in rest.rounds] == [2]
+
+
+def test_a_server_that_waits_for_devices_stops_as_it_is_asked(trial, new_watcher):
+    run = trial()
+
+    def ask() -> None:
+        while not (run.folder / "manifest.json").is_file() or not control.is_heeded(
+            RunFolder(run.folder)
+        ):
+            time.sleep(0.05)
+        time.sleep(0.5)
+        control.ask(run.folder, control.STOP)
+
+    run.start(ask)
+    with pytest.raises(control.RunStopped, match="stopped after 0 rounds"):
+        run.serve(new_watcher())
+    run.join()
 
 
 def test_too_few_devices_and_the_round_is_abandoned(trial, new_watcher, same_model, caplog):

@@ -5,6 +5,9 @@ from __future__ import annotations
 import http.client
 import json
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 
 import pytest
 
@@ -18,12 +21,19 @@ from pfl_lm.run.simulate import simulate
 pytestmark = pytest.mark.usefixtures("quick")
 
 
-@pytest.fixture
-def server(make_run):
-    with WatchServer(make_run(rounds=20, finished=False), 0) as server:
+@contextmanager
+def watching(run: Path) -> Iterator[WatchServer]:
+    with WatchServer(run, 0) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server
         server.shutdown()
+
+
+@pytest.fixture
+def server(make_run):
+    run = make_run(rounds=20, finished=False)
+    with control.heeding(RunFolder(run)), watching(run) as server:
+        yield server
 
 
 def ask(server, method, path, **headers) -> tuple[int, str]:
@@ -61,6 +71,40 @@ def test_buttons_leave_requests(server):
     ask(server, "POST", "/stop", **ours(server))
     assert control.asks(run, control.STOP)
     assert json.loads(ask(server, "GET", "/state")[1])["stopping"]
+
+
+@pytest.mark.parametrize(
+    ("rounds", "finished", "goes_on"), [(20, False, False), (60, False, True), (60, True, False)]
+)
+def test_a_run_that_heeds_nothing_is_asked_nothing(make_run, rounds, finished, goes_on):
+    """Its process was killed, its last round is over, or it ended."""
+    run = make_run(rounds=rounds, finished=finished)
+    process = control.heeding(RunFolder(run)) if goes_on else nullcontext()
+    with process, watching(run) as server:
+        assert not json.loads(ask(server, "GET", "/state")[1])["heeds"]
+        for path in ("/pause", "/go-on", "/stop"):
+            assert ask(server, "POST", path, **ours(server)) == (
+                409,
+                "the run's rounds are over, or no process runs it now",
+            )
+        assert not list(run.glob("*.request"))
+
+
+def test_a_run_that_is_gone_is_told_in_a_line(server, capfd):
+    run = server.folder.path
+    run.rename(run.with_name("moved"))
+    for method, path in (("GET", "/"), ("GET", "/state"), ("POST", "/stop")):
+        status, text = ask(server, method, path, **ours(server))
+        assert status == 503
+        assert str(run) in text
+        assert "\n" not in text
+    assert capfd.readouterr().err == ""
+
+
+def test_a_question_s_folder_has_no_page(tmp_path):
+    (tmp_path / "manifest.json").write_text('{"asked": {}}')
+    with pytest.raises(ValueError, match=r"manifest\.json"):
+        WatchServer(tmp_path, 0)
 
 
 def test_a_caller_who_does_not_know_the_address_is_refused(server):
