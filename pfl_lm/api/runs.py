@@ -221,9 +221,8 @@ class Run:
 
         source = open_source(self.folder, None if tokenizer is None else Path(tokenizer))
         people = open_people(source.model, source.manifest, self.folder)
-        window = source.manifest.scenario.window or WINDOW
         text = HeldOutText(
-            "held-out users", people.population, source.tokenizer, "validation", window
+            "held-out users", people.population, source.tokenizer, "validation", source.window
         )
         export(source, Path(output), ExportConfig(tuple(formats), tuple(precisions)), text)
         return Path(output)

@@ -17,6 +17,7 @@ from pfl_lm.evaluation.suggestions import (
     LONGEST,
     begins_with,
     chances_after,
+    message_of,
     prompts_of,
     suggest,
     suggest_emoji,
@@ -164,8 +165,7 @@ class _OfBundle:
         return self.tokenizer.words[self.emoji_ids[int(logits[list(self.emoji_ids)].argmax())]]
 
     def _tokens(self, text: str) -> list[int]:
-        room = min(LONGEST, _room(self.entry.signature))
-        return [self.tokenizer.bos_id, *self.tokenizer.encode(text)[-room:]]
+        return message_of(self.tokenizer, text, _longest(self.entry.signature))
 
     def _read(self, tokens: Sequence[int], allowed: np.ndarray) -> Arrays:
         """Read a text word by word; return what the graph says after its last one."""
@@ -190,7 +190,7 @@ class _OfBundle:
 
     def _reader(self, speller: Speller) -> Reader:
         """Return what reads texts and keeps the graph's state after each of their beginnings."""
-        room = _room(self.entry.signature) + 1
+        longest = _longest(self.entry.signature)
         mask = np.zeros((1, self.tokenizer.vocabulary_size), np.float32)
         kept: dict[tuple[int, ...], Arrays] = {}
 
@@ -201,7 +201,7 @@ class _OfBundle:
             return kept[text]
 
         def read(texts: Sequence[tuple[int, ...]]) -> np.ndarray:
-            logits = [after(text[-room:])["logits"][0].astype(np.float64) for text in texts]
+            logits = [after(text[-longest:])["logits"][0].astype(np.float64) for text in texts]
             return np.stack([row[speller.ids] - _log_total(row) for row in logits])
 
         return read
@@ -212,10 +212,10 @@ def _log_total(logits: np.ndarray) -> float:
     return highest + math.log(np.exp(logits.astype(np.float64) - highest).sum())
 
 
-def _room(signature: Signature) -> int:
-    """Return how many words a graph reads after the one that begins a message.
+def _longest(signature: Signature) -> int:
+    """Return how many ids a graph reads, the one that begins a message among them.
 
     A transformer's state holds its context, and no word more.
     """
     keys = [spec.shape for spec in signature.inputs if spec.name.startswith("keys")]
-    return keys[0][-2] - 1 if keys else LONGEST + MOST_PIECES
+    return keys[0][-2] if keys else 1 + LONGEST + MOST_PIECES

@@ -221,7 +221,7 @@ def _held_out(source: Source, population: Path | None, split: str, positions: in
 
     if split not in ("validation", "test"):
         raise ValueError(f"--split {split}: held-out users are in validation and test")
-    window = source.manifest.scenario.window or 20
+    window = source.window
     if source.manifest.scenario.population.kind == "store":
         population = population or find_population(source.manifest, source.folder.path)
     if population is None:

@@ -59,7 +59,7 @@ class ModelScorer:
     @property
     def longest(self) -> int | None:
         """How many ids a text may have; of a longer one, its last ones can be read."""
-        return self._spec.context if self._spec.kind == "transformer" else None
+        return models.longest_text(self._spec)
 
     def states(self, inputs: np.ndarray) -> torch.Tensor:
         """Return the hidden vectors, (n, T, P)."""

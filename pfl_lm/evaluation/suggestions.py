@@ -135,8 +135,11 @@ def prompts_of(tokenizer: Tokenizer) -> Sequence[str]:
 
 
 def _context(spec: ModelSpec, tokenizer: Tokenizer, text: str) -> list[int]:
-    return [tokenizer.bos_id, *tokenizer.encode(text)[-_room(spec) :]]
+    longest = models.longest_text(spec) or LONGEST + 1
+    return message_of(tokenizer, text, longest)
 
 
-def _room(spec: ModelSpec) -> int:
-    return min(LONGEST, spec.context - 1) if spec.kind == "transformer" else LONGEST
+def message_of(tokenizer: Tokenizer, text: str, longest: int) -> list[int]:
+    """Return ``<s>`` and the last ids of a text, at most ``longest`` ids in all."""
+    ids, room = tokenizer.encode(text), min(LONGEST, longest - 1)
+    return [tokenizer.bos_id, *ids[max(0, len(ids) - room) :]]

@@ -24,19 +24,22 @@ from pfl_lm.export.graphs.personal import PersonalPlan, personal_step, plain, wh
 from pfl_lm.export.graphs.predict import predict_graph
 from pfl_lm.export.graphs.train_artifact import first_step, first_task, train_graph, write_weights
 from pfl_lm.export.ngram import files as ngram
-from pfl_lm.export.parity import HeldOutText, Parity, Reading, compare, read
+from pfl_lm.export.parity import HeldOutText, Parity, Reading, compare, read, read_trained
 from pfl_lm.export.quantise.calibration_text import calibration_windows
 from pfl_lm.export.quantise.gptq import fitted_layers
 from pfl_lm.export.quantise.grids import INT4
 from pfl_lm.export.quantise.word_tables import layers_of
 from pfl_lm.export.signature import ExportGraph
 from pfl_lm.export.source import Source
+from pfl_lm.export.trained import TrainedModel
 from pfl_lm.export.verify import verify_bundle
 from pfl_lm.export.vocabulary import BlockList, write_vocabulary
 from pfl_lm.files import folder_atomically, scratch_beside
+from pfl_lm.models.models import longest_text
 from pfl_lm.models.own_words import OwnWordsRule
 from pfl_lm.run.folder import write_json
 from pfl_lm.run.progress import ProgressListener
+from pfl_lm.text.tokenizer import Tokenizer
 from pfl_lm.version import __version__
 
 CALIBRATION_TEXTS = 1024  # invented, for the fit of four bits
@@ -74,6 +77,10 @@ class _Work:
     blocked: BlockList
     plan: PersonalPlan
     rows: list[MeasuredFile] = field(default_factory=list)
+
+    @property
+    def trained(self) -> TrainedModel:
+        return TrainedModel(self.source.model, self.blocked.ids)
 
     @property
     def graphs(self) -> Path:
@@ -176,7 +183,7 @@ def _write(
 def _predictors(work: _Work, graph: ExportGraph) -> None:
     """Convert ``predict`` into every format and precision; compare and measure each."""
     work.listener.say("reading held-out text with the torch model")
-    reference = read(graph, graph.signature, graph.start, work.text)
+    reference = read_trained(work.trained, work.text)
     if not math.isfinite(reference.evaluation.perplexity):
         raise ValueError(
             "nothing was kept; the model's perplexity on held-out text is not finite: its training "
@@ -235,7 +242,9 @@ def _measured(
 
 
 def _vectors(work: _Work, graph: ExportGraph) -> dict[str, Any]:
-    texts = test_vectors.invent_texts(work.source.tokenizer, frozenset(work.blocked.ids))
+    texts = test_vectors.invent_texts(
+        work.source.tokenizer, frozenset(work.blocked.ids), longest_text(work.source.model.spec)
+    )
     runs = {
         row.file.name: open_file(work.graphs, row.file)
         for row in work.rows
@@ -246,7 +255,7 @@ def _vectors(work: _Work, graph: ExportGraph) -> dict[str, Any]:
         "schema": names.SCHEMA,
         "tokenizer": test_vectors.text_vectors(work.source.tokenizer, texts),
         "own_words": test_vectors.own_words_vectors(texts, work.source.tokenizer.vocabulary_size),
-        "predict": test_vectors.predict_vectors(texts, graph, runs, mask),
+        "predict": test_vectors.predict_vectors(texts, work.trained, graph, runs, mask),
     }
 
 
@@ -271,7 +280,8 @@ def _personal(work: _Work) -> tuple[dict[str, Any], dict[str, Any]]:
     graph = personal_step(model, plan, down)
     work.rows.append(MeasuredFile(convert(graph, "onnx", "fp32", work.graphs)))
     words = np.zeros(graph.inputs[1].shape, np.int32)
-    words[0, :4] = (2, *range(work.source.tokenizer.vocabulary_size)[-2:], 3)
+    message = (Tokenizer.bos_id, *range(model.spec.vocabulary_size)[-2:], Tokenizer.eos_id)
+    words[0, : len(message)] = message[: words.shape[1]]
     vectors = test_vectors.graph_vectors(graph, graph.start | {"windows": words}, work.folder)
     return plan.describe(model.spec.output_dim), vectors
 

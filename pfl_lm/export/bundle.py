@@ -34,7 +34,7 @@ from typing import Any
 from pfl_lm.files import check_zip, inside, leads_out, sha256_of, write_atomically
 from pfl_lm.run.folder import digest_of, read_json, write_json
 
-SCHEMA = 1
+SCHEMA = 2
 INDEX, PRIVACY, CARD, VECTORS = "bundle.json", "privacy.json", "MODEL_CARD.md", "testvectors.json"
 BLOCKLIST, WEIGHTS, TOKENIZER, GRAPHS = "blocklist.txt", "weights.f32", "tokenizer", "graphs"
 MANIFEST, LEDGER = "provenance/manifest.json", "provenance/ledger.jsonl"

@@ -18,7 +18,7 @@ from pfl_lm.export.bundle import (
 from pfl_lm.export.parity import HeldOutText
 from pfl_lm.export.source import Source
 from pfl_lm.export.vocabulary import BlockList
-from pfl_lm.models.models import body_of
+from pfl_lm.models.models import longest_text
 from pfl_lm.numbers import MISSING, format_epsilon, percent, power, significant, size, whole
 from pfl_lm.run.folder import write_json
 from pfl_lm.run.manifest_file import RecordedGuarantee
@@ -58,7 +58,7 @@ def limits(source: Source, blocked: BlockList) -> dict[str, Any]:
     """Return what the model is not good for."""
     spec = source.model.spec
     return {
-        "context": spec.context if body_of(spec).in_blocks else None,
+        "context": longest_text(spec),
         "trained_window": source.manifest.scenario.window,
         "language": source.tokenizer.manifest.get("locale", ""),
         "vocabulary_size": spec.vocabulary_size,

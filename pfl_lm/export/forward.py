@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from pfl_lm.models import recurrent
 from pfl_lm.models.file import Model
-from pfl_lm.models.models import body_of
+from pfl_lm.models.models import body_of, roles
 from pfl_lm.models.spec import LoraSpec, ModelSpec, Parameters
 
 Linear = Callable[[str, Tensor], Tensor]
@@ -70,8 +71,10 @@ def step(
         weights: what is no dense layer: gains and biases of norms, positions.
     """
     if body_of(spec).in_blocks:
-        return _transformer_step(spec, linear, weights, x, state)
-    return _recurrent_step(spec, linear, x, state)
+        vector, after = _transformer_step(spec, linear, weights, x, state)
+    else:
+        vector, after = _recurrent_step(spec, linear, x, state)
+    return _with_side_branch(spec, linear, vector, x), after
 
 
 def over_windows(
@@ -79,7 +82,61 @@ def over_windows(
 ) -> Tensor:
     """Run whole windows from an empty state: (B, T, D) → (B, T, P)."""
     if body_of(spec).in_blocks:
-        return _transformer_windows(spec, linear, weights, embedded)
+        vectors = _transformer_windows(spec, linear, weights, embedded)
+    else:
+        vectors = _recurrent_windows(spec, linear, embedded)
+    return _with_side_branch(spec, linear, vectors, embedded)
+
+
+def check_reads_all(spec: ModelSpec) -> None:
+    """Refuse a model of which the functions above would leave a parameter out.
+
+    Raises:
+        ValueError: naming the parameter.
+    """
+    tables = ("embedding", "output", "output_bias")
+    sizes = {name: role.shape for name, role in roles(spec).items() if name not in tables}
+    zeros = {name: torch.zeros(shape) for name, shape in sizes.items()} | turns(spec)
+    word = torch.zeros(1, spec.embedding_dim)
+    for way in ("word by word", "over windows"):
+        weights = _Watched(zeros)
+        linear = linear_of(weights, spec.lora)
+        if way == "word by word":
+            step(spec, linear, weights, word, zero_state(spec))
+        else:
+            over_windows(spec, linear, weights, word[None])
+        if unread := set(sizes) - weights.read:
+            raise ValueError(
+                f"model parameter {min(unread)!r}: an exported graph would compute without it "
+                f"({way}); this version cannot export a model that has it"
+            )
+
+
+class _Watched(dict[str, Tensor]):
+    """Tensors by name, and which of them were read."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        super().__init__(tensors)
+        self.read: set[str] = set()
+
+    def __getitem__(self, name: str) -> Tensor:
+        self.read.add(name)
+        return super().__getitem__(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        self.read.add(name)
+        return super().get(name, default)
+
+
+def _with_side_branch(spec: ModelSpec, linear: Linear, vectors: Tensor, embedded: Tensor) -> Tensor:
+    """Add the part of ``models/side_branch`` for the present words (…, D) to vectors (…, P)."""
+    if not spec.side_branch:
+        return vectors
+    narrow = torch.relu(linear("side_branch.down", embedded))
+    return vectors + linear("side_branch.up", narrow)
+
+
+def _recurrent_windows(spec: ModelSpec, linear: Linear, embedded: Tensor) -> Tensor:
     state = {name: zeros.expand(len(embedded), -1) for name, zeros in zero_state(spec).items()}
     vectors = []
     for t in range(embedded.shape[1]):
@@ -193,16 +250,18 @@ def _rotated(spec: ModelSpec, weights: Mapping[str, Tensor], x: Tensor, places: 
 def padded(model: Model) -> Model:
     """Widen a recurrent model to multiples of 32 with zeros; it computes the same.
 
-    A cell whose weights are all 0 stays 0. A transformer's norms average over the width, so a
-    transformer is left as it is.
+    A cell whose weights are all 0 stays 0; so does a value inside a side branch. A transformer's
+    norms average over the width, so a transformer is left as it is.
     """
     spec, old = model.spec, model.parameters
     if body_of(spec).in_blocks:
         return model
     cells, rows, out = (_up(n) for n in (spec.hidden_dim, spec.embedding_dim, spec.output_dim))
+    branch = _up(spec.side_branch)
     wide = replace(
-        spec, hidden_dim=cells, embedding_dim=rows, projection_dim=0 if out == rows else out
-    )
+        spec, hidden_dim=cells, embedding_dim=rows, projection_dim=0 if out == rows else out,
+        side_branch=branch,
+    )  # fmt: skip
     new: Parameters = {}
     for name, value in old.items():
         part = name.rsplit(".", 1)[-1]
@@ -211,8 +270,10 @@ def padded(model: Model) -> Model:
             value = _zeros_at_end(gates, 1, cells).flatten(0, 1)
         if value.dim() == 2:
             value = _zeros_at_end(value, 1, _up(value.shape[1]))
-        if part in ("projection", "projection_bias"):
+        if part in ("projection", "projection_bias", "up"):
             value = _zeros_at_end(value, 0, out)
+        if part == "down":
+            value = _zeros_at_end(value, 0, branch)
         new[name] = value.contiguous()
     return Model(wide, new, model.origin)
 

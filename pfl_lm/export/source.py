@@ -10,10 +10,13 @@ from typing import Any
 from pfl_lm.dp.ledger import verify
 from pfl_lm.files import sha256_of
 from pfl_lm.models.file import Model, load_model
+from pfl_lm.models.models import longest_text
 from pfl_lm.run.folder import RunFolder, digest_of, read_json
 from pfl_lm.run.manifest_file import Manifest
 from pfl_lm.run.nearby import open_tokenizer
 from pfl_lm.text.tokenizer import Tokenizer
+
+_WINDOW = 20  # of a run that states none
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,12 @@ class Source:
     @property
     def name(self) -> str:
         return self.manifest.run
+
+    @property
+    def window(self) -> int:
+        """Return how many ids are read at once: as in training, and no more than the model can."""
+        trained = self.manifest.scenario.window or _WINDOW
+        return min(trained, longest_text(self.model.spec) or trained)
 
 
 def open_source(run: Path, tokenizer: Path | None = None) -> Source:

@@ -2,7 +2,8 @@
 
 The inputs are random words of the public vocabulary, so the file holds nobody's text. For every
 file of a bundle it states what that very file gave here, with a tolerance for other processors;
-``reference`` is what torch gave. A file passes where, at every key of every text,
+``reference`` is what the trained model gives in the simulator's own code. A file passes where, at
+every key of every text,
 
 * each of the k scores lies within the tolerance of the score expected at its place, and
 * each expected word that leads the k-th by more than twice the tolerance is suggested.
@@ -22,6 +23,7 @@ import numpy as np
 from pfl_lm.export.bundle import VECTOR_FILES
 from pfl_lm.export.forward import AWAY
 from pfl_lm.export.signature import Arrays, ExportGraph, Runner, Signature
+from pfl_lm.export.trained import TrainedModel
 from pfl_lm.models.own_words import OwnWords, OwnWordsRule
 from pfl_lm.streams import stream
 from pfl_lm.text.normalisation import beginnings
@@ -47,15 +49,21 @@ class Text:
     keys: tuple[Key, ...]
 
 
-def invent_texts(tokenizer: Tokenizer, blocked: frozenset[int], seed: int = 0) -> list[Text]:
-    """Draw texts from the public unigram; what is never suggested is not typed either."""
+def invent_texts(
+    tokenizer: Tokenizer, blocked: frozenset[int], longest: int | None, seed: int = 0
+) -> list[Text]:
+    """Draw texts from the public unigram; what is never suggested is not typed either.
+
+    Args:
+        longest: how many ids the model reads, ``<s>`` among them; None: any number.
+    """
     random = stream(seed, "test vectors")
     chances = tokenizer.unigram.copy()
     chances[list(blocked)] = 0.0
     texts = []
     for _ in range(_TEXTS):
         words = random.choice(len(chances), _WORDS, p=chances / chances.sum())
-        keys = [Key(Tokenizer.bos_id, ""), *(Key(int(word), "") for word in words[:-1])]
+        keys = [Key(Tokenizer.bos_id, ""), *(Key(int(word), "") for word in words[:-1])][:longest]
         letters = tokenizer.words[words[-1]][:_LETTERS]
         keys += [Key(keys[-1].token, letters[: n + 1]) for n in range(len(letters))]
         texts.append(Text(tuple(keys)))
@@ -93,12 +101,7 @@ def type_text(
         outputs = run(**given | {"token": np.array([key.token], np.int32), "mask": mask(key.typed)})
         if not key.typed:
             last = outputs
-        answers.append(
-            {
-                "words": outputs["words"][0].tolist(),
-                "scores": [round(float(score), 5) for score in outputs["scores"][0]],
-            }
-        )
+        answers.append(_answer(outputs["words"][0], outputs["scores"][0]))
     return answers
 
 
@@ -125,19 +128,41 @@ def differences(
 
 
 def predict_vectors(
-    texts: list[Text], graph: ExportGraph, files: Mapping[str, Runner], mask: PrefixMask
+    texts: list[Text],
+    trained: TrainedModel,
+    graph: ExportGraph,
+    files: Mapping[str, Runner],
+    mask: PrefixMask,
 ) -> dict[str, Any]:
-    """Return the part of the vectors for ``predict``: keys, torch's answers, each file's."""
-
-    def answers(run: Runner) -> list[list[dict[str, Any]]]:
-        return [type_text(run, graph.signature, graph.start, text, mask) for text in texts]
-
+    """Return the part of the vectors for ``predict``: keys, the model's answers, each file's."""
+    best = next(tensor.size for tensor in graph.outputs if tensor.name == "words")
+    typed = {
+        name: [type_text(run, graph.signature, graph.start, text, mask) for text in texts]
+        for name, run in files.items()
+    }
     return {
         "texts": [[{"token": k.token, "typed": k.typed} for k in text.keys] for text in texts],
-        "reference": answers(graph),
-        "files": {name: answers(run) for name, run in files.items()},
+        "reference": [trained_answers(trained, text, best, mask) for text in texts],
+        "files": typed,
         "tolerance": TOLERANCE,
     }
+
+
+def trained_answers(
+    trained: TrainedModel, text: Text, best: int, mask: PrefixMask
+) -> list[dict[str, Any]]:
+    """Return what the trained model suggests at each key of a text, as :func:`type_text` does."""
+    ids = [key.token for key in text.keys if not key.typed]
+    logits, read, answers = trained.logits(np.array(ids)), 0, []
+    for key in text.keys:
+        read += not key.typed
+        words, scores = trained.best(logits[read - 1], best, mask(key.typed)[0])
+        answers.append(_answer(words, scores))
+    return answers
+
+
+def _answer(words: np.ndarray, scores: np.ndarray) -> dict[str, Any]:
+    return {"words": words.tolist(), "scores": [round(float(score), 5) for score in scores]}
 
 
 def text_vectors(tokenizer: Tokenizer, texts: list[Text]) -> list[dict[str, Any]]:

@@ -33,6 +33,7 @@ __all__ = [
     "hidden",
     "hidden_of",
     "initialise",
+    "longest_text",
     "merge",
     "roles",
     "scores",
@@ -67,6 +68,14 @@ def roles(spec: ModelSpec) -> dict[str, Role]:
     if spec.lora is not None:
         named |= lora.factors(spec.lora, body)
     return named
+
+
+def longest_text(spec: ModelSpec) -> int | None:
+    """Return how many ids the model reads at once, ``<s>`` among them; None: any number.
+
+    Of a longer text only its last ids can be read.
+    """
+    return spec.context if body_of(spec).in_blocks else None
 
 
 def size(spec: ModelSpec) -> int:

@@ -5,8 +5,18 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from pfl_lm.evaluation.suggestions import PROMPTS, chances_after, prompts_of, suggest, suggest_emoji
+from pfl_lm.evaluation.suggestions import (
+    LONGEST,
+    PROMPTS,
+    chances_after,
+    message_of,
+    prompts_of,
+    suggest,
+    suggest_emoji,
+)
 from pfl_lm.models import models
 from pfl_lm.models.spec import ModelSpec
 from pfl_lm.text.normalisation import Normalisation
@@ -79,3 +89,25 @@ def test_there_are_a_dozen_prompts_in_any_language():
     other = prompts_of(TOKENIZER)
     assert len(other) == 12
     assert set(other) <= set(TOKENIZER.words[4:])
+
+
+@given(longest=st.integers(1, 80), words=st.integers(0, 90))
+def test_a_text_is_cut_to_the_ids_that_the_model_reads(longest, words):
+    """At one id nothing of the text is left: the sign that begins a message takes the place."""
+    text = " ".join(TOKENIZER.words[4 + number] for number in range(words))
+    found = message_of(TOKENIZER, text, longest)
+    kept = min(words, LONGEST, longest - 1)
+    assert found == [TOKENIZER.bos_id, *range(4 + words - kept, 4 + words)]
+
+
+@pytest.mark.parametrize("context", [1, 2, 3, 64])
+def test_a_transformer_of_any_context_suggests_after_a_longer_text(context):
+    spec = ModelSpec("transformer", 300, 8, heads=2, feedforward_dim=8, context=context)
+    parameters = models.initialise(spec, 0, TOKENIZER.unigram)
+    text = " ".join(TOKENIZER.words[10:16])
+    read = [TOKENIZER.bos_id, *range(10, 16)[max(0, 7 - context) :]]
+    hidden = models.hidden_of(spec, parameters, np.array([read]))[0, -1:]
+    expected = torch.softmax(models.scores(spec, parameters, hidden)[0].double(), 0)
+    found = chances_after(spec, parameters, TOKENIZER, text)
+    assert found == pytest.approx(expected.numpy())
+    assert len(suggest(spec, parameters, TOKENIZER, text, count=3)) == 3

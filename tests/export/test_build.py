@@ -9,13 +9,16 @@ import sys
 from dataclasses import replace
 
 import pytest
+import torch
 
-from pfl_lm.export import build, card
+from pfl_lm.export import build, card, forward
 from pfl_lm.export.bundle import opened
+from pfl_lm.export.config import NgramConfig
 from pfl_lm.export.source import open_source
 from pfl_lm.files import scratch_beside, sha256_of
 from pfl_lm.models.file import Model
 from pfl_lm.models.models import ModelSpec, initialise
+from pfl_lm.models.side_branch import roles as side_roles
 from pfl_lm.run.folder import RunFolder
 from pfl_lm.text.tokenizer import Tokenizer
 
@@ -105,6 +108,58 @@ class TestWhatIsInIt:
             other = tmp_path / "two" / path.relative_to(tmp_path / "one")
             if path.is_file() and path.suffix != ".onnx" and path.name != "bundle.json":
                 assert path.read_bytes() == other.read_bytes(), path.name
+
+
+class TestAForgottenPart:
+    """The graphs' forward is code of its own: what it forgot shows beside the simulator's model."""
+
+    @pytest.fixture
+    def branched(self, source):
+        spec = replace(source.model.spec, side_branch=4)
+        draw = torch.Generator().manual_seed(0)
+        drawn = {
+            name: torch.randn(role.shape, generator=draw) for name, role in side_roles(spec).items()
+        }
+        model = replace(source.model, spec=spec, parameters=source.model.parameters | drawn)
+        return replace(source, model=model)
+
+    def test_a_side_branch_is_exported(self, kept_format, branched, text, tmp_path):
+        build.export(branched, tmp_path / "bundle", small(precisions=("fp32", "int8")), text)
+        for entry in json.loads((tmp_path / "bundle" / "bundle.json").read_text())["graphs"]:
+            assert entry["parity"]["top3_agreement"] >= 0.98
+            if entry["precision"] == "fp32":
+                assert entry["parity"]["most_difference"] < 1e-3
+
+    def test_without_it_nothing_is_kept(self, kept_format, branched, text, tmp_path, monkeypatch):
+        monkeypatch.setattr(forward, "_with_side_branch", lambda s, l, vectors, e: vectors)
+        monkeypatch.setattr(forward, "check_reads_all", lambda spec: None)
+        with pytest.raises(ValueError, match="too seldom the three suggestions of the trained"):
+            build.export(branched, tmp_path / "bundle", small(), text)
+        assert leftovers(tmp_path) == []
+
+
+class TestAShortContext:
+    @pytest.mark.parametrize("context", [1, 2, 4])
+    @pytest.mark.parametrize("positions", ["learned", "rotary"])
+    def test_every_part_reads_as_many_ids_as_the_model(
+        self, kept_format, source, text, tmp_path, context, positions
+    ):
+        spec = ModelSpec(
+            "transformer", source.model.spec.vocabulary_size, 8, heads=2, feedforward_dim=8,
+            context=context, positions=positions,
+        )  # fmt: skip
+        model = Model(spec, initialise(spec, 0, source.tokenizer.unigram), source.model.origin)
+        short = replace(source, model=model)
+        assert short.window <= context
+        config = small(
+            formats=("onnx", "arpa"), personal=True, ngram=NgramConfig(order=2, words=500)
+        )
+        build.export(short, tmp_path / "bundle", config, replace(text, window=short.window))
+        told = json.loads((tmp_path / "bundle" / "testvectors.json").read_text())
+        for keys in told["predict"]["texts"]:
+            assert 1 <= sum(not key["typed"] for key in keys) <= context
+        index = json.loads((tmp_path / "bundle" / "bundle.json").read_text())
+        assert index["model"]["personal"]["window"] <= context
 
 
 class TestBlockedWords:

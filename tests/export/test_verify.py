@@ -227,7 +227,7 @@ class TestDamage:
         index_again(copy, run=run)
         assert failure(copy).startswith("of one piece: provenance or privacy.json lacks")
 
-    @pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"schema": 1}', "\x00\xff"])
+    @pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"schema": 2}', "\x00\xff"])
     def test_an_index_that_is_none(self, copy, content):
         (copy / names.INDEX).write_text(content, encoding="utf-8")
         with pytest.raises(BundleError, match=r"damaged|schema"):
@@ -367,7 +367,7 @@ class TestAWrongConversion:
 class TestAnOldBundle:
     def test_of_another_schema(self, copy):
         edit_json(copy / names.INDEX, schema=0)
-        with pytest.raises(BundleError, match="schema 0, this version reads 1: export"):
+        with pytest.raises(BundleError, match="schema 0, this version reads 2: export"):
             findings(copy)
 
     def test_of_a_run_that_has_gone_on(self, bundle_folder, run_folder, tmp_path):

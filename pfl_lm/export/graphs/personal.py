@@ -13,7 +13,7 @@ Source: training only the second of two low-rank factors, Sun et al. 2024 (arXiv
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ from pfl_lm.export.graphs.train_step import gradient_graph
 from pfl_lm.export.quantise.calibration_text import calibration_windows
 from pfl_lm.export.signature import ExportGraph, TensorSpec
 from pfl_lm.models.file import Model
-from pfl_lm.models.models import hidden_of, merge
+from pfl_lm.models.models import hidden_of, longest_text, merge
 from pfl_lm.text.tokenizer import Tokenizer
 
 IGNORED = (Tokenizer.pad_id, Tokenizer.unk_id, Tokenizer.bos_id)  # nothing to learn as a target
@@ -38,7 +38,7 @@ class PersonalPlan:
 
     Args:
         rank: R; P − 1 where the model has no room for as many.
-        window: T; a longer message is learnt in pieces.
+        window: T; a longer message is learnt in pieces. Fewer where the model reads fewer ids.
         steps: steps for each message.
         adapter_rate, bias_rate: learning rates.
         clip: bound on the norm of the adapter's gradient.
@@ -60,9 +60,10 @@ class PersonalPlan:
         return asdict(self) | {"width": width, "adapter": self.rank * width}
 
     def of(self, model: Model) -> PersonalPlan:
-        """Return this plan with a rank that the model has room for."""
+        """Return this plan with a rank and a window that the model has room for."""
         rank = min(self.rank, model.spec.output_dim - 1)
-        return PersonalPlan(**(asdict(self) | {"rank": rank}))
+        window = min(self.window, longest_text(model.spec) or self.window)
+        return replace(self, rank=rank, window=window)
 
 
 def plain(model: Model) -> Model:
@@ -82,6 +83,7 @@ def personal_step(model: Model, plan: PersonalPlan, down: np.ndarray) -> ExportG
         down: float32[R, P], see :func:`whitening`.
     """
     spec, parameters = model.spec, model.parameters
+    forward.check_reads_all(spec)
     weights = {name: value.detach().float() for name, value in parameters.items()}
     others = {n: v for n, v in weights.items() if v.dim() == 1 or n == "positions"}
     others |= forward.turns(spec)

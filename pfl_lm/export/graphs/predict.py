@@ -102,6 +102,7 @@ class _Predict(nn.Module):
         spec, parameters = model.spec, model.parameters
         if not 1 <= best <= spec.vocabulary_size:
             raise ValueError(f"best = {best}: must be between 1 and {spec.vocabulary_size}")
+        forward.check_reads_all(spec)
         self.spec, self.best, self.adapter = spec, best, adapter_rank > 0
         self.names = list(forward.zero_state(spec))
         # Parameters of their own: no exporter or quantiser may touch the model that came in.

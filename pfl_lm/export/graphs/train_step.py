@@ -67,6 +67,7 @@ def train_step(
             f'training method = "{training.method}": a train_step is a gradient; devices that '
             "train otherwise need predict alone"
         )
+    forward.check_reads_all(spec)
     step = _Objective(spec, payload, training, lookup)
     d = TensorSpec("values", "float32", (payload.dim,))
     others = step.inputs(windows)

@@ -68,7 +68,7 @@ def write_ngram(
     """
     hidden = tuple(i for i in blocked.ids if source.tokenizer.kinds[i] == "word")
     public = _public_text(config, source.tokenizer)
-    window = min(source.manifest.scenario.window or 20, source.model.spec.context)
+    window = source.window
     network = Network(source.model, hidden)
     model = _fitted(network, source, config, window, public, listener)
     (folder / FOLDER).mkdir()

@@ -25,7 +25,7 @@ import torch
 from pfl_lm.export.ngram.backoff import NEVER_PREDICTED, BackoffModel
 from pfl_lm.export.ngram.tables import Table, model_of
 from pfl_lm.models.file import Model
-from pfl_lm.models.models import hidden_of, merge, scores
+from pfl_lm.models.models import hidden_of, longest_text, merge, scores
 from pfl_lm.text.tokenizer import Tokenizer
 
 TEXTS = 256  # sampled side by side: (256, V) scores are made at each word
@@ -65,7 +65,8 @@ class Network:
 
     def read(self, words: np.ndarray) -> torch.Tensor:
         """Return the hidden vectors after the last words of texts, int64[n, T] → (n, P)."""
-        return hidden_of(self.spec, self.parameters, words)[:, -1]
+        longest = longest_text(self.spec) or words.shape[1]
+        return hidden_of(self.spec, self.parameters, words[:, -longest:])[:, -1]
 
     def read_all(self, text: np.ndarray) -> torch.Tensor:
         """Return the hidden vectors after each word of one text, int64[1, T] → (T, P)."""

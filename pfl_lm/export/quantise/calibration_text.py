@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from pfl_lm.models.file import Model
-from pfl_lm.models.models import hidden_of, scores
+from pfl_lm.models.models import hidden_of, longest_text, scores
 from pfl_lm.text.tokenizer import Tokenizer
 
 _AT_ONCE = 128  # texts sampled side by side: (128, V) scores are made at each word
@@ -19,10 +19,11 @@ _AT_ONCE = 128  # texts sampled side by side: (128, V) scores are made at each w
 def calibration_windows(model: Model, texts: int = 128, length: int = 12) -> np.ndarray:
     """Sample texts from the model, int64[texts, length], each from the sign that begins one.
 
+    They are shorter where the model reads fewer ids.
     The same model gives the same texts.
     """
     draw = torch.Generator().manual_seed(0)
-    length = min(length, model.spec.context)
+    length = min(length, longest_text(model.spec) or length)
     pieces = [min(_AT_ONCE, texts - first) for first in range(0, texts, _AT_ONCE)]
     return np.concatenate([_sampled(model, count, length, draw) for count in pieces])
 

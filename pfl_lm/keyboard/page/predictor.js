@@ -34,7 +34,7 @@ export class Predictor {
   context(text) {
     const ids = this.tokenizer.encode(text);
     const room = this.limits.context ? Math.floor(this.limits.context / 2) : Infinity;
-    return [this.tokenizer.rules.bos_id, ...(ids.length > room ? ids.slice(-room) : ids)];
+    return [this.tokenizer.rules.bos_id, ...ids.slice(Math.max(0, ids.length - room))];
   }
 
   // Read the messages that were sent, so that suggestions go on from there. A transformer's state

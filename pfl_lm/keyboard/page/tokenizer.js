@@ -18,7 +18,7 @@ export class Tokenizer {
   // in any form of their letters, which `letters` tells (pfl_lm/text/letters.py); forms: forms.tsv,
   // how words are usually written.
   // subwords: subwords.model, which spells the words that the vocabulary lacks; null: it has none.
-  constructor(rules, table, blocked = [], letters = { letters: {}, digits: {} }, forms = "", subwords = null) {
+  constructor(rules, table, blocked = [], letters = { accents: [], letters: {}, digits: {} }, forms = "", subwords = null) {
     this.rules = rules;
     this.forms = new Map(forms.split("\n").slice(1).filter(Boolean).map((line) => line.split("\t")));
     this.pieces = new RegExp(rules.pattern_ecmascript, "gu");
@@ -51,6 +51,8 @@ export class Tokenizer {
       if (!this.folded.has(lower)) this.folded.set(lower, id);
     });
     this.look = letters;
+    const accents = letters.accents.map((range) => range.map((code) => `\\u{${code.toString(16)}}`).join("-"));
+    this.silent = new RegExp(`[\\p{C}${accents.join("")}]`, "gu"); // nothing of a letter
     this.refused = new Set(blocked.map((entry) => this.wordsOf(entry))
       .filter((words) => words.length === 1).map(([word]) => this.sameLetters(word)));
     this.choose(this.locales);
@@ -71,7 +73,7 @@ export class Tokenizer {
 
   // What all forms of the same letters share.
   sameLetters(word) {
-    const folded = word.normalize("NFKC").toLowerCase().normalize("NFD").replace(/[\p{M}\p{C}]/gu, "");
+    const folded = word.normalize("NFKC").toLowerCase().normalize("NFD").replace(this.silent, "");
     const read = (text, table) => [...text].map((one) => table[one] ?? one).join("");
     const plain = read(folded, this.look.letters);
     return /\p{L}/u.test(plain) ? read(plain, this.look.digits) : plain;

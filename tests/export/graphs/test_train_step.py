@@ -36,9 +36,20 @@ CASES = {
     "rows, nce": (FACTORS, SOME, replace(SAMPLED, loss="nce")),
     "everything": (CIFG, PayloadPlan(), replace(SAMPLED, loss="softmax", gradient_clip=None)),
     "biases": (CIFG, PayloadPlan(rows="none", dense="biases"), replace(SAMPLED, loss="softmax")),
+    "side branch": (
+        replace(CIFG, side_branch=3),
+        PayloadPlan(rows="none", dense="side_branch"),
+        replace(SAMPLED, learning_rate=5.0),
+    ),
+    "rows, side branch": (
+        replace(FACTORS, side_branch=3, layers=2), PayloadPlan(rows=20, dense="biases_side_branch"),
+        SAMPLED,
+    ),
     "untied": (replace(CIFG, tied=False, kind="lstm"), PayloadPlan(rows=20), SAMPLED),
     "transformer": (
-        ModelSpec("transformer", V, 8, layers=1, heads=2, feedforward_dim=12, context=T),
+        ModelSpec(
+            "transformer", V, 8, layers=1, heads=2, feedforward_dim=12, context=T, side_branch=3,
+        ),
         PayloadPlan(rows=20),
         SAMPLED,
     ),
@@ -64,7 +75,7 @@ def setting(spec: ModelSpec, plan: PayloadPlan):
     parameters = models.initialise(spec, 0, UNIGRAM)
     draw = torch.Generator().manual_seed(0)
     for name, value in parameters.items():
-        if name.endswith("lora_b"):
+        if name.endswith(("lora_b", "side_branch.up")):
             value.add_(0.3 * torch.randn(value.shape, generator=draw))
     payload = choose(plan, models.roles(spec), UNIGRAM, (0, 1, 2, 3), seed=7, round=3)
     return parameters, payload, gather(parameters, payload)

@@ -183,7 +183,9 @@ class TestTyping:
         assert page.run("app.buttons[0].textContent") == "“Qqzz”"
 
     def test_the_page_reads_words_as_the_model_does(self, page, source):
-        for one in text_vectors(source.tokenizer, invent_texts(source.tokenizer, frozenset())):
+        for one in text_vectors(
+            source.tokenizer, invent_texts(source.tokenizer, frozenset(), None)
+        ):
             assert page.run(f"app.tokenizer.encode({one['text']!r})") == one["ids"]
 
 
@@ -242,7 +244,7 @@ class TestLearning:
         assert page.run(learnt) == alone
 
     def test_it_counts_as_the_evaluation_does(self, page, source):
-        vectors = own_words_vectors(invent_texts(source.tokenizer, frozenset()), 300)
+        vectors = own_words_vectors(invent_texts(source.tokenizer, frozenset(), None), 300)
         page.run(
             f"window.own = new app.personal.counted.constructor(app.personal.rule, 2);"
             f"for (const ids of {vectors['messages']}) own.addMessage(ids); 1"

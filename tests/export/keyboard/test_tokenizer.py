@@ -133,6 +133,7 @@ def test_page_and_python_cut_text_alike(name: str, tmp_path: Path) -> None:
 
 def test_page_and_python_read_letters_alike(tmp_path: Path) -> None:
     words = [*some_texts("letters", 1000), *LOOK_ALIKES, "d4rn", "ｄａｒｎ", "70"]
+    words += ["की", "क़लम", "क्\u200dया", "நான்", "বলি", "ไม่", "שָׁלוֹם", "d\u0336a\u20ddrn\ufe0f"]
     answers = ask(tokenizer_of(RULES["drop"]), [["sameLetters", word] for word in words], tmp_path)
     assert answers == [same_letters(word) for word in words]
 
