@@ -121,6 +121,7 @@ class RunPrivacy:
             policy is None
             or self.cohort < policy.report_goal
             or self.rule.population < policy.population
+            or self.rule.min_separation < policy.least_separation
             or self.reproducible
             or self.cohorts_are_public
             or self.external_noise
