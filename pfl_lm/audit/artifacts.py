@@ -84,6 +84,11 @@ class RunArtifacts:
         """What the run says is guaranteed of its model, and what it only simulates."""
         return self.manifest["statements"]
 
+    @property
+    def claims_its_model(self) -> bool:
+        """Whether the run says that something is guaranteed of its own model."""
+        return not self.statements["guaranteed"].startswith("Nothing")
+
     @cached_property
     def rounds(self) -> list[dict[str, Any]]:
         """The rounds as the metrics tell of them, with what is kept for the auditor.

@@ -167,8 +167,15 @@ class Policy:
     @property
     def different_users(self) -> int:
         """Users who must report before any of them may again, in full cohorts under rotation."""
-        separation = self.participation.min_separation
-        return self.report_goal * (1 if separation is None else min(separation, self.rounds))
+        return self.report_goal * self.least_separation
+
+    @property
+    def least_separation(self) -> int:
+        """How far apart two rounds of a user lie, so that nobody exceeds ``participations``.
+
+        ``min_separation``, or ``rounds`` where these are fewer: then each user reports once.
+        """
+        return min(self.participation.min_separation or 1, self.rounds)
 
     @property
     def participations(self) -> int:

@@ -137,10 +137,10 @@ def check_rule(policy: Policy, rule: CohortRule) -> None:
     Raises:
         ValueError: naming ``min_separation``.
     """
-    needed = min(policy.participation.min_separation or 1, policy.rounds)
-    if rule.kind != "rotation" or rule.min_separation < needed:
+    if rule.kind != "rotation" or rule.min_separation < policy.least_separation:
         raise ValueError(
-            f"min_separation = {rule.min_separation} is below the policy's {needed}; {_TRIAL}"
+            f"min_separation = {rule.min_separation} is below the policy's "
+            f"{policy.least_separation}; {_TRIAL}"
         )
 
 

@@ -10,7 +10,6 @@ Nothing here touches an answer between the clip and the record.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
@@ -31,7 +30,7 @@ from pfl_lm.run.deployment import Deployment
 from pfl_lm.run.privacy import RunPrivacy
 from pfl_lm.run.recorder import Budget
 from pfl_lm.run.round import protect_updates, record_failure, release
-from pfl_lm.run.simulated_rule import simulated_rule
+from pfl_lm.run.simulated_rule import largest_cohort, simulated_rule
 from pfl_lm.secagg.config import MessageKind
 from pfl_lm.secagg.errors import SecaggError
 from pfl_lm.secagg.parameters import Adversary
@@ -109,6 +108,13 @@ class QuerySession:
                 f"cohort = {self.cohort} exceeds the policy's report_goal = "
                 f"{self.policy.report_goal}"
             )
+        if self.rule.min_separation < self.policy.least_separation:
+            raise ValueError(
+                f"cohort = {self.cohort}: of {self.population:,} users so many would be asked in a "
+                f"round that one is asked again after {self.rule.min_separation}, and the policy "
+                f"asks a user once in {self.policy.least_separation} rounds; choose a smaller "
+                "cohort"
+            )
 
     @classmethod
     def of(
@@ -142,9 +148,9 @@ class QuerySession:
             )
         if not users:
             raise ValueError("there are no users to ask in this split of the population")
-        turns = min(policy.participation.min_separation or 1, policy.rounds)
+        turns = policy.least_separation
         asked = 1.0 if fleet is None else fleet.check_in
-        most = min(policy.report_goal, math.floor(users / turns / asked))
+        most = min(policy.report_goal, largest_cohort(users // turns, asked))
         cohort = cohort or most
         if not 1 <= cohort <= most:
             raise ValueError(

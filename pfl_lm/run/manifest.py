@@ -108,6 +108,8 @@ def _statements(context: RunContext) -> dict[str, str]:
         * (privacy.cohort < policy.report_goal),
         f"{privacy.rule.population:,} users stand for {policy.population:,}"
         * (privacy.rule.population < policy.population),
+        f"two rounds of a user may be {privacy.rule.min_separation:,} apart, in the deployment "
+        f"{policy.least_separation:,}" * (privacy.rule.min_separation < policy.least_separation),
         "noise comes from a seeded stream" * privacy.reproducible,
         "cohorts follow from the scenario's seed, which is no secret" * privacy.cohorts_are_public,
         "tensorflow-federated draws the noise, in floating point" * privacy.external_noise,

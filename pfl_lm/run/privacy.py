@@ -125,6 +125,7 @@ class RunPrivacy:
             or self.trial
             or self.cohort < policy.report_goal
             or self.rule.population < policy.population
+            or self.rule.min_separation < policy.least_separation
             or self.reproducible
             or self.cohorts_are_public
             or self.external_noise

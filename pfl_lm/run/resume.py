@@ -22,7 +22,7 @@ from pfl_lm.run.means import replay
 from pfl_lm.run.progress import ProgressListener
 from pfl_lm.server.state import ServerState
 
-_CHOSEN = ("scenario", "policy", "tokenizer", "population", "model")
+CHOSEN = ("scenario", "policy", "tokenizer", "population", "model")  # of a manifest
 
 
 def check_free(folder: RunFolder, overwrite: bool) -> bool:
@@ -199,7 +199,7 @@ def _check_same(written: dict[str, Any], now: dict[str, Any], folder: RunFolder)
             f"{folder.path} was begun as {_kind(written)} and would go on as {_kind(now)}; resume "
             "it as it was begun, or start again in another folder"
         )
-    for name in _CHOSEN:
+    for name in CHOSEN:
         if name not in written:
             raise ValueError(f"{folder.manifest_path} is damaged: it has no {name}")
         if written[name] != now[name]:

@@ -13,6 +13,9 @@ def simulated_rule(
 ) -> CohortRule:
     """Scale a policy's participation to fewer users.
 
+    Under rotation users come again sooner than the policy says where there are too few of them;
+    such a run guarantees nothing (``RunPrivacy.simulated``).
+
     Args:
         population: users who may be invited.
         asked: users that a fleet's server asks, as a multiple of the cohort.
@@ -21,7 +24,7 @@ def simulated_rule(
         ValueError: they are fewer than the cohort, or the policy counts on sampling
             where a fleet decides who takes part.
     """
-    users = math.ceil(cohort * asked)
+    users = users_asked(cohort, asked)
     if users > population:
         raise ValueError(
             f"cohort = {cohort} exceeds the {population} users who may be invited"
@@ -53,3 +56,14 @@ def simulated_rule(
         )
     stated = policy.participation.min_separation or 1
     return CohortRule("rotation", population, users, min(stated, population // users))
+
+
+def users_asked(cohort: int, asked: float) -> int:
+    """Return how many users a server asks that asks ``asked`` times the cohort."""
+    return math.ceil(cohort * asked)
+
+
+def largest_cohort(users: int, asked: float) -> int:
+    """Return the largest cohort for which such a server asks no more than ``users``."""
+    cohort = math.floor(users / asked)
+    return cohort if users_asked(cohort, asked) <= users else cohort - 1

@@ -140,6 +140,20 @@ def test_noise_that_is_a_tenth_too_small(run, monkeypatch):
     assert "noise correlates as stated" in stream_failures(run)
 
 
+def test_a_simulation_of_too_few_users_tells_nothing_of_the_policys_separation(run):
+    artifacts = RunArtifacts.open(run)
+    context = rebuild_context(artifacts)
+    soon = replace(context.privacy.rule, min_separation=2)
+    context = replace(context, privacy=replace(context.privacy, rule=soon))
+    found = {f.name: f for f in stream_findings(context, artifacts.guarantee["stream"])}
+    kept, moved = (
+        found["users keep their separation"],
+        found["nobody moves the stream further than stated"],
+    )
+    assert (kept.holds, moved.holds) == (None, None)
+    assert "the policy's 5 cannot be tested" in kept.text
+
+
 def test_some_users_come_back_too_soon(run, monkeypatch):
     genuine = availability.rules.cohort
 

@@ -39,6 +39,10 @@ from tests.audit.doctoring import (
     rewrite_metrics,
 )
 
+# As few users as tiny runs have; a fleet's server asks so many of them that they come again sooner.
+OWN_SCALE = (
+    ROTATION.replace("1_000_000", "400").replace("5_000", "20").replace("1e-6", "1e-3")
+)  # fmt: skip
 FLEETS = Path(__file__).parents[2] / "simulations" / "fleets"
 
 
@@ -99,6 +103,8 @@ HONEST: dict[str, Callable[[Path], Path]] = {
     "three invited on average": tiny(POLICY, cohort=3, rounds=6),
     "rotated updates": tiny(ROTATION, rotate=True),
     "fleet": tiny(ROTATION, fleet=FLEETS / "mixed.toml"),
+    "at the policy's own scale": tiny(OWN_SCALE),
+    "fleet at the policy's own scale": tiny(OWN_SCALE, fleet=FLEETS / "mixed.toml"),
     "lost rounds": tiny(ROTATION, dropout=0.15, rounds=6),
     "evaluated while it runs": tiny(
         ROTATION,
@@ -282,6 +288,18 @@ def test_13_reports_that_never_came(run):
 def test_14_a_ledger_of_another_run(run, another):
     shutil.copy(another / "ledger.jsonl", run / "ledger.jsonl")
     assert "ledger of this run" in wrong(run)
+
+
+def test_15_a_fleet_whose_users_come_again_too_soon_and_a_claim(tmp_path):
+    run = run_tiny(tmp_path, OWN_SCALE, rounds=3, fleet=FLEETS / "mixed.toml")
+    artifacts = RunArtifacts.open(run)
+    assert "may be 1 apart, in the deployment 6" in artifacts.statements["guaranteed"]
+    claims = {"guaranteed": artifacts.guarantee["statement"]}
+    rewrite_manifest(run, lambda manifest: manifest["statements"].update(claims))
+    found = wrong(run, accounting=True)
+    assert "may be 1 apart" in found["claim about this model"]
+    assert "by the policy 6" in found["separation"]
+    assert "again after 1 rounds, not 6" in found["separation of a user's rounds"]
 
 
 @pytest.mark.parametrize("kind", ["poisson", "rotation"])

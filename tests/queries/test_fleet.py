@@ -87,6 +87,22 @@ def test_a_fleet_needs_users_for_all_who_check_in(fleet: Fleet) -> None:
         QuerySession.of(policy_of(), USERS, None, dropout=0.1, fleet=fleet)
 
 
+@pytest.mark.parametrize("check_in", [1.4, 1.5, 2.5, 10.0])
+def test_nobody_is_asked_again_sooner_than_the_policy_says(fleet: Fleet, check_in: float) -> None:
+    policy = policy_of(rounds=2, users=3_000, min_separation=2, delta=1e-4)
+    fleet = replace(fleet, check_in=check_in)
+    for users in range(2_000, 2_040):
+        session = QuerySession.of(policy, users, None, fleet=fleet)
+        assert session.rule.min_separation == 2
+        assert users - 2 * session.rule.size_or_rate < 2 * check_in + 2  # nor fewer than may be
+
+
+def test_a_rule_that_asks_somebody_again_too_soon_is_refused(fleet: Fleet) -> None:
+    policy = policy_of(rounds=2, min_separation=2)
+    with pytest.raises(ValueError, match="one is asked again after 1, and the policy asks"):
+        QuerySession(policy, USERS, 31, 0, fleet=fleet)
+
+
 def test_work_that_no_phone_holds_is_refused(fleet: Fleet) -> None:
     session = QuerySession.of(policy_of(), USERS, None, fleet=fleet)
     query = word_query(["a", "b"], 2, 64)

@@ -271,6 +271,16 @@ class TestStatements:
         policy = load(Policy, policy_file(**ROTATION))
         assert protect_with(policy, **{"reproducible": False, **changes}).simulated
 
+    @pytest.mark.parametrize(("asked", "short"), [(1, False), (33, False), (34, True)])
+    def test_a_fleet_that_asks_so_many_that_users_come_again_too_soon_is_simulated(
+        self, policy_file, asked, short
+    ):
+        """The policy has 6 rounds: of 10⁶ users at most 166,666 are asked in each."""
+        policy = load(Policy, policy_file(**ROTATION))
+        rule = simulated_rule(policy, policy.population, policy.report_goal, asked)
+        at_scale = RunPrivacy(Deployment(policy), policy.report_goal, CLIP, rule, 7, False)
+        assert at_scale.simulated is short
+
     def test_cohorts_that_a_public_seed_draws_amplify_nothing(self, policies, policy_file):
         full = {"cohort": 5000, "population": 10**6, "reproducible": False}
         assert protect_with(policies("skellam"), **full).simulated

@@ -93,6 +93,11 @@ class StatedGuarantee:
         return min(separated, self.max_participations or separated)
 
     @property
+    def least_separation(self) -> int:
+        """How far apart two rounds of a user lie, so that nobody exceeds ``participations``."""
+        return min(self.min_separation, self.rounds)
+
+    @property
     def rate(self) -> float:
         return self.report_goal / self.population
 

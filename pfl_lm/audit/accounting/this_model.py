@@ -51,6 +51,7 @@ def shortfalls(manifest: dict[str, Any]) -> list[str]:
     policy, scenario = manifest["policy"], manifest["scenario"]
     rule, source = manifest["population"]["cohort_rule"], manifest["noise"]["source"]
     cohort, goal = scenario["cohort"], policy["report_goal"]
+    apart = min(policy["participation"]["min_separation"] or 1, policy["rounds"])
     aggregator = scenario.get("aggregator", "exact")
     seeded = scenario["reproducible"] or source == "reproducible stream"
     trial = (manifest.get("served") or {}).get("trial", False)  # a simulation is no trial
@@ -60,6 +61,8 @@ def shortfalls(manifest: dict[str, Any]) -> list[str]:
         f"{rule['population']:,} users stand for {policy['population']:,}": (
             rule["population"] < policy["population"]
         ),
+        f"two rounds of a user may be {rule['min_separation']:,} apart, in the deployment "
+        f"{apart:,}": rule["min_separation"] < apart,
         "noise comes from a seeded stream": seeded,
         "cohorts follow from the scenario's seed, which is no secret": rule["kind"] != "rotation",
         "tensorflow-federated draws the noise, in floating point": (

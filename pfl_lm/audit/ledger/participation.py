@@ -86,12 +86,13 @@ def _wrong_groups(guarantee: StatedGuarantee, entry: Entry) -> str:
 
 
 def separation(artifacts: RunArtifacts, guarantee: StatedGuarantee) -> list[Finding]:
-    """Say where a simulation invites a user sooner again than its deployment does."""
-    rule = artifacts.manifest["population"]["cohort_rule"]
-    if guarantee.participation != "rotation" or rule["min_separation"] >= guarantee.min_separation:
+    """Hold the run's separation against the policy's: a simulation may fall short, and says so."""
+    kept = artifacts.manifest["population"]["cohort_rule"]["min_separation"]
+    if guarantee.participation != "rotation" or kept >= guarantee.least_separation:
         return []
-    text = (
-        f"The simulation invites a user again after {rule['min_separation']} rounds, the "
-        f"deployment after {guarantee.min_separation}: the cost below is the deployment's."
-    )
+    text = f"two rounds of a user may be {kept} apart, by the policy {guarantee.least_separation}"
+    if artifacts.claims_its_model:
+        text = f"The run claims its policy's ε for its own model, and {text}: ε does not hold."
+        return [Finding("separation", False, text)]
+    text = f"In this simulation {text}: the cost below is the deployment's."
     return [Finding("separation", None, text)]

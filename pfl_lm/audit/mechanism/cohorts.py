@@ -11,16 +11,20 @@ from pfl_lm.run.context import RunContext
 _NAME = "separation of a user's rounds"
 
 
-def separation(context: RunContext, rounds: Sequence[int]) -> list[Finding]:
-    """Draw the cohorts of a rotation again: no user twice within the separation.
+def separation(context: RunContext, rounds: Sequence[int], claimed: bool) -> list[Finding]:
+    """Draw the cohorts of a rotation again: no user twice within the policy's separation.
 
     Args:
         rounds: that were opened.
+        claimed: the run guarantees something of its own model. A simulation of too few users has
+            the separation that they allow.
     """
     policy, rule = context.privacy.policy, context.privacy.rule
     if policy is None or policy.participation.min_separation is None:
         return []
-    least = min(policy.participation.min_separation, rule.population // int(rule.size_or_rate))
+    least = policy.least_separation
+    if not claimed:
+        least = min(least, rule.population // int(rule.size_or_rate))
     if rule.min_separation < least:
         text = f"The run invites a user again after {rule.min_separation} rounds, not {least}."
         return [Finding(_NAME, False, text)]
@@ -37,5 +41,8 @@ def separation(context: RunContext, rounds: Sequence[int]) -> list[Finding]:
             )
             return [Finding(_NAME, False, text)]
         last.update(dict.fromkeys(users, number))
-    text = f"In {len(rounds)} rounds no user is invited twice within {least}."
-    return [Finding(_NAME, True, text)]
+    text = f"In {len(rounds)} rounds no user is invited twice within {least}"
+    if least < policy.least_separation:
+        text += f", all that so few users allow; the policy's {policy.least_separation} cannot be "
+        return [Finding(_NAME, None, text + "tested.")]
+    return [Finding(_NAME, True, text + ".")]

@@ -31,7 +31,7 @@ def record_findings(context: RunContext, artifacts: RunArtifacts) -> list[Findin
     rounds = [entry for entry in entries if entry.get("kind") == "round"]
     return [
         payloads(context, rounds),
-        *separation(context, [entry["round"] for entry in rounds]),
+        *separation(context, [entry["round"] for entry in rounds], artifacts.claims_its_model),
         *seeded(context, artifacts),
         *_still_model(artifacts, {entry["round"]: entry for entry in rounds}),
         *_last_model(artifacts),

@@ -139,23 +139,31 @@ def _common(opened: list[Opened]) -> np.ndarray:
 
 
 def separation(context: RunContext) -> Finding:
-    """Replay who is invited, and look for a user whose rounds lie too close."""
-    name, rule = "users keep their separation", context.privacy.rule
+    """Replay who is invited, and look for a user whose rounds lie closer than the policy says.
+
+    In a simulation of too few users: closer than these allow.
+    """
+    name, policy = "users keep their separation", context.privacy.policy
+    assert policy is not None
+    least = min(policy.least_separation, context.privacy.rule.min_separation)
     rounds, users = _participations(context)
     same = users[1:] == users[:-1]
     gaps = (rounds[1:] - rounds[:-1])[same]
-    close = int((gaps < rule.min_separation).sum())
+    close = int((gaps < least).sum())
     if close:
         text = (
             f"{close} times a user was invited again after {int(gaps.min())} rounds, where "
-            f"{rule.min_separation} is the least: ε counts fewer participations than there were."
+            f"{least} is the least: ε counts fewer participations than there were."
         )
         return Finding(name, False, text)
     text = (
-        f"In {context.scenario.rounds:,} rounds nobody was invited again before "
-        f"{rule.min_separation} rounds had passed."
+        f"In {context.scenario.rounds:,} rounds nobody was invited again before {least} rounds "
+        "had passed"
     )
-    return Finding(name, True, text)
+    if least < policy.least_separation:
+        text += f", all that so few users allow; the policy's {policy.least_separation} cannot be "
+        return Finding(name, None, text + "tested.")
+    return Finding(name, True, text + ".")
 
 
 def _participations(context: RunContext) -> tuple[np.ndarray, np.ndarray]:
@@ -169,19 +177,23 @@ def _participations(context: RunContext) -> tuple[np.ndarray, np.ndarray]:
 
 
 def patterns(context: RunContext, stream: Mapping[str, Any]) -> Finding:
-    """Compute how far each user's own rounds move the stream, against the sensitivity."""
-    name, rule = "nobody moves the stream further than stated", context.privacy.rule
+    """Compute how far each user's own rounds move the stream, against the policy's sensitivity."""
+    name, policy = "nobody moves the stream further than stated", context.privacy.policy
+    assert policy is not None
     if stream["rounds"] > _MOST_ROUNDS:
         text = f"More than {_MOST_ROUNDS:,} rounds: users' patterns were not replayed one by one."
         return Finding(name, None, text)
-    most = sensitivity(stream, rule.min_separation, stream["rounds"])
+    apart = policy.participation.min_separation or 1
+    most = sensitivity(stream, apart, policy.participations)
     rounds, users = _participations(context)
     furthest = _furthest(inner_products(stream), rounds, users)
     right = furthest <= most * (1 + 1e-9)
     text = (
         f"By the rounds that each of {len(np.unique(users)):,} users was invited to, one moves the "
-        f"stream by at most {furthest:.4f} clip norms; {most:.4f} follow from the separation"
+        f"stream by at most {furthest:.4f} clip norms; {most:.4f} follow from the policy"
     )
+    if not right and context.privacy.rule.min_separation < policy.least_separation:
+        return Finding(name, None, f"{text}: so few users come again sooner than the policy's.")
     text += "." if right else ": somebody took part more often than is accounted for."
     return Finding(name, bool(right), text)
 

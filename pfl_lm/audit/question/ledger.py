@@ -108,26 +108,28 @@ def _result(artifacts: QuestionArtifacts, chain: Chain) -> Finding:
 def _asked(artifacts: QuestionArtifacts, rounds: Sequence[Entry]) -> Finding:
     """Check that nobody can have been asked more often than the policy accounts for."""
     name = "nobody is asked too often"
-    asked, policy = artifacts.manifest["asked"], artifacts.policy
+    question, policy = artifacts.manifest["asked"], artifacts.policy
     assert policy is not None
     separation = policy["participation"]["min_separation"] or 1
     turns = min(separation, policy["rounds"])
-    users, cohort = artifacts.manifest["population"]["users"], asked["cohort"]
+    users, cohort = artifacts.manifest["population"]["users"], question["cohort"]
+    # A fleet's server asks more users than it needs, and each of them may answer.
+    asked = math.ceil(cohort * ((question.get("fleet") or {}).get("check_in") or 1))
     numbers = [entry["round"] for entry in rounds]
     if len(set(numbers)) < len(numbers):
         return Finding(name, False, "A round is recorded twice with different sums.")
     if len(numbers) > policy["rounds"]:
         text = f"{len(numbers)} rounds are recorded; the policy pays for {policy['rounds']}."
         return Finding(name, False, text)
-    if cohort * turns > users:
+    if asked * turns > users:
         text = (
-            f"{cohort:,} users in each of {turns} rounds in a row are more than the {users:,} "
+            f"{asked:,} users in each of {turns} rounds in a row are more than the {users:,} "
             "there are: somebody was asked twice."
         )
         return Finding(name, False, text)
     if any(entry["reports"] > cohort for entry in rounds):
-        return Finding(name, False, f"A round summed more reports than the {cohort:,} users asked.")
-    return Finding(name, True, f"{cohort:,} of {users:,} users a round, once in {turns} rounds.")
+        return Finding(name, False, f"A round summed more reports than its cohort of {cohort:,}.")
+    return Finding(name, True, f"{asked:,} of {users:,} users a round, once in {turns} rounds.")
 
 
 def _secret(artifacts: QuestionArtifacts, chain: Chain) -> Finding:

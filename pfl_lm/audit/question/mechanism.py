@@ -70,7 +70,8 @@ class Probe:
         asked = artifacts.manifest["asked"]
         policy = from_plain(Policy, dict(artifacts.policy or {}), artifacts.where)
         devices = min(_DEVICES, asked["cohort"])
-        session = QuerySession(policy, devices, devices, secrets.randbits(64), separate_noise=True)
+        users = devices * policy.least_separation  # as many as its rotation needs
+        session = QuerySession(policy, users, devices, secrets.randbits(64), separate_noise=True)
         entries, groups = asked["entries"], len(asked.get("groups", ()))
         free = max(_CELLS, 2 * entries)
         of_groups = tuple((free + entries * g, free + entries * (g + 1)) for g in range(groups))

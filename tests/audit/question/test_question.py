@@ -131,6 +131,11 @@ class TestDoctoredRecords:
         (question / "noise.secret").write_text("7\n")
         assert "the noise cannot be had again" in recorded(question)
 
+    def test_a_fleet_that_asks_more_users_than_there_are(self, question: Path) -> None:
+        fleet = {"check_in": 24.0}
+        rewrite_manifest(question, lambda manifest: manifest["asked"].update(fleet=fleet))
+        assert "nobody is asked too often" in recorded(question)
+
     def test_more_users_asked_than_there_are(self, question: Path) -> None:
         rewrite_manifest(question, lambda manifest: manifest["population"].update(users=20))
         assert "nobody is asked too often" in recorded(question)
