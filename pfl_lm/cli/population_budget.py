@@ -56,8 +56,8 @@ def population(
     with the total.
 
     The total is stated with --total and --delta before the first run or question. Where nobody
-    stated one, it is the least ε, at the least δ, of all their policies, and a total that is stated
-    later can only be as much or less.
+    stated one, it is the least ε, at the least δ, of all policies under which a round was spent,
+    and a total that is stated later can only be as much or less.
 
     Publish the last hash. A ledger that was cut short, begun again or replaced by an older copy
     lacks it (--head).
@@ -123,8 +123,8 @@ def _lines(ledger: Path, spent: PopulationSpent) -> list[str]:
 
     lines = [f"population  {spent.digest} ({ledger})"]
     if spent.total is None or spent.cost is None:
-        lines.append("total       not stated: it will be the least ε of all policies")
-        lines.append("spent       nothing: no run or question has begun")
+        lines.append("total       not stated: it will be the least ε of all policies that spend")
+        lines.append("spent       nothing: no round is debited")
     else:
         most = spent.cost.participations
         rounds = sum(spender.rounds for spender in spent.spent_by)

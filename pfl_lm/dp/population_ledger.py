@@ -121,14 +121,14 @@ class PopulationLedger:
 
         Raises:
             ValueError: a total was stated; it is not positive and finite; or runs or questions have
-                begun that promised less.
+                spent rounds that promised less.
         """
         total, now = Total(epsilon, delta), total_of(self._ledger.entries())
         if now is not None and now.stated:
             raise ValueError(f"{self._ledger.path}: the total is {now}; it is stated once")
         if now is not None and (epsilon > now.epsilon or delta > now.delta):
             raise ValueError(
-                f"{self._ledger.path}: what has begun on these people promised them {now}; a "
+                f"{self._ledger.path}: the rounds of these people promised them {now}; a "
                 "total above it would break that promise"
             )
         self._ledger.record({"kind": "total", "epsilon": total.epsilon, "delta": total.delta})

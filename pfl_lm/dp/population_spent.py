@@ -1,7 +1,8 @@
 """What a population's ledger says: the total of these people, and who has spent how much of it.
 
 Runs and questions share one total. It is the one that was stated before the first of them
-(`pfl-lm privacy population --total`), or else the least ε, at the least δ, of all their policies.
+(`pfl-lm privacy population --total`), or else the least ε, at the least δ, of the policies of all
+that have spent a round.
 Each run or question is a history with rounds of its own; the accountant composes all of them,
 however they were interleaved (``accounting.accountant``).
 """
@@ -78,7 +79,7 @@ class PopulationSpent:
     Attributes:
         digest: of the population.
         head: the hash of the ledger's last line.
-        total: None before a total is stated and before the first run or question.
+        total: None before a total is stated and before the first round.
         spent_by: runs and questions in the order in which they began.
         cost: of all of them together, at the total's δ; None where there is no total.
     """
@@ -212,15 +213,19 @@ def with_planned(path: Path, policy: Policy, planned: Sequence[RoundEvent]) -> P
 def total_of(entries: Iterable[Entry], *policies: tuple[float, float]) -> Total | None:
     """Return the total of a population; None where nothing states one.
 
+    The policy of a run or question counts from its first round on: before, it has released nothing
+    that promised anything.
+
     Args:
         policies: (ε, δ) of policies under which more is planned; they count where no total was
             stated.
     """
-    promised = list(policies)
+    promised, entries = list(policies), list(entries)
+    spent = {entry["run"] for entry in entries if is_debit(entry)}
     for entry in entries:
         if entry["kind"] == "total":
             return Total(entry["epsilon"], entry["delta"])
-        if entry["kind"] == "begin":
+        if entry["kind"] == "begin" and entry["run"] in spent:
             promised.append((entry["epsilon"], entry["delta"]))
     if not promised:
         return None

@@ -160,7 +160,7 @@ def session_for(policy: Policy, enrolled: int, cohort: int | None, trial: bool) 
         ValueError: the policy fits no question, or not these devices.
     """
     if trial:
-        return QuerySession.of(policy, enrolled, cohort, "protocol")
+        return replace(QuerySession.of(policy, enrolled, cohort, "protocol"), trial=True)
     requirements.check_run(policy, terms(policy), enrolled)
     return QuerySession(policy, enrolled, policy.report_goal, 0, "protocol")
 

@@ -63,6 +63,7 @@ class QuerySession:
             itself, and the seed, which is public then, says who is asked.
         fleet: the phones of the users, which decide who answers; None: all who are asked do, but
             for the dropout.
+        trial: devices answer over the network and believe any statement of the server's.
     """
 
     policy: Policy
@@ -74,6 +75,7 @@ class QuerySession:
     separate_noise: bool = False
     reproducible: bool = True
     fleet: Fleet | None = None
+    trial: bool = False
 
     def __post_init__(self) -> None:
         if self.policy.noise.at == "none":
@@ -190,6 +192,7 @@ class QuerySession:
             self.seed,
             self.reproducible,
             separate_noise=separate,
+            trial=self.trial,
         )
 
     def summed_by(self, query: Query) -> Aggregation:

@@ -43,10 +43,12 @@ def lead(run: Run) -> str:
     kind = _KINDS.get(str(manifest.scenario.model.get("kind")), "next-word model")
     size, words = short(manifest.model.parameters), whole(manifest.tokenizer.vocabulary_size)
     users = manifest.population
+    phones = f"simulated phones, drawn from {whole(users.users.get('train'))} ({users.name})"
+    if manifest.served is not None:
+        phones = f"phones, drawn from {whole(users.cohort_rule.population)} that are enrolled"
     return (
         f"A {kind} ({size} parameters, {words} words), trained in {rounds_opened(run)} rounds "
-        f"of {whole(manifest.scenario.cohort)} simulated phones, drawn from "
-        f"{whole(users.users.get('train'))} ({users.name})."
+        f"of {whole(manifest.scenario.cohort)} {phones}."
     )
 
 
@@ -71,6 +73,8 @@ def guarantee(run: Run) -> dict[str, Any]:
     A simulated run has a policy whose guarantee holds once deployed; its own model has none.
     """
     statements, stated = run.manifest.statements, run.manifest.guarantee
+    served = run.manifest.served
+    kind = "trial" if served is not None and served.trial else "simulation"
     protected = stated is not None and stated.epsilon is not None
     sentence = stated.statement if stated is not None else ""
     deployed = protected and not statements.guaranteed.startswith(sentence)
@@ -80,7 +84,7 @@ def guarantee(run: Run) -> dict[str, Any]:
         "epsilon": format_epsilon(stated.epsilon if stated is not None else None),
         "delta": power(stated.delta) if stated is not None and protected else "",
         "sentence": sentence if deployed else statements.guaranteed,
-        "aside_title": "This model: a simulation" if deployed else "Only simulated",
+        "aside_title": f"This model: a {kind}" if deployed else "Only simulated",
         "aside": statements.guaranteed if deployed else statements.simulated,
         "noise": _noise(run),
     }

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
+from pfl_lm.audit.ledger.population import total_of as audited_total
 from pfl_lm.dp.guarantee import guarantee
 from pfl_lm.dp.ledger import Ledger, LedgerError, verify
 from pfl_lm.dp.policy import Noise, Participation, Policy
@@ -310,3 +311,32 @@ def test_a_run_goes_on_with_the_budget_with_which_it_began(account, tmp_path):
         check_spends_nothing(alone)
         with pytest.raises(ValueError, match="began without the budget of these people"):
             population.take_up(alone, POLICY)
+
+
+def test_a_run_that_spent_no_round_promised_nothing(account, tmp_path):
+    """Its policy would bind all others for good; it binds from its first round on."""
+    strict = replace(POLICY, epsilon=0.5)
+    rounds(tmp_path / "strict", account, [], strict)
+    assert population_spent(account.path).total is None
+    found, wrong = audited_total(verify(account.path))
+    assert (found, wrong) == (None, "")
+    rounds(tmp_path / "one", account, range(ROUNDS))
+    assert population_spent(account.path).total.epsilon == POLICY.epsilon
+    assert audited_total(verify(account.path)) == ((POLICY.epsilon, POLICY.delta), "")
+    with pytest.raises(BudgetSpent, match=r"above their total of ε = 0\.500 "):
+        rounds(tmp_path / "strict", account, [0], strict)
+
+
+def test_a_total_may_be_stated_above_a_policy_that_spent_no_round(account, tmp_path):
+    strict = replace(POLICY, epsilon=0.5)
+    rounds(tmp_path / "strict", account, [], strict)
+    with PopulationLedger.open(account) as population:
+        population.state_total(4.0, 1e-6)
+    rounds(tmp_path / "strict", account, [0], strict)
+    assert audited_total(verify(account.path)) == ((4.0, 1e-6), "")
+
+
+def test_the_auditor_sees_a_total_above_what_rounds_had_promised(account, tmp_path):
+    rounds(tmp_path / "one", account, [0])
+    above = [*verify(account.path), {"kind": "total", "epsilon": 4.0, "delta": 1e-6}]
+    assert audited_total(above) == (None, "a total was stated above what was promised before")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -10,15 +11,21 @@ pytest.importorskip("grpc_tools", reason="needs gRPC: pip install pfl-lm[network
 
 from pfl_lm.audit.accounting.this_model import claim
 from pfl_lm.audit.artifacts import RunArtifacts
+from pfl_lm.audit.ledger.check import audit_ledger
+from pfl_lm.audit.ledger.population import ONE_BUDGET
 from pfl_lm.dp.ledger import verify
+from pfl_lm.network.question_task import session_for
 from pfl_lm.network.server import serve
 from pfl_lm.network.store import Store
 from pfl_lm.network.task_config import served
+from pfl_lm.queries.query import Query
+from pfl_lm.report.page import write_report
 from pfl_lm.run.folder import RunFolder
 from pfl_lm.run.progress import ProgressListener
 from pfl_lm.run.recorder import RunRecorder
 from pfl_lm.run.setup import open_run
 from tests.network.test_full_strength import POLICY, STRONG
+from tests.queries.conftest import policy_of
 
 WHOLE = {  # six devices are the whole population, and all of them a cohort
     **POLICY,
@@ -33,11 +40,11 @@ WHOLE = {  # six devices are the whole population, and all of them a cohort
 def begun(trial, policy_file):
     """A function that begins a served run of the policy's own numbers, without a round."""
 
-    def begin(is_trial: bool):
+    def begin(is_trial: bool, debits: bool = True):
         run = trial(policy=policy_file(**WHOLE), **{**STRONG, "rounds": 2})
         run.is_trial = is_trial
         context = served(open_run(run.scenario), 6, is_trial)
-        account = None if is_trial else run.keys.account(run.ledgers)
+        account = None if is_trial or not debits else run.keys.account(run.ledgers)
         folder = RunFolder(run.folder)
         recorder = RunRecorder(context, folder, ProgressListener(), account)
         recorder.open(resume=False, overwrite=False)
@@ -71,6 +78,27 @@ def test_the_audit_accuses_a_trial_that_claims_a_guarantee(begun):
     manifest["statements"]["guaranteed"] = context.privacy.guarantee.statement
     folder.manifest_path.write_text(json.dumps(manifest))
     assert claim(RunArtifacts.open(folder.path)).holds is False
+
+
+@pytest.mark.parametrize("debits", [True, False])
+def test_the_audit_asks_a_served_run_for_the_ledger_of_its_people(begun, debits):
+    run, _, folder = begun(False, debits)
+    part = audit_ledger(RunArtifacts.open(folder.path), run.ledgers)
+    assert [f.holds for f in part.findings if f.name == ONE_BUDGET] == [debits]
+
+
+def test_the_page_says_that_it_is_a_trial(begun):
+    page = write_report(begun(True)[2].path).read_text(encoding="utf-8")
+    assert "This model: a trial" in page
+    assert "phones, drawn from 6 that are enrolled." in page
+    assert "simulated phones" not in page
+
+
+@pytest.mark.parametrize("is_trial", [True, False])
+def test_a_question_records_whether_it_is_a_trial(is_trial):
+    session = session_for(policy_of(epsilon=60.0, delta=0.1, users=6, rounds=1), 6, None, is_trial)
+    query = Query("q", ("a", "b"), entries=1, least_dim=64)
+    assert replace(session, reproducible=False).privacy(query).simulated is is_trial
 
 
 @pytest.mark.parametrize(("then", "now"), [(False, True), (True, False)])

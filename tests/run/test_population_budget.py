@@ -17,7 +17,7 @@ from pfl_lm.audit.accounting.stated import StatedGuarantee
 from pfl_lm.audit.accounting.tuning import tuning
 from pfl_lm.audit.artifacts import RunArtifacts
 from pfl_lm.audit.ledger.check import audit_ledger
-from pfl_lm.audit.ledger.population import DEBITED, ONE_BUDGET, TOTAL
+from pfl_lm.audit.ledger.population import DEBITED, ONE_BUDGET, TOLD, TOTAL
 from pfl_lm.cli import app
 from pfl_lm.dp.ledger import Ledger, LedgerError, verify
 from pfl_lm.dp.population_ledger import BudgetSpent, PopulationLedger
@@ -25,6 +25,7 @@ from pfl_lm.dp.population_spent import population_spent
 from pfl_lm.report.page import write_report
 from pfl_lm.run.folder import RunFolder
 from pfl_lm.run.progress import ProgressListener
+from pfl_lm.run.recorder import RunRecorder
 from pfl_lm.run.resume import check_free
 from pfl_lm.run.scenario import PopulationConfig
 from pfl_lm.run.setup import account_of, open_run
@@ -111,6 +112,18 @@ def test_a_second_run_on_the_same_people_is_refused_and_leaves_nothing(scenario,
         run(scenario(seed=8, rounds=1), tmp_path / "two")
     spent = population_spent(ledger_of(scenario()))
     assert [(entry.name, entry.rounds) for entry in spent.spent_by] == [("one", 2), ("three", 2)]
+
+
+def test_a_run_that_was_begun_and_spent_no_round_accuses_nobody(scenario, tmp_path):
+    context, folder = open_run(scenario()), RunFolder(tmp_path / "one")
+    recorder = RunRecorder(context, folder, ProgressListener(), account_of(context))
+    recorder.open(resume=False, overwrite=False)
+    recorder.close()
+    artifacts, ledgers = RunArtifacts.open(folder.path), tmp_path / "ledgers"
+    part = audit_ledger(artifacts, ledgers)
+    assert [f.text for f in part.findings if f.holds is False] == []
+    assert {ONE_BUDGET, DEBITED, TOTAL, TOLD} <= {f.name for f in part.findings if f.holds}
+    assert tuning(StatedGuarantee.of(artifacts), artifacts, None, ledgers).holds is True
 
 
 def test_what_choosing_cost_is_counted_by_the_ledger_and_not_stated(scenario, tmp_path):

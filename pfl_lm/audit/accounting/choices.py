@@ -48,17 +48,18 @@ def names_people(chain: Chain) -> bool:
     return bool(chain.entries) and "population_head" in chain.entries[0]
 
 
-def choices_of(chain: Chain, ledgers: Path) -> Choices | str:
+def choices_of(chain: Chain, ledgers: Path, promised: tuple[float, float]) -> Choices | str:
     """Read the ledger of a run's people; return what is wrong where it cannot be believed.
 
     Args:
         chain: the run's own ledger, which names its people.
         ledgers: folder of the populations' ledgers.
+        promised: ε and δ of the run's policy, the total where no round is spent yet.
     """
     people, wrong = people_of(chain.entries[0], ledgers)
     total, misstated = total_of(people.entries)
-    if wrong or misstated or total is None:
-        return wrong or misstated or "it states no total"
+    if wrong or misstated:
+        return wrong or misstated
     begun = {
         str(entry.get("run")): entry for entry in people.entries if entry.get("kind") == "begin"
     }
@@ -74,4 +75,6 @@ def choices_of(chain: Chain, ledgers: Path) -> Choices | str:
             return f"a round of {begin.get('name')} cannot be accounted for ({error})"
         if run != chain.hashes[0]:
             names[begin.get("purpose") == "comparison"].append(str(begin.get("name")))
-    return Choices(tuple(names[False]), tuple(names[True]), rounds, frozenset(begun), total)
+    return Choices(
+        tuple(names[False]), tuple(names[True]), rounds, frozenset(begun), total or promised
+    )

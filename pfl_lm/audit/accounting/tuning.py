@@ -56,7 +56,7 @@ def tuning(
     if isinstance(target, RunArtifacts):
         chain, others = read_chain(target.folder.ledger_path), _siblings(target)
         if ledgers is not None and names_people(chain):
-            known = choices_of(chain, ledgers)
+            known = choices_of(chain, ledgers, (guarantee.epsilon, guarantee.delta))
             if isinstance(known, str):
                 text = f"What choosing cost is unknown. The ledger of these people: {known}."
                 return Finding(TUNING, False, text)

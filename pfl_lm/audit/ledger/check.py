@@ -24,7 +24,7 @@ from pfl_lm.audit.ledger.clipping import clip_norms
 from pfl_lm.audit.ledger.ending import abandoned, checkpoints, ending, installed_code
 from pfl_lm.audit.ledger.noise_states import noise_states
 from pfl_lm.audit.ledger.participation import cohorts, divisor, public_groups, separation
-from pfl_lm.audit.ledger.population import population_budget
+from pfl_lm.audit.ledger.population import ONE_BUDGET, population_budget
 from pfl_lm.audit.ledger.published import held_out, published_figures, secret_counts
 from pfl_lm.audit.ledger.replay import Entry, deviation, is_complete, round_groups_of
 from pfl_lm.audit.ledger.reported_epsilon import reported_epsilon
@@ -95,6 +95,12 @@ def _people(artifacts: RunArtifacts, chain: Chain, ledgers: Path | None) -> list
     """Check the budget of the run's people, where it spends one."""
     if artifacts.policy is None or not chain.entries or shortfalls(artifacts.manifest):
         return []
+    if artifacts.manifest.get("served") and "population_head" not in chain.entries[0]:
+        text = (
+            "Devices took part over the network, and the run names no ledger of their budget: what "
+            "they spent is counted nowhere."
+        )
+        return [Finding(ONE_BUDGET, False, text)]
     alone = (
         "The run names no ledger of its population: right if its users are invented; else what "
         "else was done with the same people is counted nowhere."

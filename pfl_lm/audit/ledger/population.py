@@ -129,8 +129,8 @@ def _told(path: Path, people: Chain) -> list[Finding]:
     except (ValueError, KeyError, TypeError):
         return [Finding(TOLD, False, "budget.json is damaged, or of another ledger.")]
     stated, _ = total_of(then)
-    cost = _cost(debits_by_run(then).values(), total[1]) if stated == total else math.inf
-    if stated != total or cost > claimed * (1 + 1e-2) + 1e-3:
+    cost = 0.0 if stated is None else _cost(debits_by_run(then).values(), stated[1])
+    if (stated or (None, None)) != total or cost > claimed * (1 + 1e-2) + 1e-3:
         text = f"budget.json says ε = {format_epsilon(claimed)}, the ledger then held more."
         return [Finding(TOLD, False, text)]
     return [Finding(TOLD, True, "budget.json says what the ledger held when it was written.")]
@@ -151,8 +151,10 @@ def _kept(people: Chain) -> Finding:
     debits = debits_by_run(people.entries)
     if set(debits) - set(names):
         wrong = wrong or "rounds are debited to a run that never began"
-    if wrong or total is None:
+    if wrong or (total is None and debits):
         return Finding(TOTAL, False, f"The ledger of these people: {wrong or 'no total'}.")
+    if total is None:
+        return Finding(TOTAL, True, "No round is debited to these people, and no total is stated.")
     epsilon, delta = total
     cost = _cost(debits.values(), delta)
     spent = f"ε = {format_epsilon(cost)} of {format_epsilon(epsilon)} (δ = {delta:g})"
@@ -167,10 +169,12 @@ def _kept(people: Chain) -> Finding:
 
 
 def total_of(entries: Sequence[Entry]) -> tuple[tuple[float, float] | None, str]:
-    """Return (ε, δ) of the total, and what is wrong with how it was stated, or ""."""
-    least: tuple[float, float] | None = None
+    """Return (ε, δ) of the total, and what is wrong with how it was stated, or "".
+
+    Where none is stated it is what was promised; None before the first round.
+    """
     stated: tuple[float, float] | None = None
-    for entry in entries:
+    for place, entry in enumerate(entries):
         if entry.get("kind") not in ("total", "begin"):
             continue
         pair = (entry.get("epsilon"), entry.get("delta"))
@@ -180,14 +184,22 @@ def total_of(entries: Sequence[Entry]) -> tuple[tuple[float, float] | None, str]
         if entry["kind"] == "total":
             if stated is not None:
                 return stated, "a total is stated twice"
+            least = _promised(entries[:place])
             if least is not None and (epsilon > least[0] or delta > least[1]):
                 return None, "a total was stated above what was promised before"
             stated = (epsilon, delta)
-        elif least is None:
-            least = (epsilon, delta)
-        else:
-            least = (min(least[0], epsilon), min(least[1], delta))
-    return stated or least, ""
+    return stated or _promised(entries), ""
+
+
+def _promised(entries: Sequence[Entry]) -> tuple[float, float] | None:
+    """Return the least ε and the least δ of the policies under which a round was spent."""
+    spent = debits_by_run(entries)
+    pairs = [
+        (float(entry["epsilon"]), float(entry["delta"]))
+        for entry in entries
+        if entry.get("kind") == "begin" and entry.get("run") in spent
+    ]
+    return (min(e for e, _ in pairs), min(d for _, d in pairs)) if pairs else None
 
 
 def _cost(histories: Iterable[Sequence[Entry]], delta: float) -> float:
