@@ -2,7 +2,7 @@
 
 A device proves its identity with its enrolled key and gets a token, which is valid until the
 server process ends. A device that calls too often must wait; mistakes cost strikes, and too many
-strikes suspend the device for a while, after which it is as welcome as before. Callers without a token share a small pool of open calls.
+strikes suspend the device for a while. Callers without a token share a small pool of open calls.
 Nothing here grows with what strangers send: a challenge carries its own proof of origin.
 """
 

@@ -112,7 +112,13 @@ def test_a_text_in_another_encoding_is_named(tmp_path, keys_of):
     assert "mine.txt is no UTF-8 text" in str(result.exception)
 
 
-@pytest.mark.parametrize("server", ["http://localhost:8443/", "localhost", "a b:1", "x:y"])
+@pytest.mark.parametrize(
+    "server",
+    [
+        *("http://localhost:8443/", "localhost", "a b:1", "x:y", "x:65536", "256.0.0.1:8443"),
+        *("::1:8443", "x:" + "1" * 5_000, "[x]:1", ":8443"),
+    ],
+)
 def test_a_server_is_named_by_host_and_port(tmp_path, keys_of, server):
     from typer.testing import CliRunner
 

@@ -219,7 +219,8 @@ def test_a_server_that_says_wait_is_not_away():
     script = """
     const answer = (text, status, code) =>
       new Response(text, { status, headers: { "grpc-status": `${code}` } });
-    globalThis.fetch = async () => (given.waits-- > 0 ? answer("wait", 429, 8) : answer("no", 403, 7));
+    globalThis.fetch = async () =>
+      given.waits-- > 0 ? answer("wait", 429, 8) : answer("no", 403, 7);
     const device = new service.Service("http://x/", { number: 3 }, () => {}, 0.05);
     const found = await device.open().catch((error) => error.message);
     """
