@@ -52,6 +52,7 @@ def link(
     if not page.startswith(("https://", "http://")):
         raise ValueError(f"--page {page}: expected the address that `pfl-lm serve --web` prints")
     certificate = ServerCertificate.read(ca)
+    certificate.check_dates()
     for path in key:
         one = DeviceKey.read(path)
         one.check_dates()

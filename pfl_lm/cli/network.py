@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import threading
 from contextlib import ExitStack
 from dataclasses import replace
@@ -131,9 +130,11 @@ def serve(
     each round, which the server plays itself. --phase-seconds is how long it waits for a device
     that says nothing. With --web-listen it attacks a device that calls over HTTPS.
     """
+    from pfl_lm.network.addresses import check_host_and_port
     from pfl_lm.network.identity import ServerKeys
     from pfl_lm.run.scenario import Scenario
 
+    check_host_and_port("--listen", listen, "127.0.0.1:8443")
     if resume and overwrite:
         raise ValueError("--resume goes on with a run and --overwrite deletes it: choose one")
     if device is not None and hostile is None:
@@ -229,11 +230,11 @@ def device(
     """
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # our own lines say what went wrong
     from pfl_lm.native.tuning import tune
+    from pfl_lm.network.addresses import check_host_and_port
     from pfl_lm.network.certificates import ServerCertificate
     from pfl_lm.network.identity import DeviceKey
 
-    if not re.fullmatch(r"[^/\s]+:[0-9]{1,5}", server):
-        raise ValueError(f"--server {server}: expected host:port, such as fl.example.org:8443")
+    check_host_and_port("--server", server, "fl.example.org:8443")
     tune(1)
     log_to_terminal()
     keys = [DeviceKey.read(path) for path in key]

@@ -9,6 +9,7 @@ store              the durable state of rounds          model_delta  the model's
 identity           keys, enrolment, certificates        transport    generated classes, gRPC options
 backend            what the service asks of the round   front_ends   the service in more processes
 web, web_call      the same service for browsers        web_task     what a browser holds of a run
+addresses          hosts and ports that a person states
 
 ``secagg/PROTOCOL.md``, section 7, specifies the phone's side.
 """

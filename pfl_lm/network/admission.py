@@ -19,7 +19,7 @@ from contextlib import contextmanager
 
 from pfl_lm.network.exclusions import Exclusions
 from pfl_lm.network.identity import Credentials
-from pfl_lm.network.refusals import NotAdmitted, Suspended, TooOften
+from pfl_lm.network.refusals import CalledOn, NotAdmitted, TooOften
 from pfl_lm.network.transport import Limits
 from pfl_lm.secagg.errors import Refused
 
@@ -59,7 +59,7 @@ class Admission:
         self._used: dict[bytes, float] = {}  # nonces that opened a session, by age
         self._devices: dict[bytes, int] = {}  # by token
         self._tokens: dict[int, bytes] = {}  # by device: one session each
-        self._strikes: dict[int, int] = {}
+        self._strikes: dict[int, Bucket] = {}  # mistakes that are left before a suspension
         self._suspended: dict[int, float] = {}  # until when
         self._buckets: dict[int, Bucket] = {}
         self._waits: dict[int, Bucket] = {}  # calls made while the bucket was empty
@@ -70,7 +70,8 @@ class Admission:
         """Return a fresh nonce for a device to sign; nothing is kept of it.
 
         Raises:
-            NotAdmitted: no device has that number, or it is left out or suspended.
+            NotAdmitted: no device has that number, or it is left out.
+            TooOften: it is suspended.
         """
         if device not in self._credentials.identities:
             raise NotAdmitted(f"no device {device} is enrolled")
@@ -84,8 +85,8 @@ class Admission:
         Raises:
             NotAdmitted: an unknown, used or stale nonce, a signature that does not verify or that
                 was made for a server with another certificate, a certificate of the device that
-                is not valid now, or a device that is left out or suspended.
-            TooOften: the device opens sessions too often.
+                is not valid now, or a device that is left out.
+            TooOften: the device opens sessions too often, or is suspended.
         """
         device = self._challenged(nonce)
         try:
@@ -125,8 +126,9 @@ class Admission:
 
         Raises:
             NotAdmitted: no session has the token (the server may have restarted), or the device
-                is left out or suspended; ``Suspended`` if this call is what it is suspended for.
-            TooOften: more calls than its budget holds, or too many at once.
+                is left out.
+            TooOften: more calls than its budget holds, or too many at once, or the device is
+                suspended; ``CalledOn`` if this call is what it is suspended for.
         """
         device = self._devices.get(token, -1)
         if device < 0:
@@ -148,14 +150,16 @@ class Admission:
             self._bucket(device).add(self._limits.round_calls)
 
     def strike(self, device: int) -> None:
-        """Count a mistake; after too many the device is suspended for a while."""
-        count = self._strikes.get(device, 0) + 1
-        self._strikes[device] = count
-        if count >= self._limits.strikes:
-            self._suspend(device, f"{count} mistakes")
+        """Count a mistake, which time forgets; after too many the device is suspended a while."""
+        limits = self._limits
+        left = self._strikes.setdefault(
+            device, Bucket(limits.strikes - 1, 1 / limits.strike_seconds, self._clock)
+        )
+        if not left.take():
+            self._suspend(device, f"{limits.strikes} mistakes")
 
     def _suspend(self, device: int, reason: str) -> None:
-        self._strikes[device] = 0
+        self._strikes.pop(device, None)
         self._suspended[device] = self._clock() + self._limits.suspension_seconds
         log.warning(
             "device %d is suspended for %.0f s after %s",
@@ -165,9 +169,10 @@ class Admission:
     def _check_welcome(self, device: int) -> None:
         if (reason := self._exclusions.reason(device)) is not None:
             raise NotAdmitted(f"device {device} is left out of this run: {reason}")
-        if self._clock() < self._suspended.get(device, 0.0):
-            raise NotAdmitted(
-                f"device {device} is suspended for a while: it made too many mistakes"
+        if (left := self._suspended.get(device, 0.0) - self._clock()) > 0:
+            raise TooOften(
+                f"device {device} is suspended for {left:.0f} s more, after too many mistakes or "
+                "calls; wait"
             )
 
     def _spend(self, device: int, cost: int) -> None:
@@ -180,7 +185,7 @@ class Admission:
         )
         if not waits.take():
             self._suspend(device, "calls without a wait")
-            raise Suspended(device)
+            raise CalledOn(device)
         raise TooOften(f"device {device} calls too often; wait")
 
     def _bucket(self, device: int) -> Bucket:

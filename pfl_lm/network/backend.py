@@ -14,7 +14,7 @@ from typing import Protocol
 
 from pfl_lm.network.admission import Admission
 from pfl_lm.network.mailbox import Mailbox
-from pfl_lm.network.refusals import NotNow, Suspended, TooOften
+from pfl_lm.network.refusals import CalledOn, NotNow, TooOften
 from pfl_lm.network.transport import Message
 
 log = logging.getLogger("pfl_lm.network")
@@ -96,7 +96,7 @@ class LocalBackend:
                     yield call
                 finally:
                     call.end_upload()
-        except Suspended as error:
+        except CalledOn as error:
             self.mailbox.misbehaves(error.device, str(error), strike=False)
             raise
 

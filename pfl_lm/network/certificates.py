@@ -19,6 +19,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from pfl_lm.network.addresses import check_host
+
 _DAMAGE = (OSError, ValueError, TypeError, x509.InvalidVersion, UnsupportedAlgorithm)
 
 
@@ -113,7 +115,12 @@ def make_certificate(hosts: Sequence[str], days: int) -> tuple[bytes, bytes]:
     Args:
         hosts: names and addresses under which devices will call the server.
         days: how long it is valid, from an hour ago.
+
+    Raises:
+        ValueError: one of them is neither the name nor the IP address of a host.
     """
+    for host in hosts:
+        check_host("--host", host)
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "pfl_lm server")])
     now = datetime.datetime.now(datetime.UTC)

@@ -210,7 +210,8 @@ def enrol(
         days: for which the server's certificate and the devices' are valid.
 
     Raises:
-        ValueError: the folder exists, or fewer than 3 devices, among whom no report is hidden.
+        ValueError: the folder exists, a host is none, or fewer than 3 devices, among whom no report
+            is hidden.
     """
     if devices < 3:
         raise ValueError(f"devices = {devices} must be at least 3: the sum of two betrays both")

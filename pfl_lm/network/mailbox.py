@@ -33,7 +33,8 @@ log = logging.getLogger("pfl_lm.network")
 INVITATION, OVER = 1, 255  # steps; those between are the kinds of the protocol's frames
 AFTER_ALL = 1 << 62  # the round of the last item of all
 _KIND_AT = 5  # of a frame: where its kind stands
-_PHASES = {1: "keys", 3: "shares", 5: "report", 7: "confirmation", 9: "answer"}
+_KEYS = 1
+_PHASES = {_KEYS: "keys", 3: "shares", 5: "report", 7: "confirmation", 9: "answer"}
 _NAMED = 12  # devices that one line of the log names
 _SILENT_SECONDS = 5.0  # a longer wait is announced
 
@@ -109,7 +110,9 @@ class Mailbox:
         try:
             phase.receive(now.places[device], frame)
         except SecaggError as error:
-            raise self._drop(device, str(error)) from None
+            # A device that was started again in the middle of the round has lost its keys.
+            restarted = kind == _KEYS and bool(now.taken[device])
+            raise self._drop(device, str(error), strike=not restarted) from None
         now.taken[device].add(digest)
         self.presence.news.set()
 

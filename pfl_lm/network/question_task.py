@@ -189,6 +189,6 @@ def states_question(text: str) -> bool:
     """Tell whether a server's task configuration states a question, and no training."""
     try:
         content = json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # no JSON, or nested too deep: no question
         return False
     return isinstance(content, dict) and "question" in content

@@ -11,16 +11,16 @@ class NotAdmitted(ValueError):
         super().__init__(text)
 
 
-class Suspended(NotAdmitted):
+class TooOften(ValueError):
+    """More calls than a device's budget, or a device that is suspended: it must wait."""
+
+
+class CalledOn(TooOften):
     """A device that called on where it was told to wait: it is suspended from now on."""
 
     def __init__(self, device: int) -> None:
         self.device = device
         super().__init__(f"device {device} called on where it was told to wait: it is suspended")
-
-
-class TooOften(ValueError):
-    """More calls than a device's budget: it must wait."""
 
 
 class NotNow(ValueError):

@@ -41,7 +41,7 @@ class RetryPolicy:
     Attributes:
         first_seconds, most_seconds: the pause before a second try, doubled up to the largest; a
             random part of it is waited, so that a restarted server is not stormed.
-        give_up_seconds: how long a server may stay away.
+        give_up_seconds: how long a server may stay away. One that says "wait" is not away.
         call_seconds: how long one call may last, more than the server holds a Fetch.
     """
 
@@ -145,7 +145,7 @@ class RpcClient:
     def _retried(self, call: Callable[[], Any]) -> Any:
         retry = self._retry
         until, pause = time.monotonic() + retry.give_up_seconds, retry.first_seconds
-        wait = _Wait(self._key.number, until)
+        wait = _Wait(self._key.number)
         while True:
             try:
                 answer = call()
@@ -164,10 +164,12 @@ class RpcClient:
                         "the server shows another certificate than the one that this device "
                         f"holds, or is called by a name that is not in it: {details}"
                     ) from None
+                if code is grpc.StatusCode.RESOURCE_EXHAUSTED:  # the server is there: it says so
+                    until = time.monotonic() + retry.give_up_seconds
                 if time.monotonic() > until:
                     raise ConnectionError(f"no server for a long time: {details}") from None
                 if code is not grpc.StatusCode.UNAUTHENTICATED:  # a restarted server: no wait
-                    wait.announce(details)
+                    wait.announce(until, details)
             time.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(2 * pause, retry.most_seconds)
 
@@ -175,17 +177,17 @@ class RpcClient:
 class _Wait:
     """Says at once that a device waits for the server and why, then once a minute."""
 
-    def __init__(self, device: int, until: float) -> None:
-        self._device, self._until, self._next = device, until, -float("inf")
+    def __init__(self, device: int) -> None:
+        self._device, self._next = device, -float("inf")
 
-    def announce(self, why: str) -> None:
+    def announce(self, until: float, why: str) -> None:
         """Write a line, unless one was written a short while ago."""
         if (now := time.monotonic()) < self._next:
             return
         self._next = now + _LINE_SECONDS
         log.warning(
             "device %d waits for the server and tries again for up to %.0f s: %s",
-            *(self._device, self._until - now, " ".join(why.split())[:200]),
+            *(self._device, until - now, " ".join(why.split())[:200]),
         )
 
     def over(self) -> None:

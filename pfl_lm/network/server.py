@@ -16,6 +16,7 @@ from pfl_lm.dp.clipping import clip_before
 from pfl_lm.dp.cohort import cohort
 from pfl_lm.dp.ledger import Ledger
 from pfl_lm.native.tuning import give_memory_back
+from pfl_lm.network.addresses import check_host_and_port
 from pfl_lm.network.admission import Admission
 from pfl_lm.network.backend import Downloads, LocalBackend
 from pfl_lm.network.exclusions import Exclusions
@@ -66,7 +67,8 @@ class Serving:
         front_ends: processes that hold the devices' connections; 1: this one does.
 
     Raises:
-        ValueError: at construction: this system has no place for several front ends.
+        ValueError: at construction: the address is no ``host:port``, or this system has no place
+            for several front ends.
     """
 
     keys: ServerKeys
@@ -81,6 +83,7 @@ class Serving:
     front_ends: int = 1
 
     def __post_init__(self) -> None:
+        check_host_and_port("--listen", self.address, "127.0.0.1:8443")
         check_shared_ports(self.front_ends)
 
     def require_free_addresses(self) -> None:

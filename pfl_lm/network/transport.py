@@ -50,7 +50,8 @@ class Limits:
             ends when another comes. Each ends after ``stranger_seconds``.
         upload_bytes: of messages that are read at once, of all devices together; the others wait.
         upload_seconds: after which an upload that is not whole is ended, if others wait.
-        strikes: mistakes after which a device is suspended for ``suspension_seconds``.
+        strikes: mistakes after which a device is suspended for ``suspension_seconds``; one is
+            forgotten every ``strike_seconds``.
     """
 
     phase_seconds: float = 30.0
@@ -67,6 +68,7 @@ class Limits:
     upload_bytes: int = 256 << 20
     upload_seconds: float = 10.0
     strikes: int = 3
+    strike_seconds: float = 3600.0
     suspension_seconds: float = 600.0
 
     def __post_init__(self) -> None:

@@ -154,18 +154,31 @@ def words_of(plan: Mapping[str, Any], content: bytes) -> tuple[Words, frozenset[
     """
     try:
         told = json.loads(content)
-        if plan.get("kind") == LISTED:
-            words = plan_with(plan, tuple(map(str, told["words"])))
-            within(1, MOST_CELLS, cells=len(told["words"]))
-            return words, frozenset()
-        tree = plan_with(plan, ())
-        assert isinstance(tree, Tree)
-        level, prefixes = int(told["level"]), tuple(map(str, told["prefixes"]))
-        passed_over = frozenset(map(str, told["passed_over"]))
-    except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, or nested too deep
         raise ValueError(f"{_SOURCE} cannot be read: {error}") from None
+    if plan.get("kind") == LISTED:
+        listed = _texts(told, "words")
+        within(1, MOST_CELLS, cells=len(listed))
+        return plan_with(plan, listed), frozenset()
+    tree = plan_with(plan, ())
+    assert isinstance(tree, Tree)
+    prefixes, passed_over = _texts(told, "prefixes"), frozenset(_texts(told, "passed_over"))
+    if type(level := told.get("level")) is not int:
+        raise ValueError(f"{_SOURCE} cannot be read: level = {level!r} is no whole number")
     _check_prefixes(tree.plan, level, prefixes)
     return Tree(tree.plan, level, prefixes), passed_over
+
+
+def _texts(told: Any, name: str) -> tuple[str, ...]:
+    """Return a list of texts that a round's content holds.
+
+    Raises:
+        ValueError: there is none.
+    """
+    texts = told.get(name) if isinstance(told, dict) else None
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"{_SOURCE} cannot be read: {name} is no list of texts")
+    return tuple(texts)
 
 
 def _check_prefixes(plan: TreePlan, level: int, prefixes: tuple[str, ...]) -> None:

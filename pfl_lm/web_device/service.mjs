@@ -8,6 +8,7 @@ import { LABEL } from "./wire.mjs";
 
 const CHUNK_BYTES = 1 << 20;
 const UNAUTHENTICATED = 16;
+const RESOURCE_EXHAUSTED = 8;
 const FAILED_PRECONDITION = 9;
 const AGAIN = new Set([1, 2, 4, 8, 14]); // cancelled, unknown, too late, too often, unavailable
 const FIRST_SECONDS = 0.2;
@@ -162,7 +163,7 @@ export class Service {
   }
 
   async #retried(call) {
-    const until = Date.now() + 1000 * this.giveUpSeconds;
+    let until = Date.now() + 1000 * this.giveUpSeconds;
     let pause = FIRST_SECONDS;
     for (;;) {
       try {
@@ -175,6 +176,8 @@ export class Service {
         else if (error.code === FAILED_PRECONDITION) throw new DroppedFromRound(error.message);
         else if (!AGAIN.has(error.code))
           throw new RefusedByServer(`the server refuses: ${error.message}`);
+        // The server is there: it says that the device shall wait.
+        if (error.code === RESOURCE_EXHAUSTED) until = Date.now() + 1000 * this.giveUpSeconds;
         if (Date.now() > until)
           throw new RefusedByServer(`no server for a long time: ${error.message}`);
         if (error.code !== UNAUTHENTICATED) this.says(error.message);

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 pytest.importorskip("grpc_tools", reason="needs gRPC: pip install pfl-lm[network]")
 
 from pfl_lm.cli import app
+from pfl_lm.network.certificates import make_certificate
 
 PAGE = "https://192.168.1.20:8444/secret/"
 
@@ -55,6 +56,15 @@ def test_a_qr_code_needs_segno(keys, monkeypatch):
     monkeypatch.setitem(sys.modules, "segno", None)
     found = link(keys, "--page", PAGE, "--qr")
     assert "--qr needs segno" in str(found.exception)
+
+
+def test_a_server_whose_certificate_expired_gets_no_link(keys, tmp_path):
+    expired = tmp_path / "tls.pem"
+    expired.write_bytes(make_certificate(["localhost"], days=0)[1])
+    device = keys / "devices" / "00000.json"
+    found = run("device", "link", device, "--ca", expired, "--page", PAGE)
+    assert "the server's certificate expired on" in str(found.exception)
+    assert "#enrol=" not in found.output
 
 
 def test_an_address_that_is_no_page_is_refused(keys):

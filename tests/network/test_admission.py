@@ -11,7 +11,7 @@ pytest.importorskip("grpc_tools", reason="needs gRPC: pip install pfl-lm[network
 from pfl_lm.network.admission import Admission, Bucket
 from pfl_lm.network.exclusions import Exclusions, read_revoked
 from pfl_lm.network.identity import Credentials, DeviceKey
-from pfl_lm.network.refusals import NotAdmitted, TooOften
+from pfl_lm.network.refusals import CalledOn, NotAdmitted, TooOften
 from pfl_lm.network.rpc_client import RetryPolicy
 from pfl_lm.network.strangers import StrangerPool
 from pfl_lm.network.transport import Limits
@@ -177,7 +177,7 @@ def test_too_many_calls_are_told_to_wait_and_only_then_suspended(admission, cloc
     for _ in range(60):
         with pytest.raises(TooOften, match="wait"):
             called(admission, token)
-    with pytest.raises(NotAdmitted, match="suspended"):
+    with pytest.raises(CalledOn, match="suspended"):
         called(admission, token)
 
 
@@ -223,11 +223,24 @@ def test_strikes_shut_out_for_a_while(admission, clock, caplog):
     assert called(admission, token) == 1
     admission.strike(1)
     assert "device 1 is suspended for 600 s after 2 mistakes" in caplog.text
+    clock.now += 59
     for attempt in (lambda: called(admission, token), lambda: admission.challenge(1)):
-        with pytest.raises(NotAdmitted, match="too many mistakes"):
+        with pytest.raises(TooOften, match=r"suspended for 541 s more, after too many mistakes"):
             attempt()
-    clock.now += 601
+    clock.now += 542
     assert called(admission, token) == 1
+
+
+def test_strikes_are_forgotten_in_time(admission, clock):
+    """Two that are an hour apart count as one; two at once still suspend."""
+    token = authenticate(admission, 1)
+    for _ in range(10):
+        clock.now += 3_600
+        admission.strike(1)
+        assert called(admission, token) == 1
+    admission.strike(1)
+    with pytest.raises(TooOften, match="suspended"):
+        called(admission, token)
 
 
 def test_a_bucket_never_holds_more_than_its_burst(clock):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 
 import pytest
+from cryptography import x509
 
 pytest.importorskip("grpc_tools", reason="needs gRPC: pip install pfl-lm[network]")
 
@@ -42,6 +44,28 @@ def test_a_file_with_several_certificates_or_none_is_refused(pem, tmp_path):
             ServerCertificate.read(pem)
     with pytest.raises(ValueError, match="holds no certificate"):
         ServerCertificate.read(tmp_path / "absent")
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("localhost:8443", "https://x.org", "exa mple", "", "[::1]", "256.0.0.1", "-x.org"),
+        *("x..org", "münchen.de", "*.example.org", "a" * 64, "a." * 130 + "org"),
+    ],
+)
+def test_a_host_that_is_none_comes_into_no_certificate(tmp_path, host):
+    with pytest.raises(ValueError, match=f"^--host {re.escape(host)}: expected the name or IP"):
+        enrol(tmp_path / "keys", 3, ["localhost", host])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_certificate_names_hosts_and_addresses(tmp_path):
+    names = ["fl.example.org", "xn--mnchen-3ya.de", "fl_server", "10.0.0.7", "::1"]
+    enrol(tmp_path / "keys", 3, names)
+    parsed = ServerKeys(tmp_path / "keys").server_certificate().parsed
+    found = parsed.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert found.get_values_for_type(x509.DNSName) == names[:3]
+    assert [str(address) for address in found.get_values_for_type(x509.IPAddress)] == names[3:]
 
 
 def test_enrolment_states_for_how_long_it_is_valid(tmp_path):

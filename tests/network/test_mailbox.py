@@ -14,7 +14,12 @@ pytest.importorskip("grpc_tools", reason="needs gRPC: pip install pfl-lm[network
 from pfl_lm.network import mailbox as module
 from pfl_lm.network.exclusions import Exclusions
 from pfl_lm.network.mailbox import Mailbox
+from pfl_lm.network.refusals import NotNow
 from pfl_lm.network.transport import Limits
+from pfl_lm.secagg.config import DevicePolicy, RoundConfig
+from pfl_lm.secagg.device import KeysAdvertised
+from pfl_lm.secagg.parameters import GraphParameters
+from pfl_lm.secagg.server import CollectingKeys
 
 CLOCK = r"\d\d:\d\d:\d\d"
 
@@ -74,3 +79,24 @@ def test_a_long_wait_in_a_round_says_how_many_came_and_until_when(mailbox, caplo
     assert len(lines) == 1
     expected = rf"round 7: report of 2 of 3 devices came; waits for the others until {CLOCK}"
     assert re.fullmatch(expected, lines[0])
+
+
+def test_a_device_that_was_started_again_in_the_round_gets_no_strike():
+    """It has lost its first keys; whoever sends other bytes in their place does get one."""
+    identities, strikes = {number: bytes([number]) * 32 for number in range(6)}, []
+    exclusions = Exclusions(identities)
+    mailbox = Mailbox(identities, Limits(), strikes.append, lambda devices: None, exclusions)
+    graph = GraphParameters(5, 4, 1, complete=True)
+    config = RoundConfig(0, bytes(32), bytes(32), 8, 16, 6, 4, graph)
+    insists = DevicePolicy(2, 3, 2)
+
+    async def run() -> None:
+        mailbox.invite(config, list(identities))
+        mailbox._phase = CollectingKeys(config, None)
+        mailbox.send(0, 0, KeysAdvertised.join(config, 0, insists).message)
+        for device in (0, 1):
+            with pytest.raises(NotNow):
+                mailbox.send(device, 0, KeysAdvertised.join(config, 0, insists).message)
+
+    asyncio.run(run())
+    assert strikes == [1]  # what device 1 sends comes from place 0

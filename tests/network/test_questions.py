@@ -328,6 +328,11 @@ CONTENTS = {
     "a level beyond the tree": (TREE, {"level": 3, "prefixes": ["abc"]}, "level = 3"),
     "a whole message": (TREE, {"level": 1, "prefixes": ["meet me"]}, "is no beginning of 3"),
     "another alphabet": (TREE, {"level": 1, "prefixes": ["ab "]}, "is no beginning of 3"),
+    "an endless level": (TREE, {"level": math.inf, "prefixes": [""]}, "level = inf is no whole"),
+    "a level that is a text": (TREE, {"level": "0", "prefixes": [""]}, "level = '0' is no whole"),
+    "one beginning, not in a list": (TREE, {"level": 0, "prefixes": ""}, "prefixes is no list"),
+    "a number among the words": (None, {"words": ["a", 5]}, "words is no list of texts"),
+    "a word, not in a list": (None, {"words": "ab"}, "words is no list of texts"),
     "too many beginnings": (TREE, {"level": 0, "prefixes": ["", ""]}, "prefixes = 2"),
 }
 
@@ -340,6 +345,30 @@ def test_what_a_round_must_not_ask_for(honest, caplog, plan, content, message):
     assert participant(told, run.key(0), run.setup(0)).run() == 0
     assert message in caplog.text
     assert run.setup(0).record.participations() == []
+
+
+NO_JSON = {
+    "nested too deep": b"[" * 200_000,
+    "no UTF-8": b'{"words": ["\xff"]}',
+    "a number of 5,000 digits": b'{"words": %s}' % (b"1" * 5_000),
+    "no object": b"5",
+}
+
+
+@pytest.mark.parametrize("content", NO_JSON.values(), ids=NO_JSON)
+def test_content_that_cannot_be_read_is_a_round_refused(honest, caplog, content):
+    task, run, _ = honest
+    assert participant(Told(task, content), run.key(0), run.setup(0)).run() == 0
+    assert "the server's question cannot be read" in caplog.text
+
+
+@pytest.mark.parametrize("text", ["[" * 200_000, '{"question": ' + "1" * 5_000])
+def test_a_task_configuration_that_cannot_be_read_is_refused(honest, text):
+    task, run, content = honest
+    told = Told(task, content)
+    told.task_config = lambda: text
+    with pytest.raises(ValueError, match="the server's task configuration cannot be read"):
+        participant(told, run.key(0), run.setup(0))
 
 
 def test_one_device_is_asked_for_other_words(honest, caplog):

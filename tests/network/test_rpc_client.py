@@ -57,6 +57,21 @@ def test_a_device_that_is_told_to_wait_says_so_and_when_it_is_over(keys_of, capl
     ]
 
 
+def test_a_server_that_says_wait_is_not_away(keys_of):
+    """A suspension may last longer than a device looks for a server that is silent."""
+    key = DeviceKey.read(keys_of(6).folder / "devices" / "00003.json")
+    refusals = iter([Busy()] * 12)
+
+    def call():
+        if (refusal := next(refusals, None)) is not None:
+            raise refusal
+        return "here"
+
+    retry = RetryPolicy(first_seconds=0.02, most_seconds=0.02, give_up_seconds=0.05)
+    with grpc.insecure_channel("127.0.0.1:1") as channel:
+        assert RpcClient(channel, key, b"", retry)._retried(call) == "here"
+
+
 @pytest.mark.parametrize(
     "details",
     [
@@ -97,7 +112,13 @@ def test_a_text_in_another_encoding_is_named(tmp_path, keys_of):
     assert "mine.txt is no UTF-8 text" in str(result.exception)
 
 
-@pytest.mark.parametrize("server", ["http://localhost:8443/", "localhost", "a b:1", "x:y"])
+@pytest.mark.parametrize(
+    "server",
+    [
+        *("http://localhost:8443/", "localhost", "a b:1", "x:y", "x:65536", "256.0.0.1:8443"),
+        *("::1:8443", "x:" + "1" * 5_000, "[x]:1", ":8443"),
+    ],
+)
 def test_a_server_is_named_by_host_and_port(tmp_path, keys_of, server):
     from typer.testing import CliRunner
 

@@ -7,9 +7,11 @@ import socket
 import sys
 
 import pytest
+from typer.testing import CliRunner
 
 pytest.importorskip("grpc_tools", reason="needs gRPC: pip install pfl-lm[network]")
 
+from pfl_lm.cli import app
 from pfl_lm.network.front_ends import port as module
 from pfl_lm.network.front_ends.port import (
     SharedPort,
@@ -17,6 +19,8 @@ from pfl_lm.network.front_ends.port import (
     make_room,
     require_free,
 )
+from pfl_lm.network.identity import ServerKeys
+from pfl_lm.network.server import Serving
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="a shared port needs Linux")
 
@@ -51,6 +55,20 @@ def test_a_port_is_shared_by_those_who_say_so_and_refused_to_another_server():
 def test_an_address_that_cannot_be_read_is_named(address):
     with pytest.raises(ValueError, match=f"cannot listen on {address}"):
         SharedPort(address)
+
+
+@pytest.mark.parametrize("hostile", [[], ["--hostile", "all"]], ids=["a run", "an attack"])
+@pytest.mark.parametrize("address", ["localhost", "8443", ":8443", "localhost:port", "::1:8443"])
+def test_listen_is_checked_before_anything_is_read(tmp_path, address, hostile):
+    line = ["serve", str(tmp_path / "absent.toml"), "--keys", str(tmp_path), "--listen", address]
+    found = CliRunner().invoke(app, [*line, "-o", str(tmp_path / "run"), *hostile])
+    assert f"--listen {address}: expected host:port, such as 127" in str(found.exception)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("address", ["localhost:0", "[::1]:8443", "0.0.0.0:65535", "fl_server:1"])
+def test_a_server_may_listen_on(tmp_path, address):
+    assert Serving(ServerKeys(tmp_path), address).address == address
 
 
 def test_a_system_that_shares_no_ports_is_told_what_to_do(monkeypatch):

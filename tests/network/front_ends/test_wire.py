@@ -12,7 +12,7 @@ pytest.importorskip("grpc_tools", reason="needs gRPC: pip install pfl-lm[network
 
 from pfl_lm.network.front_ends import wire as module
 from pfl_lm.network.front_ends.wire import Wire, refusal_of, refusal_values
-from pfl_lm.network.refusals import NotAdmitted, NotNow, Suspended, TooOften
+from pfl_lm.network.refusals import CalledOn, NotAdmitted, NotNow, TooOften
 
 SIZES = (0, 1, 7, 300, module._RECEIVED - 20, module._RECEIVED, 400_000)
 
@@ -62,7 +62,7 @@ def test_a_refusal_is_the_same_at_the_other_end(refusal):
     assert vars(again) == vars(refusal)
 
 
-def test_a_suspended_device_is_not_admitted():
-    again = refusal_of(*refusal_values(Suspended(7)))
-    assert type(again) is NotAdmitted
+def test_a_suspended_device_must_wait():
+    again = refusal_of(*refusal_values(CalledOn(7)))
+    assert type(again) is TooOften
     assert "device 7" in str(again)

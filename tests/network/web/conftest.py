@@ -38,7 +38,7 @@ def play(address: str, key: dict, **setup) -> dict:
 def in_node(script: str, given) -> object:
     """Run statements over ``given`` with all modules at hand; return what they call ``found``."""
     names = ("streams", "cohort", "record", "training", "model", "protobuf", "enrolment", "bytes")
-    names += ("payload",)
+    names += ("payload", "service")
     imports = "".join(f'import * as {n} from "{FOLDER.as_uri()}/{n}.mjs";\n' for n in names)
     read = "const chunks = []; for await (const c of process.stdin) chunks.push(c);\n"
     read += 'const given = JSON.parse(chunks.join(""));\n'

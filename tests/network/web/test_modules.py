@@ -212,3 +212,16 @@ def test_what_a_page_does_not_know_is_refused_by_name(small, quick):
     context = served(open_run(whole), 6, True)
     travels = [one["name"] for one in web_task(context, True)["travels"]]
     assert travels == [segment.name for segment in choose_payload(context, 0).segments]
+
+
+def test_a_server_that_says_wait_is_not_away():
+    """A device waits beyond the time for which it looks for a server that is silent."""
+    script = """
+    const answer = (text, status, code) =>
+      new Response(text, { status, headers: { "grpc-status": `${code}` } });
+    globalThis.fetch = async () =>
+      given.waits-- > 0 ? answer("wait", 429, 8) : answer("no", 403, 7);
+    const device = new service.Service("http://x/", { number: 3 }, () => {}, 0.05);
+    const found = await device.open().catch((error) => error.message);
+    """
+    assert in_node(script, {"waits": 2}) == "the server refuses: no"
