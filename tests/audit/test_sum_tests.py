@@ -48,7 +48,7 @@ def context(request, tmp_path_factory) -> RunContext:
 def test_honest_code_passes_and_its_error_is_told(context):
     found = sum_of_all(context)
     assert found.holds, found.text
-    assert "± 0.000 without noise" in found.text
+    assert "without noise 1.000 ± 0.000" in found.text
     found = division(context)
     # Of four groups of five reports each is opened whole.
     assert found.holds is (None if context.privacy.groups > 1 else True), found.text

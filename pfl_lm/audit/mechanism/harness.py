@@ -125,12 +125,9 @@ class _WithoutNoise(RunPrivacy):
         return None
 
 
-def without_noise(context: RunContext) -> RunContext:
-    """Return the run context in which neither devices nor server add noise.
-
-    Every other line of the round's code runs as it does with noise.
-    """
-    return replace(context, privacy=_WithoutNoise(**_fields_of(context.privacy)))
+def without_noise(privacy: RunPrivacy) -> RunPrivacy:
+    """Let neither devices nor server add noise; every other line of the code runs as it does."""
+    return _WithoutNoise(**_fields_of(privacy))
 
 
 def _fields_of(privacy: RunPrivacy) -> dict[str, Any]:

@@ -70,8 +70,8 @@ class _Counted:
         return (DEVIATIONS + 1 + _MARGIN) * self.noise + _EXACT
 
     def __str__(self) -> str:
-        how = " without noise" * self.noiseless
-        return f"{self.shares.mean():.3f} ± {self.error:.3f}{how}"
+        how = "without noise " * self.noiseless
+        return f"{how}{self.shares.mean():.3f} ± {self.error:.3f}"
 
 
 def sum_of_all(context: RunContext) -> Finding:
@@ -102,13 +102,16 @@ def division(context: RunContext) -> Finding:
         return Finding(name, None, "A smaller cohort cannot be had; not tested.")
     fault = cohort / count - 1  # where the mean divides by how many came
     probes = _probed(context, number, count, lambda probe: probe.seen_on_average <= fault)
-    text = f"Where {count} of {cohort} devices report, each counts {_means(probes)} of what it does"
-    text += " in a full cohort"
+    text = (
+        f"Where {count} of {cohort} devices report, each counts, of what it does in a full cohort, "
+        f"{_means(probes)}"
+    )
     if any(probe.off for probe in probes):
         return Finding(name, False, f"{text}: the mean divides by how many came, and so tells it.")
     if (seen := probes[-1].seen_on_average) > fault:
-        return _cannot_tell(name, f"{text}; on average", seen, f"the {fault:.3f} of a mean over those that came")
-    return Finding(name, True, f"{text}; a mean over those that came is {fault:.3f} off.")
+        looked_for = f"the {fault:.3f} more of a mean that divides by how many came"
+        return _cannot_tell(name, f"{text}; on average", seen, looked_for)
+    return Finding(name, True, f"{text}; divided by how many came it would be {fault:.3f} more.")
 
 
 def _cannot_tell(name: str, text: str, seen: float, looked_for: str) -> Finding:
@@ -130,7 +133,8 @@ def _probed(
     """
     probes = [_counted(context, number, count)]
     if not tells(probes[0]) and not context.privacy.external_noise:
-        probes.append(_counted(without_noise(context), number, count))
+        quiet = replace(context, privacy=without_noise(context.privacy))
+        probes.append(_counted(quiet, number, count))
     return probes
 
 
