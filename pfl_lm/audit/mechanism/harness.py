@@ -19,6 +19,7 @@ import numpy as np
 from pfl_lm.devices.task import Task
 from pfl_lm.devices.trace import Trace
 from pfl_lm.dp.grid import Grid
+from pfl_lm.dp.mechanisms import MECHANISMS, Mechanism
 from pfl_lm.dp.noise import NoiseShare
 from pfl_lm.payload.layout import Payload
 from pfl_lm.run.availability import Cohort
@@ -28,6 +29,7 @@ from pfl_lm.run.recorder import RoundRecorder
 from pfl_lm.run.round import Release, protect_updates
 from pfl_lm.run.simulate import Ends, run_round, train_cohort
 from pfl_lm.secagg.config import LEAST_COHORT
+from pfl_lm.secagg.noise import NoisePlan
 from pfl_lm.server.state import Broadcast, ServerState, open_round
 
 Updates = Callable[[Sequence[int], int], np.ndarray]
@@ -106,8 +108,30 @@ def without_device_noise(privacy: RunPrivacy) -> RunPrivacy:
 
     The policy's grid, clip and indicators stay as they are.
     """
-    same = {field.name: getattr(privacy, field.name) for field in fields(privacy)}
-    return _WithoutDeviceNoise(**same)
+    return _WithoutDeviceNoise(**_fields_of(privacy))
+
+
+class _WithoutNoise(RunPrivacy):
+    """A run's privacy, but for all its noise; grid, clip, indicators and groups stay."""
+
+    @property
+    def mechanism(self) -> Mechanism:
+        return MECHANISMS["none"]
+
+    def noise_levels(self, cohort: int) -> tuple[int, int]:
+        return 0, 1
+
+    def noise_plan(self, grid: Grid, cohort: int) -> NoisePlan | None:
+        return None
+
+
+def without_noise(privacy: RunPrivacy) -> RunPrivacy:
+    """Let neither devices nor server add noise; every other line of the code runs as it does."""
+    return _WithoutNoise(**_fields_of(privacy))
+
+
+def _fields_of(privacy: RunPrivacy) -> dict[str, Any]:
+    return {field.name: getattr(privacy, field.name) for field in fields(privacy)}
 
 
 def everybody_reports(context: RunContext) -> RunContext:

@@ -31,7 +31,7 @@ UNLIKELY = 1e-6
 def noise(context: RunContext, quiet: Sequence[Opened]) -> Finding:
     """Hold the noise on the sum against its stated standard deviation."""
     name = "noise on the sum"
-    values = np.concatenate([opened.total / _at_first(context, opened) for opened in quiet])
+    values = np.concatenate([opened.total / at_first(context, opened) for opened in quiet])
     stated = context.privacy.sum_multiplier * quiet[0].unit
     if stated == 0:
         return Finding(name, None, "The run promises no noise; none was looked for.")
@@ -51,7 +51,7 @@ def noise(context: RunContext, quiet: Sequence[Opened]) -> Finding:
     return Finding(name, bool(right and centred), f"Its standard deviation is {text}")
 
 
-def _at_first(context: RunContext, opened: Opened) -> float:
+def at_first(context: RunContext, opened: Opened) -> float:
     """Return the deviation of a round's noise, for noise of 1, in which its stream begins.
 
     1, but for a tree: its first release has the noise of all intervals of a prefix sum.

@@ -9,7 +9,7 @@ import math
 import secrets
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -17,13 +17,14 @@ import numpy as np
 
 from pfl_lm.audit.findings import Finding, Part
 from pfl_lm.audit.mechanism.adversarial import adversarial_updates
-from pfl_lm.audit.mechanism.harness import without_device_noise
+from pfl_lm.audit.mechanism.harness import without_device_noise, without_noise
 from pfl_lm.audit.question.artifacts import QuestionArtifacts
 from pfl_lm.dp.ledger import Ledger
 from pfl_lm.dp.policy import Policy
 from pfl_lm.queries.ask import QuerySession, ask, broadcast_of
 from pfl_lm.queries.query import NOTHING, Answer, Query
 from pfl_lm.recipes import from_plain
+from pfl_lm.run.privacy import RunPrivacy
 from pfl_lm.run.round import protect_updates
 
 _DEVICES = 60  # of a probe; each has its noise and its answer encoded
@@ -52,6 +53,13 @@ class _NoLedger:
 
     def record_round(self, round: int, entry: dict[str, Any]) -> str:
         return ""
+
+
+class _WithoutNoise(QuerySession):
+    """A question's session, but for all noise."""
+
+    def privacy(self, query: Query) -> RunPrivacy:
+        return without_noise(super().privacy(query))
 
 
 @dataclass(frozen=True)
@@ -92,18 +100,30 @@ class Probe:
         """Stated standard deviation of the noise on a cell."""
         return self.session.deviation(self.query)
 
+    def without_noise(self) -> Probe:
+        """Return a probe that finds what the noise on a few answers would hide."""
+        same = {field.name: getattr(self.session, field.name) for field in fields(self.session)}
+        return replace(self, session=_WithoutNoise(**same))
+
+    @property
+    def rounding(self) -> float:
+        """How far a cell without noise may be off: each answer rounds it by a step at most."""
+        grid = self.session.privacy(self.query).grid(self.query.dim)
+        return self.session.cohort / grid.scale
+
 
 def audit_question_mechanism(artifacts: QuestionArtifacts) -> Part:
     """Test the code that asked a question, with the question's own policy and rule."""
     started = time.monotonic()
     probe = Probe.of(artifacts)
+    exact = probe.without_noise()
     findings = [
         *_noise(probe),
-        _counts(probe),
-        _refused(probe, "no device fills more than m cells", _too_many(probe.query.entries)),
-        _refused(probe, "no cell is filled twice", _twice),
-        _refused(probe, "no entry is above the bound", _too_large),
-        *_of_two_groups(probe),
+        _counts(exact),
+        _refused(exact, "no device fills more than m cells", _too_many(probe.query.entries)),
+        _refused(exact, "no cell is filled twice", _twice),
+        _refused(exact, "no entry is above the bound", _too_large),
+        *_of_two_groups(exact),
         _sensitivity(probe),
     ]
     right = sum(finding.holds is True for finding in findings)
@@ -112,7 +132,7 @@ def audit_question_mechanism(artifacts: QuestionArtifacts) -> Part:
         "Does the running code do what the formula says?",
         (
             f"{len(probe.query.labels):,} draws of the noise on the sum, three times.",
-            "Devices that fill too many cells, one cell twice, or a cell beyond its bound.",
+            "Without noise: devices that fill one cell, too many, one twice, or beyond its bound.",
             "Devices that send too much, NaN or infinity past the rule for answers.",
         ),
         findings,
@@ -144,12 +164,13 @@ def _noise(probe: Probe) -> Iterator[Finding]:
 
 
 def _counts(probe: Probe) -> Finding:
-    """Let every device put the whole norm into one cell; the sum must count each once."""
-    norm, devices = min(probe.query.norm, probe.query.bound), probe.session.cohort
-    full = Answer(np.array([0]), np.array([norm], dtype=np.float32))
-    counted = float(probe.sums(lambda user: full)[0]) / norm
-    room = _DEVIATIONS * probe.deviation / norm + 1e-2 * devices
-    text = f"{devices} devices that fill one cell count {counted:.1f} in it."
+    """Let every device put half the norm into one cell; the sum must count each once."""
+    # A sum of longer answers than all may give together is refused: so none is as long as it may.
+    half, devices = min(probe.query.norm, probe.query.bound) / 2, probe.session.cohort
+    answer = Answer(np.array([0]), np.array([half], dtype=np.float32))
+    counted = float(probe.sums(lambda user: answer)[0]) / half
+    room = min(0.5, probe.rounding / half + 1e-2)  # one that is lost or doubled is 1 off
+    text = f"{devices} devices that fill one cell count {counted:.3f} in it, ± {room:.3f}."
     return Finding("each answer counts once", abs(counted - devices) <= room, text)
 
 
@@ -157,12 +178,8 @@ def _refused(probe: Probe, name: str, forbidden: Answer) -> Finding:
     """Let every device give an answer that the rule forbids; nothing of it may arrive."""
     sums = probe.sums(lambda user: forbidden)
     arrived = float(np.abs(sums[np.unique(forbidden.cells)]).max())
-    room = probe.deviation * (_DEVIATIONS + 1)
-    right = arrived <= room
-    text = (
-        f"{probe.session.cohort} devices tried: {arrived:.2f} arrived in a cell, and the noise "
-        f"alone reaches {room:.2f}"
-    )
+    right = arrived <= probe.rounding
+    text = f"{probe.session.cohort} devices tried: {arrived:.2f} arrived in a cell"
     return Finding(name, right, text + ("." if right else ": the answer was counted."))
 
 

@@ -22,6 +22,8 @@ from pfl_lm.dp import encoding
 from pfl_lm.queries import ask as asking
 from pfl_lm.queries.discover import WordsQuestion, discover
 from pfl_lm.queries.query import Query
+from pfl_lm.secagg import rounds
+from pfl_lm.secagg.ideal import IdealAggregator
 from pfl_lm.text.population import PopulationStore
 from pfl_lm.text.population_build import BuildOptions, Input, build_population
 from pfl_lm.text.synthetic.population import synthetic_tokenizer
@@ -178,6 +180,18 @@ class TestDoctoredCode:
             encoding.Grid, "norm_bound_squared", property(lambda self: 4 * bound.fget(self))
         )
         assert "no device moves the sum by more than the sensitivity" in running(question)
+
+    def test_one_answer_counted_twice(
+        self, question: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        class Generous(IdealAggregator):
+            def submit(self, vectors: Any) -> Any:
+                super().submit(vectors[:1])
+                self.reports -= 1
+                return super().submit(vectors)
+
+        monkeypatch.setattr(rounds, "IdealAggregator", Generous)
+        assert "each answer counts once" in running(question)
 
     def test_answers_counted_twice(self, question: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         plain = asking.release
