@@ -99,9 +99,10 @@ def open_run(
 def account_of(context: RunContext, ledgers: Path | None = None) -> PopulationAccount | None:
     """Return whose budget a simulation spends; None where it stands alone.
 
-    A run at less than the policy's scale, or with noise or cohorts from a seed, guarantees nothing
-    of its own model; it may be repeated as often as its users' text may be read. At full scale the
-    guarantee is real, and so is what it spends.
+    A run at less than the policy's scale, with noise or cohorts from a seed, or whose users come
+    again sooner than the policy says, guarantees nothing of its own model; it may be repeated as
+    often as its users' text may be read. At full scale the guarantee is real, and so is what it
+    spends.
 
     Args:
         ledgers: folder; by default ``ledgers`` beside the store.
