@@ -16,8 +16,10 @@ from pfl_lm.audit.accounting.check import audit_accounting
 from pfl_lm.audit.accounting.stated import StatedGuarantee
 from pfl_lm.audit.accounting.tuning import tuning
 from pfl_lm.audit.artifacts import RunArtifacts
+from pfl_lm.audit.chain import read_chain
 from pfl_lm.audit.ledger.check import audit_ledger
-from pfl_lm.audit.ledger.population import DEBITED, ONE_BUDGET, TOTAL
+from pfl_lm.audit.ledger.population import COSTS, DEBITED, ONE_BUDGET, TOTAL, population_budget
+from pfl_lm.audit.ledger.replay import replayed_groups
 from pfl_lm.cli import app
 from pfl_lm.dp.ledger import Ledger, LedgerError, verify
 from pfl_lm.dp.population_ledger import BudgetSpent, PopulationLedger
@@ -111,6 +113,20 @@ def test_a_second_run_on_the_same_people_is_refused_and_leaves_nothing(scenario,
         run(scenario(seed=8, rounds=1), tmp_path / "two")
     spent = population_spent(ledger_of(scenario()))
     assert [(entry.name, entry.rounds) for entry in spent.spent_by] == [("one", 2), ("three", 2)]
+
+
+def test_debits_that_cost_less_than_the_records_are_found(scenario, tmp_path):
+    one = run(scenario(rounds=2), tmp_path / "one")
+    artifacts, chain = RunArtifacts.open(one.path), read_chain(one.ledger_path)
+    groups = replayed_groups(StatedGuarantee.of(artifacts), chain)
+    fainter = [replace(group, noise_multiplier=group.noise_multiplier / 2) for group in groups]
+
+    def costs(replayed):
+        found = population_budget(one.path, chain, tmp_path / "ledgers", "", replayed)
+        return {finding.name: finding.holds for finding in found}[COSTS]
+
+    assert costs(groups) is True
+    assert costs(fainter) is False
 
 
 def test_what_choosing_cost_is_counted_by_the_ledger_and_not_stated(scenario, tmp_path):

@@ -14,7 +14,13 @@ from pfl_lm.audit.artifacts import RunArtifacts, digest_of
 from pfl_lm.audit.chain import Chain, read_chain
 from pfl_lm.audit.findings import Finding, Part
 from pfl_lm.audit.ledger.population import population_budget
-from pfl_lm.audit.ledger.replay import Entry, deviation, is_complete, round_groups_of
+from pfl_lm.audit.ledger.replay import (
+    Entry,
+    deviation,
+    is_complete,
+    replayed_groups,
+    round_groups_of,
+)
 from pfl_lm.audit.question.artifacts import QuestionArtifacts
 from pfl_lm.audit.question.groups import group_cells
 from pfl_lm.files import sha256_of
@@ -23,6 +29,7 @@ from pfl_lm.numbers import format_epsilon
 NOT_CHECKED = (
     "Whether devices really answered by the rule: see the mechanism part.",
     "Which people were asked: a ledger names none.",
+    "What other runs and questions on these people did: their debits are believed; audit each.",
 )
 
 
@@ -45,7 +52,13 @@ def audit_question_ledger(artifacts: QuestionArtifacts, ledgers: Path | None = N
         _asked(artifacts, rounds),
         _secret(artifacts, chain),
         *group_cells(artifacts, chain.entries[0] if chain.entries else {}, rounds),
-        *population_budget(artifacts.path, chain, ledgers, _alone(artifacts)),
+        *population_budget(
+            artifacts.path,
+            chain,
+            ledgers,
+            _alone(artifacts),
+            replayed_groups(guarantee, chain),
+        ),
     ]  # fmt: skip
     if guarantee is None:
         findings.append(Finding("spent within the budget", False, "The policy adds no noise."))
