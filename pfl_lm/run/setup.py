@@ -68,7 +68,7 @@ def open_run(
         simulated_rule(policy, population.users("train"), scenario.cohort, check_in),
         scenario.seed,
         scenario.reproducible,
-        _draws_separately(scenario, policy),
+        draws_separately(scenario, policy),
         scenario.rotate,
         scenario.modulus_bits,
         scenario.aggregator,
@@ -109,7 +109,7 @@ def account_of(context: RunContext, ledgers: Path | None = None) -> PopulationAc
     return PopulationAccount(population.digest, ledgers or population.folder.parent / "ledgers")
 
 
-def _draws_separately(scenario: Scenario, policy: Policy | None) -> bool:
+def draws_separately(scenario: Scenario, policy: Policy | None) -> bool:
     """Whether every simulated device draws its own noise.
 
     Removable components exist in the protocol alone; elsewhere what stays of them is drawn at once.

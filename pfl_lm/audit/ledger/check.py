@@ -22,9 +22,11 @@ from pfl_lm.audit.chain import Chain, read_chain
 from pfl_lm.audit.findings import Finding, Part, Plot, TextTable
 from pfl_lm.audit.ledger.clipping import clip_norms
 from pfl_lm.audit.ledger.ending import abandoned, checkpoints, ending, installed_code
+from pfl_lm.audit.ledger.known_records import known_records
 from pfl_lm.audit.ledger.noise_states import noise_states
 from pfl_lm.audit.ledger.participation import cohorts, divisor, public_groups, separation
 from pfl_lm.audit.ledger.population import population_budget
+from pfl_lm.audit.ledger.public_copies import public_copies
 from pfl_lm.audit.ledger.published import held_out, published_figures, secret_counts
 from pfl_lm.audit.ledger.replay import (
     Entry,
@@ -34,6 +36,7 @@ from pfl_lm.audit.ledger.replay import (
     round_groups_of,
 )
 from pfl_lm.audit.ledger.reported_epsilon import reported_epsilon
+from pfl_lm.audit.ledger.told_rounds import told_rounds
 from pfl_lm.numbers import format_epsilon
 
 NOT_CHECKED = (
@@ -58,6 +61,8 @@ def audit_ledger(artifacts: RunArtifacts, ledgers: Path | None = None) -> Part:
     guarantee = StatedGuarantee.of(artifacts)
     findings = [*integrity(artifacts, chain), *abandoned(artifacts, guarantee, chain)]
     findings += [published_figures(artifacts), *secret_counts(artifacts, guarantee)]
+    findings += [*public_copies(artifacts, guarantee, chain), *known_records(artifacts, chain)]
+    findings += told_rounds(artifacts, guarantee, chain)
     findings += [held_out(artifacts), *_people(artifacts, guarantee, chain, ledgers)]
     findings.append(installed_code(artifacts, chain))
     tables: list[TextTable] = []
@@ -86,7 +91,8 @@ def audit_ledger(artifacts: RunArtifacts, ledgers: Path | None = None) -> Part:
             f"{len(chain.entries):,} entries: every hash, every link, their order and their end.",
             f"{len(rounds):,} opened rounds: reports, noise, clip, grid, ring and divisor of each.",
             "Manifest, metrics, checkpoints and model against the ledger.",
-            "Figures in metrics, TensorBoard and evaluation: known names alone.",
+            "Ledger, manifest, metrics, TensorBoard and evaluation: known names alone.",
+            "The figures of each round against its record, and public files against the auditor's.",
         ),
         findings,
         NOT_CHECKED,

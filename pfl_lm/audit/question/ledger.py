@@ -13,6 +13,7 @@ from pfl_lm.audit.accounting.stated import StatedGuarantee
 from pfl_lm.audit.artifacts import RunArtifacts, digest_of
 from pfl_lm.audit.chain import Chain, read_chain
 from pfl_lm.audit.findings import Finding, Part
+from pfl_lm.audit.ledger.known_records import KNOWN, unknown_entry
 from pfl_lm.audit.ledger.population import population_budget
 from pfl_lm.audit.ledger.replay import (
     Entry,
@@ -21,6 +22,7 @@ from pfl_lm.audit.ledger.replay import (
     replayed_groups,
     round_groups_of,
 )
+from pfl_lm.audit.ledger.schema import ANY
 from pfl_lm.audit.question.artifacts import QuestionArtifacts
 from pfl_lm.audit.question.groups import group_cells
 from pfl_lm.files import sha256_of
@@ -48,6 +50,7 @@ def audit_question_ledger(artifacts: QuestionArtifacts, ledgers: Path | None = N
         Finding("hash chain", not chain.fault, fault if chain.fault else "Every entry vouches for "
                 "the one before it."),
         _belongs(artifacts, chain),
+        _known(chain),
         _result(artifacts, chain),
         _asked(artifacts, rounds),
         _secret(artifacts, chain),
@@ -98,6 +101,15 @@ def _belongs(artifacts: QuestionArtifacts, chain: Chain) -> Finding:
     right = right and genesis.get("policy_digest") == digest_of(artifacts.policy)
     text = "The ledger's first entry names this manifest and this policy."
     return Finding(name, right, text if right else "The ledger began with another manifest.")
+
+
+def _known(chain: Chain) -> Finding:
+    """Check that the ledger holds what a question records, and nothing else."""
+    # The public labels that it asks by: held against the manifest with its cells.
+    if name := unknown_entry(chain, {"groups": ANY}):
+        text = f"The ledger holds {name}, which no version of pfl-lm writes: whose figure is it?"
+        return Finding(KNOWN, False, text)
+    return Finding(KNOWN, True, "The ledger holds nothing of another name.")
 
 
 def _result(artifacts: QuestionArtifacts, chain: Chain) -> Finding:
