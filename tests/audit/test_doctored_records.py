@@ -16,13 +16,16 @@ import torch
 
 from pfl_lm.audit.accounting.this_model import claim
 from pfl_lm.audit.artifacts import RunArtifacts
+from pfl_lm.audit.chain import read_chain
 from pfl_lm.audit.findings import Finding
 from pfl_lm.audit.ledger.check import audit_ledger
 from pfl_lm.audit.ledger.known_records import KNOWN
+from pfl_lm.audit.ledger.report_page import report_page
 from pfl_lm.audit.mechanism.rebuild import rebuild_context
 from pfl_lm.audit.mechanism.records import record_findings
 from pfl_lm.payload import choice
 from pfl_lm.payload.plan import PayloadPlan
+from pfl_lm.report.page import write_report
 from pfl_lm.run import context as opened
 from pfl_lm.version import code_digest
 from tests.audit.doctoring import (
@@ -365,3 +368,80 @@ def test_the_digest_of_the_code_follows_every_source_file(tmp_path):
     assert code_digest(tmp_path) == before
     (tmp_path / "a.py").write_text("x = 2\n")
     assert code_digest(tmp_path) != before
+
+
+PAGE = "page of the run"
+
+
+@pytest.fixture(scope="module")
+def with_page(honest_run, tmp_path_factory) -> Path:
+    run = Path(shutil.copytree(honest_run, tmp_path_factory.mktemp("page") / "run"))
+    write_report(run)
+    return run
+
+
+def page_of(run: Path) -> Finding:
+    artifacts = RunArtifacts.open(run)
+    (finding,) = report_page(artifacts, read_chain(artifacts.folder.ledger_path))
+    return finding
+
+
+def test_an_honest_page(with_page):
+    assert page_of(with_page).holds is True
+    assert failing(with_page, accounting=False) == {}
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("Nothing for this very model", "Everything"),
+        ("ε = 2.0", "ε = 0.2"),
+        ("differentially private per user", "differentially private per message"),
+        ("The guarantee holds if", "The guarantee holds"),
+        ("</main>", "<p>ε = 0.1 for everybody</p></main>"),
+        ("</main>", "<script>document.title = 'private'</script></main>"),
+        ("zero_out", "replace_one"),
+    ],
+)
+def test_a_page_that_says_otherwise_than_the_files(with_page, tmp_path, old, new):
+    run = Path(shutil.copytree(with_page, tmp_path / "run"))
+    page = (run / "report.html").read_text()
+    assert old in page
+    (run / "report.html").write_text(page.replace(old, new))
+    assert page_of(run).holds is False
+
+
+def test_an_evaluation_that_says_otherwise_than_the_page(with_page, tmp_path):
+    run = Path(shutil.copytree(with_page, tmp_path / "run"))
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    evaluation["rows"][0]["top3"] = 0.99
+    (run / "evaluation.json").write_text(json.dumps(evaluation))
+    assert page_of(run).holds is False
+
+
+def test_the_page_of_another_run(with_page, tiny_run, tmp_path):
+    other = tiny_run(tmp_path, seed=3)
+    shutil.copy(with_page / "report.html", other / "report.html")
+    assert "no head that is in this ledger" in page_of(other).text
+
+
+def test_a_page_from_before_the_end_is_no_fault(honest_run, tmp_path):
+    run = Path(shutil.copytree(honest_run, tmp_path / "run"))
+    lines = (run / "ledger.jsonl").read_text()
+    (run / "ledger.jsonl").write_text("".join(lines.splitlines(keepends=True)[:6]))
+    write_report(run)
+    (run / "ledger.jsonl").write_text(lines)
+    assert page_of(run).holds is None
+    assert failing(run, accounting=False) == {}
+
+
+def test_a_page_by_other_code_must_still_say_what_is_guaranteed(with_page, tmp_path):
+    run = Path(shutil.copytree(with_page, tmp_path / "run"))
+    rewrite_manifest(run, lambda m: m["versions"].update(code="0" * 64))
+    write_report(run)
+    path = run / "report.html"
+    page = path.read_text()
+    path.write_text(page.replace("The guarantee holds if", "It holds where"))
+    assert page_of(run).holds is None
+    path.write_text(page.replace("Nothing for this very model", "Everything"))
+    assert page_of(run).holds is False

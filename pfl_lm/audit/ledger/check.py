@@ -35,6 +35,7 @@ from pfl_lm.audit.ledger.replay import (
     replayed_groups,
     round_groups_of,
 )
+from pfl_lm.audit.ledger.report_page import report_page
 from pfl_lm.audit.ledger.reported_epsilon import reported_epsilon
 from pfl_lm.audit.ledger.told_rounds import told_rounds
 from pfl_lm.numbers import format_epsilon
@@ -46,6 +47,7 @@ NOT_CHECKED = (
     "Which people took part: a ledger names none.",
     "What other runs and questions on these people did: their debits are believed; audit each.",
     "Whether a figure of a known name was computed from what the name says.",
+    "Pages and files outside the run's folder; there report.html alone is compared.",
 )
 
 
@@ -62,7 +64,7 @@ def audit_ledger(artifacts: RunArtifacts, ledgers: Path | None = None) -> Part:
     findings = [*integrity(artifacts, chain), *abandoned(artifacts, guarantee, chain)]
     findings += [published_figures(artifacts), *secret_counts(artifacts, guarantee)]
     findings += [*public_copies(artifacts, guarantee, chain), *known_records(artifacts, chain)]
-    findings += told_rounds(artifacts, guarantee, chain)
+    findings += [*told_rounds(artifacts, guarantee, chain), *report_page(artifacts, chain)]
     findings += [held_out(artifacts), *_people(artifacts, guarantee, chain, ledgers)]
     findings.append(installed_code(artifacts, chain))
     tables: list[TextTable] = []
