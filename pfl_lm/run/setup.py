@@ -73,7 +73,7 @@ def open_run(
         simulated_rule(policy, invited, scenario.cohort, asked),
         scenario.seed,
         scenario.reproducible,
-        _draws_separately(scenario, policy),
+        draws_separately(scenario, policy),
         scenario.rotate,
         scenario.modulus_bits,
         scenario.aggregator,
@@ -115,7 +115,7 @@ def account_of(context: RunContext, ledgers: Path | None = None) -> PopulationAc
     return PopulationAccount(population.digest, ledgers or population.folder.parent / "ledgers")
 
 
-def _draws_separately(scenario: Scenario, policy: Policy | None) -> bool:
+def draws_separately(scenario: Scenario, policy: Policy | None) -> bool:
     """Whether every simulated device draws its own noise.
 
     Removable components exist in the protocol alone; elsewhere what stays of them is drawn at once.
