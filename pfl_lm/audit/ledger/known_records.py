@@ -26,6 +26,7 @@ from pfl_lm.run.scenario import Scenario
 KNOWN, _FOLLOWS = "records of known names alone", "records follow from the scenario"
 _WRAP = 2.0**-40  # chance that a ring wraps, as the manifest states it
 _STATEMENTS = {"guaranteed": SENTENCES, "simulated": SENTENCES}
+_SERVED = {"trial": VALUE}
 
 _ENTRIES: dict[str, dict[str, Any]] = {
     "genesis": {
@@ -33,6 +34,7 @@ _ENTRIES: dict[str, dict[str, Any]] = {
         **dict.fromkeys(("population", "population_head"), TEXT),
         "run": SENTENCES,
         "statements": _STATEMENTS,
+        "served": _SERVED,
     },
     "round": {
         **numbers("round simulated reports divisor sum_multiplier clip_norm trimmed"),
@@ -90,6 +92,7 @@ _MANIFEST: dict[str, Any] = {
     "policy": _POLICY,
     "guarantee": _GUARANTEE,
     "statements": _STATEMENTS,
+    "served": _SERVED,
     "noise": {"drawn": TEXT, "source": TEXT, "simulated_sum_multiplier": NUMBER},
     "secure_aggregation": {
         **dict.fromkeys(("ran", "adversary"), TEXT),
@@ -197,9 +200,10 @@ def _implied(artifacts: RunArtifacts) -> Entry:
         "secure_aggregation.dropout.simulated": scenario.dropout,
         "secure_aggregation.ring.rotated": scenario.rotate,
         "secure_aggregation.ring.wrap_probability": _WRAP,
-        "population.cohort_rule.population": people["users"]["train"],
         "payload.total": manifest["model"]["parameters"],
     }
+    if not manifest.get("served"):  # else the enrolled devices
+        implied["population.cohort_rule.population"] = people["users"]["train"]
     guarantee = StatedGuarantee.of(artifacts)
     if guarantee is None or guarantee.stream is None:
         implied["guarantee.stream"] = None
