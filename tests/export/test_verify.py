@@ -331,6 +331,7 @@ class TestAMixture:
         index_again(copy)
         assert "the ledger does not hold" in failure(copy)
         edit_json(copy / names.MANIFEST, policy=policy)
+        edit_json(copy / names.PRIVACY, policy=policy)
         run = json.loads((copy / names.INDEX).read_text())["run"]
         digest = digest_of(manifest | {"policy": policy})
         index_again(copy, run=run | {"manifest_digest": digest})
