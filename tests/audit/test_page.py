@@ -98,5 +98,7 @@ def test_plots_leave_out_what_is_not_finite():
 
 def test_another_scenario_is_refused_and_the_difference_named():
     written = {"rounds": 12, "model": {"kind": "cifg_lstm"}}
-    assert _difference({"rounds": 12, "model": {"kind": "cifg_lstm", "new": 1}}, written) == ""
-    assert _difference({"rounds": 12, "model": {"kind": "transformer"}}, written) == "model.kind"
+    grown = {"rounds": 12, "model": {"kind": "cifg_lstm", "new": 1}}
+    assert _difference(grown, written, "scenario") == ""
+    other = {"rounds": 12, "model": {"kind": "transformer"}}
+    assert _difference(other, written, "scenario") == "scenario.model.kind"

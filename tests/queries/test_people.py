@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from pfl_lm.audit.ledger.population import DEBITED, ONE_BUDGET, TOLD, TOTAL
+from pfl_lm.audit.ledger.population import COSTS, DEBITED, ONE_BUDGET, TOLD, TOTAL
 from pfl_lm.audit.question.artifacts import QuestionArtifacts
 from pfl_lm.audit.question.ledger import audit_question_ledger
 from pfl_lm.cli import app
@@ -339,7 +339,7 @@ class TestAudit:
         assert self.findings(asked, None) == {ONE_BUDGET: None}
 
 
-NAMES = (ONE_BUDGET, DEBITED, TOTAL, TOLD)
+NAMES = (ONE_BUDGET, COSTS, DEBITED, TOTAL, TOLD)
 
 
 def _die(*_: object) -> None:
