@@ -39,9 +39,11 @@ KERNEL_TESTS := tests/native tests/models tests/dp/sampler tests/dp/test_rotatio
     tests/evaluation/test_evaluate.py
 
 # Every part that calls a kernel, and the runs that are made of them; what reaches none is left out.
+# Of the network whole rounds alone: what fails there, and who lies, is the same without kernels.
 PLAIN_TESTS := $(KERNEL_TESTS) tests/payload tests/server tests/dp tests/secagg tests/evaluation \
-    tests/phones tests/run tests/queries tests/network tests/conformance tests/audit/test_matrix.py
-NO_KERNEL := tests/network/web tests/native/test_prebuilt.py tests/dp/correlated/test_sensitivity.py \
+    tests/phones tests/run tests/queries tests/conformance tests/audit/test_matrix.py \
+    $(patsubst %,tests/network/test_%.py,rounds full_strength)
+NO_KERNEL := tests/native/test_prebuilt.py tests/dp/correlated/test_sensitivity.py \
     tests/dp/test_cohort.py tests/dp/test_published.py \
     $(patsubst %,tests/dp/accounting/test_%.py,accountant calibration poisson)
 

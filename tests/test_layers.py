@@ -34,10 +34,10 @@ ROWS = {
     "questions": ("queries",),
     "reference": ("reference",),
     "vectors": ("conformance",),
+    "a run's page": ("report",),
     "readers": (
         "audit",
         "export",
-        "report",
         "network",
         "interop",
         "demo",

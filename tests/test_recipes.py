@@ -220,6 +220,16 @@ class TestNames:
         with pytest.raises(RecipeError, match=r"pfl-lm ships with simulations/sim, which"):
             find(Path("simulations/sim.toml"))
 
+    def test_no_recipe_of_another_kind_is_named(self, shipped_here):
+        """A privacy officer is not offered a scenario, nor an engineer a policy."""
+        (shipped_here / "simulations" / "without_privacy.toml").write_text("clip_norm = 1.0")
+        (shipped_here / "privacy" / "private.toml").write_text("rate = 3.0")
+        for name, kind in (("without_privacy", Outer), ("privat", Scenario)):
+            with pytest.raises(RecipeError, match="`pfl-lm recipes` lists"):
+                load(kind, Path(f"{name}.toml"))
+        with pytest.raises(RecipeError, match="ships with privacy/private"):
+            find(Path("privat"), Outer)
+
     def test_a_file_of_ones_own_comes_first(self):
         Path("privacy").mkdir()
         Path("privacy/p.toml").write_text("rate = 9.0")

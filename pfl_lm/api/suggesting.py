@@ -124,8 +124,7 @@ class _OfBundle:
         if not entries:
             raise ValueError("the bundle has no predict graph in ONNX; export with --formats onnx")
         entry = entries.get("fp32") or next(iter(entries.values()))
-        fields = {name: entry[name] for name in ExportedFile.__dataclass_fields__}
-        file = ExportedFile.from_dict(fields)
+        file = ExportedFile.of_entry(entry)
         runner = open_file(bundle.path(entry["path"]).parent, file)
         emoji = tuple(bundle.index.vocabulary.get("emoji_ids", ()))
         tokenizer = Tokenizer.open(bundle.path(TOKENIZER))

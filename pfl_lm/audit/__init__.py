@@ -11,11 +11,14 @@
       replay                      what a recorded round cost
       clipping                    a clip norm that follows the updates, replayed
       ending                      the closing entry, checkpoints, rounds that released nothing
-      published                   figures of known names alone
+      published, known_records    figures, entries and values of known names alone
+      told_rounds, public_copies  metrics against the ledger; public files against the auditor's
+      report_page                 the run's page, written again and compared
     mechanism   statistical tests of the code that clips, rounds, adds noise and sums
       harness                     one round of the run's own code with chosen updates
       noise_tests, sum_tests, clipping_tests, adversarial
       records                     payloads drawn again; the model against the checkpoints
+      stated_again                the manifest, by the code that is installed here
       rebuild                     the run's context from what the run wrote down
     attack      canaries in the run's own pipeline, with the noise off first
       canaries, attackers, one_shot, text_canaries

@@ -83,6 +83,7 @@ def check(
 
 def _paths(policies: Path | None, write: bool) -> list[Path]:
     """Return the policy files that are meant; those to be written are the reader's own."""
+    from pfl_lm.dp.policy import Policy
     from pfl_lm.recipes import find, shipped_folder
 
     folder = Path("privacy") if policies is None else policies
@@ -97,7 +98,7 @@ def _paths(policies: Path | None, write: bool) -> list[Path]:
         return paths
     if write and not folder.is_file():
         raise ValueError(f"--write needs a policy file of your own; {folder} is none")
-    return [find(folder)]
+    return [find(folder, Policy)]
 
 
 def _is_policy(path: Path) -> bool:

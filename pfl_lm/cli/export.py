@@ -134,10 +134,13 @@ def verify(
     bundle: Annotated[Path, typer.Argument(help="Folder or zip that `export` wrote.")],
     run: Annotated[
         Path | None,
-        typer.Option(help="The run that the bundle was made from, to tell whether it is outdated."),
+        typer.Option(
+            help="The run that the bundle was made from: compare its model with weights and graphs."
+        ),
     ] = None,
 ) -> None:
-    """Verify a bundle: files, ledger, vocabulary, and test vectors in every installed runtime.
+    """Verify a bundle: files, ledger, vocabulary, block list, and test vectors in every installed
+    runtime; with `--run` also that it holds the run's model.
 
     The exit status is 0 only if everything that could be checked holds. The verb lists what it
     could not run.

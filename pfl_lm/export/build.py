@@ -15,7 +15,7 @@ import numpy as np
 
 from pfl_lm.export import bundle as names
 from pfl_lm.export import card, test_vectors
-from pfl_lm.export.bundle import Bundle, write_index, write_zip
+from pfl_lm.export.bundle import Bundle, read_index, write_index, write_zip
 from pfl_lm.export.config import ExportConfig
 from pfl_lm.export.cost import RuntimeCost, measure_cost
 from pfl_lm.export.formats.registry import ExportedFile, convert, format_of, open_file
@@ -171,9 +171,9 @@ def _write(
         "limits": card.limits(source, blocked),
     }
     card.write_card(folder, source, stated, text)
-    index = write_index(folder, stated)
+    write_index(folder, stated)
     listener.say("verifying what was written")
-    failed = [f for f in verify_bundle(Bundle(folder, index)) if f.holds is False]
+    failed = [f for f in verify_bundle(Bundle(folder, read_index(folder))) if f.holds is False]
     if failed:
         listed = "; ".join(f"{finding.name}: {finding.says}" for finding in failed)
         raise ValueError(f"nothing was kept; what was written does not hold: {listed}")

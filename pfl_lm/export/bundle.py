@@ -13,8 +13,8 @@
                        sampling; an app need not carry them
 
 The index names every other file and its own digest, so that nothing can be added, taken away or
-exchanged unseen. Against an attacker who rewrites the index too, only the run's ledger head helps,
-kept elsewhere: ``pfl-lm export verify --run``.
+exchanged unseen. Against an attacker who rewrites the index too, only the run itself helps, kept
+elsewhere: ``pfl-lm export verify --run`` compares its model with weights and graphs.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from pfl_lm.export.index_schema import check_types
 from pfl_lm.files import check_zip, inside, leads_out, sha256_of, write_atomically
 from pfl_lm.run.folder import digest_of, read_json, write_json
 
@@ -46,6 +47,10 @@ _DAMAGE = (  # what ``zipfile`` raises over bytes that are no archive, or one th
     *(zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, struct.error),
     *(RuntimeError, ValueError, NotImplementedError),
 )
+
+
+# What a table of plain values raises that has another shape than it should.
+MISSHAPEN = (KeyError, TypeError, AttributeError, IndexError)
 
 
 class BundleError(ValueError):
@@ -169,6 +174,10 @@ def _misshapen(content: dict[str, Any]) -> str:
             return f"{name!r} is of another type"
     if unknown := set(content) - set(names):
         return f"{min(unknown)!r} is not a key of it"
+    try:
+        check_types(content)
+    except ValueError as error:
+        return str(error)
     needed = ("path", "name", "graph", "format", "precision", "signature", "bytes")
     for place, entry in enumerate(content["graphs"]):
         if not isinstance(entry, dict) or any(name not in entry for name in needed):
@@ -179,10 +188,32 @@ def _misshapen(content: dict[str, Any]) -> str:
     for name in named:
         if problem := "is no text" if not isinstance(name, str) else leads_out(name):
             return f"it names a file outside the bundle: {name!r} {problem}"
-    sizes = ("sha256", "bytes")
+    sizes = {"sha256": str, "bytes": int}
     for name, stated in content["files"].items():
-        if not isinstance(stated, dict) or any(key not in stated for key in sizes):
+        if not isinstance(stated, dict) or any(
+            not isinstance(stated.get(key), kind) for key, kind in sizes.items()
+        ):
             return f"'files' states no {' and '.join(sizes)} of {name!r}"
+    return _left_out(content)
+
+
+def _left_out(content: dict[str, Any]) -> str:
+    """Say which file that every such bundle has is absent or empty, or nothing.
+
+    The ledger is missed where it is read: that of Poisson rounds stays with the run.
+    """
+    model, files = content["model"], content["files"]
+    needed = [PRIVACY, CARD, VECTORS, MANIFEST]
+    needed += [WEIGHTS] if model["weights"] is not None else []
+    needed += [PERSONAL] if model.get("personal") is not None else []
+    for name in needed:
+        if not files.get(name, {"bytes": 0})["bytes"]:
+            return f"'files' has no {name}, or an empty one, and every such bundle holds it"
+    if BLOCKLIST not in files:
+        return f"'files' has no {BLOCKLIST}, and every bundle holds it"
+    for entry in content["graphs"]:
+        if not any(name == entry["path"] or name.startswith(f"{entry['path']}/") for name in files):
+            return f"'files' has no {entry['path']}, which 'graphs' names"
     return ""
 
 

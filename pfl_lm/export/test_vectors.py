@@ -222,6 +222,15 @@ def graph_vectors(graph: ExportGraph, given: Arrays, folder: Path) -> dict[str, 
     return places
 
 
+def distance(name: str, found: np.ndarray, wanted: np.ndarray) -> str:
+    """Say how far an output of a training graph is from the one expected, or nothing."""
+    away = float(np.abs(found - wanted).max())
+    allowed = GRADIENT_TOLERANCE * max(1.0, float(np.abs(wanted).max()))
+    if away <= allowed:
+        return ""
+    return f"{name} is {away:.3g} away from torch's, {allowed:.3g} is allowed"
+
+
 def read_values(path: Path, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
     """Read a raw little-endian file."""
     return np.fromfile(path, np.dtype(dtype).newbyteorder("<")).astype(dtype).reshape(shape)

@@ -101,6 +101,11 @@ def write_vocabulary(folder: Path, tokenizer: Tokenizer, blocked: BlockList) -> 
     """Write the tokenizer and the block list into a bundle; return what the index says of them."""
     tokenizer.save(folder / TOKENIZER)
     (folder / BLOCKLIST).write_text(blocked.text, encoding="utf-8")
+    return describe_vocabulary(tokenizer, blocked)
+
+
+def describe_vocabulary(tokenizer: Tokenizer, blocked: BlockList) -> dict[str, Any]:
+    """Return what the index says of a tokenizer and a block list."""
     return {
         "size": tokenizer.vocabulary_size,
         "locale": tokenizer.manifest.get("locale", ""),

@@ -117,9 +117,10 @@ def serve(
     """
     identities = serving.keys.enrolled()
     serving.keys.check_server()
-    signed = scenario.adversary or "active"
+    adversary = scenario.adversary or "active"
     context = open_run(
-        replace(scenario, secure_aggregation="protocol", adversary=signed), enrolled=len(identities)
+        replace(scenario, secure_aggregation="protocol", adversary=adversary),
+        enrolled=len(identities),
     )
     require_held_out(scenario, context.population)
     context = served(context, len(identities), serving.trial)

@@ -28,7 +28,8 @@ last round:
     5 ``closed``                    the next round follows
     ==============================  ===================================================
 
-A device that spoiled a round is written down first of all that ends the round (``expel``).
+Where store and ledger differ in any other way, one of them is an older copy: ``open_store`` refuses
+both. A device that spoiled a round is written down first of all that ends the round (``expel``).
 
 So no spent budget is forgotten (from 2 on it is charged whatever happens), none is charged twice
 (a debit repeats itself to the byte), and no round is opened twice (1 is unique).

@@ -1,7 +1,8 @@
 """The phones of a population: what they hold, how fast they are, and when they are free.
 
 Everything here is PUBLIC: a phone's class, its time zone, whether it charges. Who may take part
-never depends on what somebody typed, so a fleet changes no privacy guarantee.
+never depends on what somebody typed. A fleet changes a privacy guarantee only where its server asks
+so many users that they come again sooner than the policy says (``run.simulated_rule``).
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
+import tomllib
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from pfl_lm.recipes.errors import RecipeError
@@ -21,9 +22,9 @@ class Source:
     folder: Path
 
     @classmethod
-    def of(cls, path: Path) -> Source:
+    def of(cls, path: Path, kind: type) -> Source:
         """Find a recipe; a shipped one is read as if it lay in the current folder."""
-        file = find(path)
+        file = find(path, kind)
         if Path(path).is_file() or file not in shipped().values():
             return cls(file, file.parent)
         return cls(file, Path.cwd() / file.parent.relative_to(shipped_folder()))
@@ -38,22 +39,25 @@ class Source:
         return (recipe and _named_recipe(Path(value), target)) or target
 
 
-def find(path: Path) -> Path:
+def find(path: Path, kind: type | None = None) -> Path:
     """Return the file of a recipe: ``path`` itself, or the shipped recipe that it names.
 
     ``privacy/keyboard_150`` is the file ``privacy/keyboard_150.toml`` where there is one, and
     otherwise the recipe that ships with the package. A path that ends in ``.toml`` is a file and
     nothing else: a policy of one's own that is missing is never replaced by a shipped one.
 
+    Args:
+        kind: the dataclass of the recipe that is looked for; None: any.
+
     Raises:
-        RecipeError: there is neither; the message names the nearest shipped recipe.
+        RecipeError: there is neither; the message names the nearest shipped recipe of that kind.
     """
     path = Path(path)
     if path.is_file():
         return path
     named = _named_recipe(path, path)
     if named is None:
-        raise RecipeError(f"{path}: no such recipe file{_nearest(path)}")
+        raise RecipeError(f"{path}: no such recipe file{_nearest(path, kind)}")
     return named
 
 
@@ -86,9 +90,17 @@ def _named_recipe(name: Path, path: Path) -> Path | None:
     return next((file for known, file in shipped().items() if f"/{known}".endswith(ends)), None)
 
 
-def _nearest(path: Path) -> str:
-    stems = {Path(name).name: name for name in shipped()}
+def _nearest(path: Path, kind: type | None) -> str:
+    stems = {Path(name).name: name for name, file in shipped().items() if _is_of(kind, file)}
     close = difflib.get_close_matches(path.name.removesuffix(".toml"), stems, n=1)
     if close:
         return f"; pfl-lm ships with {stems[close[0]]}, which is found by that name"
     return "; `pfl-lm recipes` lists those that ship with it"
+
+
+def _is_of(kind: type | None, file: Path) -> bool:
+    """Say whether a shipped recipe is of a kind: it states no other keys."""
+    if kind is None:
+        return True
+    known = {entry.name for entry in fields(kind)}
+    return tomllib.loads(file.read_text(encoding="utf-8")).keys() <= known

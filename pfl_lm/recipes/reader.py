@@ -47,7 +47,7 @@ def load(kind: type[T], path: Path, settings: Mapping[str, Any] | None = None) -
         RecipeError: the file is missing or is no TOML, keys are unknown or missing, values have
             the wrong type or are refused by the dataclass itself. It names all of them.
     """
-    source = Source.of(path)
+    source = Source.of(path, kind)
     try:
         table = tomllib.loads(source.path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:  # no TOML, no UTF-8, or nested too deep

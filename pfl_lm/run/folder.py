@@ -152,12 +152,12 @@ class RunLog:
             counts_are_secret: keep what follows from the reports of a round without noise in a
                 file of its own, which its owner alone can read.
         """
-        kept = [line for line in folder.metrics() if _precedes(line, start_round)]
-        self._file = _reopened(folder.metrics_path, kept, 0o644)
+        kept = [line for line in folder.all_metrics() if _precedes(line, start_round)]
         self._private = None
         if counts_are_secret:
-            whole = [line for line in folder.all_metrics() if _precedes(line, start_round)]
-            self._private = _reopened(folder.private_metrics_path, whole, 0o600)
+            self._private = _reopened(folder.private_metrics_path, kept, 0o600)
+            kept = [without_counts(line) for line in kept]  # a killed run may lack the last one
+        self._file = _reopened(folder.metrics_path, kept, 0o644)
         self._evaluated = {entry["round"] for entry in kept if entry["kind"] == "evaluation"}
         from torch.utils.tensorboard import SummaryWriter
 

@@ -74,7 +74,7 @@ def open_run(
         simulated_rule(policy, invited, scenario.cohort, asked),
         scenario.seed,
         scenario.reproducible,
-        _draws_separately(scenario, policy),
+        draws_separately(scenario, policy),
         scenario.rotate,
         scenario.modulus_bits,
         scenario.aggregator,
@@ -100,9 +100,10 @@ def open_run(
 def account_of(context: RunContext, ledgers: Path | None = None) -> PopulationAccount | None:
     """Return whose budget a simulation spends; None where it stands alone.
 
-    A run at less than the policy's scale, or with noise or cohorts from a seed, guarantees nothing
-    of its own model; it may be repeated as often as its users' text may be read. At full scale the
-    guarantee is real, and so is what it spends.
+    A run at less than the policy's scale, with noise or cohorts from a seed, or whose users come
+    again sooner than the policy says, guarantees nothing of its own model; it may be repeated as
+    often as its users' text may be read. At full scale the guarantee is real, and so is what it
+    spends.
 
     Args:
         ledgers: folder; by default ``ledgers`` beside the store.
@@ -115,7 +116,7 @@ def account_of(context: RunContext, ledgers: Path | None = None) -> PopulationAc
     return PopulationAccount(population.digest, ledgers or population.folder.parent / "ledgers")
 
 
-def _draws_separately(scenario: Scenario, policy: Policy | None) -> bool:
+def draws_separately(scenario: Scenario, policy: Policy | None) -> bool:
     """Whether every simulated device draws its own noise.
 
     Removable components exist in the protocol alone; elsewhere what stays of them is drawn at once.

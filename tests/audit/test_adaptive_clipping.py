@@ -24,7 +24,13 @@ from pfl_lm.payload.plan import PayloadPlan
 from pfl_lm.recipes import load
 from pfl_lm.run import round as privacy_path
 from tests.audit.conftest import POLICY, run_tiny
-from tests.audit.doctoring import entries_of, failing, rewrite_ledger, rewrite_manifest
+from tests.audit.doctoring import (
+    entries_of,
+    failing,
+    rewrite_ledger,
+    rewrite_manifest,
+    rewrite_metrics,
+)
 
 ADAPTIVE = (
     POLICY.replace('"poisson"', '"rotation", min_separation = 6')
@@ -111,6 +117,13 @@ def test_a_clip_norm_that_follows_another_rule(run):
 
     rewrite_ledger(run, faster)
     assert "at a rate of" in failing(run, accounting=False)["clip norm follows what was released"]
+
+
+@pytest.mark.parametrize("key", ["clip_norm", "short_share"])
+def test_metrics_that_tell_another_clip_norm_or_share(run, key):
+    rewrite_metrics(run, lambda lines: lines[4].update({key: 0.011}))
+    told = failing(run, accounting=False)["metrics say of each round what the ledger does"]
+    assert f"Round 4: the metrics' {key} is 0.011" in told
 
 
 def test_a_round_that_hides_what_it_released(run):

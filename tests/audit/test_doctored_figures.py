@@ -77,6 +77,28 @@ def test_more_noise_than_stays_where_the_excess_is_removed(tmp_path):
     assert "is removed" in failing(run, accounting=False)[PROMISED]
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("max_participations", 1),
+        ("pivotal_probability", 0.5),
+        ("reports", 7),
+        ("rate", 0.5),
+        ("round", 70),
+        ("noise_multiplier", 0.1),
+        ("per_user", [1] * 400),
+    ],
+)
+def test_an_event_that_follows_from_neither_policy_nor_record(run, key, value):
+    rewrite_rounds(run, lambda entry: entry["event"].update({key: value}))
+    assert key.replace("_", " ").split()[0] in failing(run, accounting=False)[PROMISED]
+
+
+def test_an_event_that_leaves_out_what_no_policy_states_is_no_fault(run):
+    rewrite_rounds(run, lambda entry: entry["event"].pop("max_participations"))
+    assert failing(run, accounting=False) == {}
+
+
 WRONG = [
     *(("round", value) for value in (None, "1", 1.0, True)),
     *(("reports", value) for value in ("20", 20.5)),
@@ -174,7 +196,8 @@ def test_a_server_counts_no_reports_of_a_round_that_released_nothing(run):
 
     rewrite_ledger(run, lost)
     rewrite_metrics(run, uncounted)
-    shutil.rmtree(run / "checkpoints")
+    for folder in ("checkpoints", "tensorboard"):
+        shutil.rmtree(run / folder)
     assert failing(run, accounting=False) == {}
 
 

@@ -16,12 +16,16 @@ import torch
 
 from pfl_lm.audit.accounting.this_model import claim
 from pfl_lm.audit.artifacts import RunArtifacts
+from pfl_lm.audit.chain import read_chain
 from pfl_lm.audit.findings import Finding
 from pfl_lm.audit.ledger.check import audit_ledger
+from pfl_lm.audit.ledger.known_records import KNOWN
+from pfl_lm.audit.ledger.report_page import report_page
 from pfl_lm.audit.mechanism.rebuild import rebuild_context
 from pfl_lm.audit.mechanism.records import record_findings
 from pfl_lm.payload import choice
 from pfl_lm.payload.plan import PayloadPlan
+from pfl_lm.report.page import write_report
 from pfl_lm.run import context as opened
 from pfl_lm.version import code_digest
 from tests.audit.doctoring import (
@@ -31,6 +35,8 @@ from tests.audit.doctoring import (
     rewrite_manifest,
     rewrite_metrics,
 )
+
+TOLD = "metrics say of each round what the ledger does"
 
 
 @pytest.fixture
@@ -145,6 +151,105 @@ def test_an_honest_run_with_abandoned_rounds_fails_nothing(tiny_run, policy_text
 def test_figures_of_users_under_new_names_of_the_metrics(run, added):
     rewrite_metrics(run, lambda lines: lines[3].update(added))
     assert "metrics.jsonl holds" in failing(run)["figures of known names alone"]
+
+
+PER_USER = [1] * 400
+
+
+@pytest.mark.parametrize("place", [0, 1, -1])
+@pytest.mark.parametrize("name", ["per_user", "code"])
+def test_figures_of_users_in_the_ledger(run, place, name):
+    rewrite_ledger(run, lambda entries: entries[place].update({name: PER_USER}))
+    assert f"ledger.jsonl holds {name}" in failing(run, accounting=False)[KNOWN]
+
+
+def test_an_entry_of_a_kind_that_no_run_writes(run):
+    rewrite_ledger(run, lambda entries: entries.append({"kind": "note", "users": PER_USER}))
+    assert "of kind 'note'" in failing(run, accounting=False)[KNOWN]
+
+
+@pytest.mark.parametrize("table", ["", "population", "noise", "scenario", "guarantee", "policy"])
+def test_figures_of_users_in_the_manifest(run, table):
+    rewrite_manifest(run, lambda m: (m[table] if table else m).update(per_user=PER_USER))
+    assert "manifest.json holds" in failing(run, accounting=False)[KNOWN]
+
+
+def test_figures_of_users_under_a_known_name_of_the_manifest(run):
+    rewrite_manifest(run, lambda m: m["model"]["start"].update(text=PER_USER))
+    assert "model.start" in failing(run, accounting=False)[KNOWN]
+
+
+def put(manifest: dict, key: str, value: object) -> None:
+    *tables, last = key.split(".")
+    for name in tables:
+        manifest = manifest[name]
+    manifest[last] = value
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("noise.source", "tensorflow"),
+        ("noise.simulated_sum_multiplier", 9.0),
+        ("secure_aggregation.ran", "protocol"),
+        ("secure_aggregation.adversary", "active"),
+        ("secure_aggregation.corrupt", 0.5),
+        ("secure_aggregation.dropout.simulated", 0.05),
+        ("secure_aggregation.ring.wrap_probability", 0.0),
+        ("population.cohort_rule.population", 399),
+        ("guarantee.stream", {"weights": PER_USER}),
+    ],
+)
+def test_a_manifest_that_contradicts_its_scenario(run, key, value):
+    rewrite_manifest(run, lambda m: put(m, key, value))
+    assert key in failing(run, accounting=False)["records follow from the scenario"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("guarantee.assumptions", []),
+        ("guarantee.accountant", "exact PLD"),
+        ("noise.drawn", "by every device, its own share"),
+        ("secure_aggregation.ring.bits", 60),
+        ("secure_aggregation.deployed.statement", "nobody learns anything"),
+        ("population.cohort_rule.size_or_rate", 0.2),
+        ("vocabulary.provenance", "a public list"),
+    ],
+)
+def test_a_manifest_that_the_runs_code_would_not_write(run, key, value):
+    name = "manifest follows from scenario and policy"
+    assert name not in recorded(run)
+    rewrite_manifest(run, lambda m: put(m, key, value))
+    assert key in recorded(run)[name]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda entry: entry.update(simulated=False), "a simulation"),
+        (lambda entry: entry.update(aggregator="tff"), "summed by tff"),
+        (lambda entry: entry["grid"].update(rotated=True), "rotations"),
+    ],
+)
+def test_a_round_recorded_as_another_than_the_scenario_asks_for(run, change, says):
+    rewrite_ledger(run, lambda entries: change(entries[5]))
+    assert says in failing(run, accounting=False)["records follow from the scenario"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"payload_dim": 7}, {"noise_norm": 0.001}, {"clip_norm": 0.01}, {"short_share": 0.5}],
+    ids=str,
+)
+def test_metrics_that_contradict_the_ledger(run, change):
+    rewrite_metrics(run, lambda lines: lines[3].update(change))
+    assert "Round 3" in failing(run, accounting=False)[TOLD]
+
+
+def test_metrics_that_tell_a_round_twice(run):
+    rewrite_metrics(run, lambda lines: lines.append(lines[0]))
+    assert "round 0 2 times" in failing(run, accounting=False)[TOLD]
 
 
 def test_figures_of_users_in_the_evaluation(run):
@@ -263,3 +368,80 @@ def test_the_digest_of_the_code_follows_every_source_file(tmp_path):
     assert code_digest(tmp_path) == before
     (tmp_path / "a.py").write_text("x = 2\n")
     assert code_digest(tmp_path) != before
+
+
+PAGE = "page of the run"
+
+
+@pytest.fixture(scope="module")
+def with_page(honest_run, tmp_path_factory) -> Path:
+    run = Path(shutil.copytree(honest_run, tmp_path_factory.mktemp("page") / "run"))
+    write_report(run)
+    return run
+
+
+def page_of(run: Path) -> Finding:
+    artifacts = RunArtifacts.open(run)
+    (finding,) = report_page(artifacts, read_chain(artifacts.folder.ledger_path))
+    return finding
+
+
+def test_an_honest_page(with_page):
+    assert page_of(with_page).holds is True
+    assert failing(with_page, accounting=False) == {}
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("Nothing for this very model", "Everything"),
+        ("ε = 2.0", "ε = 0.2"),
+        ("differentially private per user", "differentially private per message"),
+        ("The guarantee holds if", "The guarantee holds"),
+        ("</main>", "<p>ε = 0.1 for everybody</p></main>"),
+        ("</main>", "<script>document.title = 'private'</script></main>"),
+        ("zero_out", "replace_one"),
+    ],
+)
+def test_a_page_that_says_otherwise_than_the_files(with_page, tmp_path, old, new):
+    run = Path(shutil.copytree(with_page, tmp_path / "run"))
+    page = (run / "report.html").read_text()
+    assert old in page
+    (run / "report.html").write_text(page.replace(old, new))
+    assert page_of(run).holds is False
+
+
+def test_an_evaluation_that_says_otherwise_than_the_page(with_page, tmp_path):
+    run = Path(shutil.copytree(with_page, tmp_path / "run"))
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    evaluation["rows"][0]["top3"] = 0.99
+    (run / "evaluation.json").write_text(json.dumps(evaluation))
+    assert page_of(run).holds is False
+
+
+def test_the_page_of_another_run(with_page, tiny_run, tmp_path):
+    other = tiny_run(tmp_path, seed=3)
+    shutil.copy(with_page / "report.html", other / "report.html")
+    assert "no head that is in this ledger" in page_of(other).text
+
+
+def test_a_page_from_before_the_end_is_no_fault(honest_run, tmp_path):
+    run = Path(shutil.copytree(honest_run, tmp_path / "run"))
+    lines = (run / "ledger.jsonl").read_text()
+    (run / "ledger.jsonl").write_text("".join(lines.splitlines(keepends=True)[:6]))
+    write_report(run)
+    (run / "ledger.jsonl").write_text(lines)
+    assert page_of(run).holds is None
+    assert failing(run, accounting=False) == {}
+
+
+def test_a_page_by_other_code_must_still_say_what_is_guaranteed(with_page, tmp_path):
+    run = Path(shutil.copytree(with_page, tmp_path / "run"))
+    rewrite_manifest(run, lambda m: m["versions"].update(code="0" * 64))
+    write_report(run)
+    path = run / "report.html"
+    page = path.read_text()
+    path.write_text(page.replace("The guarantee holds if", "It holds where"))
+    assert page_of(run).holds is None
+    path.write_text(page.replace("Nothing for this very model", "Everything"))
+    assert page_of(run).holds is False

@@ -14,6 +14,7 @@ from pfl_lm.export.cost import RuntimeCost
 from pfl_lm.export.formats import registry as formats
 from pfl_lm.export.formats.registry import Format
 from pfl_lm.export.signature import ExportGraph
+from pfl_lm.models.file import load_model, save_model
 from pfl_lm.payload.plan import PayloadPlan
 
 KEPT: dict[bytes, ExportGraph] = {}  # by the content of their files
@@ -65,17 +66,19 @@ def run_folder(tiny_scenario, policy_file, new_watcher, tmp_path_factory) -> Pat
         payload = PayloadPlan(rows=120, draw="unigram")
         policy = policy_file(participation='{ kind = "rotation", min_separation = 6 }')
         scenario = tiny_scenario(policy=policy, rounds=3, payload=payload)
-        return simulate(scenario, tmp_path_factory.mktemp("export") / "run", new_watcher()).path
+        run = simulate(scenario, tmp_path_factory.mktemp("export") / "run", new_watcher())
+    # Three rounds leave a model that minds no context; a louder one can tell words apart.
+    model = load_model(run.model_path)
+    louder = model.parameters | {"embedding": 20 * model.parameters["embedding"]}
+    save_model(run.model_path, replace(model, parameters=louder))
+    return run.path
 
 
 @pytest.fixture(scope="session")
 def source(run_folder):
     from pfl_lm.export.source import open_source
 
-    found = open_source(run_folder)
-    # Three rounds leave a model that minds no context; a louder one can tell words apart.
-    louder = found.model.parameters | {"embedding": 20 * found.model.parameters["embedding"]}
-    return replace(found, model=replace(found.model, parameters=louder))
+    return open_source(run_folder)
 
 
 @pytest.fixture(scope="session")

@@ -221,7 +221,7 @@ from pfl_lm.export import build
 def stop(*about):
     print("half way", flush=True)
     time.sleep(60)
-build.read = stop
+build.read_trained = stop
 build.ExportConfig.__post_init__ = lambda self: None
 sys.argv[1:] = ["export", "run", {str(run_folder)!r}, "-o", {str(tmp_path / "bundle")!r},
                 "--formats", "onnx", "--precisions", "fp32"]

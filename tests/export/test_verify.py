@@ -7,10 +7,12 @@ import os
 import shutil
 import zipfile
 from copy import copy as copy_of
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from pfl_lm.export import build, test_vectors, verify
 from pfl_lm.export import bundle as names
@@ -18,6 +20,7 @@ from pfl_lm.export.bundle import BundleError, opened, write_index, write_zip
 from pfl_lm.export.formats import registry as formats
 from pfl_lm.export.graphs.train_artifact import first_task
 from pfl_lm.export.verify import BundleCheck, verify_bundle
+from pfl_lm.export.vocabulary import BlockList, describe_vocabulary
 from pfl_lm.run.folder import digest_of
 
 
@@ -36,6 +39,15 @@ def failure(path: Path, run: Path | None = None) -> str:
     wrong = [finding for finding in findings(path, run) if finding.holds is False]
     assert len(wrong) == 1, wrong
     return f"{wrong[0].name}: {wrong[0].says}"
+
+
+def line_of(path: Path) -> str:
+    """Whatever a bundle's index holds, the answer is a line: why it is not opened, or fails."""
+    try:
+        wrong = [finding for finding in findings(path) if finding.holds is False]
+    except ValueError as error:
+        return str(error)
+    return "; ".join(f"{finding.name}: {finding.says}" for finding in wrong)
 
 
 def index_again(folder: Path, **changes) -> None:
@@ -65,8 +77,6 @@ class TestAWholeBundle:
         assert all(finding.holds for finding in findings(tmp_path / "one.zip"))
 
     def test_a_runtime_that_is_not_here_is_said_to_be_not_run(self, bundle_folder, kept_format):
-        from dataclasses import replace
-
         from pfl_lm.export.formats import registry as formats
 
         with pytest.MonkeyPatch.context() as patch:
@@ -225,7 +235,68 @@ class TestDamage:
         content = json.loads((copy / names.INDEX).read_text())
         run = {key: value for key, value in content["run"].items() if key != "ledger_head"}
         index_again(copy, run=run)
-        assert failure(copy).startswith("of one piece: provenance or privacy.json lacks")
+        with pytest.raises(BundleError, match=r"damaged: 'run' is damaged.*ledger_head"):
+            findings(copy)
+
+    @pytest.mark.parametrize("value", [KeyError, None, [7], 10**9])
+    @pytest.mark.parametrize(
+        "place",
+        [
+            "vocabulary.size", "vocabulary.emoji_ids", "vocabulary.special_ids",
+            "vocabulary.blocked", "vocabulary.blocked.words", "vocabulary.digest", "model.spec",
+            "model.spec.vocabulary_size", "model.own_words", "model.weights",
+            "model.personal.rank", "run.ledger_entries", "graphs.0.signature", "graphs.0.precision",
+            "graphs.0.path",
+        ],
+    )  # fmt: skip
+    def test_an_index_that_states_something_else(self, copy, place, value):
+        content = json.loads((copy / names.INDEX).read_text())
+        *way, last = (int(part) if part.isdigit() else part for part in place.split("."))
+        table = content
+        for part in way:
+            table = table[part]
+        if value is KeyError:
+            del table[last]
+        else:
+            table[last] = value
+        for name in ("schema", "files", "digest"):
+            content.pop(name)
+        write_index(copy, content)
+        if (place, value) == ("model.weights", None):
+            return  # so states an export without train_step
+        assert line_of(copy)
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            names.CARD, names.PRIVACY, names.VECTORS, names.BLOCKLIST, names.MANIFEST,
+            names.WEIGHTS, names.PERSONAL, "graphs/predict.fp32.onnx",
+        ],
+    )  # fmt: skip
+    @pytest.mark.parametrize("how", ["absent", "empty"])
+    def test_an_index_without_a_file_that_every_bundle_has(self, copy, name, how):
+        if how == "absent" or name == names.BLOCKLIST:
+            (copy / name).unlink()
+        else:
+            (copy / name).write_bytes(b"")
+        index_again(copy)
+        if how == "empty" and name.startswith("graphs"):
+            assert "does not run" in failure(copy)
+            return
+        with pytest.raises(BundleError, match=f"no {name}"):
+            findings(copy)
+
+    def test_vectors_whose_files_are_gone(self, copy):
+        for path in (copy / names.VECTOR_FILES).glob("personal_step.outputs.*"):
+            path.unlink()
+        index_again(copy)
+        assert failure(copy).startswith("personal_step.fp32.onnx: does not run")
+
+    @pytest.mark.parametrize("content", [{}, {"schema": names.SCHEMA}, {"schema": 0}])
+    def test_vectors_that_are_none(self, copy, content):
+        (copy / names.VECTORS).write_text(json.dumps(content))
+        index_again(copy)
+        assert failure(copy).startswith("vectors: testvectors.json")
 
     @pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"schema": 2}', "\x00\xff"])
     def test_an_index_that_is_none(self, copy, content):
@@ -260,6 +331,7 @@ class TestAMixture:
         index_again(copy)
         assert "the ledger does not hold" in failure(copy)
         edit_json(copy / names.MANIFEST, policy=policy)
+        edit_json(copy / names.PRIVACY, policy=policy)
         run = json.loads((copy / names.INDEX).read_text())["run"]
         digest = digest_of(manifest | {"policy": policy})
         index_again(copy, run=run | {"manifest_digest": digest})
@@ -314,6 +386,82 @@ class TestAMixture:
         (values * 1.5).astype("<f4").tofile(copy / names.WEIGHTS)
         index_again(copy)
         assert failure(copy).startswith("train_step.fp32.onnx")
+
+    @pytest.mark.parametrize("name", [names.WEIGHTS, names.PERSONAL])
+    def test_numbers_that_are_cut(self, copy, name):
+        (copy / name).write_bytes((copy / name).read_bytes()[:-4])
+        index_again(copy)
+        assert f"{name} does not hold" in failure(copy)
+
+    def test_a_block_list_that_the_graphs_do_not_have(self, copy, source):
+        """Everything that the index states of the list is true; the graphs suggest its word."""
+        word = source.tokenizer.words[50]
+        (copy / names.BLOCKLIST).write_text(f"{word}\n")
+        blocked = BlockList.read(copy / names.BLOCKLIST, source.tokenizer)
+        index_again(copy, vocabulary=describe_vocabulary(source.tokenizer, blocked))
+        wrong = [finding for finding in findings(copy) if finding.holds is False]
+        assert {finding.name for finding in wrong} == {"predict.fp32.onnx", "predict.int8.onnx"}
+        assert all("suggests the blocked id 50" in finding.says for finding in wrong)
+
+    def test_a_block_list_that_was_emptied(
+        self, bundle_folder, kept_format, source, text, tmp_path
+    ):
+        (tmp_path / "blocked.txt").write_text(f"{source.tokenizer.words[50]}\n")
+        config = build.ExportConfig(
+            formats=("onnx",), precisions=("fp32",), train=False, personal=False,
+            block_list=tmp_path / "blocked.txt", least_agreement=0.0,
+        )  # fmt: skip
+        build.export(source, tmp_path / "bundle", config, text)
+        (tmp_path / "bundle" / names.BLOCKLIST).write_text("")
+        index_again(tmp_path / "bundle")
+        assert "the block list is another" in failure(tmp_path / "bundle")
+
+
+class TestBesideTheRun:
+    """The index, the vectors and the list were rewritten honestly: only the run tells."""
+
+    @pytest.fixture
+    def foreign(self, source):
+        draw = torch.Generator().manual_seed(0)
+        drawn = {
+            n: torch.randn(v.shape, generator=draw) for n, v in source.model.parameters.items()
+        }
+        return replace(source, model=replace(source.model, parameters=drawn))
+
+    def failures(self, copy, run_folder) -> set[str]:
+        assert all(finding.holds is not False for finding in findings(copy))
+        found = findings(copy, run_folder)
+        return {finding.name for finding in found if finding.holds is False}
+
+    def test_a_bundle_of_another_model(self, kept_format, foreign, run_folder, text, tmp_path):
+        """Another model's whole export, which states this run's identity."""
+        build.export(foreign, tmp_path / "b", build.ExportConfig(formats=("onnx",)), text)
+        assert self.failures(tmp_path / "b", run_folder) == {
+            "weights.f32 of the run", "predict.fp32.onnx of the run",
+            "predict.int8.onnx of the run", "personal_step.fp32.onnx of the run",
+        }  # fmt: skip
+
+    def test_one_graph_of_another_model(
+        self, copy, kept_format, foreign, run_folder, text, tmp_path
+    ):
+        config = build.ExportConfig(formats=("onnx",), precisions=("fp32",), train=False)
+        build.export(foreign, tmp_path / "other", config, text)
+        graph = "graphs/predict.fp32.onnx"
+        shutil.copyfile(tmp_path / "other" / graph, copy / graph)
+        mine, other = (
+            json.loads((f / names.VECTORS).read_text()) for f in (copy, tmp_path / "other")
+        )
+        name = "predict.fp32.onnx"
+        mine["predict"]["files"][name] = other["predict"]["files"][name]
+        (copy / names.VECTORS).write_text(json.dumps(mine))
+        index_again(copy)
+        assert self.failures(copy, run_folder) == {"predict.fp32.onnx of the run"}
+
+    def test_the_run_s_own_holds(self, bundle_folder, run_folder):
+        said = {f.name: f for f in findings(bundle_folder, run_folder)}
+        for name in ("weights.f32", "predict.int8.onnx", "train_step.fp32.onnx",
+                     "personal_step.fp32.onnx"):  # fmt: skip
+            assert said[f"{name} of the run"].holds
 
 
 class TestAWrongConversion:

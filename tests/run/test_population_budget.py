@@ -16,8 +16,17 @@ from pfl_lm.audit.accounting.check import audit_accounting
 from pfl_lm.audit.accounting.stated import StatedGuarantee
 from pfl_lm.audit.accounting.tuning import tuning
 from pfl_lm.audit.artifacts import RunArtifacts
+from pfl_lm.audit.chain import read_chain
 from pfl_lm.audit.ledger.check import audit_ledger
-from pfl_lm.audit.ledger.population import DEBITED, ONE_BUDGET, TOLD, TOTAL
+from pfl_lm.audit.ledger.population import (
+    COSTS,
+    DEBITED,
+    ONE_BUDGET,
+    TOLD,
+    TOTAL,
+    population_budget,
+)
+from pfl_lm.audit.ledger.replay import replayed_groups
 from pfl_lm.cli import app
 from pfl_lm.dp.ledger import Ledger, LedgerError, verify
 from pfl_lm.dp.population_ledger import BudgetSpent, PopulationLedger
@@ -124,6 +133,20 @@ def test_a_run_that_was_begun_and_spent_no_round_accuses_nobody(scenario, tmp_pa
     assert [f.text for f in part.findings if f.holds is False] == []
     assert {ONE_BUDGET, DEBITED, TOTAL, TOLD} <= {f.name for f in part.findings if f.holds}
     assert tuning(StatedGuarantee.of(artifacts), artifacts, None, ledgers).holds is True
+
+
+def test_debits_that_cost_less_than_the_records_are_found(scenario, tmp_path):
+    one = run(scenario(rounds=2), tmp_path / "one")
+    artifacts, chain = RunArtifacts.open(one.path), read_chain(one.ledger_path)
+    groups = replayed_groups(StatedGuarantee.of(artifacts), chain)
+    fainter = [replace(group, noise_multiplier=group.noise_multiplier / 2) for group in groups]
+
+    def costs(replayed):
+        found = population_budget(one.path, chain, tmp_path / "ledgers", "", replayed)
+        return {finding.name: finding.holds for finding in found}[COSTS]
+
+    assert costs(groups) is True
+    assert costs(fainter) is False
 
 
 def test_what_choosing_cost_is_counted_by_the_ledger_and_not_stated(scenario, tmp_path):

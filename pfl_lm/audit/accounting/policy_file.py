@@ -56,6 +56,10 @@ _CLIPPING = {  # where a policy has the table
 }
 
 
+TOP_KEYS = (*_REQUIRED, *_OPTIONAL)
+TABLES: dict[str, dict[str, Any]] = {**_TABLES, "clipping": _CLIPPING}
+
+
 @dataclass(frozen=True)
 class PolicyFile:
     """A policy and the figures that are stated for it.
@@ -120,7 +124,7 @@ class PolicyFile:
 
 def _whole(table: dict[str, Any], path: Path) -> dict[str, Any]:
     """Return the policy with every key, or say which one is missing or unknown."""
-    if unknown := set(table) - {*_REQUIRED, *_OPTIONAL, *_TABLES, "clipping"}:
+    if unknown := set(table) - {*TOP_KEYS, *TABLES}:
         raise ValueError(f"{path}: {sorted(unknown)[0]!r} is no key of a policy")
     policy = {}
     for name in _REQUIRED:
@@ -129,7 +133,7 @@ def _whole(table: dict[str, Any], path: Path) -> dict[str, Any]:
         policy[name] = table[name]
     policy |= {name: table.get(name, default) for name, default in _OPTIONAL.items()}
     policy["clipping"] = None
-    tables = _TABLES if "clipping" not in table else {**_TABLES, "clipping": _CLIPPING}
+    tables = _TABLES if "clipping" not in table else TABLES
     for name, defaults in tables.items():
         stated = table.get(name, {})
         if not isinstance(stated, dict):

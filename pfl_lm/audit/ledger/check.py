@@ -22,12 +22,22 @@ from pfl_lm.audit.chain import Chain, read_chain
 from pfl_lm.audit.findings import Finding, Part, Plot, TextTable
 from pfl_lm.audit.ledger.clipping import clip_norms
 from pfl_lm.audit.ledger.ending import abandoned, checkpoints, ending, installed_code
+from pfl_lm.audit.ledger.known_records import known_records
 from pfl_lm.audit.ledger.noise_states import noise_states
 from pfl_lm.audit.ledger.participation import cohorts, divisor, public_groups, separation
 from pfl_lm.audit.ledger.population import ONE_BUDGET, population_budget
+from pfl_lm.audit.ledger.public_copies import public_copies
 from pfl_lm.audit.ledger.published import held_out, published_figures, secret_counts
-from pfl_lm.audit.ledger.replay import Entry, deviation, is_complete, round_groups_of
+from pfl_lm.audit.ledger.replay import (
+    Entry,
+    deviation,
+    is_complete,
+    replayed_groups,
+    round_groups_of,
+)
+from pfl_lm.audit.ledger.report_page import report_page
 from pfl_lm.audit.ledger.reported_epsilon import reported_epsilon
+from pfl_lm.audit.ledger.told_rounds import told_rounds
 from pfl_lm.numbers import format_epsilon
 
 NOT_CHECKED = (
@@ -35,7 +45,9 @@ NOT_CHECKED = (
     "Whether all files were rewritten to match, as a shorter run: keep the ledger's last hash.",
     "Whether the code that the manifest names is the code that ran: it is the run's own word.",
     "Which people took part: a ledger names none.",
+    "What other runs and questions on these people did: their debits are believed; audit each.",
     "Whether a figure of a known name was computed from what the name says.",
+    "Pages and files outside the run's folder; there report.html alone is compared.",
 )
 
 
@@ -51,7 +63,9 @@ def audit_ledger(artifacts: RunArtifacts, ledgers: Path | None = None) -> Part:
     guarantee = StatedGuarantee.of(artifacts)
     findings = [*integrity(artifacts, chain), *abandoned(artifacts, guarantee, chain)]
     findings += [published_figures(artifacts), *secret_counts(artifacts, guarantee)]
-    findings += [held_out(artifacts), *_people(artifacts, chain, ledgers)]
+    findings += [*public_copies(artifacts, guarantee, chain), *known_records(artifacts, chain)]
+    findings += [*told_rounds(artifacts, guarantee, chain), *report_page(artifacts, chain)]
+    findings += [held_out(artifacts), *_people(artifacts, guarantee, chain, ledgers)]
     findings.append(installed_code(artifacts, chain))
     tables: list[TextTable] = []
     plots: list[Plot] = []
@@ -79,7 +93,8 @@ def audit_ledger(artifacts: RunArtifacts, ledgers: Path | None = None) -> Part:
             f"{len(chain.entries):,} entries: every hash, every link, their order and their end.",
             f"{len(rounds):,} opened rounds: reports, noise, clip, grid, ring and divisor of each.",
             "Manifest, metrics, checkpoints and model against the ledger.",
-            "Figures in metrics, TensorBoard and evaluation: known names alone.",
+            "Ledger, manifest, metrics, TensorBoard and evaluation: known names alone.",
+            "The figures of each round against its record, and public files against the auditor's.",
         ),
         findings,
         NOT_CHECKED,
@@ -91,7 +106,12 @@ def audit_ledger(artifacts: RunArtifacts, ledgers: Path | None = None) -> Part:
     )
 
 
-def _people(artifacts: RunArtifacts, chain: Chain, ledgers: Path | None) -> list[Finding]:
+def _people(
+    artifacts: RunArtifacts,
+    guarantee: StatedGuarantee | None,
+    chain: Chain,
+    ledgers: Path | None,
+) -> list[Finding]:
     """Check the budget of the run's people, where it spends one."""
     if artifacts.policy is None or not chain.entries or shortfalls(artifacts.manifest):
         return []
@@ -105,7 +125,8 @@ def _people(artifacts: RunArtifacts, chain: Chain, ledgers: Path | None) -> list
         "The run names no ledger of its population: right if its users are invented; else what "
         "else was done with the same people is counted nowhere."
     )
-    return population_budget(artifacts.folder.path, chain, ledgers, alone)
+    replayed = replayed_groups(guarantee, chain)
+    return population_budget(artifacts.folder.path, chain, ledgers, alone, replayed)
 
 
 def integrity(artifacts: RunArtifacts, chain: Chain) -> list[Finding]:

@@ -23,13 +23,18 @@ Entry = dict[str, Any]
 
 ONE_BUDGET = "one budget for these people"
 DEBITED = "every round is debited to these people"
+COSTS = "debits cost what the records do"
 TOTAL = "the total of these people is kept"
 TOLD = "what is said of their budget"
 _TOLERANCE = 1e-3  # of ε, relative: two accountants differ by so much
 
 
 def population_budget(
-    folder: Path, chain: Chain, ledgers: Path | None, alone: str
+    folder: Path,
+    chain: Chain,
+    ledgers: Path | None,
+    alone: str,
+    replayed: Sequence[RoundGroup] = (),
 ) -> list[Finding]:
     """Check what the ledger of a run or question says against that of its people.
 
@@ -38,6 +43,8 @@ def population_budget(
         chain: its own ledger.
         ledgers: folder of the populations' ledgers; None: not given to the auditor.
         alone: what to say where the ledger names no population.
+        replayed: what its rounds cost one user, by their records and the policy; empty where they
+            could not be replayed, which another finding says.
     """
     genesis = chain.entries[0] if chain.entries else {}
     if "population_head" not in genesis:
@@ -52,7 +59,8 @@ def population_budget(
     if wrong:
         return [Finding(ONE_BUDGET, False, f"The ledger of these people: {wrong}.")]
     text = "Their ledger is whole, and holds the line with which this run or question began."
-    found = [Finding(ONE_BUDGET, True, text), _debited(chain, people), _kept(people)]
+    found = [Finding(ONE_BUDGET, True, text), _debited(chain, people)]
+    found += [*_cost_as_replayed(chain, people, replayed), _kept(people)]
     return [*found, *_told(folder / "budget.json", people)]
 
 
@@ -115,6 +123,19 @@ def _debited(chain: Chain, people: Chain) -> Finding:
         return Finding(DEBITED, False, text)
     text = "The last debit was never released: killed before its own ledger had it."
     return Finding(DEBITED, None, text)
+
+
+def _cost_as_replayed(chain: Chain, people: Chain, replayed: Sequence[RoundGroup]) -> list[Finding]:
+    """Hold what the debits of a run or question cost against what its own records do."""
+    total, _ = total_of(people.entries)
+    if not replayed or total is None:
+        return []
+    debits = debits_by_run(people.entries).get(chain.hashes[0], [])
+    debited, recorded = _cost([debits], total[1]), quick_epsilon(list(replayed), total[1])
+    text = (
+        f"ε = {format_epsilon(debited)} by the debits, {format_epsilon(recorded)} by the records."
+    )
+    return [Finding(COSTS, debited >= recorded * (1 - _TOLERANCE), text)]
 
 
 def _told(path: Path, people: Chain) -> list[Finding]:

@@ -13,46 +13,44 @@ from typing import Any
 from pfl_lm.audit.accounting.stated import StatedGuarantee
 from pfl_lm.audit.artifacts import RunArtifacts
 from pfl_lm.audit.findings import Finding
+from pfl_lm.audit.ledger.schema import NUMBER, TEXT, numbers, unknown
 from pfl_lm.run.folder import read_json
 
-_MOST_ENTRIES = 19  # of a list: the quantiles; no list has one entry per user
-_NUMBER, _TEXT = "number", "text"
-
-
-def _numbers(names: str) -> dict[str, Any]:
-    return dict.fromkeys(names.split(), _NUMBER)
-
-
-_DISTRIBUTION = {**_numbers("mean standard_error"), "quantiles": [_NUMBER]}
+_DISTRIBUTION = {**numbers("mean standard_error"), "quantiles": [NUMBER]}
 _EVALUATION = {
-    **_numbers("users predictions words perplexity perplexity_known top1 top3 top1_known"),
-    **_numbers("top3_known oov_rate keystrokes_saved keystrokes_saved_known"),
-    **_numbers("casing marks_top3 emoji_top1 emoji_top3 keys_saved spelled_offered"),
-    "buckets": [{"name": _TEXT, **_numbers("words share top1 top3")}],
+    **numbers("users predictions words perplexity perplexity_known top1 top3 top1_known"),
+    **numbers("top3_known oov_rate keystrokes_saved keystrokes_saved_known"),
+    **numbers("casing marks_top3 emoji_top1 emoji_top3 keys_saved spelled_offered"),
+    "buckets": [{"name": TEXT, **numbers("words share top1 top3")}],
     "over_users": dict.fromkeys(("perplexity", "top1", "top3", "keystrokes_saved"), _DISTRIBUTION),
-    "quantile_levels": [_NUMBER],
+    "quantile_levels": [NUMBER],
 }
-_PROFILE = {"name": _TEXT, **_numbers("share able users perplexity top3")}
+_PROFILE = {"name": TEXT, **numbers("share able users perplexity top3")}
 _FLEET = {
-    **_numbers("opened_hours waited_minutes minutes checked_in joules_per_report"),
-    **_numbers("bytes_per_report peak_memory_bytes training_flops"),
+    **numbers("opened_hours waited_minutes minutes checked_in joules_per_report"),
+    **numbers("bytes_per_report peak_memory_bytes training_flops"),
     "rejected": dict.fromkeys(
-        ("too little memory", "not idle", "metered network", "not needed"), _NUMBER
+        ("too little memory", "not idle", "metered network", "not needed"), NUMBER
     ),
     "lost": {
-        **_numbers("download training keys upload answer"),
-        **dict.fromkeys(("time-out", "after the goal"), _NUMBER),
+        **numbers("download training keys upload answer"),
+        **dict.fromkeys(("time-out", "after the goal"), NUMBER),
     },
 }
 _ROUND = {
-    **_numbers("round loss seconds invited reports tokens update_norm clipped_share mean_norm"),
-    **_numbers("trained_devices diverged_devices clip_norm short_share"),
-    **_numbers("noise_norm payload_dim download_bytes upload_bytes epsilon epsilon_unamplified"),
+    **numbers("round loss seconds invited reports tokens update_norm clipped_share mean_norm"),
+    **numbers("trained_devices diverged_devices clip_norm short_share"),
+    **numbers("noise_norm payload_dim download_bytes upload_bytes epsilon epsilon_unamplified"),
 }
 
-_OF_NO_COUNT = _numbers(
+OF_NO_COUNT = numbers(
     "round mean_norm noise_norm payload_dim epsilon epsilon_unamplified clip_norm short_share"
 )
+
+
+def counts_are_secret(guarantee: StatedGuarantee | None) -> bool:
+    """Whether ε holds only while nobody but the auditor learns how many reported."""
+    return guarantee is not None and guarantee.amplified and guarantee.participation == "poisson"
 
 
 def secret_counts(artifacts: RunArtifacts, guarantee: StatedGuarantee | None) -> list[Finding]:
@@ -61,13 +59,13 @@ def secret_counts(artifacts: RunArtifacts, guarantee: StatedGuarantee | None) ->
     Given its size a Poisson cohort is a uniform subset: amplification by coins is gone for a
     reader of counts, of bytes or seconds of a round, or of a mean over its reports.
     """
-    if guarantee is None or not (guarantee.amplified and guarantee.participation == "poisson"):
+    if not counts_are_secret(guarantee):
         return []
     name, folder = "counts of Poisson rounds are secret", artifacts.folder
-    schema = {"round": {"kind": _TEXT, **_OF_NO_COUNT}}
+    schema = {"round": {"kind": TEXT, **OF_NO_COUNT}}
     public = [line for line in folder.metrics() if line.get("kind") == "round"]
-    told = [(folder.metrics_path.name, _unknown(line, schema["round"])) for line in public]
-    tags = {f"evaluation/{name}" for name in _EVALUATION} | {f"round/{n}" for n in _OF_NO_COUNT}
+    told = [(folder.metrics_path.name, unknown(line, schema["round"])) for line in public]
+    tags = {f"evaluation/{name}" for name in _EVALUATION} | {f"round/{n}" for n in OF_NO_COUNT}
     told += _unknown_tags(folder.tensorboard_path, tags)
     told += _times(folder.tensorboard_path)
     for where, figure in told:
@@ -109,8 +107,8 @@ def published_figures(artifacts: RunArtifacts) -> Finding:
     """Check that metrics, TensorBoard and evaluation hold figures of known names alone."""
     name = "figures of known names alone"
     known = _schemas(artifacts)
-    for where, unknown in _unknown_figures(artifacts, known):
-        text = f"{where} holds {unknown}, which no version of pfl-lm writes: whose figure is it?"
+    for where, figure in _unknown_figures(artifacts, known):
+        text = f"{where} holds {figure}, which no version of pfl-lm writes: whose figure is it?"
         return Finding(name, False, text)
     return Finding(name, True, "Metrics, TensorBoard and evaluation hold nothing of another name.")
 
@@ -118,11 +116,11 @@ def published_figures(artifacts: RunArtifacts) -> Finding:
 def _schemas(artifacts: RunArtifacts) -> dict[str, dict[str, Any]]:
     """Return what a line of each kind may hold; only a fleet's own profiles are counted."""
     profiles = (artifacts.manifest.get("fleet") or {}).get("profiles") or {}
-    counts = dict.fromkeys(profiles, _NUMBER)
+    counts = dict.fromkeys(profiles, NUMBER)
     fleet = {**_FLEET, "reports_by_profile": counts}
     return {
-        "round": {"kind": _TEXT, **_ROUND, "fleet": fleet},
-        "evaluation": {"kind": _TEXT, "round": _NUMBER, "split": _TEXT, **_EVALUATION},
+        "round": {"kind": TEXT, **_ROUND, "fleet": fleet},
+        "evaluation": {"kind": TEXT, "round": NUMBER, "split": TEXT, **_EVALUATION},
     }
 
 
@@ -135,42 +133,20 @@ def _unknown_figures(
         kind = line.get("kind")
         if kind not in known:
             yield folder.metrics_path.name, f"a line of kind {kind!r}"
-        elif unknown := _unknown(line, known[kind]):
-            yield folder.metrics_path.name, unknown
+        elif found := unknown(line, known[kind]):
+            yield folder.metrics_path.name, found
     if folder.evaluation_path.is_file():
         evaluation = {
-            "split": _TEXT,
-            "rows": [{"name": _TEXT, **_EVALUATION}],
-            "entropy_floor": _NUMBER,
+            "split": TEXT,
+            "rows": [{"name": TEXT, **_EVALUATION}],
+            "entropy_floor": NUMBER,
             "profiles": [_PROFILE],
-            "suggestions": [{"text": _TEXT, "before": [_TEXT], "after": [_TEXT]}],
+            "suggestions": [{"text": TEXT, "before": [TEXT], "after": [TEXT]}],
         }
-        if unknown := _unknown(read_json(folder.evaluation_path), evaluation):
-            yield folder.evaluation_path.name, unknown
+        if found := unknown(read_json(folder.evaluation_path), evaluation):
+            yield folder.evaluation_path.name, found
     tags = {f"{kind}/{name}" for kind, names in known.items() for name in names}
     yield from _unknown_tags(folder.tensorboard_path, tags)
-
-
-def _unknown(value: Any, schema: Any, where: str = "") -> str:
-    """Return the dotted name of the first figure that the schema does not know, or ""."""
-    if isinstance(schema, dict):
-        if value is None and where:
-            return ""
-        if not isinstance(value, dict):
-            return where
-        names = ((name, f"{where}.{name}".lstrip(".")) for name in value)
-        unknown = (
-            _unknown(value[name], schema[name], dotted) if name in schema else dotted
-            for name, dotted in names
-        )
-        return next(filter(None, unknown), "")
-    if isinstance(schema, list):
-        if not isinstance(value, list) or len(value) > _MOST_ENTRIES:
-            return where
-        return next(filter(None, (_unknown(item, schema[0], where) for item in value)), "")
-    if schema == _TEXT:
-        return "" if isinstance(value, str) and len(value) <= 80 else where
-    return "" if value is None or isinstance(value, int | float) else where
 
 
 def _unknown_tags(folder: Path, known: set[str]) -> Iterator[tuple[str, str]]:
@@ -179,7 +155,7 @@ def _unknown_tags(folder: Path, known: set[str]) -> Iterator[tuple[str, str]]:
         if not path.name.startswith("events.out.tfevents.") or path.parent != folder:
             yield folder.name, str(path.relative_to(folder))
             continue
-        for event in _events(path):
+        for event in events_of(path):
             for value in event.summary.value:
                 if value.tag not in known or value.WhichOneof("value") != "simple_value":
                     yield folder.name, value.tag
@@ -188,12 +164,13 @@ def _unknown_tags(folder: Path, known: set[str]) -> Iterator[tuple[str, str]]:
 def _times(folder: Path) -> Iterator[tuple[str, str]]:
     """Yield what says when a round was over: its time grows with the number of reports."""
     for path in sorted(folder.glob("events.out.tfevents.*")):
-        for event in _events(path):
+        for event in events_of(path):
             if event.summary.value and event.wall_time != event.step:
                 yield folder.name, f"the time of round {event.step}"
 
 
-def _events(path: Path) -> Iterator[Any]:
+def events_of(path: Path) -> Iterator[Any]:
+    """Yield the events of a file of TensorBoard's."""
     from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
     from tensorboard.compat.proto.event_pb2 import Event
 

@@ -10,11 +10,23 @@ from pfl_lm.audit.accounting.renyi import rounded_norm
 from pfl_lm.audit.accounting.round_groups import RoundGroup
 from pfl_lm.audit.accounting.stated import StatedGuarantee
 from pfl_lm.audit.artifacts import RunArtifacts
+from pfl_lm.audit.chain import Chain
 
 _DEVIATIONS = 8
 TOLERANCE = 1e-6  # relative, between figures that went through JSON
 
 Entry = dict[str, Any]
+
+_LEFT_OUT: Entry = {  # what an event that lacks a key is accounted for with
+    "rate": 1.0,
+    "min_separation": 1,
+    "max_participations": None,
+    "dim": 1,
+    "grid_steps": 8.0,
+    "reports": 1,
+    "pivotal_probability": 0.0,
+    "stream": None,
+}
 
 
 def is_complete(entry: Entry) -> bool:
@@ -57,7 +69,7 @@ def deviation(guarantee: StatedGuarantee, artifacts: RunArtifacts, entry: Entry)
     if guarantee.at == "device" and dim < guarantee.min_dim:
         return f"{dim} coordinates travelled, the promise covers {guarantee.min_dim} or more"
     return (
-        _event_deviation(guarantee, event, guarantee.summed(dim))
+        _event_deviation(event, expected_event(guarantee, entry))
         or _grid_deviation(guarantee, grid, guarantee.summed(dim), clip)
         or _ring_deviation(guarantee, entry)
         or _noise_deviation(guarantee, artifacts, entry)
@@ -93,24 +105,43 @@ def invited_to(artifacts: RunArtifacts, entry: Entry) -> int:
     return invited if isinstance(invited, int) else 0
 
 
-def _event_deviation(guarantee: StatedGuarantee, event: Entry, dim: int) -> str:
-    """Return how the accounted event differs from the policy, or ""."""
+def expected_event(guarantee: StatedGuarantee, entry: Entry) -> Entry:
+    """Return the event that a round must be accounted for with, every key of it."""
     expected = {
+        **_LEFT_OUT,
         "mechanism": guarantee.mechanism,
         "neighboring": guarantee.neighboring,
         "sampling": guarantee.participation,
-        "min_separation": guarantee.min_separation,
+        "noise_multiplier": noise_multiplier(guarantee, entry),
         "rate": guarantee.rate if guarantee.amplified else 1.0,
+        "min_separation": guarantee.min_separation,
+        "max_participations": guarantee.max_participations or None,
+        "stream": guarantee.stream,
+        "round": entry["round"],
     }
-    if guarantee.max_participations:
-        expected["max_participations"] = guarantee.max_participations
-    if event.get("stream") != guarantee.stream:
-        return "its noise was correlated by other numbers than the promise states"
     if guarantee.at == "device":
+        dim = guarantee.summed(entry["payload"]["dim"])
         expected |= {"grid_steps": guarantee.grid_steps, "dim": dim}
+    if guarantee.mechanism == "discrete_gaussian":
+        expected["reports"] = max(1, _honest_shares(guarantee, entry))
+    return expected
+
+
+def _event_deviation(event: Entry, expected: Entry) -> str:
+    """Return how the accounted event differs from the policy and the round's record, or ""."""
+    if unknown := sorted(event.keys() - expected.keys()):
+        return f"its event holds {unknown[0]}, which no version of pfl-lm writes"
+    if {**_LEFT_OUT, **event}["stream"] != expected["stream"]:
+        return "its noise was correlated by other numbers than the promise states"
+    told = {**_LEFT_OUT, **event, "noise_multiplier": expected["noise_multiplier"]}
     for name, value in expected.items():
-        if event[name] != value:
-            return f"it was accounted for with {name} {event[name]}, the promise says {value}"
+        if told[name] != value:
+            return f"it was accounted for with {name} {told[name]}, the promise says {value}"
+    if not math.isclose(event["noise_multiplier"], expected["noise_multiplier"], rel_tol=TOLERANCE):
+        return (
+            f"it was accounted for with a noise multiplier of {event['noise_multiplier']:.4g}, and "
+            f"its reports carried {expected['noise_multiplier']:.4g}"
+        )
     return ""
 
 
@@ -162,11 +193,15 @@ def noise_multiplier(guarantee: StatedGuarantee, entry: Entry) -> float:
         short = 1.0 if guarantee.participation == "poisson" else came / guarantee.least_reports
         return deployed * math.sqrt(guarantee.honest_share * min(1.0, short))
     share = deployed / math.sqrt(guarantee.report_goal)
-    honest = guarantee.honest_reports
-    if guarantee.participation != "poisson":
-        came = guarantee.report_goal * min(entry["reports"], entry["divisor"]) // entry["divisor"]
-        honest = math.floor(came * guarantee.honest_fraction)
-    return share * math.sqrt(honest)
+    return share * math.sqrt(_honest_shares(guarantee, entry))
+
+
+def _honest_shares(guarantee: StatedGuarantee, entry: Entry) -> int:
+    """Return the shares of noise that are relied on in a round's sum, in the deployment."""
+    if guarantee.participation == "poisson" or guarantee.excess == "removed":
+        return guarantee.honest_reports
+    came = guarantee.report_goal * min(entry["reports"], entry["divisor"]) // entry["divisor"]
+    return math.floor(came * guarantee.honest_fraction)
 
 
 def _noise_deviation(guarantee: StatedGuarantee, artifacts: RunArtifacts, entry: Entry) -> str:
@@ -251,3 +286,11 @@ def round_groups_of(guarantee: StatedGuarantee, rounds: Sequence[Entry]) -> list
         guarantee.round_group(count, noise_multiplier=noise, dim=dim if on_device else 1)
         for (noise, dim), count in grouped.items()
     ]
+
+
+def replayed_groups(guarantee: StatedGuarantee | None, chain: Chain) -> list[RoundGroup]:
+    """Group the rounds of a ledger; [] where it holds none, or records that lack figures."""
+    rounds = [entry for entry in chain.entries if entry.get("kind") == "round"]
+    if guarantee is None or not all(is_complete(entry) for entry in rounds):
+        return []
+    return round_groups_of(guarantee, rounds)

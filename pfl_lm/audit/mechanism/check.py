@@ -78,6 +78,7 @@ def audit_mechanism(context: RunContext, artifacts: RunArtifacts | None = None) 
             "Under rotation the rounds of every user; of correlated noise the covariance.",
             "Payloads and a rotation's cohorts, drawn again from the scenario's seed.",
             "Round 0, repeated from that seed; the model against the checkpoints.",
+            "The manifest, stated again by the code that is installed here.",
         ),
         findings,
         NOT_CHECKED,

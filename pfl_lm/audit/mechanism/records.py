@@ -17,6 +17,7 @@ from pfl_lm.audit.chain import read_chain
 from pfl_lm.audit.findings import Finding
 from pfl_lm.audit.mechanism.cohorts import separation
 from pfl_lm.audit.mechanism.seeded import seeded
+from pfl_lm.audit.mechanism.stated_again import stated_again
 from pfl_lm.models.file import load_model
 from pfl_lm.payload.choice import choose
 from pfl_lm.payload.layout import Payload
@@ -35,6 +36,7 @@ def record_findings(context: RunContext, artifacts: RunArtifacts) -> list[Findin
         *seeded(context, artifacts),
         *_still_model(artifacts, {entry["round"]: entry for entry in rounds}),
         *_last_model(artifacts),
+        stated_again(context, artifacts),
     ]
 
 

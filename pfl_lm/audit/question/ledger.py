@@ -13,8 +13,16 @@ from pfl_lm.audit.accounting.stated import StatedGuarantee
 from pfl_lm.audit.artifacts import RunArtifacts, digest_of
 from pfl_lm.audit.chain import Chain, read_chain
 from pfl_lm.audit.findings import Finding, Part
+from pfl_lm.audit.ledger.known_records import KNOWN, unknown_entry
 from pfl_lm.audit.ledger.population import population_budget
-from pfl_lm.audit.ledger.replay import Entry, deviation, is_complete, round_groups_of
+from pfl_lm.audit.ledger.replay import (
+    Entry,
+    deviation,
+    is_complete,
+    replayed_groups,
+    round_groups_of,
+)
+from pfl_lm.audit.ledger.schema import ANY
 from pfl_lm.audit.question.artifacts import QuestionArtifacts
 from pfl_lm.audit.question.groups import group_cells
 from pfl_lm.files import sha256_of
@@ -23,6 +31,7 @@ from pfl_lm.numbers import format_epsilon
 NOT_CHECKED = (
     "Whether devices really answered by the rule: see the mechanism part.",
     "Which people were asked: a ledger names none.",
+    "What other runs and questions on these people did: their debits are believed; audit each.",
 )
 
 
@@ -41,11 +50,18 @@ def audit_question_ledger(artifacts: QuestionArtifacts, ledgers: Path | None = N
         Finding("hash chain", not chain.fault, fault if chain.fault else "Every entry vouches for "
                 "the one before it."),
         _belongs(artifacts, chain),
+        _known(chain),
         _result(artifacts, chain),
         _asked(artifacts, rounds),
         _secret(artifacts, chain),
         *group_cells(artifacts, chain.entries[0] if chain.entries else {}, rounds),
-        *population_budget(artifacts.path, chain, ledgers, _alone(artifacts)),
+        *population_budget(
+            artifacts.path,
+            chain,
+            ledgers,
+            _alone(artifacts),
+            replayed_groups(guarantee, chain),
+        ),
     ]  # fmt: skip
     if guarantee is None:
         findings.append(Finding("spent within the budget", False, "The policy adds no noise."))
@@ -85,6 +101,15 @@ def _belongs(artifacts: QuestionArtifacts, chain: Chain) -> Finding:
     right = right and genesis.get("policy_digest") == digest_of(artifacts.policy)
     text = "The ledger's first entry names this manifest and this policy."
     return Finding(name, right, text if right else "The ledger began with another manifest.")
+
+
+def _known(chain: Chain) -> Finding:
+    """Check that the ledger holds what a question records, and nothing else."""
+    # The public labels that it asks by: held against the manifest with its cells.
+    if name := unknown_entry(chain, {"groups": ANY}):
+        text = f"The ledger holds {name}, which no version of pfl-lm writes: whose figure is it?"
+        return Finding(KNOWN, False, text)
+    return Finding(KNOWN, True, "The ledger holds nothing of another name.")
 
 
 def _result(artifacts: QuestionArtifacts, chain: Chain) -> Finding:

@@ -18,7 +18,9 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from pfl_lm.export.signature import ExportGraph, Runner, Signature
+import numpy as np
+
+from pfl_lm.export.signature import Arrays, ExportGraph, Runner, Signature
 
 NGRAM_FORMATS = ("arpa", "aosp")  # no graphs: ``export/ngram`` writes them, if asked for by name
 PRECISIONS = ("fp32", "fp16", "int8", "int4")
@@ -55,6 +57,15 @@ class ExportedFile:
         """Rebuild from :meth:`as_dict`."""
         signature, notes = Signature.from_dict(fields["signature"]), tuple(fields["notes"])
         return cls(**fields | {"signature": signature, "notes": notes})
+
+    @classmethod
+    def of_entry(cls, entry: dict[str, Any]) -> ExportedFile:
+        """Rebuild from a bundle's entry, which says more than this."""
+        return cls.from_dict({name: entry[name] for name in cls.__dataclass_fields__})
+
+    def zeros(self) -> Arrays:
+        """Return inputs that are all zeros, by name."""
+        return {t.name: np.zeros(t.shape, t.dtype) for t in self.signature.inputs}
 
 
 @dataclass(frozen=True)

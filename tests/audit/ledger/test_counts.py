@@ -16,8 +16,9 @@ from pfl_lm.audit.ledger.check import NOT_CHECKED, audit_ledger
 from pfl_lm.audit.page import write_audit
 from pfl_lm.cli.progress import RunLines
 from pfl_lm.report.page import write_report
+from pfl_lm.run.folder import RunFolder, RunLog
 from tests.audit.conftest import CENTRAL, run_tiny
-from tests.audit.doctoring import entries_of, failing, rewrite_metrics
+from tests.audit.doctoring import entries_of, failing, rewrite_ledger, rewrite_metrics
 
 NAME = "counts of Poisson rounds are secret"
 
@@ -152,6 +153,60 @@ def test_the_audit_names_a_board_that_times_the_rounds(run):
 def test_the_audit_names_a_ledger_that_others_may_read(run):
     (run / "ledger.jsonl").chmod(0o644)
     assert "chmod 600" in failing(run, accounting=False)[NAME]
+
+
+PUBLIC = "public figures are the run's own"
+PUBLIC_LEDGER = "public ledger is the run's own"
+
+
+@pytest.mark.parametrize("key", ["epsilon", "epsilon_unamplified", "mean_norm"])
+def test_public_figures_that_are_not_the_runs_own(run, key):
+    rewrite_metrics(run, lambda lines: [line.update({key: 0.01}) for line in lines] and None)
+    found = failing(run, accounting=False)
+    assert f"another {key} of round 0" in found[PUBLIC]
+    assert "TensorBoard" in found["TensorBoard shows the metrics"]
+
+
+def test_a_public_line_that_is_missing(run):
+    rewrite_metrics(run, lambda lines: lines.pop())
+    assert "has 7 lines where" in failing(run, accounting=False)[PUBLIC]
+
+
+def test_what_a_killed_run_left_of_its_public_figures_is_no_fault(run):
+    rewrite_metrics(run, lambda lines: lines.pop())
+    rewrite_ledger(run, lambda entries: entries.pop())
+    for path in (run / "ledger.public.json", run / "model.pt", run / "evaluation.json"):
+        path.unlink()
+    shutil.rmtree(run / "checkpoints")
+    (run / "report.html").unlink()
+    assert failing(run, accounting=False) == {}
+    RunLog(RunFolder(run), 8, counts_are_secret=True).close()
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == 8
+
+
+def test_figures_for_the_auditor_where_none_are_secret(honest_run, tmp_path):
+    run = Path(shutil.copytree(honest_run, tmp_path / "run"))
+    shutil.copy(run / "metrics.jsonl", run / "metrics.private.jsonl")
+    rewrite_metrics(run, lambda lines: lines[3].update(epsilon=0.01))
+    assert "no count of this run is secret" in failing(run, accounting=False)[PUBLIC]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"rounds": 3}, {"head": "0" * 64}, {"reports": [1, 2, 3]}, {"statements": {}}, {"run": "x"}],
+    ids=str,
+)
+def test_a_public_ledger_that_is_not_the_runs_own(run, change):
+    path = run / "ledger.public.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    assert next(iter(change)) in failing(run, accounting=False)[PUBLIC_LEDGER]
+
+
+def test_a_public_ledger_from_before_the_end_is_no_fault(run):
+    path, lines = run / "ledger.public.json", (run / "ledger.jsonl").read_text().splitlines()
+    then = {"rounds": 4, "head": json.loads(lines[4])["hash"]}
+    path.write_text(json.dumps(json.loads(path.read_text()) | then))
+    assert failing(run, accounting=False) == {}
 
 
 def test_the_statement_and_the_page_say_what_holds_against_a_reader_of_counts(published):
