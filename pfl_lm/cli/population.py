@@ -115,11 +115,14 @@ def public_text(
     ] = None,
 ) -> None:
     """Encode public text, which has no users, for pretraining and for public baselines."""
-    from pfl_lm.text.public_text import public_tokens
+    from pfl_lm.text.public_text import naming_users, public_tokens
     from pfl_lm.text.tokenizer import Tokenizer
 
     words = Tokenizer.open(tokenizer)
-    print_profile(public_tokens(inputs, words, output, text_field, turns), output)
+    profile = public_tokens(inputs, words, output, text_field, turns)
+    for line in naming_users(inputs):
+        typer.echo(f"warning: {line}", err=True)
+    print_profile(profile, output)
 
 
 @app.command()

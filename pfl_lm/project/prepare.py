@@ -9,13 +9,15 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from pfl_lm.files import folder_atomically
+from pfl_lm.files import folder_atomically, sha256_of
 from pfl_lm.project.commented import commented_toml
 from pfl_lm.project.templates import TEMPLATES
 from pfl_lm.recipes import load
+from pfl_lm.text.overlap import refuse_users_text
+from pfl_lm.text.population import PopulationStore
 from pfl_lm.text.population_build import BuildOptions, Input, build_population
-from pfl_lm.text.public_text import public_tokens
-from pfl_lm.text.readers import read_messages
+from pfl_lm.text.public_text import naming_users, public_tokens
+from pfl_lm.text.readers import read_messages, text_files
 from pfl_lm.text.survey import Survey, oddities, survey
 from pfl_lm.text.tokenizer import Tokenizer
 from pfl_lm.text.tokenizer_build import NoWrittenForms, build_tokenizer
@@ -57,10 +59,14 @@ def prepare(choice: Preparation, destination: Path, say: Say) -> Survey:
         What was counted in the text.
 
     Raises:
-        ValueError: text that cannot be read, too few users, or ``destination`` exists.
+        ValueError: text that cannot be read, too few users, public text that is the users' own, or
+            ``destination`` exists.
     """
+    _refuse_inputs_as_public(choice)
     with folder_atomically(destination) as folder:
         counted = look(choice, say)
+        for line in naming_users(choice.public, choice.user_field):
+            say(f"odd: {line}")
         if counted.users < 3:
             raise ValueError(
                 f"{counted.users} users: training, validation and test need one each at least; is "
@@ -84,11 +90,31 @@ def prepare(choice: Preparation, destination: Path, say: Say) -> Survey:
         say(f"unknown words: {splits['train']['oov_rate']:.1%} of those that train users wrote")
         if choice.public:
             public_tokens(choice.public, tokenizer, folder / "public", choice.text_field)
+            refuse_users_text(
+                PopulationStore.open(folder / "public"), PopulationStore.open(folder / "people")
+            )
             say("public text: for a first model and for the baselines (pretraining.toml)")
         else:
             say("public text: none; --public FILE gives a first model, which ε = 2 needs badly")
         say("policy: ε = 2 for a deployment to 1,000,000 users; state yours in policy.toml")
     return counted
+
+
+def _refuse_inputs_as_public(choice: Preparation) -> None:
+    """Refuse a file of the users' text that is named, or lies in a copy, as public text."""
+    theirs = [f for path in choice.inputs for f in (text_files(path) if path.is_dir() else [path])]
+    for path in choice.public:
+        for file in theirs:
+            if path.is_file() and file.is_file() and _same_content(path, file):
+                raise ValueError(
+                    f"--public {path}: this is the users' text of {file}, which no ε covers as "
+                    "public text; name text that others published"
+                )
+
+
+def _same_content(one: Path, other: Path) -> bool:
+    same_size = one.stat().st_size == other.stat().st_size
+    return one.samefile(other) or (same_size and sha256_of(one) == sha256_of(other))
 
 
 def look(choice: Preparation, say: Say) -> Survey:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
 from pfl_lm.numbers import significant
+from pfl_lm.recipes import from_plain
 from pfl_lm.run.context import RunContext
 from pfl_lm.run.look import noise_in_mean
 from pfl_lm.server.state import ServerState
@@ -53,8 +55,9 @@ class LossWatch:
 
         Raises:
             Diverged: its last round says so; another one would be spent for nothing.
+            ValueError: a round's line lacks a figure.
         """
-        rounds = [line for line in metrics if line["kind"] == "round"]
+        rounds = [_round_heard(line) for line in metrics if line["kind"] == "round"]
         losses = [line["loss"] for line in rounds if line["loss"] is not None]
         self._first = losses[0] if losses else None
         self._said = any(line["diverged_devices"] for line in rounds)
@@ -82,6 +85,22 @@ class LossWatch:
             )
         self._first = entry["loss"] if self._first is None else self._first
         check_loss(self._context, entry["round"], entry["loss"], self._first)
+
+
+@dataclass(frozen=True)
+class _RoundHeard:
+    """What a round's line of the metrics tells the watch."""
+
+    round: int
+    trained_devices: int
+    diverged_devices: int
+    loss: float | None
+
+
+def _round_heard(line: dict[str, Any]) -> dict[str, Any]:
+    source = f"the metrics' line of round {line['round'] + 1}"
+    remedy = "put the run's metrics back, or start again in another folder"
+    return asdict(from_plain(_RoundHeard, line, source, remedy, known_keys_only=False))
 
 
 def has_diverged(loss: float) -> bool:

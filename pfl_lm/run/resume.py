@@ -18,11 +18,13 @@ from pfl_lm.run.checkpoints import newest_checkpoint, save_checkpoint
 from pfl_lm.run.context import RunContext
 from pfl_lm.run.folder import RunFolder, digest_of, write_json
 from pfl_lm.run.manifest import manifest
+from pfl_lm.run.manifest_file import Manifest
 from pfl_lm.run.means import replay
 from pfl_lm.run.progress import ProgressListener
 from pfl_lm.server.state import ServerState
 
-CHOSEN = ("scenario", "policy", "tokenizer", "population", "model")  # of a manifest
+_MAY_DIFFER = ("run", "versions")  # of a manifest: its folder's name, and what computes
+_ABSENT = object()  # stands for the value of a key that is not there
 
 
 def check_free(folder: RunFolder, overwrite: bool) -> bool:
@@ -52,12 +54,18 @@ def _check_nobodys(folder: RunFolder) -> None:
     """Refuse to delete the record of rounds that were opened over people's text.
 
     Raises:
-        ValueError: the folder holds such rounds, or a ledger that does not say.
+        ValueError: the folder holds such rounds, or a manifest or ledger that does not say.
     """
+    try:
+        population = Manifest.read(folder).scenario.population
+    except ValueError as error:
+        raise ValueError(
+            f"{error}; a folder that does not say whose text it was made from is not overwritten: "
+            "choose another folder"
+        ) from error
     if not folder.ledger_path.is_file():
         return
-    invented = folder.manifest()["scenario"]["population"]["kind"] == "synthetic"
-    if invented and not folder.served_rounds_path.is_file():
+    if population.kind == "synthetic" and not folder.served_rounds_path.is_file():
         return
     try:
         entries = verify(folder.ledger_path)
@@ -172,7 +180,8 @@ def resume_run(
             manifest, ledger and checkpoints do not belong together; nothing is changed.
     """
     written = RunFolder.open(folder.path).manifest()
-    _check_same(written, manifest(context, folder.path.name), folder)
+    now = json.loads(json.dumps(manifest(context, folder.path.name)))  # as it would be read
+    _check_same(written, now, folder)
     ledger = Ledger.open(folder.ledger_path)
     try:
         state = _last_state(folder, ledger, digest_of(written))
@@ -199,14 +208,14 @@ def _check_same(written: dict[str, Any], now: dict[str, Any], folder: RunFolder)
             f"{folder.path} was begun as {_kind(written)} and would go on as {_kind(now)}; resume "
             "it as it was begun, or start again in another folder"
         )
-    for name in CHOSEN:
+    for name in [name for name in now | written if name not in _MAY_DIFFER]:
         if name not in written:
             raise ValueError(f"{folder.manifest_path} is damaged: it has no {name}")
-        if written[name] != now[name]:
-            what = _first_difference(written[name], now[name], name)
+        if written[name] != now.get(name):
+            what = _first_difference(written[name], now.get(name), name)
             raise ValueError(
-                f"{folder.path} was begun with another {name} ({what}); resume with that one, or "
-                "start again in another folder"
+                f"{folder.path} was begun with another {name.removesuffix('s')} ({what}); resume "
+                "with that one, or start again in another folder"
             )
 
 
@@ -222,9 +231,17 @@ def _kind(manifest: dict[str, Any]) -> str:
 def _first_difference(then: Any, now: Any, name: str) -> str:
     """Name the first key of two plain values in which they differ, with both values."""
     if isinstance(then, dict) and isinstance(now, dict):
-        key = next(key for key in sorted(then | now) if then.get(key) != now.get(key))
-        return _first_difference(then.get(key), now.get(key), f"{name}.{key}")
-    return f"{name.partition('.')[2] or name} was {json.dumps(then)}, now it is {json.dumps(now)}"
+        key = next(
+            key
+            for key in sorted(then | now)
+            if key not in then or key not in now or then[key] != now[key]
+        )
+        return _first_difference(then.get(key, _ABSENT), now.get(key, _ABSENT), f"{name}.{key}")
+    before, after = (
+        "absent" if value is _ABSENT else json.dumps(value, ensure_ascii=False)
+        for value in (then, now)
+    )
+    return f"{name.partition('.')[2] or name} was {before}, now it is {after}"
 
 
 def _sweep(folder: RunFolder) -> None:

@@ -21,6 +21,7 @@ from pfl_lm.run.deployment import Deployment
 from pfl_lm.run.privacy import RunPrivacy
 from pfl_lm.run.scenario import Scenario
 from pfl_lm.run.simulated_rule import simulated_rule
+from pfl_lm.text.overlap import refuse_users_text
 from pfl_lm.text.population import Population, PopulationStore
 from pfl_lm.text.tokenizer import Tokenizer
 
@@ -128,7 +129,8 @@ def open_text(scenario: Scenario) -> tuple[Tokenizer, Population, PublicText | N
     """Open tokenizer, population and public text.
 
     Raises:
-        ValueError: one of them is missing or damaged, or was built with another tokenizer.
+        ValueError: one of them is missing or damaged, or was built with another tokenizer, or the
+            public text is the users' own.
     """
     chosen = scenario.population
     if chosen.kind == "synthetic":
@@ -149,6 +151,8 @@ def open_text(scenario: Scenario) -> tuple[Tokenizer, Population, PublicText | N
         public.require_public()
         public.check("train")
     population.check()  # before the first round is spent
+    if public is not None:
+        refuse_users_text(public, population)
     return tokenizer, population, None if public is None else PublicText(public, "train")
 
 

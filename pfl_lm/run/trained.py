@@ -25,4 +25,4 @@ def load_trained(run: Path) -> tuple[Model, Manifest]:
     state, _ = newest_checkpoint(folder)
     origin = {"tokenizer_digest": manifest.tokenizer.digest}
     spec = from_plain(ModelSpec, manifest.scenario.model, manifest.path)
-    return Model(spec, dict(state.parameters), origin), manifest
+    return Model(spec, state.averaged(), origin), manifest

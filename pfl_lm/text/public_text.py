@@ -9,7 +9,7 @@ from typing import Any
 
 from pfl_lm.files import folder_atomically
 from pfl_lm.text.population_write import StoreWriter, message_bytes, token_dtype
-from pfl_lm.text.readers import read_texts
+from pfl_lm.text.readers import first_row_has, read_texts
 from pfl_lm.text.tokenizer import Tokenizer
 
 _LINES_PER_USER = 1000
@@ -54,6 +54,16 @@ def public_tokens(
                 writer.add_public(messages)
         provenance = {"inputs": [{"file": path.name, "public": True} for path in paths]}
         return writer.finish("public text", provenance)
+
+
+def naming_users(paths: Sequence[Path], user_field: str = "user") -> Iterator[str]:
+    """Yield a sentence for each file of public text whose first row names a user."""
+    for path in paths:
+        if first_row_has(path, user_field):
+            yield (
+                f"{path.name} has a field {user_field!r}, and public text has no users: is it "
+                "published, and none of the people whom the policy protects wrote it?"
+            )
 
 
 def _in_turn(files: Sequence[Iterator[str]], lines: int | None) -> Iterator[str]:

@@ -84,6 +84,19 @@ def read_texts(path: Path, text_field: str = "text") -> Iterator[str]:
             yield decoded
 
 
+def first_row_has(path: Path, field: str) -> bool:
+    """Say whether the first row of a .jsonl file, plain or compressed, has a field."""
+    if bare_suffix(path) not in (".jsonl", ".ndjson"):
+        return False
+    with whole_file_errors(path), open_binary(path, ignore) as file:
+        for _, line in lines(file):
+            try:
+                return bool(_fields(_decode(line), field))
+            except (ValueError, KeyError, RecursionError):
+                return False
+    return False
+
+
 def _of_text(error: BaseException, field: str) -> str:
     said = brief(error)
     return f"field {field!r} holds no text: {said}" if said.startswith("it is") else said

@@ -53,6 +53,25 @@ def test_a_folder_that_a_run_opens(messages, tmp_path):
     assert scenario.cohort == 12
 
 
+def test_the_users_text_is_no_public_text(messages, tmp_path):
+    said: list[str] = []
+
+    def refused(public, match):
+        asked = Preparation([messages], public, user_field="who", text_field="said")
+        with pytest.raises(ValueError, match=match):
+            prepare(asked, tmp_path / "mine", said.append)
+        assert not (tmp_path / "mine").exists()
+
+    refused([messages], "--public .*: this is the users' text of")
+    copy = tmp_path / "copy.jsonl"
+    copy.write_bytes(messages.read_bytes())
+    refused([copy], "this is the users' text of")
+    rows = messages.read_text(encoding="utf-8").splitlines()
+    copy.write_text("\n".join(rows[:100]), encoding="utf-8")  # a part of it, under another name
+    refused([copy], "the public text is the users' own: 100% of its messages")
+    assert any(line.startswith("odd: copy.jsonl has a field 'who'") for line in said)
+
+
 def test_words_are_shown_as_public_text_writes_them(messages, tmp_path):
     (tmp_path / "public.txt").write_text("We go to London on Sunday\n" * 20, encoding="utf-8")
     said: list[str] = []

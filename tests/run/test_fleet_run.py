@@ -176,3 +176,11 @@ def test_a_fleet_and_a_dropout_are_too_much(scenario, fleet_file, tmp_path) -> N
 def test_the_shipped_scenario_opens() -> None:
     recipes = Path(__file__).resolve().parents[2] / "simulations"
     open_run(load(Scenario, recipes / "fleet_10m.toml"))
+
+
+def test_another_fleet_in_the_same_file_does_not_go_on(scenario, new_watcher, tmp_path) -> None:
+    begun = scenario()
+    simulate(begun, tmp_path / "run", new_watcher())
+    begun.fleet.write_text(begun.fleet.read_text().replace("gflops             = 10", "gflops = 9"))
+    with pytest.raises(ValueError, match=r"begun with another fleet \(\S+ was 10.0, now it is 9.0"):
+        simulate(begun, tmp_path / "run", new_watcher(), resume=True)

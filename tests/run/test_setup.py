@@ -23,7 +23,7 @@ from pfl_lm.run.scenario import EvaluationConfig, PopulationConfig
 from pfl_lm.run.setup import open_run
 from pfl_lm.run.simulate import simulate
 from pfl_lm.server.state import ServerState
-from pfl_lm.text.population import USER_DIGEST_BYTES
+from pfl_lm.text.population import BOS_ID, USER_DIGEST_BYTES, PopulationStore
 from pfl_lm.text.population_write import StoreWriter, UserText
 from pfl_lm.text.synthetic.population import (
     SyntheticPopulation,
@@ -183,6 +183,21 @@ class TestWhatDoesNotFit:
         people = PopulationConfig("store", path=store / "text")
         with pytest.raises(ValueError, match="absent"):
             open_run(tiny_scenario(population=people, tokenizer=tmp_path / "absent"))
+
+    def test_public_text_of_the_users(self, tiny_scenario, store, tmp_path):
+        users = PopulationStore.open(store / "text")
+        stream, theirs = users.stream("train"), tmp_path / "theirs"
+        theirs.mkdir()
+        with StoreWriter(theirs, synthetic_tokenizer(300)) as writer:
+            begins = np.flatnonzero(stream == BOS_ID)
+            writer.add_public([m.tobytes() for m in np.split(stream, begins[1:])])
+        writer.finish("public text", {"inputs": []})
+        people = PopulationConfig("store", path=store / "text", public_text=store / "public")
+        scenario = tiny_scenario(population=people, tokenizer=store / "tokenizer")
+        open_run(scenario)
+        people = replace(people, public_text=theirs)
+        with pytest.raises(ValueError, match="public text is the users' own: 100% of its messages"):
+            open_run(replace(scenario, population=people))
 
     def test_a_policy_that_is_absent(self, tiny_scenario, tmp_path):
         with pytest.raises(ValueError, match="no such recipe"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import time
@@ -31,6 +32,7 @@ from pfl_lm.run.recorder import RoundRecorder
 from pfl_lm.run.scenario import PopulationConfig
 from pfl_lm.run.setup import open_run
 from pfl_lm.run.simulate import Ends, run_round, simulate
+from pfl_lm.run.trained import load_trained
 from pfl_lm.server.averages import Average
 from pfl_lm.server.optimizers import ServerOptimizer
 from pfl_lm.server.state import ServerState
@@ -292,6 +294,15 @@ def kill_once_ledger_has(lines: int, wait: float, ledger: Path, work) -> bool:
     return os.waitstatus_to_exitcode(status) == 0
 
 
+def test_an_unfinished_run_is_read_as_it_evaluates_itself(straight, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(straight, run)
+    finished = load_trained(run)[0].parameters
+    (run / "model.pt").unlink()
+    unfinished = load_trained(run)[0].parameters  # of the last checkpoint: averages, as at the end
+    assert all(torch.equal(unfinished[name], value) for name, value in finished.items())
+
+
 class TestRefusals:
     """Each names the remedy, and leaves the run as it was."""
 
@@ -371,7 +382,7 @@ class TestRefusals:
         [
             (b"{", "manifest.json is damaged"),
             (b"[]", "manifest.json is damaged"),
-            (b"{}", "manifest.json is damaged: it has no scenario"),
+            (b"{}", "manifest.json is damaged: it has no format"),
             (b"\xff\xfe", "manifest.json is damaged"),
         ],
     )
@@ -379,10 +390,37 @@ class TestRefusals:
         (begun / "manifest.json").write_bytes(content)
         self.refused(repeatable, begun, match, new_watcher)
 
+    def test_a_manifest_that_lacks_a_key(self, repeatable, begun, new_watcher):
+        path = begun / "manifest.json"
+        manifest = read_json(path)
+        del manifest["scenario"]["fleet"]
+        write_json(path, manifest)
+        self.refused(repeatable, begun, "fleet was absent, now it is null", new_watcher)
+
+    @pytest.mark.parametrize("content", ["{}", '{"format": 1, "scenario": {"population": 3}}'])
+    def test_a_damaged_manifest_is_not_overwritten(self, repeatable, begun, new_watcher, content):
+        (begun / "manifest.json").write_text(content)
+        match = "manifest.json is damaged.* is not overwritten: choose another folder"
+        self.refused(repeatable, begun, match, new_watcher, resume=False, overwrite=True)
+
+    def test_a_round_without_its_figures(self, repeatable, begun, new_watcher):
+        lines = (begun / "metrics.jsonl").read_text().splitlines()[:1]
+        (begun / "metrics.jsonl").write_text(lines[0] + '\n{"kind": "round", "round": 1}\n')
+        with pytest.raises(ValueError, match=r"line of round 2 is damaged.*: Field required; put"):
+            simulate(repeatable, begun, new_watcher(), resume=True)
+
     def test_a_manifest_that_promises_something_else(self, repeatable, begun, new_watcher):
         path = begun / "manifest.json"
         manifest = read_json(path)
         manifest["statements"]["guaranteed"] = "ε = 0.1"
+        write_json(path, manifest)
+        refused = 'another statement (guaranteed was "ε = 0.1"'
+        self.refused(repeatable, begun, re.escape(refused), new_watcher)
+
+    def test_a_manifest_that_the_ledger_did_not_begin_with(self, repeatable, begun, new_watcher):
+        path = begun / "manifest.json"
+        manifest = read_json(path)
+        manifest["versions"]["code"] = "another"
         write_json(path, manifest)
         self.refused(repeatable, begun, "not the manifest that the ledger began", new_watcher)
 

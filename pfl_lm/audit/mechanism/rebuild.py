@@ -17,10 +17,11 @@ from pfl_lm.run.context import RunContext
 from pfl_lm.run.deployment import Deployment
 from pfl_lm.run.manifest import manifest
 from pfl_lm.run.privacy import RunPrivacy
-from pfl_lm.run.resume import CHOSEN
 from pfl_lm.run.scenario import Scenario
 from pfl_lm.run.setup import open_run
 from pfl_lm.run.simulated_rule import simulated_rule
+
+_CHOSEN = ("scenario", "policy", "tokenizer", "population", "model")  # of a manifest
 
 
 def rebuild_context(
@@ -110,7 +111,7 @@ def _check_same(
     written = {**artifacts.manifest, "policy": ran["policy"]}
     for policy in (now["policy"], written["policy"]):
         (policy or {}).pop("reviewed", None)
-    for key in CHOSEN:
+    for key in _CHOSEN:
         if where := _difference(now[key], written[key], key):
             where = where.removeprefix("scenario.")
             raise ValueError(
