@@ -21,10 +21,11 @@ from torch.distributed import TCPStore
 
 import pfl_lm
 from pfl_lm.distributed import ALONE, Ranks
-from pfl_lm.distributed.processes import RESTARTS, launch
+from pfl_lm.distributed.processes import RESTARTS, _portable, launch
 from pfl_lm.dp.secret_state import SecretState
 from pfl_lm.native.tuning import tune
 from pfl_lm.recipes import load
+from pfl_lm.run.control import RunStopped
 from pfl_lm.run.folder import RunFolder
 from pfl_lm.run.scenario import Scenario
 from pfl_lm.run.simulate import _check_ranks, simulate
@@ -403,6 +404,21 @@ def test_a_mistake_is_said_once_and_not_tried_again(work, caplog, rank, error):
     with pytest.raises(ValueError, match=r"^invalid word$"):
         launch(2, work.fail, rank, error)
     assert not caplog.records
+
+
+def test_a_mistake_keeps_its_kind_where_another_process_can_rebuild_it(work):
+    class Local(ValueError):
+        """Of which another process knows nothing."""
+
+    with pytest.raises(RunStopped, match=r"^as was asked$"):
+        launch(2, work.fail, 0, RunStopped("as was asked"))
+    assert type(_portable(Local("told"))) is ValueError
+
+
+def test_at_least_one_process_works(work):
+    for count in (0, -3):
+        with pytest.raises(ValueError, match="start 1 or more"):
+            launch(count, work.fail, 0, ValueError("called"))
 
 
 def test_a_fault_of_the_program_is_not_tried_again(work, caplog, capfd):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ from pfl_lm.run.manifest_file import Manifest, RecordedGuarantee
 from pfl_lm.run.progress import ProgressListener
 from pfl_lm.run.scenario import Scenario
 from pfl_lm.run.trained import load_trained
+from pfl_lm.validate import at_least
 
 if TYPE_CHECKING:
     import pyarrow
@@ -62,7 +64,8 @@ def simulate(
 
     Raises:
         ValueError: the scenario cannot be run, its noise outweighs all there is to learn, the
-            folder exists, a round would exceed the policy's budget, or the model diverges.
+            folder exists, a round would exceed the policy's budget, the model diverges, or an
+            argument is out of its range.
 
     >>> import pfl_lm, tempfile
     >>> project = pfl_lm.new_project(tempfile.mkdtemp())
@@ -76,6 +79,11 @@ def simulate(
     >>> len(run.suggest("how are"))
     3
     """
+    if not isinstance(scenario, Scenario):
+        raise ValueError("scenario: pass what pfl_lm.load_scenario returns")
+    if resume and overwrite:
+        raise ValueError("resume goes on with a run and overwrite deletes it: choose one")
+    _whole(1, workers=workers)
     work = partial(
         _simulate,
         scenario=scenario,
@@ -178,6 +186,10 @@ class Run:
         Raises:
             ValueError: the users' text or the vocabulary is not found, or fits another model.
         """
+        if split not in ("validation", "test"):
+            raise ValueError(f"split = {split!r}: held-out users are in validation and test")
+        if users is not None:
+            _whole(1, users=users)
         model, manifest = load_trained(self.folder)
         store = None if population is None else Path(population)
         words = None if tokenizer is None else Path(tokenizer)
@@ -192,9 +204,16 @@ class Run:
         )
 
     def suggest(self, text: str, count: int = 3) -> list[str]:
-        """Return the words that a keyboard would suggest after a text."""
+        """Return the words that a keyboard would suggest after a text.
+
+        Raises:
+            ValueError: ``text`` is none, or ``count`` is below 1.
+        """
         from pfl_lm.api.suggesting import opened
 
+        if not isinstance(text, str):
+            raise ValueError(f"text = {text!r} is refused: expected a str")
+        _whole(1, count=count)
         with opened(self.folder) as suggester:
             return [word for word, _ in suggester.offer(text, count).words]
 
@@ -241,6 +260,14 @@ class Run:
 
         run = read_run(RunFolder.open(self.folder))
         return run.rounds if kind == "round" else run.evaluations
+
+
+def _whole(least: int, **fields: Any) -> None:
+    """Raise ValueError unless each field is a whole number of ``least`` or more."""
+    for name, value in fields.items():
+        if isinstance(value, bool) or not isinstance(value, Integral):
+            raise ValueError(f"{name} = {value!r} is refused: expected a whole number")
+        at_least(least, **{name: int(value)})
 
 
 def _simulate(

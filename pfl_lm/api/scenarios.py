@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pfl_lm.dp.policy import Policy
 from pfl_lm.project.create import DEFAULT, create
 from pfl_lm.recipes import load
@@ -27,7 +29,7 @@ def load_scenario(source: Path | str, settings: Mapping[str, Any] | None = None)
     >>> scenario.training.epochs, scenario.rounds, scenario.clip_norm
     (2, 20, 0.4)
     """
-    return load(Scenario, Path(source), settings)
+    return load(Scenario, Path(source), _plain(settings))
 
 
 def load_policy(source: Path | str, settings: Mapping[str, Any] | None = None) -> Policy:
@@ -37,7 +39,14 @@ def load_policy(source: Path | str, settings: Mapping[str, Any] | None = None) -
     >>> pfl_lm.load_policy("privacy/keyboard_150").epsilon
     2.0
     """
-    return load(Policy, Path(source), settings)
+    return load(Policy, Path(source), _plain(settings))
+
+
+def _plain(settings: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Return settings with Python's own numbers for those of numpy."""
+    if settings is None:
+        return None
+    return {k: v.item() if isinstance(v, np.generic) else v for k, v in settings.items()}
 
 
 def new_project(folder: Path | str, template: str = DEFAULT) -> Path:

@@ -66,11 +66,13 @@ def sweep(
     earlier trials brought.
 
     Each trial is a run folder. The same command continues a sweep that was stopped: finished trials
-    stay, a begun one is resumed, and a search goes on with the same suggestions. Trials that are
-    refused or diverge are listed with the reason.
+    stay, a begun one is resumed, and a search goes on with the same suggestions. Trials without
+    figures are listed with the reason. One that diverged or could have learnt nothing has ended;
+    any other is tried again.
 
     With `--seeds` the ranking has intervals over seeds. The page says what choosing among all
-    trials would cost on private users; a trial that was stopped counts as a whole one.
+    trials would cost on private users; a trial that was stopped counts as a whole one, and so does
+    one whose folder was removed.
     """
     from pfl_lm.api.sweep.folder import Runs
     from pfl_lm.api.sweep.run import sweep as run_sweep

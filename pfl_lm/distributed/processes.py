@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -41,12 +42,15 @@ def launch(count: int, work: Callable[..., T], *arguments: Any) -> T:
         work: a function that can be imported; it is called with a ``Ranks`` and ``arguments``.
 
     Raises:
-        ValueError: the message of a ValueError or OSError that ``work`` raised on some rank.
+        ValueError: ``count`` is below 1, or ``work`` raised a ValueError (then of the same kind) or
+            an OSError on some rank.
         KeyboardInterrupt: Ctrl-C; the processes have ended.
         SystemExit: SIGTERM; the processes have ended.
         ChildProcessError: processes were killed again and again, or ``work`` raised any other
             exception, whose traceback is on standard error.
     """
+    if count < 1:
+        raise ValueError(f"{count} processes cannot do the work; start 1 or more")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     signals, note = multiprocessing.Pipe(duplex=False)
     begun = False
@@ -158,9 +162,7 @@ class _Group:
     def _hear(self, rank: int, kind: str, content: Any) -> None:
         if kind == "begun":
             self.begun = True
-        elif kind == "mistake":
-            self.result = ValueError(content)
-        elif rank == 0:
+        elif kind == "mistake" or rank == 0:
             self.result = content
 
     def stop(self) -> None:
@@ -205,11 +207,20 @@ def _run(place: tuple[Any, ...], work: Callable[..., Any], arguments: tuple[Any,
     except LostRankError:
         sys.exit(_LOST)
     except (ValueError, OSError) as mistake:
-        supervisor.send(("mistake", str(mistake)))
+        supervisor.send(("mistake", _portable(mistake)))
     else:
         supervisor.send(("result", result if ranks.is_first else None))
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nothing is left to be finished
+
+
+def _portable(mistake: Exception) -> Exception:
+    """Return a ValueError as it is, if another process can rebuild it; else one of its message."""
+    plain = ValueError(str(mistake))
+    try:
+        return mistake if isinstance(pickle.loads(pickle.dumps(mistake)), ValueError) else plain
+    except Exception:  # its class takes other arguments than its message
+        return plain
 
 
 def _end_with_the_supervisor() -> None:

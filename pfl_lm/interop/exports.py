@@ -101,7 +101,7 @@ def export_leaf(store: PopulationStore, tokenizer: Tokenizer, destination: Path)
         for split in SPLITS:
             counts: list[int] = []
             names: list[str] = []
-            path = folder / split / f"{store.name}.json"
+            path = folder / split / "data.json"
             path.parent.mkdir()
             with path.open("w", encoding="utf-8") as file:
                 file.write('{"user_data": {')

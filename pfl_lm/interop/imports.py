@@ -76,16 +76,25 @@ def leaf_inputs(path: Path) -> list[Input]:
     """Return the LEAF files of a folder, or the one file.
 
     LEAF divides each user's samples, not the users; so `train` and `test` of LEAF are read
-    together and the users are split by their digest.
+    together and the users are split by their digest. LEAF's scripts keep every step in a folder
+    beside these two, with the same samples again: those are left out.
     """
     if not path.is_dir():
         return [Input(path)]
-    files = sorted(path.rglob("*.json"))
+    files = sorted(
+        file
+        for file in path.rglob("*.json")
+        if _LEAF_STEPS.isdisjoint(file.relative_to(path).parts[:-1])
+    )
     if not files:
-        raise ValueError(f"{path} holds no .json file of LEAF")
+        raise ValueError(
+            f"{path} holds no .json file of LEAF, besides the steps that its scripts keep "
+            f"({', '.join(sorted(_LEAF_STEPS))}): name the folder of one step to read it"
+        )
     return [Input(file) for file in files]
 
 
+_LEAF_STEPS = {"all_data", "intermediate", "raw_data", "rem_user_data", "sampled_data"}
 _LEAF_NOTE = (
     "users keep the split that a file of `population export` states; LEAF's own train and test "
     "divide each user's samples, so users of LEAF's files are split by their digest"

@@ -33,6 +33,10 @@ PROBED = 8  # public pseudo-users
 _ALL_CLIPPED = 0.95  # share of the probed updates
 
 
+class Refused(ValueError):
+    """A run that was refused before its first round: it could have learnt nothing."""
+
+
 @dataclass(frozen=True)
 class Probe:
     """What devices with public text would report before the first round.
@@ -161,7 +165,7 @@ def judge(foresight: Foresight, anyway: bool, say: Callable[[str], None]) -> Non
         say: told each line.
 
     Raises:
-        ValueError: noise outweighs all that could be learnt, and ``anyway`` is not set.
+        Refused: noise outweighs all that could be learnt, and ``anyway`` is not set.
     """
     say(_to_come(foresight))
     if foresight.drowned:
@@ -172,7 +176,7 @@ def judge(foresight: Foresight, anyway: bool, say: Callable[[str], None]) -> Non
             "cohort) or ε, send fewer coordinates (payload.rows, lora), or run more rounds"
         )
         if not anyway:
-            raise ValueError(f"{problem}; --anyway runs it all the same")
+            raise Refused(f"{problem}; --anyway runs it all the same")
         say(f"warning: {problem}")
     elif foresight.doubtful and foresight.probe is not None:
         say(

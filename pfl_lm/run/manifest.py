@@ -14,6 +14,7 @@ from pfl_lm.models.models import size
 from pfl_lm.payload.layout import Payload, describe
 from pfl_lm.run.availability import demand, fits
 from pfl_lm.run.context import RunContext, choose_payload
+from pfl_lm.run.deployment import Deployment
 from pfl_lm.run.privacy import TRIAL
 from pfl_lm.text.mixture import cost_of_votes
 from pfl_lm.version import __version__, code_digest
@@ -32,8 +33,7 @@ def manifest(context: RunContext, name: str) -> dict[str, Any]:
         "format": 1,
         "run": name,
         "scenario": _plain(asdict(scenario)),
-        "policy": None if privacy.policy is None else _plain(asdict(privacy.policy)),
-        "guarantee": None if privacy.guarantee is None else _plain(asdict(privacy.guarantee)),
+        **promised(privacy.deployment),
         "statements": statements(context),
         "served": {"trial": privacy.trial} if context.served else None,
         "noise": {
@@ -66,6 +66,15 @@ def manifest(context: RunContext, name: str) -> dict[str, Any]:
             "kernels": native.backend(),
             "trained_on": context.processor.name,
         },
+    }
+
+
+def promised(deployment: Deployment) -> dict[str, Any]:
+    """Describe what a run stands for: its policy, and the guarantee that follows from it."""
+    policy, guarantee = deployment.policy, deployment.guarantee
+    return {
+        "policy": None if policy is None else _plain(asdict(policy)),
+        "guarantee": None if guarantee is None else _plain(asdict(guarantee)),
     }
 
 

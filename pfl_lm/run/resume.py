@@ -79,6 +79,27 @@ def _check_nobodys(folder: RunFolder) -> None:
         )
 
 
+def remove_half_begun(folder: RunFolder) -> None:
+    """Remove what a process left that was killed before its run had a manifest: no round was run.
+
+    Files of another kind stay, and so does a ledger with rounds.
+
+    Raises:
+        ValueError: a process begins its run there at this moment.
+    """
+    if not folder.path.is_dir():
+        return
+    with _idle(folder):
+        names = {path.name for path in folder.path.iterdir() if not path.name.startswith(".")}
+        if names <= {"checkpoints", folder.ledger_path.name} and _lines(folder) <= 1:
+            shutil.rmtree(folder.path)
+
+
+def _lines(folder: RunFolder) -> int:
+    path = folder.ledger_path
+    return len(path.read_bytes().splitlines()) if path.is_file() else 0
+
+
 @contextmanager
 def _idle(folder: RunFolder) -> Iterator[None]:
     """Hold the lock of a run's ledger for the length of a block, so that no process writes the run.

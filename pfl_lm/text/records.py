@@ -152,8 +152,10 @@ def _unicode(value: str) -> str:
     if not value.isascii():
         try:
             value.encode("utf-8")
-        except UnicodeEncodeError:
-            raise ValueError("it is no Unicode text: half of a surrogate pair") from None
+        except UnicodeEncodeError as error:
+            byte = "\udc80" <= value[error.start] <= "\udcff"  # as ``tables`` keeps such a byte
+            problem = "not UTF-8" if byte else "no Unicode text: half of a surrogate pair"
+            raise ValueError(f"it is {problem}") from None
     return value
 
 

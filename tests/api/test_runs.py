@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 import pfl_lm
@@ -67,3 +68,34 @@ def test_workers_are_processes_that_share_the_run(run, tiny_scenario, monkeypatc
     monkeypatch.setattr(runs, "launch", launch)
     shared = pfl_lm.simulate(tiny_scenario(rounds=2), tmp_path / "run", workers=3)
     assert shared.metrics.num_rows == 2
+
+
+@pytest.mark.parametrize("workers", [0, -3, 2.0, "2", True])
+def test_no_number_of_workers_returns_an_earlier_run(run, tiny_scenario, workers):
+    with pytest.raises(ValueError, match="workers = "):
+        pfl_lm.simulate(tiny_scenario(rounds=2), run.folder, workers=workers, overwrite=True)
+    assert run.folder.joinpath("model.pt").exists()
+
+
+def test_arguments_that_make_no_sense_are_refused(run, tiny_scenario, tmp_path):
+    for call, told in (
+        (lambda: pfl_lm.simulate({"rounds": 2}, tmp_path / "r"), "scenario: pass what"),
+        (
+            lambda: pfl_lm.simulate(tiny_scenario(), run.folder, resume=True, overwrite=True),
+            "choose one",
+        ),
+        (lambda: run.evaluate(split="train"), "split = 'train'"),
+        (lambda: run.evaluate(users=2.5), "users = 2.5 is refused"),
+        (lambda: run.evaluate(users="3"), "users = '3' is refused"),
+        (lambda: run.evaluate(users=0), "users = 0 must be at least 1"),
+        (lambda: run.suggest("how", -1), "count = -1 must be at least 1"),
+        (lambda: run.suggest(None), "text = None is refused"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            call()
+
+
+def test_numbers_of_numpy_are_numbers():
+    settings = {"cohort": np.int64(4), "clip_norm": np.float64(0.5)}
+    scenario = pfl_lm.load_scenario("chat_partial", settings)
+    assert (scenario.cohort, scenario.clip_norm) == (4, 0.5)

@@ -16,6 +16,7 @@ from pfl_lm.api.sweep.pruning import LEAST_TRIALS, Medians
 from pfl_lm.api.sweep.results import combinations
 from pfl_lm.api.sweep.space import Range, Space
 from pfl_lm.cli import main
+from pfl_lm.run.divergence import Diverged
 
 SCENARIO = """
 policy = "{policy}"
@@ -158,7 +159,7 @@ def landscape(monkeypatch):
         rate = scenario.training.learning_rate
         asked.append((path.name, rate, scenario.seed))
         if scenario.clip_norm < 0.2:
-            raise ValueError("diverged: lower training.learning_rate")
+            raise Diverged("diverged: lower training.learning_rate")
         return Done(100 + 20 * abs(rate - 1) + (scenario.server.kind == "adam") + scenario.seed)
 
     monkeypatch.setattr(runs_module, "simulate", simulate)
@@ -243,6 +244,16 @@ def test_seeds_are_averaged_and_a_choice_is_not_run_twice(optuna, landscape, rec
     ranked = combinations(done)
     assert [each.label for each in ranked] == ["server.kind = sgd", "server.kind = adam"]
     assert ranked[0].half_width > 0
+
+
+def test_fewer_trials_than_before_forget_none(optuna, landscape, recipe, tmp_path):
+    space = Space.parse([RATE], [])
+    three = search(space, tmp_path / "s", recipe, 3)
+    landscape.clear()
+    one = search(space, tmp_path / "s", recipe, 1)
+    assert (one.trials, one.scores, one.cost) == (three.trials, three.scores, three.cost)
+    assert three.cost.startswith("3 ")
+    assert not landscape
 
 
 def test_what_no_trial_could_run_is_refused_before_anything(optuna, recipe, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -17,8 +18,11 @@ from pfl_lm.api.sweep.page import write_page
 from pfl_lm.api.sweep.plan import Trial, plan
 from pfl_lm.api.sweep.results import combinations, verdict
 from pfl_lm.api.sweep.run import Sweep, sweep
+from pfl_lm.audit.artifacts import RunArtifacts
 from pfl_lm.recipes import RecipeError
 from pfl_lm.run.control import RunStopped
+from pfl_lm.run.divergence import Diverged
+from pfl_lm.run.look import Refused
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -136,11 +140,11 @@ def test_trials_that_are_not_alike_are_all_composed(recipe, policy_file, tmp_pat
     done = sweep(choices, folder, Runs(recipe))
     assert len(done.scores) == 3
     assert "1 of 3 had no noise, so together ε = ∞" in done.cost
-    both = cost([folder / "000", folder / "001"])
+    both = cost([RunArtifacts.open(folder / name) for name in ("000", "001")])
     assert both.startswith("2 simulations: no ε is promised")
     total = float(re.search(r"together ε = ([\d.]+) at δ = 10⁻⁷", both)[1])
     assert 3.0 < total < 4.0
-    assert cost([folder / "absent"]) == "No trial has begun."
+    assert cost([]) == "No trial has begun."
 
 
 def test_trainings_on_people_are_no_simulations():
@@ -174,12 +178,122 @@ def test_a_person_who_stops_a_trial_stops_the_sweep(recipe, tmp_path, monkeypatc
     assert not (tmp_path / "s" / "failed.json").exists()
 
 
+def test_every_trial_that_began_counts_also_without_its_folder(recipe, tmp_path):
+    folder, choices = tmp_path / "s", ["training.learning_rate=0.5,3.0", "rounds=1"]
+    together = re.compile(r"together ε = ([\d.]+|∞)")
+    paid = together.search(sweep(choices, folder, Runs(recipe)).cost)[1]
+    shutil.rmtree(folder / "000")
+    gone = sweep(choices, folder, Runs(recipe))
+    assert sorted(gone.scores) == ["000", "001"]
+    assert together.search(gone.cost)[1] == paid
+    assert gone.cost.startswith("2 trainings")
+    assert write_page(gone).is_file()
+
+    shutil.rmtree(folder / "001")
+    (folder / "scores.json").unlink()
+    again = sweep(choices, folder, Runs(recipe))  # both were trained twice
+    assert again.cost.startswith("4 ")
+    assert float(together.search(again.cost)[1]) > float(paid)
+
+    (folder / "begun.json").unlink()
+    shutil.rmtree(folder / "000")
+    assert together.search(sweep(choices, folder, Runs(recipe)).cost)[1] == "∞"
+
+
+def test_one_trial_is_no_plural(recipe, tmp_path):
+    done = sweep(["rounds=1"], tmp_path / "s", Runs(recipe))
+    assert done.cost.startswith("1 simulation: no ε is promised for its model. Had real users")
+
+
+def test_a_trial_that_was_refused_before_it_began_does_not_count(recipe, tmp_path):
+    done = sweep(["rounds=9"], tmp_path / "s", Runs(recipe))
+    assert done.failed
+    assert done.cost == "No trial has begun."
+
+
+def test_only_a_trial_that_has_ended_is_not_tried_again(recipe, tmp_path, monkeypatch):
+    folder, asked = tmp_path / "s", []
+    problems = {"000": Diverged("lost"), "001": Refused("drowned"), "002": ValueError("a lock")}
+
+    def simulate(scenario, path, **_):
+        asked.append(path.name)
+        raise problems[path.name]
+
+    monkeypatch.setattr(module, "simulate", simulate)
+    first = sweep(["cohort=4,5,6"], folder, Runs(recipe))
+    assert first.failed == {"000": "lost", "001": "drowned", "002": "a lock"}
+    asked.clear()
+    assert sweep(["cohort=4,5,6"], folder, Runs(recipe)).failed == first.failed
+    assert asked == ["002"]
+
+
+def test_a_trial_that_was_killed_as_it_began_is_begun_again(recipe, tmp_path):
+    folder = tmp_path / "s"
+    sweep(["rounds=1,9"], folder, Runs(recipe))
+    (folder / "scores.json").unlink()
+    run = folder / "000"
+    genesis = run.joinpath("ledger.jsonl").read_text().splitlines(keepends=True)[0]
+    shutil.rmtree(run)
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "ledger.jsonl").write_text(genesis)
+    assert list(sweep(["rounds=1,9"], folder, Runs(recipe)).scores) == ["000"]
+
+    (folder / "001").mkdir()
+    (folder / "001" / "cat.jpg").write_text("cat")
+    sweep(["rounds=1,9"], folder, Runs(recipe))
+    assert (folder / "001" / "cat.jpg").exists()
+
+
+def test_a_sweep_runs_once_at_a_time(recipe, tmp_path):
+    folder = tmp_path / "s"
+    with (
+        module.SweepFolder.open(folder, {}),
+        pytest.raises(ValueError, match="another process runs the sweep"),
+    ):
+        sweep(["rounds=1"], folder, Runs(recipe))
+
+
+def test_a_trial_without_a_finite_figure_has_diverged(recipe, tmp_path, monkeypatch):
+    def simulate(scenario, path, **_):
+        figures = SimpleNamespace(perplexity=math.inf, top3=0.1, keystrokes_saved=0.1)
+        return SimpleNamespace(evaluate=lambda **_: figures)
+
+    monkeypatch.setattr(module, "simulate", simulate)
+    for _ in range(2):
+        done = sweep(["cohort=4"], tmp_path / "s", Runs(recipe), seeds=2)
+        assert not done.scores
+        assert "diverged in its last round" in done.failed["000"]
+    (tmp_path / "s" / "scores.json").write_text('{"000": {"perplexity": 1}}')
+    with pytest.raises(ValueError, match=r"scores\.json is damaged: 000 lacks one of perplexity"):
+        sweep(["cohort=4"], tmp_path / "s", Runs(recipe), seeds=2)
+
+
+def test_a_policy_that_is_missing_is_said_before_anything_runs(recipe, tmp_path):
+    with pytest.raises(ValueError, match=r"gone\.toml"):
+        sweep([f"policy={tmp_path / 'gone.toml'}"], tmp_path / "s", Runs(recipe))
+    assert not (tmp_path / "s").exists()
+
+
+def test_seeds_follow_from_the_stated_one():
+    assert [t.settings["seed"] for t in plan(["seed=9"], seeds=2, first_seed=0)] == [9, 10]
+    with pytest.raises(RecipeError, match="set seed to the first of them"):
+        plan(["seed=1,2"], seeds=2, first_seed=0)
+    with pytest.raises(RecipeError, match="expected a whole number"):
+        plan(["seed=x"], seeds=2, first_seed=0)
+
+
+def test_equal_values_are_one():
+    assert [t.settings for t in plan(["a.b=1,1.0,1,2", "c=true,1"], 1, 0)] == [
+        {"a.b": 1, "c": True}, {"a.b": 1, "c": 1}, {"a.b": 2, "c": True}, {"a.b": 2, "c": 1},
+    ]  # fmt: skip
+
+
 def test_another_text_of_the_scenario_is_another_sweep(recipe, tmp_path, monkeypatch):
     own = tmp_path / "scenario.toml"
     own.write_text(recipe.read_text())
 
     def refused(scenario, path, **_):
-        raise ValueError("diverged")
+        raise Diverged("diverged")
 
     monkeypatch.setattr(module, "simulate", refused)
     sweep(["cohort=4"], tmp_path / "s", Runs(own))
@@ -205,6 +319,9 @@ def scored(tmp_path, **perplexities: list[float]) -> Sweep:
         ({"a": [100, 101, 99], "b": [90, 91, 89]}, "lies apart from all others"),
         ({"a": [100, 90, 110], "b": [99, 89, 109]}, "Not told apart from it by these seeds: a."),
         ({"a": [100.0]}, "Best on validation users: a (perplexity 100"),
+        ({"a": [100, 101, 100.5], "b": [100.6]}, "Not told apart from it by these seeds: b."),
+        ({"a": [100.0], "b": [120, 121, 119]}, "Only one of its seeds ended"),
+        ({"a": [100, math.nan, math.inf], "b": [120, 121, 119]}, "Only one of its seeds ended"),
     ],
 )
 def test_the_verdict_counts_the_luck_of_seeds(tmp_path, perplexities, sentence):

@@ -45,6 +45,27 @@ def test_leaf_files_of_others_are_split_by_user(tmp_path, tokenizer):
     assert {item["split"] for item in profile["provenance"]["inputs"]} == {"by user digest"}
 
 
+def test_a_store_may_have_any_name(store, tokenizer, tmp_path):
+    for place, name in enumerate(("people 2024/05", "../outside", str(tmp_path / "outside"))):
+        named = PopulationStore(store.folder, store.profile | {"name": name})
+        export_leaf(named, tokenizer, tmp_path / f"leaf{place}")
+        assert len(list((tmp_path / f"leaf{place}").rglob("*.json"))) == len(SPLITS)
+    assert not list(tmp_path.rglob("outside*"))
+
+
+def test_steps_that_leaf_keeps_are_not_read_again(tmp_path, tokenizer):
+    data = {f"u{i}": {"x": [tokenizer.words[10]], "y": [0]} for i in range(20)}
+    for part in ("all_data", "sampled_data", "rem_user_data", "train", "test"):
+        (tmp_path / "leaf" / part).mkdir(parents=True)
+        path = tmp_path / "leaf" / part / "data.json"
+        path.write_text(json.dumps({"users": list(data), "user_data": data}))
+    profile = import_population("leaf", str(tmp_path / "leaf"), tokenizer, tmp_path / "store", KEEP)
+    assert profile["provenance"]["records"] == 40  # of train and test
+    alone = str(tmp_path / "leaf" / "sampled_data")
+    profile = import_population("leaf", alone, tokenizer, tmp_path / "one", KEEP)
+    assert profile["provenance"]["records"] == 20
+
+
 def test_clients_of_an_sqlite_file_keep_their_splits(store, tokenizer, tmp_path):
     export_sqlite(store, tokenizer, tmp_path / "clients.sqlite")
     splits, note = sqlite_splits(tmp_path / "clients.sqlite")

@@ -290,6 +290,12 @@ class TestMalformed:
         assert (first, last) == (Message("a", "fine"), Message("c", "too"))
         assert str(bad).endswith("a.parquet:2: field 'text' is not UTF-8")
 
+    def test_a_csv_text_that_is_no_utf8(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.csv"
+        path.write_bytes("user,text\na,très\n".encode("latin-1"))
+        (bad,) = read_messages(path)
+        assert str(bad).endswith("it is not UTF-8")
+
     def test_parquet_rows(self, tmp_path: Path) -> None:
         path = tmp_path / "a.parquet"
         parquet.write_table(pyarrow.table({"user": ["a", None], "text": ["x", "y"]}), path)

@@ -68,7 +68,7 @@ def _perplexity(combination: Combination) -> str:
 def _curves(sweep: Sweep, ranked: list[Combination]) -> list[dict[str, Any]]:
     """Return what to draw: how a search went on, and the losses of the best combinations."""
     best = [combination for combination in ranked[:_DRAWN] if combination.trials]
-    lines = [_line(sweep, combination, place) for place, combination in enumerate(best)]
+    lines = [line for place, each in enumerate(best) for line in _lines(sweep, each, place)]
     losses = _curve("Loss on the devices", "Of the best settings.", lines, "round")
     if sweep.importance is None:
         return [losses]
@@ -96,6 +96,8 @@ def _history(tried: list[Combination]) -> list[Series]:
     return [Series("trial", dots, values, "s1"), Series("best so far", x, least, "s0")]
 
 
-def _line(sweep: Sweep, combination: Combination, place: int) -> Series:
-    run = read_run(RunFolder.open(sweep.folder / combination.trials[0]))
-    return run.over_rounds(combination.label, "loss", f"s{place}")
+def _lines(sweep: Sweep, combination: Combination, place: int) -> list[Series]:
+    """Return the losses of a combination's first run whose folder is still there, if one is."""
+    folders = [RunFolder(sweep.folder / name) for name in combination.trials]
+    kept = [folder for folder in folders if folder.manifest_path.is_file()]
+    return [read_run(run).over_rounds(combination.label, "loss", f"s{place}") for run in kept[:1]]

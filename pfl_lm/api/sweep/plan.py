@@ -35,15 +35,17 @@ def plan(texts: Sequence[str], seeds: int, first_seed: int) -> list[Trial]:
     Args:
         texts: ``KEY=VALUE,VALUE,…``; commas within brackets, braces and quotes belong to a value.
         seeds: runs of each combination.
-        first_seed: of the scenario; the others follow.
+        first_seed: of the scenario, where no choice states one; the others follow.
 
     Raises:
-        RecipeError: a text has no key, or there are too many trials.
+        RecipeError: a text has no key, seeds are chosen twice, or there are too many trials.
 
     >>> [trial.label for trial in plan(["training.learning_rate=0.3,1", "cohort=20"], 1, 0)]
     ['training.learning_rate = 0.3', 'training.learning_rate = 1']
     """
     choices = choices_of(texts)
+    if seeds > 1:
+        first_seed = _first_seed(choices.get("seed", [first_seed]))
     combinations = list(itertools.product(*choices.values()))
     if len(combinations) * seeds > MOST_TRIALS:
         raise RecipeError(f"{len(combinations) * seeds:,} trials; a sweep runs {MOST_TRIALS:,}")
@@ -58,8 +60,16 @@ def plan(texts: Sequence[str], seeds: int, first_seed: int) -> list[Trial]:
     return trials
 
 
+def _first_seed(stated: list[Any]) -> int:
+    if len(stated) > 1:
+        raise RecipeError("--seeds runs seeds one after the other: set seed to the first of them")
+    if type(stated[0]) is not int:
+        raise RecipeError(f"seed = {shown(stated[0])} is refused: expected a whole number")
+    return stated[0]
+
+
 def choices_of(texts: Sequence[str]) -> dict[str, list[Any]]:
-    """Return the values of each key, from ``KEY=VALUE,VALUE,…``.
+    """Return the values of each key, from ``KEY=VALUE,VALUE,…``; of equal ones the first.
 
     Raises:
         RecipeError: a text has no key.
@@ -70,8 +80,15 @@ def choices_of(texts: Sequence[str]) -> dict[str, list[Any]]:
         singles = [f"{key}{equals}{value}" for value in _split(values)] if equals else [text]
         for single in singles:
             for name, value in parse_settings([single]).items():
-                choices.setdefault(name, []).append(value)
+                known = choices.setdefault(name, [])
+                if not any(_equal(value, each) for each in known):
+                    known.append(value)
     return choices
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Whether a key takes two values for one: 1 and 1.0, but not 1 and true."""
+    return bool(one == other) and isinstance(one, bool) is isinstance(other, bool)
 
 
 def label_of(varying: Mapping[str, Any]) -> str:

@@ -19,7 +19,7 @@ class Combination:
 
     Attributes:
         label: their settings.
-        trials: names of those that ended.
+        trials: names of those that ended with a finite perplexity.
         perplexity: mean over them, on validation users; infinite where none ended.
         half_width: of the 95% interval of that mean over seeds; None with one.
         problem: why one of them has no figures; empty where all have.
@@ -54,9 +54,11 @@ def verdict(ranked: list[Combination]) -> str:
     lead = f"Best on validation users: {best.label} (perplexity {significant(best.perplexity)})."
     if len(ended) == 1:
         return lead
-    if best.half_width is None:
+    if all(combination.half_width is None for combination in ended):
         return f"{lead} One seed each: --seeds 3 says how much of it is luck."
-    rivals = [c for c in ended[1:] if c.half_width is not None and _overlap(best, c)]
+    if best.half_width is None:
+        return f"{lead} Only one of its seeds ended: how much of it is luck is unknown."
+    rivals = [combination for combination in ended[1:] if _overlap(best, combination)]
     if not rivals:
         return f"{lead} Its interval over seeds lies apart from all others."
     names = "; ".join(rival.label for rival in rivals[:3])
@@ -65,7 +67,7 @@ def verdict(ranked: list[Combination]) -> str:
 
 def _combination(sweep: Sweep, label: str) -> Combination:
     names = [trial.name for trial in sweep.trials if trial.label == label]
-    ended = [name for name in names if name in sweep.scores]
+    ended = [name for name in names if _has_figures(sweep, name)]
     problem = next((sweep.failed[name] for name in names if name in sweep.failed), "")
     values = {
         key: [sweep.scores[name][key] for name in ended]
@@ -77,6 +79,10 @@ def _combination(sweep: Sweep, label: str) -> Combination:
     )
 
 
+def _has_figures(sweep: Sweep, name: str) -> bool:
+    return name in sweep.scores and math.isfinite(sweep.scores[name]["perplexity"])
+
+
 def _half_width(values: list[float]) -> float | None:
     if len(values) < 2:
         return None
@@ -86,6 +92,7 @@ def _half_width(values: list[float]) -> float | None:
 
 
 def _overlap(one: Combination, other: Combination) -> bool:
-    assert one.half_width is not None
-    assert other.half_width is not None
+    """Whether two intervals overlap; where one is unknown, nothing says that they do not."""
+    if one.half_width is None or other.half_width is None:
+        return True
     return abs(one.perplexity - other.perplexity) <= one.half_width + other.half_width

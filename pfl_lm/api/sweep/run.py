@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from pfl_lm.api.sweep.cost import cost
+from pfl_lm.api.sweep.cost import all_begun, cost
 from pfl_lm.api.sweep.folder import Runs, SweepFolder
 from pfl_lm.api.sweep.plan import Trial, plan
+from pfl_lm.dp.policy import Policy
 from pfl_lm.files import sha256_of
 from pfl_lm.recipes import find, load
 from pfl_lm.run.scenario import Scenario
@@ -22,7 +24,7 @@ class Sweep:
         trials: in the order in which they were run.
         scores: figures on validation users by the name of a trial.
         failed: why a trial has none, by its name.
-        cost: what choosing among the trials costs, in a sentence.
+        cost: what choosing among all that ever began in the folder costs, in a sentence.
         importance: of a search, the share of the differences between its trials that each setting
             explains, the largest first; None of a sweep over all combinations.
     """
@@ -50,15 +52,28 @@ def sweep(choices: Sequence[str], folder: Path, runs: Runs, *, seeds: int = 1) -
     base = load(Scenario, runs.recipe)
     trials = plan(choices, seeds, base.seed)
     for trial in trials:
-        load(Scenario, runs.recipe, trial.settings)
+        check(runs.recipe, trial.settings)
     folder = Path(folder)
-    kept = SweepFolder.open(folder, {**identity(runs.recipe, seeds), "choices": list(choices)})
-    for trial in trials:
-        if not kept.has_ended(trial):
-            runs.say(f"trial {int(trial.name) + 1} of {len(trials)}: {trial.label}")
-            kept.run(trial, runs)
-    spent = cost([folder / trial.name for trial in trials])
-    return Sweep(folder, tuple(trials), kept.scores, kept.failed, spent)
+    stated = {**identity(runs.recipe, seeds), "choices": list(choices)}
+    with SweepFolder.open(folder, stated) as kept:
+        for trial in trials:
+            if not kept.has_ended(trial):
+                runs.say(f"trial {int(trial.name) + 1} of {len(trials)}: {trial.label}")
+                kept.run(trial, runs)
+        spent = cost(all_begun(kept))
+    return Sweep(folder, tuple(trials), kept.scores, kept.failed | kept.unfinished, spent)
+
+
+def check(recipe: Path, settings: dict[str, Any]) -> Scenario:
+    """Return the scenario of some settings.
+
+    Raises:
+        ValueError: a setting is refused, or the policy is not found.
+    """
+    scenario = load(Scenario, recipe, settings)
+    if scenario.policy is not None:
+        load(Policy, scenario.policy)
+    return scenario
 
 
 def identity(recipe: Path, seeds: int) -> dict[str, str | int]:

@@ -17,11 +17,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from pfl_lm.api.sweep.cost import cost
+from pfl_lm.api.sweep.cost import all_begun, cost
 from pfl_lm.api.sweep.folder import Runs, SweepFolder
 from pfl_lm.api.sweep.plan import MOST_TRIALS, Trial, shown
 from pfl_lm.api.sweep.pruning import NO_TRIALS, Medians
-from pfl_lm.api.sweep.run import Sweep, identity
+from pfl_lm.api.sweep.run import Sweep, check, identity
 from pfl_lm.api.sweep.space import Space
 from pfl_lm.recipes import load
 from pfl_lm.run.scenario import Scenario
@@ -64,29 +64,38 @@ def search(space: Space, folder: Path, runs: Runs, budget: Budget = Budget()) ->
     _require_optuna()
     base = _check(space, runs, budget)
     folder = Path(folder)
-    kept = SweepFolder.open(
-        folder, {**identity(runs.recipe, budget.seeds), "search": _stated(space)}
-    )
-    study = _open_study(folder)
+    stated = {**identity(runs.recipe, budget.seeds), "search": _stated(space)}
+    with SweepFolder.open(folder, stated) as kept:
+        study = _open_study(folder)
+        tried = _try(space, study, kept, runs, budget, base.seed)
+        spent = cost(all_begun(kept), adaptive=True)
+    problems = kept.failed | kept.unfinished
+    return Sweep(folder, tuple(tried), kept.scores, problems, spent, _importance(study))
+
+
+def _try(
+    space: Space, study: Study, kept: SweepFolder, runs: Runs, budget: Budget, seed: int
+) -> list[Trial]:
+    """Try one suggestion after the other; return their runs, and those of earlier calls."""
     tried: list[Trial] = []
-    for number in range(budget.trials):
-        suggested = _suggestion(study, space, number, base.seed)
-        trials = space.trials(suggested, number, budget.seeds, base.seed)
+    for number in range(max(budget.trials, len(study.trials))):
+        suggested = _suggestion(study, space, number, seed)
+        trials = space.trials(suggested, number, budget.seeds, seed)
         if trials[0].label in {trial.label for trial in tried}:
             trials = [trial for trial in tried if trial.label == trials[0].label]
         else:
-            _run(trials, tried, kept, runs, budget, number)
+            if number < budget.trials:
+                _run(trials, tried, kept, runs, budget, number)
             tried += trials
         if number == len(study.trials):
             _record(study, space, suggested, _value(trials, kept))
-    spent = cost([folder / trial.name for trial in tried], adaptive=True)
-    return Sweep(folder, tuple(tried), kept.scores, kept.failed, spent, _importance(study))
+    return tried
 
 
 def _check(space: Space, runs: Runs, budget: Budget) -> Scenario:
     """Refuse, before anything runs, what no trial could run; return the scenario."""
     for settings in space.corners():
-        load(Scenario, runs.recipe, settings)
+        check(runs.recipe, settings)
     base = load(Scenario, runs.recipe, space.fixed)
     if budget.trials * budget.seeds > MOST_TRIALS:
         raise ValueError(f"{budget.trials * budget.seeds:,} runs; a search has {MOST_TRIALS:,}")

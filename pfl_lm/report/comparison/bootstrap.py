@@ -9,6 +9,7 @@ Koehn 2004, "Statistical significance tests for machine translation evaluation",
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -56,7 +57,8 @@ class Difference:
 
     Attributes:
         first, second: the figure of each.
-        value: their difference; of a relative figure, as a share of the first.
+        value: their difference; of a relative figure, as a share of the first. NaN where one of
+            the figures is not finite, and so are low and high.
         low, high: between which it lies for 95% of samples of users like these.
     """
 
@@ -70,7 +72,7 @@ class Difference:
     @property
     def is_clear(self) -> bool:
         """Whether the interval leaves out 0."""
-        return not self.low <= 0 <= self.high
+        return self.low > 0 or self.high < 0
 
     @property
     def is_better(self) -> bool:
@@ -87,13 +89,19 @@ def difference(figure: Figure, first: Sums, second: Sums) -> Difference:
     users = len(first[figure.under])
     everybody = np.ones((1, users))
     drawn = stream(0, "bootstrap", users).multinomial(users, np.full(users, 1 / users), size=DRAWS)
-    one, two = (_ratios(figure, sums, everybody)[0] for sums in (first, second))
-    spread = _differences(figure, first, second, drawn.astype(np.float64))
-    low, high = np.quantile(spread, (TAIL, 1 - TAIL))
-    value = float(_differences(figure, first, second, everybody)[0])
-    if figure.relative:
-        one, two = np.exp(one), np.exp(two)
-    return Difference(figure, float(one), float(two), value, float(low), float(high))
+    with np.errstate(over="ignore", invalid="ignore"):  # of a model that diverged
+        one, two = (_figure(figure, sums, everybody) for sums in (first, second))
+        if not (math.isfinite(one) and math.isfinite(two)):
+            return Difference(figure, one, two, math.nan, math.nan, math.nan)
+        spread = _differences(figure, first, second, drawn.astype(np.float64))
+        low, high = np.quantile(spread, (TAIL, 1 - TAIL))
+        value = float(_differences(figure, first, second, everybody)[0])
+    return Difference(figure, one, two, value, float(low), float(high))
+
+
+def _figure(figure: Figure, sums: Sums, everybody: np.ndarray) -> float:
+    ratio = _ratios(figure, sums, everybody)[0]
+    return float(np.exp(ratio) if figure.relative else ratio)
 
 
 def _differences(figure: Figure, first: Sums, second: Sums, weights: np.ndarray) -> np.ndarray:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
-from pfl_lm.numbers import format_epsilon, percent, significant
+from pfl_lm.numbers import MISSING, format_epsilon, percent, significant
 from pfl_lm.report.comparison.bootstrap import Difference, Figure, Sums, difference
 from pfl_lm.report.comparison.people import USERS, Measured, largest_gap, measure
 from pfl_lm.report.comparison.settings import Setting, alike_but_for_seed, differing
@@ -102,6 +103,8 @@ def verdict(difference: Difference, alike: bool, luck: float | None) -> str:
         luck: the largest difference between runs that differ in the seed alone; None: unknown.
     """
     name, size = difference.figure.name, shown(difference.figure, abs(difference.value))
+    if math.isnan(difference.value):
+        return f"{name}: not compared, as one of the two is not finite: its training diverged"
     if alike:
         return f"{name}: no difference (only the seed differs, and it moved the figure by {size})"
     if not difference.is_clear:
@@ -116,6 +119,8 @@ def verdict(difference: Difference, alike: bool, luck: float | None) -> str:
 
 def shown(figure: Figure, value: float) -> str:
     """Write a difference: of perplexity in percent, of a share in points."""
+    if not math.isfinite(value):
+        return MISSING
     return f"{100 * value:,.1f}%" if figure.relative else f"{100 * value:.2f} points"
 
 
@@ -139,6 +144,7 @@ def _luck(runs: Sequence[Run], measured: Measured, figure: Figure) -> float | No
             continue
         if alike_but_for_seed(runs[one].manifest, runs[other].manifest):
             gaps.append(difference(figure, sums[0], sums[1]).value)
+    gaps = [gap for gap in gaps if math.isfinite(gap)]
     return largest_gap(gaps) if gaps else None
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pfl_lm.report.comparison.bootstrap import FIGURES, Difference, difference
-from pfl_lm.report.comparison.compare import verdict
+from pfl_lm.report.comparison.compare import shown, verdict
 
 PERPLEXITY, TOP3, *_ = FIGURES
 
@@ -56,6 +56,19 @@ def test_pairing_takes_out_what_users_share():
     assert found.value == pytest.approx(
         np.exp(-0.01 * one["nats"].sum() / one["words"].sum()) - 1, rel=1e-6
     )
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("nats", [np.inf, np.nan, 1e6])
+def test_a_model_that_diverged_is_not_compared(nats):
+    one = users(3, 200, 0.3)
+    lost = one | {"nats": np.full(200, nats) * one["predictions"]}
+    for pair in ((one, lost), (lost, one), (lost, lost)):
+        found = difference(PERPLEXITY, *pair)
+        assert not found.is_clear
+        assert verdict(found, True, None).startswith("perplexity: not compared")
+        assert shown(PERPLEXITY, found.value) == shown(PERPLEXITY, found.high) == "–"
+    assert difference(TOP3, one, lost).value == 0
 
 
 def test_about_one_in_twenty_of_equal_models_is_called_different():
