@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import platform
 from dataclasses import asdict
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pfl_lm import native
+from pfl_lm.models.file import Model
 from pfl_lm.models.models import size
 from pfl_lm.payload.layout import Payload, describe
 from pfl_lm.run.availability import demand, fits
@@ -17,6 +19,7 @@ from pfl_lm.run.context import RunContext, choose_payload
 from pfl_lm.run.deployment import Deployment
 from pfl_lm.run.privacy import TRIAL
 from pfl_lm.text.mixture import cost_of_votes
+from pfl_lm.text.population import Population, PopulationStore, files_digest
 from pfl_lm.version import __version__, code_digest
 
 _ALONE = (
@@ -54,9 +57,17 @@ def manifest(context: RunContext, name: str) -> dict[str, Any]:
         "population": {
             "name": context.population.name,
             "users": {s: context.population.users(s) for s in ("train", "validation", "test")},
+            "digest": _text_digest(context.population),
+            "public_text": None
+            if context.public is None
+            else _text_digest(context.public.population),
             "cohort_rule": _plain(asdict(privacy.rule)),
         },
-        "model": {"parameters": total, "start": context.start.origin},
+        "model": {
+            "parameters": total,
+            "start": context.start.origin,
+            "start_digest": _start_digest(context.start),
+        },
         "payload": {"total": total, **_plain(asdict(describe(payload, total)))},
         "versions": {
             "pfl_lm": __version__,
@@ -128,6 +139,22 @@ def _statements(context: RunContext) -> dict[str, str]:
         "simulated": "A deployment under the policy, of which this holds: "
         f"{guarantee.statement} {_ALONE}",
     }
+
+
+def _text_digest(population: Population) -> str | None:
+    """Return the SHA-256 of a store's list of files; None: invented text follows from the seed."""
+    return files_digest(population.profile) if isinstance(population, PopulationStore) else None
+
+
+def _start_digest(start: Model) -> str | None:
+    """Return the SHA-256 of the first parameters; None: they were drawn by the scenario's seed."""
+    if start.origin["kind"] == "random":
+        return None
+    digest = hashlib.sha256()
+    for name, value in sorted(start.parameters.items()):
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype}\n".encode())
+        digest.update(value.contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _source(context: RunContext) -> str:

@@ -102,11 +102,18 @@ class RecordedCohorts:
 
 @dataclass(frozen=True)
 class RecordedUsers:
-    """The population: its name and how many users each split has."""
+    """The population: its name and how many users each split has.
+
+    Attributes:
+        digest: of a store's files; None: invented users, or a version that does not say.
+        public_text: the same of the store of public text.
+    """
 
     name: str
     users: dict[str, int]
     cohort_rule: RecordedCohorts
+    digest: str | None = None
+    public_text: str | None = None
 
 
 @dataclass(frozen=True)
@@ -115,6 +122,7 @@ class RecordedModel:
 
     parameters: int
     start: dict[str, Any]
+    start_digest: str | None = None  # None: drawn at random, or a version that does not say
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -78,6 +79,12 @@ def windows(tokens: np.ndarray, length: int, limit: int | None = None) -> np.nda
     padded[: len(used)] = used
     strided = np.lib.stride_tricks.sliding_window_view(padded, length + 1)[::length]
     return strided.copy()  # (n, T+1)
+
+
+def files_digest(profile: dict[str, Any]) -> str:
+    """Return the SHA-256 of the digests of a store's files: it names its users and their text."""
+    lines = (f"{name} {digest}\n" for name, digest in sorted(profile["files"].items()))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 class PopulationStore:

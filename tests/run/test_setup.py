@@ -14,16 +14,20 @@ from pfl_lm.audit.ledger.check import audit_ledger
 from pfl_lm.models.file import Model, save_model
 from pfl_lm.models.models import LoraSpec, ModelSpec, initialise
 from pfl_lm.payload.plan import PayloadPlan
+from pfl_lm.report.comparison.settings import alike_but_for_seed
 from pfl_lm.run.context import choose_payload, smallest_and_largest_payload
 from pfl_lm.run.evaluable import require_held_out
 from pfl_lm.run.evaluation import final_evaluation, validate
+from pfl_lm.run.folder import RunFolder
 from pfl_lm.run.manifest import manifest, statements
+from pfl_lm.run.manifest_file import Manifest
+from pfl_lm.run.nearby import find_population
 from pfl_lm.run.privacy import RunPrivacy
 from pfl_lm.run.scenario import EvaluationConfig, PopulationConfig
 from pfl_lm.run.setup import open_run
 from pfl_lm.run.simulate import simulate
 from pfl_lm.server.state import ServerState
-from pfl_lm.text.population import BOS_ID, USER_DIGEST_BYTES, PopulationStore
+from pfl_lm.text.population import BOS_ID, EOS_ID, USER_DIGEST_BYTES, PopulationStore
 from pfl_lm.text.population_write import StoreWriter, UserText
 from pfl_lm.text.synthetic.population import (
     SyntheticPopulation,
@@ -198,6 +202,34 @@ class TestWhatDoesNotFit:
         people = replace(people, public_text=theirs)
         with pytest.raises(ValueError, match="public text is the users' own: 100% of its messages"):
             open_run(replace(scenario, population=people))
+
+    def test_another_store_or_start_of_the_same_name_is_noticed(
+        self, tiny_scenario, store, start_from, tmp_path, monkeypatch
+    ):
+        """A manifest names the text and the weights by their digests, not by file names alone."""
+        (tmp_path / "text").mkdir()
+        with StoreWriter(tmp_path / "text", synthetic_tokenizer(300)) as writer:
+            for user in range(20):
+                words = np.array([BOS_ID, 10, 11, 12, 13 + user, EOS_ID], np.uint16).tobytes()
+                writer.add(UserText(user.to_bytes(USER_DIGEST_BYTES, "big"), 0, b"", [words]))
+        writer.finish("invented users", {"inputs": []})
+        found = []
+        for text, seed in ((store / "text", 9), (tmp_path / "text", 8)):
+            save_model(start_from(), Model(SPEC, initialise(SPEC, seed=seed), PUBLIC))
+            people = PopulationConfig("store", path=text, public_text=store / "public")
+            scenario = tiny_scenario(population=people, tokenizer=store / "tokenizer")
+            content = manifest(open_run(replace(scenario, start=tmp_path / "start.pt")), "run")
+            (tmp_path / "manifest.json").write_text(json.dumps(content))
+            found.append(Manifest.read(RunFolder(tmp_path)))
+        one, other = found
+        assert one.population.digest != other.population.digest
+        assert one.model.start_digest != other.model.start_digest
+        assert one.population.public_text == other.population.public_text is not None
+        assert not alike_but_for_seed(one, replace(other, content=one.content | {
+            "scenario": one.content["scenario"] | {"seed": 4}}))  # fmt: skip
+        monkeypatch.chdir(tmp_path)
+        assert find_population(one, tmp_path / "runs" / "one") is None
+        assert find_population(other, tmp_path / "runs" / "one") == tmp_path / "text"
 
     def test_a_policy_that_is_absent(self, tiny_scenario, tmp_path):
         with pytest.raises(ValueError, match="no such recipe"):

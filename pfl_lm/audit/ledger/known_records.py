@@ -108,9 +108,11 @@ _MANIFEST: dict[str, Any] = {
     "population": {
         "name": SENTENCES,
         "users": numbers("train validation test"),
+        "digest": VALUE,
+        "public_text": VALUE,
         "cohort_rule": {"kind": TEXT, **numbers("population size_or_rate min_separation")},
     },
-    "model": {"parameters": NUMBER, "start": OPEN},
+    "model": {"parameters": NUMBER, "start": OPEN, "start_digest": VALUE},
     "payload": numbers("total coordinates bytes noise_norm_ratio"),
     "versions": OPEN,
 }

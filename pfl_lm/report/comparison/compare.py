@@ -88,7 +88,7 @@ def _judge(
     first, second = measured.sums[0], measured.sums[place]
     if first is None or second is None:
         return Judged(name, (), ("another vocabulary: its figures count other words",))
-    alike = alike_but_for_seed(runs[0].manifest, runs[place].manifest)
+    alike = _luck_apart(runs[0], runs[place])
     differences = tuple(difference(figure, first, second) for figure in measured.figures)
     return Judged(
         name, differences, tuple(verdict(d, alike, luck[d.figure.name]) for d in differences)
@@ -135,6 +135,12 @@ def epsilon_of(run: Run) -> str:
     return format_epsilon(None if guarantee is None else guarantee.epsilon_server)
 
 
+def _luck_apart(one: Run, other: Run) -> bool:
+    """Say whether two runs ended after as many rounds and differ in the seed alone."""
+    ended = one.finished and other.finished and len(one.rounds) == len(other.rounds)
+    return ended and alike_but_for_seed(one.manifest, other.manifest)
+
+
 def _luck(runs: Sequence[Run], measured: Measured, figure: Figure) -> float | None:
     """Return the largest difference between two runs of one scenario; None where there are none."""
     gaps = []
@@ -142,14 +148,16 @@ def _luck(runs: Sequence[Run], measured: Measured, figure: Figure) -> float | No
         sums: tuple[Sums | None, Sums | None] = (measured.sums[one], measured.sums[other])
         if sums[0] is None or sums[1] is None:
             continue
-        if alike_but_for_seed(runs[one].manifest, runs[other].manifest):
+        if _luck_apart(runs[one], runs[other]):
             gaps.append(difference(figure, sums[0], sums[1]).value)
     gaps = [gap for gap in gaps if math.isfinite(gap)]
     return largest_gap(gaps) if gaps else None
 
 
 def _notes(runs: Sequence[Run], luck: dict[str, float | None]) -> tuple[str, ...]:
-    populations = {(r.manifest.population.name, r.manifest.scenario.population.kind) for r in runs}
+    users = [run.manifest.population for run in runs]
+    kinds = [run.manifest.scenario.population.kind for run in runs]
+    populations = {(u.name, u.digest, kind) for u, kind in zip(users, kinds, strict=True)}
     notes = [
         "Intervals hold 95% of samples of users like these. They say nothing of the luck of a run."
     ]

@@ -42,8 +42,8 @@ def differing(manifests: Sequence[Manifest]) -> list[Setting]:
 
 
 def alike_but_for_seed(one: Manifest, other: Manifest) -> bool:
-    """Say whether two runs have the same settings, or settings that differ in the seed alone."""
-    return all(setting.key == SEED for setting in differing([one, other]))
+    """Say whether the settings of two runs differ in the seed, and in nothing else."""
+    return [setting.key for setting in differing([one, other])] == [SEED]
 
 
 def _settings(manifest: Manifest) -> Iterator[tuple[str, str]]:
@@ -51,6 +51,9 @@ def _settings(manifest: Manifest) -> Iterator[tuple[str, str]]:
     yield from _flat(content["scenario"], "")
     for part in _PARTS:
         yield from _flat(content.get(part) or {}, f"{part}.")
+    yield "population.digest", _short(manifest.population.digest)
+    yield "population.public_text.digest", _short(manifest.population.public_text)
+    yield "start.digest", _short(manifest.model.start_digest)
     yield "vocabulary", manifest.tokenizer.digest[:12]
     yield "pfl_lm", str(manifest.versions.get("code", manifest.versions["pfl_lm"]))[:12]
 
@@ -61,6 +64,10 @@ def _flat(table: dict[str, Any], within: str) -> Iterator[tuple[str, str]]:
             yield from _flat(value, f"{within}{key}.")
         elif key not in _FOR_PEOPLE:
             yield f"{within}{key}", value if isinstance(value, str) else _text(value)
+
+
+def _short(digest: str | None) -> str:
+    return _ABSENT if digest is None else digest[:12]
 
 
 def _text(value: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import sys
 from dataclasses import replace
 
@@ -38,6 +39,18 @@ def test_two_seeds_of_one_scenario_are_no_difference(folders):
     assert [setting.key for setting in found.settings] == ["seed"]
     assert found.settings[0].values == ("3", "4")
     assert all(": no difference (only the seed" in text for text in found.judged[0].verdicts)
+
+
+def test_a_copy_or_an_unfinished_run_shows_no_luck(folders, tmp_path):
+    """Only ended runs of seeds that differ tell what luck does."""
+    for name in ("first", "seed"):
+        shutil.copytree(folders[name], tmp_path / name)
+    (tmp_path / "seed" / "model.pt").unlink()
+    (tmp_path / "seed" / "evaluation.json").unlink()
+    for other in ("first", "seed"):
+        found = compare([folders["first"], tmp_path / other], users=5)
+        assert not any("only the seed" in text for text in found.judged[0].verdicts)
+        assert any("--set seed" in note for note in found.notes)
 
 
 def test_settings_differences_and_luck(folders):
