@@ -19,7 +19,7 @@ from pfl_lm.run.context import RunContext, choose_payload
 from pfl_lm.run.deployment import Deployment
 from pfl_lm.run.privacy import TRIAL
 from pfl_lm.text.mixture import cost_of_votes
-from pfl_lm.text.population import Population, PopulationStore, files_digest
+from pfl_lm.text.population import PopulationStore, public_digest, users_digest
 from pfl_lm.version import __version__, code_digest
 
 _ALONE = (
@@ -57,10 +57,7 @@ def manifest(context: RunContext, name: str) -> dict[str, Any]:
         "population": {
             "name": context.population.name,
             "users": {s: context.population.users(s) for s in ("train", "validation", "test")},
-            "digest": _text_digest(context.population),
-            "public_text": None
-            if context.public is None
-            else _text_digest(context.public.population),
+            **_digests(context),
             "cohort_rule": _plain(asdict(privacy.rule)),
         },
         "model": {
@@ -141,9 +138,15 @@ def _statements(context: RunContext) -> dict[str, str]:
     }
 
 
-def _text_digest(population: Population) -> str | None:
-    """Return the SHA-256 of a store's list of files; None: invented text follows from the seed."""
-    return files_digest(population.profile) if isinstance(population, PopulationStore) else None
+def _digests(context: RunContext) -> dict[str, str | None]:
+    """Name who the users are and which public text is read; None: invented from the seed."""
+    people, public = context.population, context.public and context.public.population
+    return {
+        "digest": users_digest(people.profile) if isinstance(people, PopulationStore) else None,
+        "public_text": (
+            public_digest(public.profile) if isinstance(public, PopulationStore) else None
+        ),
+    }
 
 
 def _start_digest(start: Model) -> str | None:

@@ -105,8 +105,9 @@ class RecordedUsers:
     """The population: its name and how many users each split has.
 
     Attributes:
-        digest: of a store's files; None: invented users, or a version that does not say.
-        public_text: the same of the store of public text.
+        digest: of who is in each split (``users_digest``); None: invented users, or a version
+            that does not say.
+        public_text: digest of the store of public text.
     """
 
     name: str

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pfl_lm.files import sha256_of
 from pfl_lm.run.manifest_file import Manifest
-from pfl_lm.text.population import PROFILE_FILE, SPLITS, files_digest
+from pfl_lm.text.population import PROFILE_FILE, SPLITS, users_digest
 from pfl_lm.text.tokenizer import MANIFEST_FILE, Tokenizer
 
 _DEEPEST = 3  # folders below a place that is searched
@@ -47,9 +47,9 @@ def open_tokenizer(manifest: Manifest, run: Path, folder: Path | None = None) ->
 
 
 def find_population(manifest: Manifest, run: Path) -> Path | None:
-    """Return the folder of a run's population, by the digest of its files.
+    """Return the folder of a run's population: the same name, vocabulary and users in each split.
 
-    The manifests of earlier versions have none: name, vocabulary and numbers of users tell then.
+    The manifests of earlier versions only count the users.
     """
     stated = manifest.population
     for file in _near(run, PROFILE_FILE):
@@ -57,7 +57,7 @@ def find_population(manifest: Manifest, run: Path) -> Path | None:
             profile = json.loads(file.read_text(encoding="utf-8"))
             users = {split: profile["splits"][split]["users"] for split in SPLITS}
             here = profile["name"], profile["tokenizer_digest"], users
-            digest = files_digest(profile)
+            digest = users_digest(profile)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue
         alike = here == (stated.name, manifest.tokenizer.digest, stated.users)

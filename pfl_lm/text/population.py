@@ -81,9 +81,22 @@ def windows(tokens: np.ndarray, length: int, limit: int | None = None) -> np.nda
     return strided.copy()  # (n, T+1)
 
 
-def files_digest(profile: dict[str, Any]) -> str:
-    """Return the SHA-256 of the digests of a store's files: it names its users and their text."""
-    lines = (f"{name} {digest}\n" for name, digest in sorted(profile["files"].items()))
+def users_digest(profile: dict[str, Any]) -> str:
+    """Return the SHA-256 of who is in each split of a store, whatever they wrote.
+
+    Manifests are published, so no digest of the users' text may stand in them: with it, somebody
+    who knows all other users' text could test a guess at one user's.
+    """
+    return _digest_of({n: d for n, d in profile["files"].items() if n.endswith(".users")})
+
+
+def public_digest(profile: dict[str, Any]) -> str:
+    """Return the SHA-256 of a store of public text."""
+    return _digest_of(profile["files"])
+
+
+def _digest_of(files: dict[str, str]) -> str:
+    lines = (f"{name} {digest}\n" for name, digest in sorted(files.items()))
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 

@@ -206,12 +206,14 @@ class TestWhatDoesNotFit:
     def test_another_store_or_start_of_the_same_name_is_noticed(
         self, tiny_scenario, store, start_from, tmp_path, monkeypatch
     ):
-        """A manifest names the text and the weights by their digests, not by file names alone."""
+        """A manifest tells users, public text and weights by digests, not by file names alone."""
         (tmp_path / "text").mkdir()
         with StoreWriter(tmp_path / "text", synthetic_tokenizer(300)) as writer:
             for user in range(20):
                 words = np.array([BOS_ID, 10, 11, 12, 13 + user, EOS_ID], np.uint16).tobytes()
-                writer.add(UserText(user.to_bytes(USER_DIGEST_BYTES, "big"), 0, b"", [words]))
+                writer.add(
+                    UserText((99 + user).to_bytes(USER_DIGEST_BYTES, "big"), 0, b"", [words])
+                )
         writer.finish("invented users", {"inputs": []})
         found = []
         for text, seed in ((store / "text", 9), (tmp_path / "text", 8)):
