@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -46,5 +47,5 @@ def new(
     names = " ".join(sorted(p.name for p in folder.iterdir() if not p.name.startswith(".")))
     console.print(f"Wrote {escape(str(folder))}: {escape(names)}", soft_wrap=True)
     console.print("Next:", style="bold")
-    for line in [f"cd {folder}", *commands.split("\n")]:
+    for line in [f"cd {shlex.quote(str(folder))}", *commands.split("\n")]:
         console.print(f"  {escape(line)}", soft_wrap=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -56,8 +57,9 @@ def prepare(
     choice = Preparation(inputs, tuple(public or ()), locale, size, user_field, text_field)
     prepare_text(choice, output, say)
     console.print("Next:", style="bold")
-    commands = [f"pfl-lm simulate {output}/scenario.toml -o runs/{output.name}"]
+    run = Path("runs") / output.resolve().name
+    commands = [["simulate", output / "scenario.toml", "-o", run]]
     if public:
-        commands.insert(0, f"pfl-lm pretrain {output}/pretraining.toml -o {output}/start.pt")
-    for line in commands:
-        console.print(f"  {escape(line)}", soft_wrap=True)
+        commands.insert(0, ["pretrain", output / "pretraining.toml", "-o", output / "start.pt"])
+    for words in commands:
+        console.print(f"  {escape(shlex.join(['pfl-lm', *map(str, words)]))}", soft_wrap=True)

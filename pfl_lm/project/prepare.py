@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -13,6 +13,7 @@ from pfl_lm.files import folder_atomically, sha256_of
 from pfl_lm.project.commented import commented_toml
 from pfl_lm.project.templates import TEMPLATES
 from pfl_lm.recipes import load
+from pfl_lm.run.scenario import Scenario
 from pfl_lm.text.overlap import refuse_users_text
 from pfl_lm.text.population import PopulationStore
 from pfl_lm.text.population_build import BuildOptions, Input, build_population
@@ -25,7 +26,7 @@ from pfl_lm.text.tokenizer_recipe import TokenizerRecipe
 
 Say = Callable[[str], None]
 _LARGE = 1000  # users, from which a larger vocabulary and model pay
-_HELD_OUT = 0.1
+LEAST_COHORT = 3  # that secure aggregation sums
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,6 @@ def prepare(choice: Preparation, destination: Path, say: Say) -> Survey:
             )
         large = counted.users >= _LARGE
         size = choice.size or (30_000 if large else 10_000)
-        for name, values in _recipes(choice, size, counted, large).items():
-            _write(folder / name, values)
         say(f"vocabulary: {size:,} words of wordfreq for {choice.locale} (tokenizer.toml)")
         tokenizer = _vocabulary(choice, size, folder, destination, say)
         options = BuildOptions(
@@ -85,6 +84,11 @@ def prepare(choice: Preparation, destination: Path, say: Say) -> Survey:
             [Input(p) for p in choice.inputs], tokenizer, folder / "people", options
         )
         splits = profile["splits"]
+        _check_splits(splits)
+        train = splits["train"]["users"]
+        for name, values in _recipes(choice, size, counted, train, large).items():
+            _write(folder / name, values)
+        load(Scenario, folder / "scenario.toml")
         held = ", ".join(f"{splits[split]['users']:,} for {split}" for split in splits)
         say(f"population: users split by a digest of their id: {held}")
         say(f"unknown words: {splits['train']['oov_rate']:.1%} of those that train users wrote")
@@ -156,6 +160,20 @@ def _vocabulary(
     return build_tokenizer(load(TokenizerRecipe, recipe), folder / "tokenizer")
 
 
+def _check_splits(splits: Mapping[str, Any]) -> None:
+    """Refuse so few users that no run could train on some and measure on others.
+
+    Raises:
+        ValueError: naming the split that is too small.
+    """
+    for split, least in (("train", LEAST_COHORT), ("validation", 1), ("test", 1)):
+        if splits[split]["users"] < least:
+            raise ValueError(
+                f"{splits[split]['users']} users for {split}, {least} or more are needed: users "
+                "are split by a digest of their id, about 8 to 1 to 1; bring more users"
+            )
+
+
 def _write(path: Path, values: dict[str, Any]) -> None:
     path.write_text(commented_toml(path.stem, values), encoding="utf-8")
 
@@ -166,19 +184,20 @@ def _records(choice: Preparation) -> Iterator[Any]:
     )
 
 
-def _recipes(choice: Preparation, size: int, counted: Survey, large: bool) -> dict[str, Any]:
+def _recipes(
+    choice: Preparation, size: int, counted: Survey, train: int, large: bool
+) -> dict[str, Any]:
     """Choose tokenizer, scenario, policy and, with public text, a first model's training."""
     chat = TEMPLATES["chat"].recipes
     model = chat["scenario.toml"]["model"] | {"vocabulary_size": size}
     if large:
         model |= {"embedding_dim": 64, "hidden_dim": 128, "lora": {"rank": 8}}
-    train = max(2, int(counted.users * (1 - 2 * _HELD_OUT)))
     public = {"public_text": "public"} if choice.public else {}
     scenario = {key: value for key, value in chat["scenario.toml"].items() if key != "start"} | {
         "description": f"{counted.users:,} users at ε = 2",
         "tokenizer": "tokenizer",
         "rounds": 60 if large else 30,
-        "cohort": max(2, min(100, train // 4)),
+        "cohort": max(LEAST_COHORT, min(100, train // 4)),
         "population": {"kind": "store", "path": "people"} | public,
         "model": model,
         "payload": {"rows": 2_000, "draw": "unigram", "dense": "lora" if large else "all"},

@@ -44,12 +44,17 @@ def public_tokens(
     with folder_atomically(destination) as folder:
         with StoreWriter(folder, tokenizer) as writer:
             messages: list[bytes] = []
+            is_empty = True
             for text in _in_turn([read_texts(path, text_field) for path in paths], turns):
                 if ids := tokenizer.encode(text):
+                    is_empty = False
                     messages.append(message_bytes(code, ids))
                 if len(messages) == _LINES_PER_USER:
                     writer.add_public(messages)
                     messages = []
+            if is_empty:
+                named = ", ".join(map(str, paths))
+                raise ValueError(f"{named}: the public text holds no message")
             if messages:
                 writer.add_public(messages)
         provenance = {"inputs": [{"file": path.name, "public": True} for path in paths]}

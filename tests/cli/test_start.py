@@ -45,6 +45,13 @@ def test_a_new_project_runs_at_once(pfl_lm, tmp_path, monkeypatch):
     assert page.count(" …</th>") == 12
 
 
+def test_commands_with_a_space_can_be_pasted(pfl_lm, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, out, _ = pfl_lm("new", "my project")
+    assert status == 0
+    assert "  cd 'my project'" in out
+
+
 def test_a_folder_that_holds_something_is_refused(pfl_lm, tmp_path):
     (tmp_path / "cat.jpg").write_text("cat")
     status, out, err = pfl_lm("new", tmp_path)

@@ -50,7 +50,7 @@ def test_a_folder_that_a_run_opens(messages, tmp_path):
     scenario = load(Scenario, tmp_path / "mine" / "scenario.toml", {"start": None})
     context = open_run(scenario)
     assert context.public is not None
-    assert scenario.cohort == 12
+    assert scenario.cohort == people.users("train") // 4
 
 
 def test_the_users_text_is_no_public_text(messages, tmp_path):
@@ -111,3 +111,39 @@ def test_the_verb_says_what_comes_next(messages, tmp_path, monkeypatch, capsys):
     shown = capsys.readouterr().out
     assert "pfl-lm simulate mine/scenario.toml -o runs/mine" in shown
     assert "public text: none" in shown
+
+
+def few(tmp_path, count):
+    rows = [{"user": f"u{n}", "text": SENTENCES[n % 3]} for n in range(count)] * 3
+    path = tmp_path / "few.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return Preparation([path])
+
+
+def test_recipes_for_few_users_can_run(tmp_path):
+    prepare(few(tmp_path, 8), tmp_path / "mine", lambda line: None)  # 4 of them for training
+    assert load(Scenario, tmp_path / "mine" / "scenario.toml").cohort == 3
+
+
+def test_too_few_users_in_a_split_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="2 users for train, 3 or more are needed"):
+        prepare(few(tmp_path, 3), tmp_path / "mine", lambda line: None)
+    assert not (tmp_path / "mine").exists()
+
+
+def test_public_text_without_a_message_is_named(messages, tmp_path):
+    (tmp_path / "public.txt").write_text("\n", encoding="utf-8")
+    asked = Preparation([messages], [tmp_path / "public.txt"], user_field="who", text_field="said")
+    with pytest.raises(ValueError, match=r"public\.txt"):
+        prepare(asked, tmp_path / "mine", lambda line: None)
+
+
+def test_commands_that_are_printed_can_be_pasted(messages, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["prepare", str(messages), "-o", "my people", "--user-field", "who"]
+    monkeypatch.setattr(sys, "argv", ["pfl-lm", *words, "--text-field", "said"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code
+    said = capsys.readouterr().out
+    assert "pfl-lm simulate 'my people/scenario.toml' -o 'runs/my people'" in said
