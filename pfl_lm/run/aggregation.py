@@ -239,8 +239,9 @@ class Aggregation:
 
         article = "an" if self.adversary is Adversary.ACTIVE else "a"
         private = but_for(min(exact["secret"], exact["connected"]))
+        devices = "device" if graph.corrupt == 1 else "devices"
         return (
-            f"{graph}; nothing but the sum is learnt by {graph.corrupt} corrupt devices and "
+            f"{graph}; nothing but the sum is learnt by {graph.corrupt} corrupt {devices} and "
             f"{article} {self.adversary.value} server together ({private}); at "
             f"{self.planned_dropout:.0%} dropout the sum can be opened "
             f"({but_for(exact['correct'])})"
