@@ -23,7 +23,8 @@ from pfl_lm.run.means import replay
 from pfl_lm.run.progress import ProgressListener
 from pfl_lm.server.state import ServerState
 
-_MAY_DIFFER = ("run", "versions")  # of a manifest: its folder's name, and what computes
+# Of a manifest, what a person chose. All else follows from it, to the last digit on one machine.
+_CHOSEN = ("scenario", "policy", "fleet", "tokenizer", "vocabulary", "population", "model")
 _ABSENT = object()  # stands for the value of a key that is not there
 
 
@@ -229,11 +230,11 @@ def _check_same(written: dict[str, Any], now: dict[str, Any], folder: RunFolder)
             f"{folder.path} was begun as {_kind(written)} and would go on as {_kind(now)}; resume "
             "it as it was begun, or start again in another folder"
         )
-    for name in [name for name in now | written if name not in _MAY_DIFFER]:
+    for name in _CHOSEN:
         if name not in written:
             raise ValueError(f"{folder.manifest_path} is damaged: it has no {name}")
-        if written[name] != now.get(name):
-            what = _first_difference(written[name], now.get(name), name)
+        if written[name] != now[name]:
+            what = _first_difference(written[name], now[name], name)
             raise ValueError(
                 f"{folder.path} was begun with another {name.removesuffix('s')} ({what}); resume "
                 "with that one, or start again in another folder"

@@ -51,7 +51,7 @@ def report_page(artifacts: RunArtifacts, chain: Chain) -> list[Finding]:
 def _said(run: Run) -> list[str]:
     """Return what the first screen of a page must say of privacy."""
     guarantee = headline.guarantee(run)
-    said = [f"ε = {guarantee['epsilon']}", guarantee["sentence"], guarantee["aside"]]
+    said = ["ε = " + guarantee["epsilon"], guarantee["sentence"], guarantee["aside"]]
     return [" ".join(str(text).split()) for text in said]
 
 
