@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 
 from pfl_lm.cli.bounds import number
-from pfl_lm.run.folder import read_json
 from pfl_lm.run.progress import ProgressListener
 
 if TYPE_CHECKING:
@@ -29,6 +27,10 @@ class Lines(ProgressListener):
 
 def print_statements(console: Console, output: Path) -> None:
     """Print what a question guarantees and what it only simulates, as its manifest says."""
+    from rich.markup import escape
+
+    from pfl_lm.run.folder import read_json
+
     statements = read_json(output / "manifest.json")["statements"]
     for title, name in (("Guaranteed", "guaranteed"), ("Simulated ", "simulated")):
         console.print(f"[bold]{title}[/bold]  {escape(statements[name])}", soft_wrap=True)

@@ -14,6 +14,7 @@ from pfl_lm.project.commented import commented_toml
 from pfl_lm.project.templates import TEMPLATES
 from pfl_lm.recipes import load
 from pfl_lm.run.scenario import Scenario
+from pfl_lm.secagg.config import LEAST_COHORT
 from pfl_lm.text.overlap import refuse_users_text
 from pfl_lm.text.population import PopulationStore
 from pfl_lm.text.population_build import BuildOptions, Input, build_population
@@ -26,7 +27,6 @@ from pfl_lm.text.tokenizer_recipe import TokenizerRecipe
 
 Say = Callable[[str], None]
 _LARGE = 1000  # users, from which a larger vocabulary and model pay
-LEAST_COHORT = 3  # that secure aggregation sums
 
 
 @dataclass(frozen=True)

@@ -12,5 +12,4 @@ import scipy.signal  # noqa: F401
 import pfl_lm.network.server  # noqa: F401
 from pfl_lm.text.synthetic.population import synthetic_tokenizer
 
-for arguments in ((300,), (300, "invented")):  # kept, by how it is called; each takes a second
-    synthetic_tokenizer(*arguments)
+synthetic_tokenizer(300)  # kept; it takes a second

@@ -11,6 +11,7 @@ import pytest
 
 from pfl_lm.text.population import PopulationStore
 from pfl_lm.text.synthetic import language as tables
+from pfl_lm.text.synthetic import population
 from pfl_lm.text.synthetic.language import Language, language_of
 from pfl_lm.text.synthetic.population import (
     PUBLIC,
@@ -284,7 +285,7 @@ class TestTokenizer:
 
     def test_the_digest_is_stable(self, small: SyntheticPopulation) -> None:
         digest = synthetic_tokenizer(SMALL).digest
-        synthetic_tokenizer.cache_clear()
+        population._tokenizer_of.cache_clear()
         assert synthetic_tokenizer(SMALL).digest == digest == small.tokenizer_digest
 
     def test_words_are_different_and_short_ones_come_first(self) -> None:

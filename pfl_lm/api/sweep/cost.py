@@ -13,6 +13,8 @@ from pfl_lm.audit.accounting.tuning import epsilon_of_all, if_random
 from pfl_lm.audit.artifacts import AuditTarget, RunArtifacts
 from pfl_lm.numbers import format_epsilon, power
 
+_UNKNOWN = {"guaranteed": "unknown", "simulated": "unknown"}
+
 
 @dataclass(frozen=True)
 class Begun:
@@ -60,9 +62,6 @@ def all_begun(kept: SweepFolder) -> list[AuditTarget]:
     return [*noted, *unnoted]
 
 
-_UNKNOWN = {"guaranteed": "unknown", "simulated": "unknown"}
-
-
 def _statements(trial: Path) -> dict[str, str]:
     try:
         return RunArtifacts.open(trial).statements
@@ -107,12 +106,11 @@ def _lead(trials: Sequence[AuditTarget]) -> str:
     """Say what the trials are: trainings that count, or simulations of them."""
     one = len(trials) == 1
     if all(trial.statements["guaranteed"].startswith("Nothing") for trial in trials):
-        what = (
-            "simulation: no ε is promised for its model"
-            if one
-            else ("simulations: no ε is promised for any of their models")
-        )
-        counted = "it would count" if one else "all trials would count"
+        if one:
+            what, counted = "simulation: no ε is promised for its model", "it would count"
+        else:
+            what = "simulations: no ε is promised for any of their models"
+            counted = "all trials would count"
         return f"{len(trials):,} {what}. Had real users been trained on, {counted}"
     if one:
         return "1 training on these users: it counts"

@@ -18,7 +18,17 @@ from pfl_lm.audit.artifacts import RunArtifacts
 from pfl_lm.audit.chain import Chain
 from pfl_lm.audit.findings import Finding
 from pfl_lm.audit.ledger.replay import TOLERANCE, Entry
-from pfl_lm.audit.ledger.schema import ANY, NUMBER, OPEN, SENTENCES, TEXT, VALUE, numbers, unknown
+from pfl_lm.audit.ledger.schema import (
+    ANY,
+    NUMBER,
+    OPEN,
+    SENTENCES,
+    TEXT,
+    VALUE,
+    not_ours,
+    numbers,
+    unknown,
+)
 from pfl_lm.phones.fleet import Fleet
 from pfl_lm.recipes import from_plain
 from pfl_lm.run.scenario import Scenario
@@ -121,8 +131,7 @@ _MANIFEST: dict[str, Any] = {
 def known_records(artifacts: RunArtifacts, chain: Chain) -> list[Finding]:
     """Check the names in ledger and manifest, and the values that the scenario implies."""
     for where, name in _unknown(artifacts, chain):
-        text = f"{where} holds {name}, which no version of pfl-lm writes: whose figure is it?"
-        return [Finding(KNOWN, False, text)]
+        return [Finding(KNOWN, False, not_ours(where, name))]
     known = Finding(KNOWN, True, "Ledger and manifest hold nothing of another name.")
     wrong = next(_unlike(artifacts, chain), "")
     text = "Noise, summing, users and rounds are recorded as the scenario has them."

@@ -13,7 +13,7 @@ from typing import Any
 from pfl_lm.audit.accounting.stated import StatedGuarantee
 from pfl_lm.audit.artifacts import RunArtifacts
 from pfl_lm.audit.findings import Finding
-from pfl_lm.audit.ledger.schema import NUMBER, TEXT, numbers, unknown
+from pfl_lm.audit.ledger.schema import NUMBER, TEXT, not_ours, numbers, unknown
 from pfl_lm.run.folder import read_json
 
 _DISTRIBUTION = {**numbers("mean standard_error"), "quantiles": [NUMBER]}
@@ -108,8 +108,7 @@ def published_figures(artifacts: RunArtifacts) -> Finding:
     name = "figures of known names alone"
     known = _schemas(artifacts)
     for where, figure in _unknown_figures(artifacts, known):
-        text = f"{where} holds {figure}, which no version of pfl-lm writes: whose figure is it?"
-        return Finding(name, False, text)
+        return Finding(name, False, not_ours(where, figure))
     return Finding(name, True, "Metrics, TensorBoard and evaluation hold nothing of another name.")
 
 

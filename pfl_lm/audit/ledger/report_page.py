@@ -45,7 +45,8 @@ def report_page(artifacts: RunArtifacts, chain: Chain) -> list[Finding]:
     if artifacts.manifest.get("versions", {}).get("code") != code_digest():
         text = f"{path.name} was written by other code than is installed here: {again}"
         return [Finding(_NAME, None, text)]
-    return [Finding(_NAME, False, f"{path.name} differs from the run's files: {_where(page, run)}")]
+    text = f"{path.name} differs from the run's files: {_where(page, expected)}"
+    return [Finding(_NAME, False, text)]
 
 
 def _said(run: Run) -> list[str]:
@@ -60,9 +61,9 @@ def _shown(page: str) -> str:
     return " ".join(html.unescape(_UNSEEN.sub(" ", page)).split())
 
 
-def _where(page: str, run: Run) -> str:
+def _where(page: str, expected_page: str) -> str:
     """Say where a page first shows other words than it should."""
-    words = zip_longest(_shown(page).split(), _shown(render(run)).split(), fillvalue="")
+    words = zip_longest(_shown(page).split(), _shown(expected_page).split(), fillvalue="")
     before: list[str] = []
     for told, expected in words:
         if told != expected:

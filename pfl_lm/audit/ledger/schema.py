@@ -49,6 +49,11 @@ def unknown(value: Any, schema: Any, where: str = "") -> str:
     return where
 
 
+def not_ours(where: str, name: str) -> str:
+    """Say that a file holds a value whose name no schema knows."""
+    return f"{where} holds {name}, which no version of pfl-lm writes: whose figure is it?"
+
+
 def _too_much(value: Any, where: str) -> str:
     """Return where a table of any names holds a list or text that is too long, or ""."""
     if isinstance(value, dict):

@@ -22,7 +22,7 @@ from pfl_lm.audit.ledger.replay import (
     replayed_groups,
     round_groups_of,
 )
-from pfl_lm.audit.ledger.schema import ANY
+from pfl_lm.audit.ledger.schema import ANY, not_ours
 from pfl_lm.audit.question.artifacts import QuestionArtifacts
 from pfl_lm.audit.question.groups import group_cells
 from pfl_lm.files import sha256_of
@@ -107,8 +107,7 @@ def _known(chain: Chain) -> Finding:
     """Check that the ledger holds what a question records, and nothing else."""
     # The public labels that it asks by: held against the manifest with its cells.
     if name := unknown_entry(chain, {"groups": ANY}):
-        text = f"The ledger holds {name}, which no version of pfl-lm writes: whose figure is it?"
-        return Finding(KNOWN, False, text)
+        return Finding(KNOWN, False, not_ours("The ledger", name))
     return Finding(KNOWN, True, "The ledger holds nothing of another name.")
 
 

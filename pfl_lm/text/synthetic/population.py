@@ -220,12 +220,16 @@ def _draw(shares: np.ndarray, uniform: np.ndarray) -> np.ndarray:
     return np.searchsorted(cumulated(shares), uniform, side="right")
 
 
-@lru_cache(maxsize=4)
 def synthetic_tokenizer(vocabulary_size: int, language: Speech = "invented") -> Tokenizer:
     """Return the tokenizer of invented users, in memory; its ``save`` writes a folder.
 
     The public unigram is counted in a sample of public text.
     """
+    return _tokenizer_of(vocabulary_size, language)
+
+
+@lru_cache(maxsize=4)
+def _tokenizer_of(vocabulary_size: int, language: Speech) -> Tokenizer:
     from pfl_lm.text.tokenizer_assemble import assemble
 
     speech = _speech(language, vocabulary_size)
