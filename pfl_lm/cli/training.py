@@ -34,6 +34,13 @@ def pretrain(
     keep: Annotated[
         float, number(1e-6, 1, "With --mixture: share of the public text that is read.")
     ] = 0.25,
+    held_out: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="A store of public text that the recipe does not read: say how well the trained "
+            "model predicts it. May be given several times.",
+        ),
+    ] = None,
     settings: Settings = None,
 ) -> None:
     """Train a first model centrally, on public text.
@@ -45,6 +52,8 @@ def pretrain(
     With `--mixture` it reads the part of the public text that is most like what people type, in as
     many steps as the whole text would take. Their votes have cost them ε, and the model says so.
 
+    `--held-out` tells which of several trainings to keep (`--set seed=1`, `--set epochs=2`).
+
     A checkpoint is written every minute and when training is interrupted. The model that
     `--resume` ends with has the same bytes as one that was trained without a break.
     """
@@ -54,6 +63,7 @@ def pretrain(
     from pfl_lm.queries.mixture import open_mixture
     from pfl_lm.run.pretrain import pretrain as train
     from pfl_lm.run.pretrain_checkpoint import PretrainCheckpoint
+    from pfl_lm.run.pretrain_held_out import measure, open_held_out
     from pfl_lm.run.pretrain_recipe import Pretraining
     from pfl_lm.text.mixture import cost_of_votes
 
@@ -61,6 +71,7 @@ def pretrain(
     if output.exists():
         raise ValueError(f"--output {output} exists already; remove it or choose another name")
     chosen = read(Pretraining, recipe, settings)
+    unread = open_held_out(chosen, held_out or [])
     chosen_by = None if mixture is None else open_mixture(mixture, keep)
     checkpoint = PretrainCheckpoint.beside(output, resume)
     try:
@@ -76,3 +87,9 @@ def pretrain(
     typer.echo(
         f"wrote {output} ({output.stat().st_size / 1e6:.1f} MB).{cost_of_votes(model.origin)}"
     )
+    for store in unread:
+        found = measure(chosen, model, store)
+        typer.echo(
+            f"{store.folder}: perplexity {found.perplexity:.1f} ({found.perplexity_known:.1f} of "
+            f"known words), top-3 {found.top3:.1%} of {found.words:,} words"
+        )

@@ -201,6 +201,10 @@ class PopulationStore:
         """Return the same of a split: it names whose privacy budget is spent."""
         return self._digests[f"{_known(split)}.users"]
 
+    def reads_as(self, other: PopulationStore) -> bool:
+        """Whether the training splits of two stores are the same text, token by token."""
+        return self._digests["train.tokens"] == other._digests["train.tokens"]
+
     def users(self, split: str) -> int:
         """Return how many users ``split`` has."""
         return self._users[_known(split)]

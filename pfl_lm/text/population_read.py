@@ -53,7 +53,7 @@ class BuildOptions:
         name: of the population, for reports.
         fractions: of users in train, validation and test, for inputs without a split.
         split_key: keys the digest of user ids. The same key puts a user in the same split again;
-            a secret one keeps whoever holds the store from testing guesses of ids.
+            a secret key stops a person who holds the store from testing guesses of ids.
         keep_user_ids: also store the ids as they are, for debugging.
         keep_unknown_words: also store, by user, the words that the vocabulary lacks, and how often
             each was typed: what a phone has at hand when it is asked for new words.

@@ -14,6 +14,7 @@ from pfl_lm.models.models import ModelSpec, hidden_of, initialise, roles, scores
 from pfl_lm.run import pretrain as module
 from pfl_lm.run.pretrain import normalise, pretrain
 from pfl_lm.run.pretrain_checkpoint import PretrainCheckpoint
+from pfl_lm.run.pretrain_held_out import measure, open_held_out
 from pfl_lm.run.pretrain_recipe import Pretraining
 from pfl_lm.run.progress import ProgressListener
 from pfl_lm.text.population import PopulationStore
@@ -65,6 +66,16 @@ def trained(recipe):
     model = pretrain(recipe, Steps())
     assert [step for step, _, _ in seen] == list(range(1, seen[0][1] + 1))
     return model, [loss for _, _, loss in seen]
+
+
+def people_of(folder):
+    """A store of 200 users' text."""
+    words = synthetic_tokenizer(300).words[4:]
+    messages = [Message(f"u{i}", " ".join(words[i : i + 9])) for i in range(200)]
+    build_population(
+        [Input(Path("x"), records=messages)], synthetic_tokenizer(300), folder / "people"
+    )
+    return folder / "people"
 
 
 def text_of(folder, count=100):
@@ -189,10 +200,7 @@ class TestStart:
             pretrain(replace(recipe, start=None, trunk=recipe.start))
 
     def test_the_text_of_users_is_not_taken_for_public(self, recipe, tmp_path):
-        words = synthetic_tokenizer(300).words[4:]
-        messages = [Message(f"u{i}", " ".join(words[i : i + 9])) for i in range(200)]
-        people = tmp_path / "people"
-        build_population([Input(Path("x"), records=messages)], synthetic_tokenizer(300), people)
+        people = people_of(tmp_path)
         with pytest.raises(ValueError, match="the text of users, which is not public"):
             pretrain(replace(recipe, text=people))
         model = pretrain(replace(recipe, text=people, text_is="private"))
@@ -318,3 +326,30 @@ def test_a_checkpoint_of_another_training_is_refused(recipe, tmp_path):
         pretrain(recipe, checkpoint=checkpoint)
     with pytest.raises(ValueError, match="nothing to resume"):
         PretrainCheckpoint.beside(tmp_path / "other.pt", resume=True)
+
+
+class TestHeldOutText:
+    """Public text that a training does not read tells which training to keep."""
+
+    def test_a_training_that_learned_more_predicts_it_better(self, recipe, folder, sampled):
+        people = SyntheticPopulation({"train": 1, "public": 40}, 300, 60, seed=2)
+        write_public_store(people, folder / "unread")
+        (store,) = open_held_out(recipe, [folder / "unread"])
+        hardly = pretrain(replace(recipe, epochs=0.05))
+        found = [measure(recipe, model, store) for model in (sampled[0], hardly)]
+        assert found[0].perplexity < found[1].perplexity
+        assert found[0].words == found[1].words > 1_000
+
+    def test_text_that_the_recipe_reads_is_refused(self, recipe, folder):
+        with pytest.raises(ValueError, match="is the text that the recipe reads"):
+            open_held_out(recipe, [folder / "text"])
+
+    def test_the_text_of_users_is_refused(self, recipe, tmp_path):
+        with pytest.raises(ValueError, match="the text of users, which is not public"):
+            open_held_out(recipe, [people_of(tmp_path)])
+
+    def test_another_vocabulary_is_refused(self, recipe, folder):
+        people = SyntheticPopulation({"train": 1, "public": 40}, 400, 60, seed=2)
+        write_public_store(people, folder / "of_400")
+        with pytest.raises(ValueError, match="built with another tokenizer"):
+            open_held_out(recipe, [folder / "of_400"])
