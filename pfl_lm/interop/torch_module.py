@@ -22,13 +22,15 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from pfl_lm.models.body import Body
-from pfl_lm.models.models import hidden, scores
+from pfl_lm.models.models import scores
 from pfl_lm.models.spec import ModelSpec, Parameters, Role
 from pfl_lm.models.user_models import register
 
 _PREFIX = "module."
 _PROBE = (2, 5)  # windows and words on which an adopted module is compared with itself
 _AGREEMENT = 1e-4
+_UNSEEN = 1e-3  # of what a word does to its own place: more reaches where it must not
+_ROUNDING = 1e-6  # of the largest score
 
 Layer = TypeVar("Layer", bound=nn.Module)
 
@@ -46,7 +48,9 @@ def adopt(module: nn.Module, name: str, embedding: str, output: str) -> ModelSpe
     Raises:
         ValueError: these are not such layers, a parameter is not float32, or the module does
             more with the words than look them up and more with the hidden vectors than score
-            them, so that its scores are not those of the adopted model.
+            them, so that its scores are not those of the adopted model. Also where a score
+            depends on later words, on another window, or on an earlier call: such a model reads
+            the word that it predicts, or carries one user's text into another user's update.
     """
     reads, writes = _layer(module, embedding, nn.Embedding), _layer(module, output, nn.Linear)
     if reads.max_norm is not None or reads.scale_grad_by_freq:
@@ -61,8 +65,8 @@ def adopt(module: nn.Module, name: str, embedding: str, output: str) -> ModelSpe
         output_bias=writes.bias is not None,
         module=name,
     )
-    register(name, adopted)
     _compare(module, spec, adopted)
+    register(name, adopted)
     return spec
 
 
@@ -136,9 +140,9 @@ def _compare(module: nn.Module, spec: ModelSpec, adopted: _Adopted) -> None:
     needed = (*_PROBE, spec.vocabulary_size)
     if not isinstance(expected, Tensor) or expected.shape != needed:
         raise ValueError(f"the module must map words {_PROBE} to scores {needed} and nothing else")
+    vectors = _Vectors(spec, adopted)
     try:
-        vectors = hidden(spec, weights, weights["embedding"][words].unsqueeze(0))[0]
-        actual = scores(spec, weights, vectors.flatten(0, 1)).view(needed)
+        actual = scores(spec, weights, vectors(words).flatten(0, 1)).view(needed)
     except (RuntimeError, TypeError, ValueError) as error:
         raise ValueError(
             "the module uses words for more than reading their rows, or hidden vectors for more "
@@ -150,3 +154,60 @@ def _compare(module: nn.Module, spec: ModelSpec, adopted: _Adopted) -> None:
             f"scores of the parts and of the module differ by {difference:.2g}: it does more "
             "between words and rows, or between hidden vectors and scores, than its two layers do"
         )
+    _check_what_it_sees(vectors, words)
+
+
+class _Vectors:
+    """The hidden vectors of an adopted module: words int64 (B, T) → float32 (B, T, P)."""
+
+    def __init__(self, spec: ModelSpec, adopted: _Adopted) -> None:
+        self._spec, self._adopted, self._weights = spec, adopted, adopted.start(spec)
+
+    def __call__(self, words: Tensor) -> Tensor:
+        rows = self._weights["embedding"][words].unsqueeze(0)
+        return self._adopted.hidden(self._spec, self._weights, rows)[0]
+
+
+def _check_what_it_sees(vectors: _Vectors, words: Tensor) -> None:
+    """Refuse a module whose vectors depend on anything but a window's words so far.
+
+    Other words are put in one place, and the vectors that must not know of it are compared. The
+    windows of several devices are one batch, so a module that mixes windows mixes users.
+
+    Args:
+        words: int64 (B, T), all different from the words one further on in the vocabulary.
+    """
+    first = vectors(words)
+    others = (words + 1) % len(vectors._weights["embedding"])
+    vectors(others)
+    noise = _ROUNDING * float(first.abs().max())
+
+    def reaches(changed: Tensor, where: tuple[slice, slice], own: tuple[slice, slice]) -> bool:
+        moved = (vectors(torch.where(changed, others, words)) - first).abs()
+        effect = float(moved[own].max())
+        return not float(moved[where].max()) <= max(_UNSEEN * effect, noise)
+
+    every, nothing = slice(None), torch.zeros_like(words, dtype=torch.bool)
+    if reaches(nothing, (every, every), (every, every)):
+        raise ValueError(
+            "the module keeps something from one call to the next, such as a state: another user's "
+            "text would reach this user's update. Begin every call anew"
+        )
+    for window in range(len(words)):
+        changed = nothing.clone()
+        changed[window] = True
+        here, rest = slice(window, window + 1), slice(1 - window, 2 - window)
+        if reaches(changed, (rest, every), (here, every)):
+            raise ValueError(
+                "the module mixes windows: what one user typed would reach another user's update. "
+                "A layer that takes the words first and the windows second, as torch's recurrent "
+                "layers and attention do, needs batch_first=True"
+            )
+    for place in range(1, words.shape[1]):
+        changed = nothing.clone()
+        changed[:, place] = True
+        if reaches(changed, (every, slice(place)), (every, slice(place, None))):
+            raise ValueError(
+                "the module looks ahead: its scores depend on the words that they predict. Leave "
+                "out bidirectional=True, mask attention, and pad convolutions on the left alone"
+            )

@@ -123,6 +123,63 @@ def test_a_simulation_trains_it_with_a_partial_payload(tiny_scenario, tmp_path, 
     assert run.model_path.is_file()
 
 
+class OfLayer(nn.Module):
+    """Any layer between the tables, and whether it keeps its state from call to call."""
+
+    def __init__(self, layer: nn.Module, hidden: int = H, keeps: bool = False) -> None:
+        super().__init__()
+        self.words, self.layer, self.head = nn.Embedding(V, D), layer, nn.Linear(hidden, V)
+        self.keeps, self.state = keeps, None
+
+    def forward(self, words):
+        x = self.words(words)
+        if isinstance(self.layer, nn.GRU):
+            x, state = self.layer(x, self.state)
+            self.state = state if self.keeps else None
+            return self.head(x)
+        return self.head(self.layer(x))
+
+
+class TestWhatItSees:
+    """A user's update must follow from this user's words, each from those before it."""
+
+    @pytest.mark.parametrize(
+        ("module", "says"),
+        [
+            (lambda: OfLayer(nn.GRU(D, H)), "mixes windows.*batch_first"),
+            (lambda: OfLayer(nn.TransformerEncoderLayer(D, 2, 8), D), "mixes windows.*batch_first"),
+            (lambda: OfLayer(nn.GRU(D, H, batch_first=True), keeps=True), "one call to the next"),
+            (
+                lambda: OfLayer(nn.GRU(D, H, batch_first=True, bidirectional=True), 2 * H),
+                "looks ahead",
+            ),
+            (
+                lambda: OfLayer(nn.TransformerEncoderLayer(D, 2, 8, batch_first=True), D),
+                "looks ahead",
+            ),
+        ],
+    )
+    @pytest.mark.parametrize("scale", [1.0, 1e-3])
+    def test_what_it_must_not_see_is_refused(self, module, says, scale):
+        torch.manual_seed(1)
+        theirs = module()
+        with torch.no_grad():
+            theirs.words.weight.mul_(scale)  # a small table must not hide it
+        modules._BODIES.pop("refused", None)
+        with pytest.raises(ValueError, match=says):
+            adopt(theirs, "refused", embedding="words", output="head")
+        assert "refused" not in modules._BODIES
+
+    def test_a_masked_transformer_is_accepted(self):
+        class Causal(OfLayer):
+            def forward(self, words):
+                mask = nn.Transformer.generate_square_subsequent_mask(words.shape[1])
+                return self.head(self.layer(self.words(words), src_mask=mask))
+
+        layer = nn.TransformerEncoderLayer(D, 2, 8, batch_first=True)
+        assert adopt(Causal(layer, D), "causal", embedding="words", output="head").module
+
+
 class TestRefusals:
     def test_layers_that_are_not_there_are_named(self):
         with pytest.raises(ValueError, match="no 'embed'; its Embedding: words"):
