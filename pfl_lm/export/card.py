@@ -21,7 +21,7 @@ from pfl_lm.export.vocabulary import BlockList
 from pfl_lm.models.models import longest_text
 from pfl_lm.numbers import MISSING, format_epsilon, percent, power, significant, size, whole
 from pfl_lm.run.folder import write_json
-from pfl_lm.run.manifest_file import RecordedGuarantee
+from pfl_lm.run.manifest_file import RecordedGuarantee, Statements
 
 _TEMPLATE = Path(__file__).parent / "card.md"
 _LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -101,7 +101,7 @@ def _content(source: Source, stated: dict[str, Any], text: HeldOutText) -> dict[
         "rounds": scenario.rounds,
         "cohort": scenario.cohort,
         "statements": manifest.statements,
-        "guarantee": _guarantee(manifest.guarantee),
+        "guarantee": _guarantee(manifest.guarantee, manifest.statements),
         "assumptions": manifest.guarantee.assumptions if manifest.guarantee else (),
         "split": source.evaluation.get("split", "held-out"),
         "rows": [_row(row) for row in source.evaluation.get("rows", [])],
@@ -119,9 +119,19 @@ def _content(source: Source, stated: dict[str, Any], text: HeldOutText) -> dict[
     }
 
 
-def _guarantee(guarantee: RecordedGuarantee | None) -> str:
+def _guarantee(guarantee: RecordedGuarantee | None, statements: Statements) -> str:
+    """Return ε in a sentence that says whether it is this model's or a deployment's."""
     if guarantee is None:
         return "ε = ∞: the run has no privacy policy."
+    if statements.guaranteed.startswith(guarantee.statement):
+        return _epsilons(guarantee)
+    return (
+        "ε = ∞ for this very model, which has no guarantee. Of a deployment under the policy it "
+        f"would hold: {_epsilons(guarantee)}"
+    )
+
+
+def _epsilons(guarantee: RecordedGuarantee) -> str:
     delta = f"δ = {power(guarantee.delta)}, per user"
     models, cohorts, server = (
         format_epsilon(value)

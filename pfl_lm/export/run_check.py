@@ -40,8 +40,12 @@ def check_of_run(bundle: Bundle, run: Path, blocked: BlockList) -> Iterator[Find
     if problem := _another(bundle, run):
         yield name, False, problem
         return
+    try:
+        source = open_source(run, bundle.path(TOKENIZER))
+    except ValueError as error:
+        yield name, False, str(error)
+        return
     yield name, True, f"{run} has the manifest, the ledger and the model file that it names"
-    source = open_source(run, bundle.path(TOKENIZER))
     if from_plain(ModelSpec, bundle.index.model["spec"], INDEX) != source.model.spec:
         yield "model.spec of the run", False, f"{INDEX} states another"
         return

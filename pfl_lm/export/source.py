@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,8 +54,8 @@ def open_source(run: Path, tokenizer: Path | None = None) -> Source:
         tokenizer: its vocabulary's folder; None: invented users' own, or found by its digest.
 
     Raises:
-        ValueError: no run, not finished, a ledger that does not hold or belongs to another run,
-            or another vocabulary.
+        ValueError: no run, not finished, a ledger that does not hold, does not end with the run or
+            belongs to another one, another model than the ledger names, or another vocabulary.
     """
     folder = RunFolder.open(run)
     if not folder.model_path.is_file():
@@ -64,7 +65,28 @@ def open_source(run: Path, tokenizer: Path | None = None) -> Source:
     if words.digest != model.origin.get("tokenizer_digest"):
         raise ValueError(f"{run} was trained with another vocabulary than {tokenizer}")
     evaluation = read_json(folder.evaluation_path) if folder.evaluation_path.is_file() else {}
-    return Source(folder, manifest, model, words, evaluation, identity(folder))
+    stated = identity(folder)
+    if problem := ending_problem(verify(folder.ledger_path), stated["model_sha256"]):
+        raise ValueError(
+            f"{folder.path}: {problem}. What the run states of privacy is not about this model; "
+            "bring the run's own ledger and model.pt back"
+        )
+    return Source(folder, manifest, model, words, evaluation, stated)
+
+
+def ending_problem(entries: Sequence[dict[str, Any]], model_sha256: str) -> str:
+    """Say why a ledger's entries do not vouch for a model file, or nothing.
+
+    A run records the digest of its model in an entry of kind ``end``, after the last round.
+    """
+    ends = [place for place, entry in enumerate(entries) if entry.get("kind") == "end"]
+    if not ends:
+        return "the ledger has no closing entry, so its last rounds were cut off"
+    if any(entry.get("kind") in ("round", "abandoned") for entry in entries[ends[-1] :]):
+        return "the ledger has a round after its closing entry"
+    if entries[ends[-1]].get("model") != model_sha256:
+        return "model.pt is not the model that the ledger's closing entry names: it was replaced"
+    return ""
 
 
 def identity(folder: RunFolder) -> dict[str, Any]:

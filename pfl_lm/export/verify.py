@@ -42,6 +42,7 @@ from pfl_lm.export.forward import AWAY
 from pfl_lm.export.ngram.check import check_ngram
 from pfl_lm.export.run_check import check_of_run
 from pfl_lm.export.signature import Arrays, Runner
+from pfl_lm.export.source import ending_problem
 from pfl_lm.export.vocabulary import BlockList, describe_vocabulary
 from pfl_lm.models.models import roles
 from pfl_lm.models.own_words import OwnWordsRule
@@ -128,6 +129,8 @@ def _of_one_piece(bundle: Bundle, tokenizer: Tokenizer, blocked: BlockList) -> B
             entries = verify(bundle.path(LEDGER), index.run["ledger_head"])
         except LedgerError as error:
             return BundleCheck(name, False, f"the ledger does not hold: {error}")
+        if problem := ending_problem(entries, index.run["model_sha256"]):
+            return BundleCheck(name, False, problem)
     privacy = read_json(bundle.path(PRIVACY))
     mixed = {
         "the ledger was begun for another manifest": entries is not None

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
+from pfl_lm.dp.ledger import Ledger
 from pfl_lm.export import build, card, forward
 from pfl_lm.export.bundle import opened
 from pfl_lm.export.config import NgramConfig
 from pfl_lm.export.source import open_source
 from pfl_lm.files import scratch_beside, sha256_of
-from pfl_lm.models.file import Model
+from pfl_lm.models.file import Model, load_model, save_model
 from pfl_lm.models.models import ModelSpec, initialise
 from pfl_lm.models.side_branch import roles as side_roles
 from pfl_lm.run.folder import RunFolder
@@ -76,6 +79,19 @@ class TestWhatIsInIt:
     def test_the_card_leads_with_the_figure_against_everyone(self, bundle_folder):
         page = (bundle_folder / "MODEL_CARD.md").read_text()
         assert "ε = 2.000 against everyone, the honest-but-curious server included" in page
+
+    def test_the_card_of_a_simulation_promises_no_epsilon_of_its_own(self, bundle_folder, source):
+        page = (bundle_folder / "MODEL_CARD.md").read_text()
+        assert source.manifest.statements.guaranteed.startswith("Nothing for this very model")
+        figure = page.index("ε = 2.000 against everyone")
+        paragraph = page[page.rindex("\n\n", 0, figure) : figure].strip()
+        assert paragraph == (
+            "ε = ∞ for this very model, which has no guarantee. Of a deployment under the policy "
+            "it would hold:"
+        )
+        guarantee = source.manifest.guarantee
+        its_own = card.Statements(guarantee.statement, "Nothing.")
+        assert card._guarantee(guarantee, its_own).startswith("ε = 2.000 against everyone")
 
     def test_counts_of_poisson_rounds_are_not_published(self, source, tmp_path):
         content = source.manifest.content
@@ -317,9 +333,30 @@ class TestWhatCannotBeExported:
         with pytest.raises(ValueError, match="has not ended"):
             open_source(copy)
 
-    def test_a_run_whose_manifest_was_altered(self, run_folder, tmp_path):
-        import shutil
+    def test_a_run_whose_model_was_replaced(self, run_folder, tmp_path):
+        """The statements are those of the run, and it trained another model."""
+        run = RunFolder(Path(shutil.copytree(run_folder, tmp_path / "run")))
+        model = load_model(run.model_path)
+        save_model(run.model_path, replace(model, origin=model.origin | {"text": "another"}))
+        with pytest.raises(ValueError, match=r"it was replaced.*bring the run's own"):
+            open_source(run.path)
 
+    @pytest.mark.parametrize("lines", [1, 3, 4])
+    def test_a_run_whose_ledger_was_cut(self, run_folder, tmp_path, lines):
+        run = RunFolder(Path(shutil.copytree(run_folder, tmp_path / "run")))
+        kept = run.ledger_path.read_text().splitlines(keepends=True)[:lines]
+        run.ledger_path.write_text("".join(kept))
+        with pytest.raises(ValueError, match="no closing entry"):
+            open_source(run.path)
+
+    def test_a_run_that_went_on_after_its_end(self, run_folder, tmp_path):
+        run = RunFolder(Path(shutil.copytree(run_folder, tmp_path / "run")))
+        with Ledger.open(run.ledger_path) as ledger:
+            ledger.record_round(9, {"released": "x"})
+        with pytest.raises(ValueError, match="a round after its closing entry"):
+            open_source(run.path)
+
+    def test_a_run_whose_manifest_was_altered(self, run_folder, tmp_path):
         shutil.copytree(run_folder, tmp_path / "run")
         path = RunFolder(tmp_path / "run").manifest_path
         content = json.loads(path.read_text())

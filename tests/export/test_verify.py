@@ -21,6 +21,8 @@ from pfl_lm.export.formats import registry as formats
 from pfl_lm.export.graphs.train_artifact import first_task
 from pfl_lm.export.verify import BundleCheck, verify_bundle
 from pfl_lm.export.vocabulary import BlockList, describe_vocabulary
+from pfl_lm.files import sha256_of
+from pfl_lm.models.file import load_model, save_model
 from pfl_lm.run.folder import digest_of
 
 
@@ -349,6 +351,22 @@ class TestAMixture:
         index_again(copy)
         assert "the ledger does not hold" in failure(copy)
 
+    def test_another_model_than_the_ledger_ends_with(self, copy):
+        run = json.loads((copy / names.INDEX).read_text())["run"]
+        index_again(copy, run=run | {"model_sha256": "0" * 64})
+        assert "not the model that the ledger's closing entry names" in failure(copy)
+
+    def test_a_ledger_that_was_cut_before_its_head(self, copy):
+        path = copy / names.LEDGER
+        lines = path.read_text().splitlines(keepends=True)[:3]
+        path.write_text("".join(lines))
+        head = json.loads(lines[-1])["hash"]
+        privacy = json.loads((copy / names.PRIVACY).read_text())
+        edit_json(copy / names.PRIVACY, ledger=privacy["ledger"] | {"head": head, "entries": 3})
+        run = json.loads((copy / names.INDEX).read_text())["run"]
+        index_again(copy, run=run | {"ledger_head": head, "ledger_entries": 3})
+        assert "no closing entry" in failure(copy)
+
     def test_a_ledger_that_was_altered(self, copy):
         path = copy / names.LEDGER
         path.write_text(path.read_text().replace('"reports":', '"Reports":', 1))
@@ -462,6 +480,21 @@ class TestBesideTheRun:
         for name in ("weights.f32", "predict.int8.onnx", "train_step.fp32.onnx",
                      "personal_step.fp32.onnx"):  # fmt: skip
             assert said[f"{name} of the run"].holds
+
+    def test_beside_a_run_whose_model_was_replaced(
+        self, kept_format, source, run_folder, text, tmp_path
+    ):
+        """A bundle of the replaced model: both fit one another, and not the ledger."""
+        run = Path(shutil.copytree(run_folder, tmp_path / "run"))
+        model = load_model(run / "model.pt")
+        save_model(run / "model.pt", replace(model, origin=model.origin | {"text": "another"}))
+        replaced = source.identity | {"model_sha256": sha256_of(run / "model.pt")}
+        with pytest.raises(ValueError, match="it was replaced"):
+            build.export(
+                replace(source, identity=replaced), tmp_path / "b",
+                build.ExportConfig(formats=("onnx",)), text,
+            )  # fmt: skip
+        assert not (tmp_path / "b").exists()
 
 
 class TestAWrongConversion:
