@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from pfl_lm.evaluation.evaluate import ModelScorer, Scorer, evaluate
+from pfl_lm.evaluation.interfaces import HeldOut
 from pfl_lm.export.config import NgramConfig
 from pfl_lm.export.ngram.aosp import dictionary_of, head_of, write_combined
 from pfl_lm.export.ngram.aosp_binary import write_binary
@@ -24,6 +25,7 @@ from pfl_lm.export.quantise.calibration_text import calibration_windows
 from pfl_lm.export.source import Source
 from pfl_lm.export.vocabulary import BlockList
 from pfl_lm.run.progress import ProgressListener
+from pfl_lm.text.overlap import refuse_users_text
 from pfl_lm.text.population import PopulationStore
 from pfl_lm.text.tokenizer import Tokenizer
 
@@ -63,11 +65,11 @@ def write_ngram(
     """Fit the n-gram and write its files; return what the index and the test vectors say.
 
     Raises:
-        ValueError: the public text holds users' text, or is of another vocabulary; the words
-            alone take more than the stated size.
+        ValueError: the public text holds users' text, those of the run among them, or is of
+            another vocabulary; the words alone take more than the stated size.
     """
     hidden = tuple(i for i in blocked.ids if source.tokenizer.kinds[i] == "word")
-    public = _public_text(config, source.tokenizer)
+    public = _public_text(config, source.tokenizer, text.population)
     window = source.window
     network = Network(source.model, hidden)
     model = _fitted(network, source, config, window, public, listener)
@@ -149,13 +151,16 @@ def _saying(listener: ProgressListener, what: str) -> Progress:
     return progress
 
 
-def _public_text(config: NgramConfig, tokenizer: Tokenizer) -> _Public | None:
+def _public_text(config: NgramConfig, tokenizer: Tokenizer, people: HeldOut) -> _Public | None:
+    """Open the public text, and refuse the text of the run's users under that name."""
     if config.public_text is None:
         return None
     store = PopulationStore.open(config.public_text)
     store.require_public()
     if store.tokenizer_digest != tokenizer.digest:
         raise ValueError(f"--public-text {config.public_text}: it has another vocabulary")
+    if isinstance(people, PopulationStore):
+        refuse_users_text(store, people)
     return _Public(store.name, store.digest, np.array(store.stream("train")[:MOST_PUBLIC]))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -190,6 +191,24 @@ def test_public_text_must_be_public_and_of_the_vocabulary(source, text, tmp_path
     monkeypatch.setattr(PopulationStore, "open", lambda folder: Store())
     with pytest.raises(ValueError, match=r"--public-text .*another vocabulary"):
         build.export(source, tmp_path / "b", config(public_text=tmp_path), text)
+    assert not (tmp_path / "b").exists()
+
+
+def test_the_users_own_text_is_no_public_text(source, text, tmp_path):
+    """An n-gram would hold what they wrote, and say that it costs no further ε."""
+    from pfl_lm.text.population import PopulationStore
+    from pfl_lm.text.population_build import Input, build_population
+    from pfl_lm.text.public_text import public_tokens
+
+    words = source.tokenizer.words
+    wrote = [[" ".join(words[10 + u + m : 16 + u + m]) for m in range(9)] for u in range(30)]
+    records = [{"user": f"u{u}", "text": line} for u, own in enumerate(wrote) for line in own]
+    (tmp_path / "theirs.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    build_population([Input(tmp_path / "theirs.jsonl")], source.tokenizer, tmp_path / "people")
+    public_tokens([tmp_path / "theirs.jsonl"], source.tokenizer, tmp_path / "public")
+    of_people = replace(text, population=PopulationStore.open(tmp_path / "people"))
+    with pytest.raises(ValueError, match="the public text is the users' own"):
+        build.export(source, tmp_path / "b", config(public_text=tmp_path / "public"), of_people)
     assert not (tmp_path / "b").exists()
 
 
