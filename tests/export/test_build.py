@@ -93,6 +93,14 @@ class TestWhatIsInIt:
         its_own = card.Statements(guarantee.statement, "Nothing.")
         assert card._guarantee(guarantee, its_own).startswith("ε = 2.000 against everyone")
 
+    def test_the_card_names_a_start_from_private_text(self, bundle_folder, source, text, tmp_path):
+        stated = json.loads((bundle_folder / "bundle.json").read_text())
+        for kind, says in (("public", "| no |"), ("private", "| yes, and no ε covers its text |")):
+            model = replace(source.manifest.model, start={"kind": kind, "text": "some chats"})
+            started = replace(source, manifest=replace(source.manifest, model=model))
+            card.write_card(tmp_path, started, stated, text)
+            assert f"| first model | some chats {says}" in (tmp_path / card.CARD).read_text()
+
     def test_counts_of_poisson_rounds_are_not_published(self, source, tmp_path):
         content = source.manifest.content
         policy = content["policy"] | {"participation": {"kind": "poisson"}}
