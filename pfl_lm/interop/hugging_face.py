@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,9 @@ def open_splits(
 ) -> list[Input]:
     """Open a data set and return one input for each of its splits.
 
-    Users of `train`, `validation` and `test` stay there; those of any other split, and of a data
-    set that has one split, are divided by their digest.
+    Users of `train`, `validation` and `test` stay there; those of any other split are divided by
+    their digest. So are all users where one split is read, and where somebody is in two of them:
+    most data sets divide messages, and a user belongs to one split.
 
     Args:
         name: a folder that `save_to_disk` wrote, or what `datasets.load_dataset` takes.
@@ -47,15 +48,32 @@ def open_splits(
     parts = opened if isinstance(opened, dict) else {"all": opened}
     if part is not None and part not in parts:
         raise ValueError(f"{name} has no split {part!r}; its splits are {', '.join(parts)}")
+    keeps = part is None and len(parts) > 1 and _apart(parts, user_field)
     return [
         Input(
             Path(f"{name} [{split}]"),
-            split if split in SPLITS and len(parts) > 1 else None,
+            split if keeps and split in SPLITS else None,
             records_of(rows, user_field, text_field, f"{name} [{split}]"),
         )
         for split, rows in parts.items()
         if part in (None, split)
     ]
+
+
+def _apart(parts: Mapping[str, Any], user_field: str) -> bool:
+    """Tell whether nobody is in two splits; True where a column is absent, which is said later."""
+    seen: set[Any] = set()
+    for rows in parts.values():
+        if user_field not in (rows.column_names or ()):
+            return True
+        try:
+            users = {user for user in rows.unique(user_field) if user is not None}
+        except (TypeError, NotImplementedError):  # lists and the like, which are no ids
+            return True
+        if seen & users:
+            return False
+        seen |= users
+    return True
 
 
 def records_of(

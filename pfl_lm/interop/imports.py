@@ -104,7 +104,7 @@ _LEAF_NOTE = (
 def _divided(name: str) -> str:
     return (
         f"{name}: users are divided among {', '.join(SPLITS)} by their digest, since the split's "
-        "name is none of these"
+        "name is none of these, or users are in two splits of the data set"
     )
 
 

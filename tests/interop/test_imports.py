@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections import defaultdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -114,3 +116,45 @@ def test_without_datasets_a_line_says_what_to_install(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
     with pytest.raises(ValueError, match="pip install datasets"):
         hugging_face.open_splits("anything")
+
+
+class TestSplitsOfADataSet:
+    """A library that is not here: its `load_from_disk` gives the rows of a test."""
+
+    @pytest.fixture
+    def saved(self, monkeypatch, tokenizer, tmp_path):
+        def save(**splits: list[str]) -> str:
+            word = tokenizer.words[10]
+            parts = {}
+            for split, users in splits.items():
+                parts[split] = Rows({"who": who, "what": word} for who in users)
+                parts[split].unique = lambda name, rows=parts[split]: [row[name] for row in rows]
+            library = SimpleNamespace(load_from_disk=lambda name: parts)
+            monkeypatch.setitem(sys.modules, "datasets", library)
+            folder = tmp_path / "saved"
+            folder.mkdir()
+            (folder / "dataset_dict.json").write_text("{}")
+            return str(folder)
+
+        return save
+
+    def test_users_who_are_in_one_split_stay_there(self, saved):
+        inputs = hugging_face.open_splits(saved(train=["a", "b"], test=["c"]), "who", "what")
+        assert [item.split for item in inputs] == ["train", "test"]
+
+    def test_users_who_are_in_two_are_divided(self, saved, tokenizer, tmp_path):
+        """Most data sets divide messages: a user's later ones are in another split."""
+        users = [f"u{n}" for n in range(40)]
+        name = saved(train=users, test=users)
+        assert {i.split for i in hugging_face.open_splits(name, "who", "what")} == {None}
+        options = BuildOptions(user_field="who", text_field="what")
+        profile = import_population("hf", name, tokenizer, tmp_path / "store", options)
+        counts = [profile["splits"][split]["users"] for split in ("train", "validation", "test")]
+        assert sum(counts) == 40
+        assert min(counts) > 0
+        assert "users are in two splits" in profile["provenance"]["notes"][0]
+
+    def test_the_users_of_one_split_are_divided(self, saved):
+        name = saved(train=["a", "b"], test=["c"])
+        (one,) = hugging_face.open_splits(name, "who", "what", part="train")
+        assert one.split is None
