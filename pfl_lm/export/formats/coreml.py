@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from pfl_lm.export.quantise.grids import GRIDS, INT4
-from pfl_lm.export.quantise.word_tables import grids_by_rows
+from pfl_lm.export.quantise.word_tables import tables_of
 from pfl_lm.export.signature import Arrays, ExportGraph, Signature, TensorSpec
 
 NOT_RUN = "Core ML's runtime was not run: it exists on Apple systems only; interpreted in numpy"
@@ -103,11 +103,15 @@ def _quantised(package: Any, graph: ExportGraph, precision: str) -> Any:
 
     by_row = linear(dtype="int8", granularity="per_channel")
     in_groups = linear(dtype="int4", granularity="per_block", block_size=INT4.group)
-    grids = grids_by_rows(graph, precision)
-    chosen = {
-        name: in_groups if grids[len(meta.val)] == INT4 else by_row
+    words = tables_of(graph, precision)
+    found = {
+        name: words.grid(meta.val)
         for name, meta in cto.get_weights_metadata(package, weight_threshold=1 << 12).items()
-        if meta.val.ndim == 2 and len(meta.val) in grids
+    }
+    chosen = {
+        name: in_groups if grid == INT4 else by_row
+        for name, grid in found.items()
+        if grid is not None
     }
     return cto.linear_quantize_weights(package, cto.OptimizationConfig(op_name_configs=chosen))
 

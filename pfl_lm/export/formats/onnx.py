@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from pfl_lm.export.quantise.grids import Quantised, quantise
-from pfl_lm.export.quantise.word_tables import grids_by_rows
+from pfl_lm.export.quantise.word_tables import tables_of
 from pfl_lm.export.signature import Arrays, ExportGraph, Signature
 
 OPSET = 20
@@ -121,7 +121,7 @@ class _Quantiser:
     def __init__(self, model: Any, precision: str, graph: ExportGraph) -> None:
         from onnx import numpy_helper
 
-        self.model, self.grids = model, grids_by_rows(graph, precision)
+        self.model, self.words = model, tables_of(graph, precision)
         self.values = {
             entry.name: numpy_helper.to_array(entry) for entry in model.graph.initializer
         }
@@ -151,21 +151,23 @@ class _Quantiser:
         without_bias = (
             node.op_type == "Gemm" and len(node.input) == 2 and _attribute(node, "transB")
         )
-        if without_bias and self._is_table(node.input[1], 0):
-            return self._table(self.values[node.input[1]]).product(node)
-        if node.op_type == "MatMul" and self._is_table(node.input[1], 1):
-            return self._table(self.values[node.input[1]].T).product(node)
-        if node.op_type == "Gather" and self._is_table(node.input[0], 0):
-            return self._table(self.values[node.input[0]]).lookup(node)
+        if without_bias and (table := self._table(node.input[1])):
+            return table.product(node)
+        if node.op_type == "MatMul" and (table := self._table(node.input[1], turned=True)):
+            return table.product(node)
+        if node.op_type == "Gather" and (table := self._table(node.input[0])):
+            return table.lookup(node)
         return [node]
 
-    def _is_table(self, name: str, axis: int) -> bool:
-        value = self.values.get(name)
-        return value is not None and value.ndim == 2 and value.shape[axis] in self.grids
-
-    def _table(self, matrix: np.ndarray) -> _QuantisedTable:
-        """Store a matrix, unless it is stored already."""
-        held = quantise(matrix, self.grids[len(matrix)])
+    def _table(self, name: str, turned: bool = False) -> _QuantisedTable | None:
+        """Store a matrix, unless it is stored already; None if it is no word table."""
+        matrix = self.values.get(name)
+        if matrix is None or matrix.ndim != 2:
+            return None
+        matrix = matrix.T if turned else matrix
+        if (grid := self.words.grid(matrix)) is None:
+            return None
+        held = quantise(matrix, grid)
         for table in self.tables:
             if np.array_equal(table.held.codes, held.codes):
                 return table

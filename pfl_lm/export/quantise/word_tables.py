@@ -55,9 +55,28 @@ def layers_of(precision: str) -> Layers | None:
     return Layers(GRIDS[precision]) if precision in GRIDS else None
 
 
-def grids_by_rows(graph: ExportGraph, precision: str) -> dict[int, QuantisationGrid]:
-    """Return the grid of each word table by its number of rows, which tells it from layers."""
+@dataclass(frozen=True)
+class WordTables:
+    """The word tables of a graph, float32 (rows, P), each with its grid."""
+
+    held: tuple[tuple[np.ndarray, QuantisationGrid], ...]
+
+    def grid(self, matrix: np.ndarray) -> QuantisationGrid | None:
+        """Return the grid of a matrix of a converted graph if it is a word table; else None.
+
+        Its values tell it from the layers between: these may have as many rows as there are words.
+        """
+        for table, grid in self.held:
+            if np.array_equal(table.astype(matrix.dtype), matrix):
+                return grid
+        return None
+
+
+def tables_of(graph: ExportGraph, precision: str) -> WordTables:
+    """Return the word tables of ``predict`` with their grids."""
     module: Any = graph.module
-    second = module.rows.second
-    grids = {} if second is None else {second.num_embeddings: INT8}
-    return grids | {module.spec.vocabulary_size: GRIDS[precision]}
+    layers = [(module.rows.first, GRIDS[precision]), (module.output, GRIDS[precision])]
+    layers += [
+        (part, INT8) for part in (module.rows.second, module.frequent_output) if part is not None
+    ]
+    return WordTables(tuple((layer.weight.detach().numpy(), grid) for layer, grid in layers))

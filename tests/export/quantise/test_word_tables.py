@@ -6,7 +6,7 @@ import torch
 
 from pfl_lm.export.graphs import predict as graphs
 from pfl_lm.export.quantise.grids import GRIDS, INT8, quantise
-from pfl_lm.export.quantise.word_tables import Layers, layers_of
+from pfl_lm.export.quantise.word_tables import Layers, layers_of, tables_of
 from pfl_lm.models.file import Model
 from pfl_lm.models.models import ModelSpec, initialise
 
@@ -34,6 +34,20 @@ def test_both_layers_lie_on_grids_so_every_quantiser_stores_them_as_they_are(gri
     table = np.random.default_rng(1).normal(size=(V, P)).astype(np.float32)
     for values, own in zip(Layers(grid, F).split(table), (grid, INT8), strict=True):
         assert np.allclose(quantise(values, own).values(), values, rtol=1e-6, atol=0)
+
+
+def test_a_layer_with_as_many_rows_as_there_are_words_is_no_word_table():
+    """An LSTM's four gates of 64 cells, and 256 words: both matrices have 256 rows."""
+    spec = ModelSpec("lstm", 256, 64, hidden_dim=64)
+    one = Model(spec, initialise(spec, 0), {})
+    graph = graphs.predict_graph(one, best=3, layers=layers_of("int4"))
+    words, module = tables_of(graph, "int4"), graph.module
+    recurrent = module.linears["layer0_recurrent"].weight.detach().numpy()
+    assert recurrent.shape == (256, 64) == tuple(module.rows.first.weight.shape)
+    assert words.grid(recurrent) is None
+    assert words.grid(module.rows.first.weight.numpy().copy()) == GRIDS["int4"]
+    assert words.grid(module.output.weight.detach().numpy().astype(np.float16)) == GRIDS["int4"]
+    assert words.grid(module.rows.second.weight.numpy()) == INT8
 
 
 def test_a_small_vocabulary_has_fewer_frequent_words():
