@@ -8,9 +8,10 @@ import { Keys } from "./keys.js";
 import { number, t } from "./language.js";
 import { Settings } from "./settings.js";
 import { Sheets } from "./sheets.js";
-import { begins, cased, gapAfter, languageName, shapeOf } from "./text_rules.js";
+import { begins, cased, gapAfter, languageName, restOfWord, shapeOf } from "./text_rules.js";
 
 const PLACES = 3, EMOJI = 3; // of words in the bar; the place after them
+const COMPOSING = 229; // the code of a key that an input method takes
 const $ = (id) => document.getElementById(id);
 
 export class App {
@@ -39,7 +40,10 @@ export class App {
   listen() {
     this.text.addEventListener("input", () => { this.editor.touched(); this.changed(); });
     document.addEventListener("selectionchange", () => {
-      if (document.activeElement === this.text && this.asked !== this.place()) this.suggest();
+      if (document.activeElement === this.text && this.asked !== this.place()) this.moved();
+    });
+    addEventListener("storage", ({ key }) => {
+      if (key === this.personal.key || key === null) this.busy(this.personal.heed());
     });
     this.text.addEventListener("keydown", (event) => this.physical(event, true));
     this.text.addEventListener("keyup", (event) => this.physical(event, false));
@@ -58,7 +62,7 @@ export class App {
   physical(event, down) {
     const name = { Backspace: "erase", Enter: "send" }[event.key] ?? event.key.toLowerCase();
     this.keys.flash(name, down);
-    if (!down) return;
+    if (!down || event.isComposing || event.keyCode === COMPOSING) return;
     const place = event.altKey ? "123".indexOf(event.key) : event.key === "Tab" ? 1 : -1;
     if (event.key === "Enter" && !event.shiftKey) {
       event.preventDefault();
@@ -94,6 +98,7 @@ export class App {
     const map = this.layouts.open(choices.layout);
     this.keys.use(map, choices);
     this.editor.stop = map.stop;
+    this.personal.learning = choices.learning;
     this.corrector?.use(map);
     this.write(this.settings.languages);
     document.documentElement.classList.toggle("rtl", Boolean(map.layout.rtl));
@@ -102,7 +107,8 @@ export class App {
   // What a space would put in place of the word before the caret; null if it stays.
   correction() {
     const caret = this.text.selectionEnd, { before, typed } = this.wordAt(caret);
-    const found = caret === this.text.selectionStart && typed && this.meant(before, typed);
+    const ends = caret === this.text.selectionStart && !restOfWord(this.text.value.slice(caret));
+    const found = ends && typed && this.meant(before, typed);
     return found?.sure && found.text !== typed ? { from: before.length, typed, text: found.text } : null;
   }
 
@@ -132,6 +138,17 @@ export class App {
   changed() {
     this.text.style.height = "auto";
     this.text.style.height = `${this.text.scrollHeight + 2}px`;
+    return this.goOn();
+  }
+
+  // The caret stands elsewhere: a mark belongs to no suggestion there.
+  moved() {
+    this.editor.touched();
+    return this.goOn();
+  }
+
+  // Show capitals and suggestions for the place of the caret.
+  goOn() {
     this.keys.beginSentence(begins(this.text.value.slice(0, this.text.selectionEnd), this.locale));
     return this.suggest();
   }
@@ -150,6 +167,7 @@ export class App {
       const inShape = (word) => cased(word, shape, this.locale), shown = (id) => inShape(this.tokenizer.shown(id));
       const found = await this.predictor.suggest(context, typed, true, shown);
       if (turn !== this.turn) return;
+      this.recovered();
       const words = found.map(({ id, score }) => ({ text: shown(id), score }));
       this.show(before, typed, words);
       if (!this.composer) return;
@@ -210,7 +228,8 @@ export class App {
     const { before, typed } = this.wordAt(this.text.selectionEnd);
     if (one.literal) this.corrector?.accept(typed);
     const spaced = !/\p{L}['’]$/u.test(one.text); // l'école is written without
-    this.editor.choose(before.length, `${gapAfter(before, typed)}${one.text}`, spaced);
+    const rest = typed ? restOfWord(this.text.value.slice(this.text.selectionEnd)) : "";
+    this.editor.choose(before.length, `${gapAfter(before, typed)}${one.text}`, spaced, rest);
     $("announce").textContent = one.text;
     this.changed();
   }
@@ -246,6 +265,18 @@ export class App {
   count() {
     $("learned-count").textContent = number(this.personal.messages.length);
     document.documentElement.dataset.learned = this.personal.messages.length;
+  }
+
+  // What failed before has an answer again.
+  recovered() {
+    const page = document.documentElement.classList;
+    if (!page.contains("ready") || !page.contains("failed")) return;
+    page.remove("failed");
+    this.showRuntime();
+  }
+
+  showRuntime() {
+    $("status").textContent = t(this.site.runtime === "web" ? "status.inPage" : "status.onComputer");
   }
 
   failed(error) {

@@ -51,10 +51,13 @@ export class Editor {
    * Write a suggestion in place of what was typed.
    * @param {number} from
    * @param {string} text
-   * @param {boolean} spaced whether a space comes with it
+   * @param {boolean} spaced whether a space comes with it: one that stands there already stays the only one
+   * @param {string} rest of the word, after the caret: it goes, too
    */
-  choose(from, text, spaced) {
-    this.#replace(from, this.text.selectionEnd, spaced ? `${text} ` : text);
+  choose(from, text, spaced, rest = "") {
+    let to = this.text.selectionEnd + rest.length;
+    if (spaced && this.text.value[to] === " ") to += 1;
+    this.#replace(from, to, spaced ? `${text} ` : text);
     this.spaced = spaced;
     this.change = null;
   }

@@ -18,6 +18,8 @@ const ICONS = {
 const NAMES = { erase: "keys.erase", send: "keys.send", " ": "keys.space", letters: "keys.letters",
   numbers: "keys.numbers", symbols: "keys.symbols", shift: "keys.shift", emoji: "keys.emoji",
   settings: "keys.settings" };
+// Keys that a physical keyboard has not: Tab leads to them, and a screen reader to all.
+const REACHED = ["letters", "numbers", "symbols", "emoji", "settings"];
 const WAIT = 400, REPEAT = 60; // milliseconds before, and between, repeated deletions
 const DOUBLE = 350;
 
@@ -61,7 +63,13 @@ export class Keys {
 
   draw() {
     this.hold.end();
-    if (this.page === "emoji") return this.emoji.draw(this.element);
+    const focused = this.element.contains(document.activeElement);
+    if (this.page === "emoji") this.emoji.draw(this.element);
+    else this.drawKeys();
+    if (focused) this.element.querySelector('[tabindex="0"]').focus();
+  }
+
+  drawKeys() {
     const letters = this.page === "letters", { map } = this;
     const [first, second, third] = (letters ? map.rows : PAGES[this.page].map((row) => [...row]))
       .map((row) => row.map((name) => this.key(name)));
@@ -87,7 +95,7 @@ export class Keys {
   key(name, kind = "") {
     const key = document.createElement("button");
     key.type = "button";
-    key.tabIndex = -1;
+    key.tabIndex = REACHED.includes(name) ? 0 : -1;
     key.dataset.key = name;
     key.className = `key ${kind}`;
     const label = { letters: this.map.label, numbers: "123", symbols: "#+=", " ": this.language }[name];

@@ -43,7 +43,7 @@ async function start() {
   if (document.documentElement.classList.contains("failed")) return;
   document.documentElement.classList.add("ready");
   $("title").textContent = index.title ?? t("status.unnamed");
-  $("status").textContent = t(site.runtime === "web" ? "status.inPage" : "status.onComputer");
+  app.showRuntime();
   app.text.focus(); // no keyboard of the phone's own appears: inputmode is none
   await app.busy(personal.restore());
   setTimeout(() => { app.corrector = new Corrector(tokenizer, app.keys.map); });

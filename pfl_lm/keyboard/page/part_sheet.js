@@ -12,9 +12,10 @@ export class PartSheet {
     $("part-open").addEventListener("click", () => this.open());
     dialog.querySelector(".close").addEventListener("click", () => dialog.close());
     dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
-    $("taking-part").addEventListener("change", (event) => part.switch(event.target.checked));
-    $("part-leave").addEventListener("click", () => part.leave());
-    $("part-forget").addEventListener("click", () => part.forget());
+    const tries = (work) => work.catch((error) => part.fail(error)); // the browser may refuse to write
+    $("taking-part").addEventListener("change", (event) => tries(part.switch(event.target.checked)));
+    $("part-leave").addEventListener("click", () => tries(part.leave()));
+    $("part-forget").addEventListener("click", () => tries(part.forget()));
   }
 
   open() {
@@ -29,7 +30,7 @@ export class PartSheet {
     $("taking-part").checked = on;
     $("taking-part").disabled = !key;
     $("part-leave").disabled = !key;
-    $("part-forget").disabled = !part.record && part.state !== "failed";
+    $("part-forget").disabled = !part.store || (!part.record && part.state !== "failed");
     $("part-note").textContent = t(key ? "part.note" : "part.noKey");
     $("part-state").textContent = [t(`state.${part.state}`), part.text].filter(Boolean).join(" · ");
     $("part-state").classList.toggle("failed", part.state === "failed");

@@ -19,6 +19,7 @@ export class Personal {
     this.key = `${STORE} ${name}`;
     this.learning = true;
     this.keeping = false;
+    this.refusal = ""; // why the browser does not keep what it was told to keep
     this.read = async () => {}; // told of the last messages whenever they change
     this.count([]);
   }
@@ -61,6 +62,10 @@ export class Personal {
 
   changed() {
     this.save();
+    return this.carry();
+  }
+
+  carry() {
     return this.read(this.messages.slice(-CARRIED).map((text) => this.ids(text)));
   }
 
@@ -155,24 +160,51 @@ export class Personal {
     return [...found.values()];
   }
 
+  // Keep the messages, or nothing. A browser may refuse: it then keeps nothing, not what was there before.
   save() {
-    if (this.keeping) localStorage.setItem(this.key, JSON.stringify(this.messages));
-    else localStorage.removeItem(this.key);
+    this.refusal = "";
+    try {
+      if (this.keeping) localStorage.setItem(this.key, JSON.stringify(this.messages));
+      else localStorage.removeItem(this.key);
+    } catch (error) {
+      if (!this.keeping) return; // it lets nothing be kept at all
+      this.keeping = false;
+      this.save();
+      this.refusal = error.message;
+    }
   }
 
   async restore() {
-    const stored = localStorage.getItem(this.key);
+    const stored = kept(this.key);
     this.keeping = stored !== null;
-    const messages = read(stored).filter((text) => typeof text === "string");
-    if (messages.length) await this.relearn(messages.slice(-MOST));
+    const messages = read(stored);
+    if (messages.length) await this.relearn(messages);
+  }
+
+  // Follow another page of this browser, which keeps, or forgets, in the same place.
+  async heed() {
+    const stored = kept(this.key), was = this.keeping;
+    this.keeping = stored !== null;
+    if (!this.keeping) return; // what this page learnt is its own
+    this.count(was ? read(stored) : [...read(stored), ...this.messages].slice(-MOST));
+    if (!was) this.save();
+    await this.carry();
   }
 }
 
-// What was kept; nothing where it is damaged.
+function kept(key) {
+  try {
+    return localStorage.getItem(key);
+  } catch {
+    return null; // the browser lets nothing be kept
+  }
+}
+
+// The messages that were kept; none where they are damaged.
 function read(stored) {
   try {
-    const kept = JSON.parse(stored);
-    return Array.isArray(kept) ? kept : [];
+    const messages = JSON.parse(stored);
+    return Array.isArray(messages) ? messages.filter((text) => typeof text === "string").slice(-MOST) : [];
   } catch {
     return [];
   }

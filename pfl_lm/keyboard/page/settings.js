@@ -5,13 +5,14 @@ import { languageName } from "./text_rules.js";
 
 const KEY = "pfl-lm keyboard settings";
 const USUAL = { layout: "", numberRow: false, autocorrect: true, haptics: true,
-  languages: "" };
+  languages: "", learning: true };
 const SWITCHES = { autocorrect: "settings.autocorrect", numberRow: "settings.numberRow",
   haptics: "settings.haptics" };
 
 /**
- * @typedef {{layout: string, numberRow: boolean, autocorrect: boolean, haptics: boolean, languages: string}}
- *   Choices languages: locales that the owner writes, spaces between; empty: as the page was given
+ * @typedef {{layout: string, numberRow: boolean, autocorrect: boolean, haptics: boolean, languages: string,
+ *   learning: boolean}} Choices languages: locales that the owner writes, spaces between; empty: as the page
+ *   was given; learning: from what is sent
  */
 
 export class Settings {
@@ -26,6 +27,7 @@ export class Settings {
     this.given = given.length ? locales.filter((one) => given.includes(one)) : locales;
     /** @type {Choices} */
     this.choices = { ...USUAL, ...read() };
+    addEventListener("storage", ({ key }) => { if (key === KEY || key === null) this.heed(); });
   }
 
   /** The languages of the vocabulary that the owner writes. A choice for another vocabulary is passed over. */
@@ -40,9 +42,22 @@ export class Settings {
     this.dialog.showModal();
   }
 
-  #set(name, value) {
+  /** Choose, and keep the choice where the browser lets anything be kept. */
+  set(name, value) {
     this.choices = { ...this.choices, [name]: value };
-    localStorage.setItem(KEY, JSON.stringify(this.choices));
+    try {
+      localStorage.setItem(KEY, JSON.stringify(this.choices));
+    } catch (error) {
+      console.warn(error); // the choice holds until the page is closed
+    }
+    this.changed(this.choices);
+  }
+
+  /** Follow a choice that was made on another page of this browser. */
+  heed() {
+    this.choices = { ...USUAL, ...read() };
+    this.dialog?.remove(); // it is built anew when it is opened
+    this.dialog = undefined;
     this.changed(this.choices);
   }
 
@@ -81,13 +96,13 @@ export class Settings {
     group.className = "layouts";
     legend.textContent = title;
     group.append(legend, ...values.map(([value, said]) => this.#input("radio", name, value === chosen, said,
-      (input) => { if (input.checked) this.#set(name, value); })));
+      (input) => { if (input.checked) this.set(name, value); })));
     return group;
   }
 
   #switch(name) {
     const label = this.#input("checkbox", name, this.choices[name], t(SWITCHES[name]),
-      (input) => this.#set(name, input.checked));
+      (input) => this.set(name, input.checked));
     label.className = "switch";
     return label;
   }

@@ -16,21 +16,20 @@ export class Sheets {
     }
     $("forget-all").addEventListener("click", () => this.forget(null));
     $("learning").addEventListener("change", (event) => {
-      app.personal.learning = event.target.checked;
+      app.settings.set("learning", event.target.checked);
     });
     $("keeping").addEventListener("change", (event) => {
       app.personal.keeping = event.target.checked;
       app.personal.save();
+      this.note();
     });
   }
 
   async learned() {
     const { personal, predictor } = this.app;
     $("learning").checked = personal.learning;
-    $("keeping").checked = personal.keeping;
     const words = personal.newWords(), count = personal.messages.length;
-    $("learned-note").textContent = count
-      ? t("learned.note", { count }) : t("learned.nothing");
+    this.note();
     $("forget-all").disabled = !count;
     this.list("words", words.slice(0, 30).map(({ word, count }) =>
       this.item(word, [isolated(word), count > 1 ? ` ×${number(count)}` : ""])));
@@ -57,6 +56,14 @@ export class Sheets {
       return item;
     }));
     document.documentElement.dataset.sheet = `${words.length} ${found.length}`;
+  }
+
+  // From how much it learned, and whether the browser keeps it.
+  note() {
+    const { personal } = this.app, count = personal.messages.length, reason = personal.refusal;
+    $("keeping").checked = personal.keeping;
+    $("learned-note").textContent = reason ? t("learned.notKept", { reason })
+      : count ? t("learned.note", { count }) : t("learned.nothing");
   }
 
   list(name, items) {

@@ -14,7 +14,7 @@ import { Store } from "./store.js";
 
 const REASONS = { NoKey, OtherTask, InvitationRefused, DamagedRecord, DroppedFromRound, RefusedByServer,
   SecaggError };
-const LOCK = "pfl-lm take part"; // two pages of one browser are one device
+const NAME = "pfl-lm take part"; // of the lock and the channel by which pages of one browser are one device
 
 export class TakePart {
   // task: take_part.json; graph: runs the bundle's train_step; inputs: of its signature.
@@ -24,12 +24,14 @@ export class TakePart {
     this.state = "off";
     this.text = "";
     this.rounds = [];
+    this.others = new BroadcastChannel(NAME); // pages of this browser, which keep the same
+    this.others.onmessage = () => this.heed().catch((error) => this.fail(error));
   }
 
   // Read what this browser keeps; take a key from the link, once.
   async open() {
-    this.store = await Store.open();
     try {
+      this.store = await Store.open();
       const plain = plainKey(location.hash);
       if (plain !== null) await this.enrol(plain);
       this.key = await this.store.read("key");
@@ -37,15 +39,32 @@ export class TakePart {
       if (this.key && (await this.store.read("on"))) this.start();
       this.shown();
     } catch (error) {
-      this.key ??= await this.store.read("key");
+      this.key ??= await this.store?.read("key");
       this.fail(error);
     }
   }
 
+  // Write values down, and tell the other pages of this browser.
+  async keep(values) {
+    for (const [name, value] of Object.entries(values)) await this.store.write(name, value);
+    this.others.postMessage(Object.keys(values));
+  }
+
+  // Follow what another page of this browser wrote: no page takes part once one was told to stop.
+  async heed() {
+    if (!this.store) return;
+    const key = await this.store.read("key"), on = key && await this.store.read("on");
+    if (this.on && (!on || key.secret !== this.key.secret)) this.pause();
+    this.key = key;
+    if (!(await this.store.read("record"))) this.record = undefined;
+    else if (!this.on) await this.openRecord(); // else it writes the record itself
+    if (on) this.start();
+    this.shown();
+  }
+
   async enrol(plain) {
     await checkDates(readKey(plain));
-    await this.store.write("key", plain);
-    await this.store.write("on", null); // a new key takes part once it is switched on again
+    await this.keep({ key: plain, on: null }); // a new key takes part once it is switched on again
     history.replaceState(null, "", location.pathname + location.search);
     this.enrolled = true;
   }
@@ -59,9 +78,9 @@ export class TakePart {
   }
 
   async switch(on) {
-    await this.store.write("on", on || null);
+    if (!on) this.pause(); // first: it stops even where nothing can be written
+    await this.keep({ on: on || null });
     if (on) this.start();
-    else this.pause();
     this.shown();
   }
 
@@ -74,8 +93,7 @@ export class TakePart {
   // Delete the key: this browser takes part no more, unless it is enrolled again. Its record stays.
   async leave() {
     this.pause();
-    await this.store.write("on", null);
-    await this.store.write("key", null);
+    await this.keep({ on: null, key: null });
     this.key = null;
     this.shown();
   }
@@ -83,7 +101,7 @@ export class TakePart {
   // Delete the record too. A phone without one waits, because it may have taken part before.
   async forget() {
     await this.leave();
-    await this.store.write("record", null);
+    await this.keep({ record: null });
     this.record = undefined;
     this.rounds = [];
     this.shown();
@@ -96,14 +114,17 @@ export class TakePart {
     this.service = service;
     this.say("waiting", t("event.otherPage"));
     const work = () => this.service === service && this.run(service);
-    navigator.locks.request(LOCK, work)
+    navigator.locks.request(NAME, work)
       .catch((error) => { if (this.service === service) this.fail(error); });
   }
 
   async run(service) {
     if (!this.task.trial) await this.openRecord();
-    const train = (values, parameters, payload) =>
-      this.trainer.train(values, parameters, payload, this.tokens());
+    const train = async (values, parameters, payload) => {
+      await this.heed(); // a page that slept was told nothing
+      if (service !== this.service) throw new RefusedByServer("stopped");
+      return this.trainer.train(values, parameters, payload, this.tokens());
+    };
     const says = ({ kind, round, text, error }) => {
       if (service !== this.service) return;
       if (kind === "done") this.rounds.push(round);

@@ -39,6 +39,14 @@ export function gapAfter(before, typed) {
 }
 
 /**
+ * What of a word stands after the caret inside of it.
+ * @param {string} after the text after the caret
+ */
+export function restOfWord(after) {
+  return after.match(/^(?:['’]?[\p{L}\p{M}\p{N}\u200c\u200d])*/u)[0];
+}
+
+/**
  * How a suggestion begins: as what was typed does, or as the beginning of a sentence.
  * @param {string} typed
  * @param {string} before

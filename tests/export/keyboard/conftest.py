@@ -49,7 +49,12 @@ class Browser:
         self._buffer, self._number = b"", 0
         self.events: list[dict[str, Any]] = []
         self._session: str | None = None
-        target = self._call("Target.createTarget", url="about:blank")["targetId"]
+        self._attach(dark)
+
+    def _attach(self, dark: bool = False) -> str:
+        """Open a tab, which all calls from now on are about; return its id."""
+        self._session = None
+        target: str = self._call("Target.createTarget", url="about:blank")["targetId"]
         attached = self._call("Target.attachToTarget", targetId=target, flatten=True)
         self._session = attached["sessionId"]
         for domain in ("Page", "Runtime", "Network", "Log"):
@@ -57,6 +62,17 @@ class Browser:
         self.size(390, 844)
         self.dark(dark)
         self.reads("en-US")
+        return target
+
+    @contextlib.contextmanager
+    def tab(self) -> Iterator[None]:
+        """Use a second tab of this browser within a ``with`` block, and close it."""
+        first = self._session
+        second = self._attach()
+        yield
+        self._session = None
+        self._call("Target.closeTarget", targetId=second)
+        self._session = first
 
     def size(self, width: int, height: int, mobile: bool = True) -> None:
         self._call("Emulation.setDeviceMetricsOverride", width=width, height=height,
@@ -125,6 +141,11 @@ class Browser:
             about = {"key": character, "text": character, "unmodifiedText": character}
             self._call("Input.dispatchKeyEvent", type="keyDown", **about)
             self._call("Input.dispatchKeyEvent", type="keyUp", key=character)
+
+    def compose(self, text: str) -> None:
+        """Type by an input method that has not decided on what it writes."""
+        self._call("Input.imeSetComposition", text=text, selectionStart=len(text),
+                   selectionEnd=len(text))  # fmt: skip
 
     def key(self, name: str, code: int, modifiers: int = 0) -> None:
         """Press a named key, such as Tab (9)."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -181,14 +182,20 @@ def untouched(browser) -> None:
     assert calls == []
 
 
-def is_the_simulations(run, bundle_folder, browsers, new_watcher) -> bool:
-    """Whether the model of a run with two pages has the bytes of a sum in one process."""
-    with opened(bundle_folder) as bundle:
+@contextmanager
+def page_of(run, bundle_folder):
+    """Give browsers the bundle's page with a stand-in for its graphs, within a ``with`` block."""
+    with opened(bundle_folder) as bundle, pytest.MonkeyPatch.context() as patch:
         page = KeyboardPage.of(bundle, WebAddress(f"127.0.0.1:{free_port()}", run.keys))
         run.page = replace(page, files={**page.files, "runtime.js": STUB.encode()})
-        with pytest.MonkeyPatch.context() as patch:  # the bundle is of another payload's run
-            patch.setattr(KeyboardPage, "check", lambda *about: None)
-            folder = take_part(run, browsers, new_watcher, untouched)
+        patch.setattr(KeyboardPage, "check", lambda *about: None)  # the bundle is of another run
+        yield
+
+
+def is_the_simulations(run, bundle_folder, browsers, new_watcher) -> bool:
+    """Whether the model of a run with two pages has the bytes of a sum in one process."""
+    with page_of(run, bundle_folder):
+        folder = take_part(run, browsers, new_watcher, untouched)
 
     def update(task, user: int) -> np.ndarray:
         words = np.count_nonzero(run.windows_of(user))
@@ -234,6 +241,53 @@ def test_two_pages_take_part_and_the_model_is_the_simulations(
     second.tap("#part-forget")
     second.until("app.part.state === 'off' && app.part.key === null")
     assert second.run("app.part.store.read('record').then((one) => one === null)")
+
+
+def test_no_tab_goes_on_with_what_another_left(
+    bundle_folder, whole, keys, browsers, without_runtime, tmp_path, new_watcher, quick_text
+):
+    run, browser = PageTrial(whole, tmp_path / "run", keys), browsers[0]
+    with page_of(run, bundle_folder):
+        run.start(lambda: run.serve(new_watcher()))
+        wait_for_page(browser, run.link(1))
+        browser.until("document.getElementById('part').open")
+        browser.tap("#taking-part")
+        browser.until("app.part.participant && app.part.text.startsWith('admitted')")
+        with browser.tab():
+            wait_for_page(browser, run.link(1).split("#")[0])
+            browser.until("app.part.on && app.part.text === 'for another page of this browser'")
+            browser.tap("#part-open")
+            browser.tap("#part-leave")
+            browser.until("app.part.key === null && !app.part.on")
+        browser.until("app.part.key === null && !app.part.on")
+        assert browser.run("document.getElementById('taking-part').checked") is False
+        assert "stopped" in browser.run("app.part.participant.train().catch((e) => e.message)")
+        run.start_devices(range(6))
+        run.join()
+
+
+def test_a_browser_that_writes_nothing_stops_when_it_is_told_to(
+    bundle_folder, whole, keys, browsers, without_runtime, tmp_path, new_watcher, quick_text
+):
+    run, browser = PageTrial(whole, tmp_path / "run", keys), browsers[0]
+    with page_of(run, bundle_folder):
+        run.start(lambda: run.serve(new_watcher()))
+        wait_for_page(browser, run.link(1))
+        browser.until("document.getElementById('part').open")
+        browser.tap("#taking-part")
+        browser.until("app.part.on")
+        browser.run("app.part.store.write = () => Promise.reject(new Error('the disk is full')); 1")
+        browser.tap("#taking-part")
+        browser.until("!app.part.on && app.part.state === 'failed'")
+        assert "the disk is full" in browser.run("document.getElementById('part').textContent")
+        shut = "IDBFactory.prototype.open = () => { throw new Error('no database here'); }"
+        browser._call("Page.addScriptToEvaluateOnNewDocument", source=shut)
+        wait_for_page(browser, run.link(1).split("#")[0])
+        browser.until("app.part.state === 'failed'")
+        assert "no database here" in browser.run("app.part.text")
+        assert browser.run("document.documentElement.classList.contains('failed')") is False
+        run.start_devices(range(6))
+        run.join()
 
 
 @pytest.fixture(scope="module")
