@@ -49,7 +49,9 @@ def significant(value: Any, digits: int = 3) -> str:
 
 
 def plain(value: float) -> str:
-    """A round number at an axis: 0.5, 20, 1,000."""
+    """A round number at an axis: 0.5, 20, 1,000, 2 × 10⁷."""
+    if value and not 1e-4 <= abs(value) < 1e7:
+        return power(value, 3)
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.4g}"
 
 

@@ -18,6 +18,8 @@ from pfl_lm.numbers import is_number, plain, significant
 
 _WIDTH, _HEIGHT = 460, 250
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 12, 40
+_DECIMALS = 6  # that a mark at an axis has; smaller numbers are written as powers
+_MARKS = 8  # at a logarithmic axis
 _POINTS = 240  # more than a screen shows; longer series are averaged in bins
 
 
@@ -148,7 +150,8 @@ def axis_format(marks: Sequence[float]) -> Callable[[float], str]:
     steps = [high - low for low, high in pairwise(marks)]
     if not steps or max(steps) > 1.5 * min(steps):  # powers: each has digits of its own
         return plain
-    decimals = next((d for d in range(10) if all(_has(mark, d) for mark in marks)), 10)
+    digits = range(_DECIMALS + 1)
+    decimals = next((d for d in digits if all(_has(mark, d) for mark in marks)), 0)
     return lambda value: plain(value) if decimals == 0 else f"{value:,.{decimals}f}"
 
 
@@ -173,18 +176,27 @@ def _span(values: Sequence[float], zero: bool, log: bool) -> tuple[float, float,
         marks = ticks(low, high)
         return marks[0], marks[-1], marks
     if log and low > 0:
-        candidates = [10.0**e * f for e in range(-12, 13) for f in (1, 2, 5)]
+        powers = range(math.floor(math.log10(low)) - 1, min(math.ceil(math.log10(high)) + 2, 308))
+        candidates = [10.0**e * f for e in powers for f in (1, 2, 5)]
         below = max((c for c in candidates if c <= low), default=low)
         above = min((c for c in candidates if c >= high), default=high)
         if below == above:
             above = below * 10
         inside = [c for c in candidates if below <= c <= above]
-        return below, above, inside if len(inside) <= 8 else inside[:: len(inside) // 6]
+        return below, above, _fewer(inside)
     low = min(low, 0.0) if zero else low
     if low == high:
         low, high = (0.0, high or 1.0) if low >= 0 else (low, 0.0)
     marks = ticks(low, high)
     return marks[0], marks[-1], marks
+
+
+def _fewer(marks: list[float]) -> list[float]:
+    """Leave out marks of a logarithmic axis: first those that are no powers of ten."""
+    if len(marks) <= _MARKS:
+        return marks
+    powers = [mark for mark in marks if f"{mark:e}".startswith("1.000000e")]
+    return powers[:: math.ceil(len(powers) / _MARKS)]
 
 
 def _axes(

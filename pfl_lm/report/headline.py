@@ -46,8 +46,9 @@ def lead(run: Run) -> str:
     phones = f"simulated phones, drawn from {whole(users.users.get('train'))} ({users.name})"
     if manifest.served is not None:
         phones = f"phones, drawn from {whole(users.cohort_rule.population)} that are enrolled"
+    rounds = "round" if len(run.rounds) == 1 else "rounds"
     return (
-        f"A {kind} ({size} parameters, {words} words), trained in {rounds_opened(run)} rounds "
+        f"A {kind} ({size} parameters, {words} words), trained in {rounds_opened(run)} {rounds} "
         f"of {whole(manifest.scenario.cohort)} {phones}."
     )
 
@@ -139,27 +140,37 @@ def tiles(run: Run) -> list[Tile]:
 def _tile(
     run: Run, key: str, title: str, explained: str, text: Callable[[Any], str], higher: bool
 ) -> Tile:
-    value = run.trained.get(key)
+    value = _measured(run.trained, key)
     compared = [row for row in run.baselines if is_number(row.get(key))]
     change, better = _change(key, value, compared, higher)
     rows = [{"name": FEDERATED, key: value}, *compared] if is_number(value) else compared
     most = max((row[key] for row in rows), default=1) or 1
     bars = tuple(
-        Bar(row["name"], text(row[key]), row[key] / most, style_of(row["name"])) for row in rows
+        Bar(row["name"], text(row[key]), min(1.0, max(0.0, row[key] / most)), style_of(row["name"]))
+        for row in rows
     )
     return Tile(title, explained, text(value), change, better, bars if compared else ())
 
 
+def _measured(row: dict[str, Any], key: str) -> Any:
+    """Return a figure of a row; a perplexity that was measured and is no number is infinite."""
+    value = row.get(key)
+    return math.inf if value is None and key in row and "perplexity" in key else value
+
+
 def _change(key: str, value: Any, compared: list[dict[str, Any]], higher: bool) -> tuple[str, bool]:
     """Compare with the best baseline: percentage points for shares, percent for perplexity."""
-    if not compared or not is_number(value):
+    best = (max if higher else min)(compared, key=lambda row: row[key], default=None)
+    if best is not None and value == math.inf:
+        return f"worse than {best['name']}: the training diverged", False
+    if best is None or not is_number(value):
         return "", False
-    best = (max if higher else min)(compared, key=lambda row: row[key])
     difference = value - best[key]
     better = difference > 0 if higher else difference < 0
     if key == "perplexity":
         ratio = difference / best[key] if best[key] else math.nan
-        amount, way = f"{abs(ratio):.0%}", "lower" if ratio < 0 else "higher"
+        amount = f"{abs(ratio):.0%}" if abs(ratio) < 100 else f"{significant(100 * abs(ratio))}%"
+        way = "lower" if ratio < 0 else "higher"
     else:
         points = "more" if difference > 0 else "less"
         amount, way = f"{abs(100 * difference):.1f}", f"points {points}"
@@ -186,8 +197,8 @@ def comparison(run: Run) -> list[dict[str, str]]:
                 "name": str(row.get("name", "")),
                 "style": style_of(str(row.get("name", ""))),
                 "trained": "yes" if row.get("name") == FEDERATED else "",
-                "perplexity": significant(row.get("perplexity")),
-                "perplexity_known": significant(row.get("perplexity_known")),
+                "perplexity": significant(_measured(row, "perplexity")),
+                "perplexity_known": significant(_measured(row, "perplexity_known")),
                 "top1": percent(row.get("top1")),
                 "top3": percent(row.get("top3")),
                 "top3_known": percent(row.get("top3_known")),

@@ -134,3 +134,12 @@ def test_a_logarithmic_axis_leaves_out_what_is_not_positive(least):
         assert len(paths(svg)) == 1
         assert heights[1] - heights[0] > 50
     assert draw(Series("none", [1, 2], [least, least]), log=True) is None or least > 0
+
+
+@pytest.mark.parametrize("log", [False, True])
+@pytest.mark.parametrize("values", [[1e30, 2e31], [3.0, 1e200], [1e-9, 5e-8], [0.5, 20_000.0]])
+def test_marks_of_any_size_are_short_and_few(values, log):
+    labels = axis_labels(draw(Series("a", [1, 2], values), log=log))
+    assert 2 <= len(labels) <= 9
+    assert len(set(labels)) == len(labels)
+    assert max(map(len, labels)) <= len("1.25 × 10⁻¹⁰⁰")

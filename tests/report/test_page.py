@@ -221,3 +221,42 @@ def test_what_is_no_run_is_refused(tmp_path, make_run):
 def test_a_difference_that_rounds_to_nothing_is_none(value, says, better):
     rows = [{"name": "public bigram", "top3": 0.5}]
     assert headline._change("top3", value, rows, higher=True) == (says, better)
+
+
+def test_what_diverged_is_called_infinite(make_run):
+    run = make_run()
+    path = run / "evaluation.json"
+    content = json.loads(path.read_text())
+    content["rows"][0] |= {"perplexity": None, "perplexity_known": None}
+    path.write_text(json.dumps(content))
+    page = read(write_report(run))
+    assert '<p class="value">∞</p>' in page
+    assert "worse than public pretraining: the training diverged" in page
+    assert page.count("<td>∞</td>") == 2
+
+
+def test_a_huge_figure_stays_short():
+    rows = [{"name": "public bigram", "perplexity": 250.0}]
+    says, better = headline._change("perplexity", 1e200, rows, higher=False)
+    assert (says, better) == ("4 × 10¹⁹⁹% higher than public bigram", False)
+
+
+def test_no_bar_leaves_its_tile(make_run):
+    run = make_run()
+    path = run / "evaluation.json"
+    content = json.loads(path.read_text())
+    for place, row in enumerate(content["rows"]):
+        row["keystrokes_saved"] = -0.2 * (place + 1)
+    path.write_text(json.dumps(content))
+    widths = re.findall(r'style="width:([-\d.]+)%"', read(write_report(run)))
+    assert all(0 <= float(width) <= 100 for width in widths)
+
+
+def test_one_round_is_one(make_run):
+    assert "trained in 1 round of 100" in read(write_report(make_run(rounds=1)))
+
+
+def test_a_name_in_another_script_has_its_own_direction(make_run):
+    run = make_run()
+    edit(run, lambda manifest: manifest["scenario"].update(description="مستخدمون مخترعون"))
+    assert '<h1 dir="auto">مستخدمون مخترعون</h1>' in read(write_report(run))

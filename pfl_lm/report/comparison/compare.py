@@ -121,7 +121,9 @@ def shown(figure: Figure, value: float) -> str:
     """Write a difference: of perplexity in percent, of a share in points."""
     if not math.isfinite(value):
         return MISSING
-    return f"{100 * value:,.1f}%" if figure.relative else f"{100 * value:.2f} points"
+    if figure.relative:
+        return f"{100 * value:,.1f}%" if abs(value) < 100 else f"{significant(100 * value)}%"
+    return f"{100 * value:.2f} points"
 
 
 def figure_text(figure: Figure, value: float) -> str:
