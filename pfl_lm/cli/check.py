@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pfl_lm.cli.tables import print_table
+
 if TYPE_CHECKING:
     from pfl_lm.dp.guarantee import Guarantee
     from pfl_lm.dp.policy import Policy
@@ -174,7 +176,7 @@ def _print_guarantees(
             f"{follows.participations:,}",
             _verdict(policy, problems, written),
         )
-    console.print(table)
+    print_table(table, console)
     for path, _, follows, problems in checked:
         console.print(f"\n[bold]{path.stem}[/bold]  {follows.statement}", highlight=False)
         console.print(f"[dim]by {follows.accountant}[/dim]", highlight=False)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pfl_lm.cli.bounds import number
+from pfl_lm.cli.tables import print_table
 
 if TYPE_CHECKING:
     from pfl_lm.dp.cohort_plan import CohortPlan, People
@@ -85,7 +86,7 @@ def _print(people: People, plans: list[CohortPlan]) -> None:
             end_section=place + 1 < len(plans) and plans[place + 1].rounds != row.rounds,
         )
     console = Console()
-    console.print(table)
+    print_table(table, console)
     console.print(
         "joins: rounds that a phone is in, at most. Noise: standard deviation of a coordinate, in "
         "clip norms.",

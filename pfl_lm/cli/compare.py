@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pfl_lm.cli.bounds import number
+from pfl_lm.cli.tables import print_table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -62,9 +63,9 @@ def compare(
         for sentence in judged.verdicts:
             console.print(f"  {escape(sentence)}")
         if judged.differences:
-            console.print(_differences(comparison, judged))
+            print_table(_differences(comparison, judged), console)
     console.print("\n[bold]ε and cost[/bold]")
-    console.print(_rows(comparison.names, cost_rows(comparison)))
+    print_table(_rows(comparison.names, cost_rows(comparison)), console)
     for note in comparison.notes:
         console.print(escape(note), style="dim")
     page = write_comparison(comparison, output)
@@ -79,7 +80,7 @@ def _show_settings(console: Console, comparison: Comparison) -> None:
     left = len(rows) - _SETTINGS_SHOWN
     more = f" (and {left} more on the page)" if left > 0 else ""
     console.print(f"[bold]Settings that differ[/bold]{more}")
-    console.print(_rows(comparison.names, rows[:_SETTINGS_SHOWN]))
+    print_table(_rows(comparison.names, rows[:_SETTINGS_SHOWN]), console)
 
 
 def _differences(comparison: Comparison, judged: Judged) -> Table:

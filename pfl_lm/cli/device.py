@@ -13,6 +13,7 @@ from pfl_lm.cli.browsers import link
 from pfl_lm.cli.device_record import record
 from pfl_lm.cli.network import device
 from pfl_lm.cli.recipes import ScenarioPath, Settings, read
+from pfl_lm.cli.tables import print_table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -70,7 +71,7 @@ def cost(
         typer.echo(json.dumps(rows, indent=2))
         return
     console = Console()
-    console.print(_table(rows, phones, path.stem, parts=console.width >= _WIDE))
+    print_table(_table(rows, phones, path.stem, parts=console.width >= _WIDE), console)
     for limit in budget or []:
         within = [row for row in rows if row["peak_bytes"] <= limit * 1e6]
         names = "; ".join(row["method"] for row in within) or "nothing"

@@ -13,6 +13,7 @@ import typer
 from pfl_lm.cli.arguments import listed
 from pfl_lm.cli.bounds import number
 from pfl_lm.cli.outputs import languages_option
+from pfl_lm.cli.tables import print_table
 
 if TYPE_CHECKING:
     from pfl_lm.evaluation.measures import Evaluation
@@ -149,7 +150,6 @@ def _writing(languages: Sequence[str]) -> str:
 
 def _show(figures: Evaluation, split: str, languages: Sequence[str]) -> None:
     """Print the figures, all words beside the words of the vocabulary."""
-    from rich.console import Console
     from rich.table import Table
 
     from pfl_lm.evaluation.labels import AS_TYPED
@@ -179,7 +179,7 @@ def _show(figures: Evaluation, split: str, languages: Sequence[str]) -> None:
     for name, label in AS_TYPED.items():
         if not math.isnan(value := getattr(figures, name)):
             table.add_row(label, percent(value), "", "")
-    Console().print(table)
+    print_table(table)
 
 
 def _show_gain(gain: Gain, text: str, column: str, as_json: bool, languages: Sequence[str]) -> None:
@@ -212,6 +212,6 @@ def _show_gain(gain: Gain, text: str, column: str, as_json: bool, languages: Seq
     ):
         table.add_row(label, *(percent(getattr(figures, name)) for figures in both))
     console = Console()
-    console.print(table)
+    print_table(table, console)
     kept = f"{gain.coordinates:,} numbers adapted on each phone; " if gain.coordinates else ""
     console.print(f"{kept}for {gain.hurt:.0%} of the users the shared model alone was better")

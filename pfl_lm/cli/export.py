@@ -10,6 +10,7 @@ import typer
 from pfl_lm.cli.arguments import listed
 from pfl_lm.cli.bounds import number
 from pfl_lm.cli.outputs import destination, language_option, languages_option
+from pfl_lm.cli.tables import print_table
 
 if TYPE_CHECKING:
     from pfl_lm.export.build import MeasuredFile
@@ -240,7 +241,6 @@ def _held_out(source: Source, population: Path | None, split: str, positions: in
 
 def _show(rows: list[MeasuredFile], text: HeldOutText) -> None:
     """Print the figures of every file."""
-    from rich.console import Console
     from rich.table import Table
 
     from pfl_lm.numbers import percent, significant, size
@@ -260,7 +260,7 @@ def _show(rows: list[MeasuredFile], text: HeldOutText) -> None:
             significant(cost.median_ms), significant(cost.p95_ms), size(cost.peak_memory_bytes)
         ]  # fmt: skip
         table.add_row(row.file.name, size(row.file.bytes), *figures)
-    Console(width=150).print(table)
+    print_table(table)
     for row in rows:
         if row.not_run:
             typer.echo(f"{row.file.name}: {row.not_run}")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pfl_lm.cli.serving import quieten
+from pfl_lm.cli.tables import print_table
 
 if TYPE_CHECKING:
     from pfl_lm.network.hostile.watch import Outcome
@@ -21,7 +22,6 @@ def _list(value: str | None) -> str | None:
     """Print the cases and end, where they are asked for."""
     if value != "list":
         return value
-    from rich.console import Console
     from rich.table import Table
 
     from pfl_lm.network.hostile.cases import CASES
@@ -30,7 +30,7 @@ def _list(value: str | None) -> str | None:
     for case in CASES.values():
         only = {"active": " (signed rounds)", "semi-honest": " (unsigned rounds)"}
         table.add_row(case.name, case.sentence + only.get(case.rounds or "", ""))
-    Console().print(table)
+    print_table(table)
     raise typer.Exit
 
 
@@ -104,14 +104,13 @@ def attack(
 
 
 def _print(outcomes: list[Outcome]) -> None:
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     table: Any = Table("case", "the device", "what it did", box=None)
     for outcome in outcomes:
         table.add_row(outcome.case.name, outcome.verdict, escape(outcome.reason))
-    Console().print(table)
+    print_table(table)
     played = [outcome for outcome in outcomes if outcome.verdict != "not played"]
     withstood = sum(not outcome.verdict.fails for outcome in played)
     typer.echo(f"the device withstood {withstood} of {len(played)} cases that were played")

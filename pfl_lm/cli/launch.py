@@ -30,6 +30,7 @@ from pfl_lm.cli.serving import (
     TrainingSeconds,
     serving_of,
 )
+from pfl_lm.cli.tables import print_table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -195,9 +196,9 @@ def _show(decision: Decision, measured: Measured, output: Path) -> None:
         table = _table("mean over users", _MEASURE, "difference", "95% interval")
         for name, estimate in measured.whole.items():
             table.add_row(name, *_cells(name, estimate, 0.95))
-        console.print(table)
+        print_table(table, console)
     if measured.groups:
-        console.print(_by_group(measured))
+        print_table(_by_group(measured), console)
     console.print(f"[bold]{decision.verdict}[/bold]: {decision.reason}", soft_wrap=True)
     if decision.phones_needed is not None:
         console.print(f"To tell, it would take about {decision.phones_needed:,} phones.")

@@ -20,6 +20,7 @@ from pfl_lm.cli.asking import (
 )
 from pfl_lm.cli.bounds import number
 from pfl_lm.cli.outputs import Ledgers, destination
+from pfl_lm.cli.tables import print_table
 
 if TYPE_CHECKING:
     from pfl_lm.queries.shares import CellShare
@@ -129,7 +130,7 @@ def _show(shares: list[CellShare], clusters: Clusters, output: Path) -> None:
     for share, about, of_store in sorted(rows, key=lambda row: -row[0].sum)[:_SHOWN]:
         weight = f"{share.weight:.2f}" if about.store == 0 else ""  # others are not read
         table.add_row(share.label, f"{of_store:.1%}", f"{share.sum / total:.1%}", weight)
-    console.print(table)
+    print_table(table, console)
     telling = sorted(shares[number_of:], key=lambda s: -s.sum * max(0.0, math.log(s.weight)))
     words = " ".join(share.label.split(": ", 1)[1] for share in telling[:_WORDS])
     console.print(f"Words that phones name oftener: {words}", soft_wrap=True, markup=False)

@@ -13,6 +13,7 @@ from pfl_lm.cli.bounds import number
 from pfl_lm.cli.cohort_plan import plan
 from pfl_lm.cli.population_budget import population
 from pfl_lm.cli.round_options import Rounds, about_rounds
+from pfl_lm.cli.tables import print_table
 
 if TYPE_CHECKING:
     from pfl_lm.dp.accounting.accountant import PrivacyCost
@@ -120,7 +121,7 @@ def _print_cost(event: RoundEvent, rounds: int, cost: PrivacyCost) -> None:
     if cost.rho is not None:
         table.add_row("ρ", format_epsilon(cost.rho), "zero-concentrated DP")
     console = Console()
-    console.print(table)
+    print_table(table, console)
     for assumption in cost.assumptions:
         console.print(f"  • {assumption}", style="dim", highlight=False)
 

@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from pfl_lm.cli.tables import print_table
 from pfl_lm.numbers import format_epsilon, format_perplexity, percent
 from pfl_lm.run.folder import RunFolder, read_json, was_opened
 from pfl_lm.run.progress import ProgressListener
@@ -171,7 +172,7 @@ class RunLines(ProgressListener):
 def summarise(folder: RunFolder, page: Path) -> None:
     """Print what came out of a run, what is promised, and where the page is."""
     console = Console()
-    console.print(_comparison(read_json(folder.evaluation_path)))
+    print_table(_comparison(read_json(folder.evaluation_path)), console)
     rounds = [line for line in folder.metrics() if line["kind"] == "round"]
     if unopened := [line["round"] for line in rounds if not was_opened(line)]:
         learnt = "; the model is what it started from" if len(unopened) == len(rounds) else ""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pfl_lm.cli.bounds import number
+from pfl_lm.cli.tables import print_table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -84,7 +85,7 @@ def verify(
         results.append(result)
         if result.problem and sum(r.problem is not None for r in results) <= _MISMATCHES_SHOWN:
             typer.echo(f"{result.vector.name} ({result.vector.kind}): {result.problem}", err=True)
-    Console().print(_table(results))
+    print_table(_table(results))
     conforming = sum(result.conforms for result in results)
     typer.echo(f"{conforming} of {len(results)} vectors conform")
     if conforming < len(results):

@@ -7,6 +7,8 @@ from typing import Annotated, TypeVar
 
 import typer
 
+from pfl_lm.cli.tables import print_table
+
 T = TypeVar("T")
 
 
@@ -83,7 +85,7 @@ def recipes(
     table.add_column()
     for known, file in shipped().items():
         table.add_row(known, _summary(file))
-    Console(highlight=False).print(table)
+    print_table(table, Console(highlight=False))
 
 
 def _summary(file: Path) -> str:

@@ -10,6 +10,7 @@ import typer
 from pfl_lm.cli.arguments import listed, typed
 from pfl_lm.cli.bounds import number
 from pfl_lm.cli.outputs import languages_option
+from pfl_lm.cli.tables import print_table
 
 Tokenizer = Annotated[
     Path | None,
@@ -58,4 +59,4 @@ def suggest(
             words, emoji = suggester.offer(text, count, letters)
             shown = [f"[bold]{escape(word)}[/bold]" for word, _ in words] or ["no word begins so"]
             table.add_row(escape(f"{text} …"), *shown, *([emoji] if emoji and not letters else []))
-    Console(highlight=False).print(table)
+    print_table(table, Console(highlight=False))

@@ -10,6 +10,7 @@ import typer
 
 from pfl_lm.cli.bounds import number
 from pfl_lm.cli.recipes import ScenarioPath, keys
+from pfl_lm.cli.tables import print_table
 from pfl_lm.cli.tracking import Track
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ def _show(done: Sweep) -> None:
         table.add_column(column, justify="right" if 0 < place < 4 else "left", overflow="fold")
     for row in rows_of(ranked):
         table.add_row(*(escape(value) for value in row))
-    console.print(table)
+    print_table(table, console)
     console.print(escape(verdict(ranked)))
     if done.importance:
         shares = ", ".join(f"{key} {percent(share)}" for key, share in done.importance.items())

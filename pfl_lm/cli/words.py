@@ -32,6 +32,7 @@ from pfl_lm.cli.serving import (
     TrainingSeconds,
     serving_of,
 )
+from pfl_lm.cli.tables import print_table
 
 if TYPE_CHECKING:
     from pfl_lm.queries.found import FoundWord
@@ -237,6 +238,6 @@ def _show(words: list[FoundWord], output: Path) -> None:
         table.add_column("deviations of the noise", justify="right")
         for word in strongest:
             table.add_row(word.word, f"{word.sum:.1f}", f"{word.deviations:.1f}")
-        console.print(table)
+        print_table(table, console)
     print_statements(console, output)
     console.print(f"{len(words):,} words; words and ledger are in {output}", soft_wrap=True)
