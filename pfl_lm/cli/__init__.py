@@ -109,7 +109,7 @@ def main() -> None:
         if errors.lets_through(error):
             raise
         if simulate.speaks():
-            red, plain = ("\033[31m", "\033[0m") if sys.stderr.isatty() else ("", "")
+            red, plain = ("\033[31m", "\033[0m") if errors.is_coloured(sys.stderr) else ("", "")
             for line in errors.lines_of(error):
                 print(f"{red}pfl-lm: {line}{plain}", file=sys.stderr)
         raise SystemExit(errors.status_of(error)) from None

@@ -17,6 +17,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from typing import TextIO
 
 TRACEBACK = "PFL_LM_TRACEBACK"
 
@@ -52,6 +53,15 @@ def write_anything() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
+
+
+def is_coloured(stream: TextIO) -> bool:
+    """Whether a stream shows colours: a terminal whose owner did not refuse them.
+
+    Source: https://no-color.org.
+    """
+    refused = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    return stream.isatty() and not refused
 
 
 def lets_through(error: Exception) -> bool:

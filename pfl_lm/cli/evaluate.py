@@ -141,7 +141,10 @@ def _load(path: Path) -> tuple[Model, Manifest | None]:
 
 def _print_json(figures: dict[str, Any], languages: Sequence[str]) -> None:
     """Print figures, and the languages that they are of if some were chosen."""
-    typer.echo(json.dumps(figures | ({"languages": languages} if languages else {}), indent=2))
+    from pfl_lm.evaluation.measures import finite
+
+    told = finite(figures) | ({"languages": languages} if languages else {})
+    typer.echo(json.dumps(told, indent=2, allow_nan=False))
 
 
 def _writing(languages: Sequence[str]) -> str:

@@ -128,7 +128,7 @@ class Evaluation:
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON; what is not finite becomes None."""
-        return {**_finite(asdict(self)), "quantile_levels": list(LEVELS)}
+        return {**finite(asdict(self)), "quantile_levels": list(LEVELS)}
 
 
 class Tally:
@@ -277,9 +277,10 @@ def _exp(nats: float) -> float:
     return math.exp(nats) if nats < 700 else math.inf if nats >= 700 else math.nan
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """Return plain values as JSON can hold them: a number that is not finite becomes None."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return value if not isinstance(value, float) or math.isfinite(value) else None

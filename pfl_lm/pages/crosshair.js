@@ -29,15 +29,23 @@
     tip.style.left = scrollX + (flip ? left - tip.offsetWidth - 28 : left) + "px";
     tip.style.top = scrollY + box.top + 12 + "px";
   };
-  for (const svg of document.querySelectorAll("svg[data-chart]")) {
-    const data = JSON.parse(svg.dataset.chart);
-    if (!data.points.length) continue;
-    svg.addEventListener("pointermove", event => show(svg, data, event));
-    svg.addEventListener("pointerleave", () => {
-      tip.hidden = true;
-      svg.querySelector(".hover").replaceChildren();
-    });
-  }
+  // Charts may be replaced while the page is open, so the page itself is listened to.
+  const read = new WeakMap();
+  let shown = null;
+  const hide = () => {
+    tip.hidden = true;
+    shown?.querySelector(".hover").replaceChildren();
+    shown = null;
+  };
+  addEventListener("pointerout", event => { if (!shown?.contains(event.relatedTarget)) hide(); });
+  addEventListener("pointermove", event => {
+    const svg = event.target.closest?.("svg[data-chart]") ?? null;
+    if (shown !== svg) hide();
+    shown = svg;
+    if (!svg) return;
+    if (!read.has(svg)) read.set(svg, JSON.parse(svg.dataset.chart));
+    if (read.get(svg).points.length) show(svg, read.get(svg), event);
+  });
   // Paper has nothing to unfold.
   addEventListener("beforeprint", () =>
     document.querySelectorAll("details").forEach(node => { node.open = true; }));

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
-from pfl_lm.cli.evaluate import evaluate
+from pfl_lm.cli.evaluate import _print_json, evaluate
 from pfl_lm.models.file import Model, save_model
 from pfl_lm.models.models import ModelSpec, initialise
 from pfl_lm.text.synthetic.population import synthetic_tokenizer
@@ -75,3 +76,11 @@ def test_own_words(run):
     assert found["shared"]["predictions"] == found["personal"]["predictions"]
     with pytest.raises(ValueError, match="choose one"):
         call(run, "--own-words", "--adapt", "lora")
+
+
+def test_json_of_what_diverged_is_json(capsys):
+    _print_json({"shared": {"perplexity": math.inf}, "hurt": math.nan}, ())
+    assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == {
+        "shared": {"perplexity": None},
+        "hurt": None,
+    }

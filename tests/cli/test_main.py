@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import os
 import signal
@@ -212,3 +213,21 @@ def test_help_imports_nothing_heavy():
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("about", "coloured"),
+    [({}, True), ({"NO_COLOR": "1"}, False), ({"NO_COLOR": ""}, True), ({"TERM": "dumb"}, False)],
+)
+def test_errors_are_red_where_nobody_refused_colours(monkeypatch, about, coloured):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    for name, value in ({"NO_COLOR": "", "TERM": "xterm"} | about).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setattr(sys, "argv", ["pfl-lm", "report", "no-such-run"])
+    with pytest.raises(SystemExit):
+        main()
+    assert ("\033[31m" in sys.stderr.getvalue()) is coloured

@@ -17,6 +17,7 @@ from pfl_lm.run.control import RunStopped
 from pfl_lm.run.folder import RunFolder
 from pfl_lm.run.progress import ProgressListener
 from pfl_lm.run.simulate import simulate
+from tests.export.keyboard.conftest import Browser, chromium
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -153,3 +154,28 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
         WatchServer(tmp_path, 0)
     with pytest.raises(ValueError, match="is not a run folder"):
         control.ask(tmp_path, control.STOP)
+
+
+def test_a_new_round_closes_nothing_that_is_read(server, tmp_path):
+    """What is unfolded stays so, and charts show their values under a pointer."""
+    if chromium() is None:
+        pytest.skip("needs Chromium or Chrome, which is not installed")
+    browser = Browser(tmp_path / "profile")
+    try:
+        browser.size(1000, 900, mobile=False)
+        browser.open(server.address)
+        browser.until("document.getElementById('watch-state')?.textContent.startsWith('round 20')")
+        browser.run("document.querySelector('#record details').open = true; 1")
+        with (server.folder.metrics_path).open("a") as metrics:
+            metrics.write('{"kind": "round", "round": 20, "loss": 1.0, "epsilon": 1.0}\n')
+        browser.until("document.querySelector('header').textContent.includes('round 21')")
+        assert browser.run("document.querySelectorAll('details[open]').length") == 1
+        browser.run(
+            "{ const chart = document.querySelector('svg[data-chart]'); chart.scrollIntoView();"
+            "const box = chart.getBoundingClientRect();"
+            "chart.dispatchEvent(new PointerEvent('pointermove',"
+            " { bubbles: true, clientX: box.x + box.width / 2, clientY: box.y + 20 })); 1 }"
+        )
+        assert browser.run("document.getElementById('tip').hidden") is False
+    finally:
+        browser.close()
