@@ -1,6 +1,7 @@
 // From a text to words: runs the `predict` graph, once for each word and once for each letter.
 
 const KEPT = 400; // states remembered
+const READ = 300, LEFT_OUT = 150; // words that are read of a longer text; how many are left out at once
 const SUGGESTIONS = 3;
 
 export class Predictor {
@@ -33,8 +34,9 @@ export class Predictor {
   // Ids that stand for a text: the sign of a message's begin, then its words.
   context(text) {
     const ids = this.tokenizer.encode(text);
-    const room = this.limits.context ? Math.floor(this.limits.context / 2) : Infinity;
-    return [this.tokenizer.rules.bos_id, ...ids.slice(Math.max(0, ids.length - room))];
+    const from = this.limits.context ? Math.max(0, ids.length - Math.floor(this.limits.context / 2))
+      : LEFT_OUT * Math.ceil(Math.max(0, ids.length - READ) / LEFT_OUT); // so that states serve again
+    return [this.tokenizer.rules.bos_id, ...ids.slice(from)];
   }
 
   // Read the messages that were sent, so that suggestions go on from there. A transformer's state
@@ -43,7 +45,7 @@ export class Predictor {
     const mine = ++this.carries;
     let state = this.start;
     if (!this.limits.context)
-      for (const token of messages.flat()) {
+      for (const token of messages.flat().slice(-READ)) {
         if (mine !== this.carries) return;
         state = this.next(await this.call(token, state));
       }

@@ -167,3 +167,13 @@ class TestReach:
         page.until("document.querySelectorAll('.words li').length === 1")
         button = "document.querySelector('.words button').getBoundingClientRect()"
         assert page.run(f"{button}.right <= innerWidth && {button}.width > 30")
+
+
+def test_a_book_that_is_pasted_stops_no_suggestion(page):
+    """Of a long text the last words are read, for a while from the same one on."""
+    length = "(text) => app.predictor.context(text).length - 1"
+    lengths = page.run(f"[300, 301, 450, 451].map((n) => ({length})('ta '.repeat(n)))")
+    assert lengths == [300, 151, 300, 151]
+    put(page, "ta ne " * 10_000)
+    settle(page)
+    assert page.run("document.documentElement.classList.contains('failed')") is False
