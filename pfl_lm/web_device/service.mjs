@@ -60,6 +60,27 @@ async function bytesOf(answer, most) {
   }
 }
 
+/** How long a server has been away. A computer that sleeps counts no more than one call and a pause. */
+class Away {
+  #seconds = 0;
+  #asked = Date.now();
+
+  constructor(most) {
+    this.most = most;
+  }
+
+  ends() {
+    [this.#seconds, this.#asked] = [0, Date.now()];
+  }
+
+  isTooLong() {
+    const passed = (Date.now() - this.#asked) / 1000;
+    this.#asked = Date.now();
+    this.#seconds += Math.max(0, Math.min(passed, CALL_SECONDS + MOST_SECONDS));
+    return this.#seconds > this.most;
+  }
+}
+
 /** Every method may be called again with the same arguments: the server takes a message once. */
 export class Service {
   #token = null;
@@ -163,7 +184,7 @@ export class Service {
   }
 
   async #retried(call) {
-    let until = Date.now() + 1000 * this.giveUpSeconds;
+    const away = new Away(this.giveUpSeconds);
     let pause = FIRST_SECONDS;
     for (;;) {
       try {
@@ -177,8 +198,8 @@ export class Service {
         else if (!AGAIN.has(error.code))
           throw new RefusedByServer(`the server refuses: ${error.message}`);
         // The server is there: it says that the device shall wait.
-        if (error.code === RESOURCE_EXHAUSTED) until = Date.now() + 1000 * this.giveUpSeconds;
-        if (Date.now() > until)
+        if (error.code === RESOURCE_EXHAUSTED) away.ends();
+        if (away.isTooLong())
           throw new RefusedByServer(`no server for a long time: ${error.message}`);
         if (error.code !== UNAUTHENTICATED) this.says(error.message);
       }
