@@ -37,7 +37,11 @@ def put(page, text: str, caret: int | None = None) -> None:
     page.run(f"app.text.value = {text!r}; app.text.focus(); app.changed(); 1")
     if caret is not None:
         page.run(f"app.text.setSelectionRange({caret}, {caret}); 1")
-        page.until("app.asked === app.place()")
+        page.until(
+            "(() => { const { before, typed } = app.wordAt(app.text.selectionEnd);"
+            "return app.asked === app.place()"
+            " && document.documentElement.dataset.suggested === `${before}|${typed}`; })()"
+        )
 
 
 class TestCaret:
