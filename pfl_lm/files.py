@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -10,13 +11,38 @@ import shutil
 import stat
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
 
 _TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}")  # as tempfile names them
 _MARKER = "unfinished"  # a file in each scratch folder, locked while its process lives
 _MARK = b"pfl-lm writes here; once no process does, the next one to write it removes this folder\n"
+_OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.EROFS}
+
+
+@contextmanager
+def naming(path: Path, temporary: Path | None = None) -> Iterator[None]:
+    """Let an error of the disk in a block name ``path``: Python's writes name no file.
+
+    Args:
+        temporary: what is written in place of ``path``; an error that names it names ``path``.
+
+    Raises:
+        OSError: of the same kind as the block's.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            ours = error.errno in _OF_THE_DISK
+        else:
+            named = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else ""
+            ours = temporary is not None and Path(named).is_relative_to(temporary)
+        if not ours:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 @contextmanager
@@ -29,17 +55,32 @@ def write_atomically(path: Path, mode: int = 0o644) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    temporary = Path(name)
+    temporary = _temporary(path, tempfile.mkstemp)
     try:
-        yield temporary
-        _flush_to_disk(temporary)
-        temporary.chmod(mode)
-        os.replace(temporary, path)
-        _flush_to_disk(path.parent)
+        with naming(path, temporary):
+            yield temporary
+            _flush_to_disk(temporary)
+            temporary.chmod(mode)
+            os.replace(temporary, path)
+            _flush_to_disk(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _temporary(path: Path, make: Callable[..., Any]) -> Path:
+    """Make a temporary sibling of ``path``, by one of tempfile's functions.
+
+    Raises:
+        OSError: naming ``path``.
+    """
+    try:
+        made = make(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    if isinstance(made, tuple):  # of mkstemp, with an open descriptor
+        os.close(made[0])
+        made = made[1]
+    return Path(made)
 
 
 def sweep(folder: Path, names: str = "*") -> None:
@@ -86,15 +127,18 @@ def scratch_beside(path: Path) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     _sweep_scratch(path)
-    scratch = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-    marker = os.open(scratch / _MARKER, os.O_RDWR | os.O_CREAT, 0o600)
+    scratch = _temporary(path, tempfile.mkdtemp)
+    marker = -1
     try:
-        if _locked(marker):
-            os.write(marker, _MARK)
-        yield scratch
+        with naming(path, scratch):
+            marker = os.open(scratch / _MARKER, os.O_RDWR | os.O_CREAT, 0o600)
+            if _locked(marker):
+                os.write(marker, _MARK)
+            yield scratch
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-        os.close(marker)
+        if marker >= 0:
+            os.close(marker)
 
 
 def _sweep_scratch(path: Path) -> None:

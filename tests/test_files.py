@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -7,6 +8,7 @@ import sys
 
 import pytest
 
+from pfl_lm import files
 from pfl_lm.files import folder_atomically, inside, scratch_beside, sweep, write_atomically
 
 
@@ -18,6 +20,46 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
         raise RuntimeError
     assert target.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+def full_disk():
+    return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("writing", [write_atomically, folder_atomically, scratch_beside])
+def test_an_error_of_the_disk_names_what_was_to_be_written(tmp_path, writing):
+    target = tmp_path / "out"
+    with pytest.raises(OSError, match="No space") as met, writing(target):
+        raise full_disk()
+    assert (met.value.errno, met.value.filename) == (errno.ENOSPC, str(target))
+    with pytest.raises(IsADirectoryError) as met, writing(target) as temporary:
+        raise IsADirectoryError(errno.EISDIR, "Is a directory", str(temporary))
+    assert met.value.filename == str(target)
+    with pytest.raises(FileNotFoundError) as met, writing(target):
+        (tmp_path / "another").read_bytes()
+    assert met.value.filename == str(tmp_path / "another")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_in_the_way_of_a_file_is_named(tmp_path):
+    (tmp_path / "a.txt").mkdir()
+    with pytest.raises(IsADirectoryError) as met, write_atomically(tmp_path / "a.txt") as temporary:
+        temporary.write_text("whole")
+    assert met.value.filename == str(tmp_path / "a.txt")
+
+
+@pytest.mark.parametrize("writing", [write_atomically, folder_atomically])
+def test_a_folder_that_takes_no_files_is_told_by_the_name_of_the_file(
+    tmp_path, monkeypatch, writing
+):
+    def refusing(dir, prefix):
+        raise PermissionError(errno.EACCES, "Permission denied", f"{dir}/{prefix}12345678")
+
+    for make in ("mkstemp", "mkdtemp"):
+        monkeypatch.setattr(files.tempfile, make, refusing)
+    with pytest.raises(PermissionError) as met, writing(tmp_path / "out"):
+        pass
+    assert met.value.filename == str(tmp_path / "out")
 
 
 def test_a_failed_folder_leaves_nothing(tmp_path):
@@ -50,6 +92,7 @@ def test_what_a_kill_left_is_swept_and_nothing_else(tmp_path):
 _WRITES = """
 import sys
 from pathlib import Path
+from pfl_lm import files
 from pfl_lm.files import folder_atomically
 with folder_atomically(Path(sys.argv[1])) as folder:
     (folder / "spill").write_text("a user's text")

@@ -16,6 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pfl_lm.files import naming
+
 Entry = dict[str, Any]
 
 _BEFORE_GENESIS = "0" * 64
@@ -196,9 +198,10 @@ class Ledger:
         data = _canonical(line) + b"\n"
         start = os.fstat(self._descriptor).st_size
         try:
-            if os.write(self._descriptor, data) != len(data):
-                raise OSError(f"{self.path}: the disk took only a part of an entry")
-            os.fsync(self._descriptor)
+            with naming(self.path):
+                if os.write(self._descriptor, data) != len(data):
+                    raise OSError(f"{self.path}: the disk took only a part of an entry")
+                os.fsync(self._descriptor)
         except BaseException:
             os.ftruncate(self._descriptor, start)
             raise

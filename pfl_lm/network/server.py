@@ -131,7 +131,7 @@ def serve(
     account = None if context.privacy.trial else serving.keys.account(serving.ledgers)
     recorder = RunRecorder(context, folder, listener, account)
     with ExitStack() as opened:
-        opened.callback(recorder.close)
+        opened.push(lambda kind, *_: _close(recorder, failed=kind is not None))
         stores: list[Store] = []
 
         def recovered(ledger: Ledger) -> ServerState:
@@ -146,6 +146,13 @@ def serve(
         write_results(context, folder, parameters, final_evaluation(context, parameters))
         recorder.record_end(state.round)
     return folder
+
+
+def _close(recorder: RunRecorder, failed: bool) -> None:
+    if failed:
+        recorder.close_after_failure()
+    else:
+        recorder.close()
 
 
 def recover(context: RunContext, folder: RunFolder, ledger: Ledger, store: Store) -> ServerState:
@@ -248,9 +255,12 @@ async def _run(
             await asyncio.to_thread(_evaluate_where_due, context, state, recorder)
             await asyncio.to_thread(recorder.save_where_due, state)
             store.forget_means_before(min(folder.checkpoints()))
-        await mailbox.finish(f"the run is over after {state.round} rounds")
-    finally:
         recorder.save(state)
+        await mailbox.finish(f"the run is over after {state.round} rounds")
+    except BaseException:
+        recorder.save_after_failure(state)
+        raise
+    finally:
         await asyncio.to_thread(pages.close)
         await listener.stop(grace=1.0)
     return state

@@ -27,11 +27,12 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from pfl_lm.files import write_atomically
+from pfl_lm.files import naming, write_atomically
 
 CHECKPOINTS_KEPT = 2
 BUDGET_FILE = "budget.json"
@@ -166,11 +167,9 @@ class RunLog:
     def write(self, entry: dict[str, Any]) -> dict[str, Any]:
         """Append one entry, which must have ``kind`` and ``round``; return what is public of it."""
         if self._private is not None:
-            self._private.write(_line(entry))
-            self._private.flush()
+            _append(self._private, entry)
             entry = without_counts(entry)
-        self._file.write(_line(entry))
-        self._file.flush()
+        _append(self._file, entry)
         if entry["kind"] == "evaluation":
             self._evaluated.add(entry["round"])
         # The time of a round grows with its reports: where their number is secret, so is the time.
@@ -188,10 +187,10 @@ class RunLog:
         return bool(every) and round % every == 0 and round not in self._evaluated
 
     def close(self) -> None:
-        self._file.close()
-        if self._private is not None:
-            self._private.close()
-        self._board.close()
+        with ExitStack() as ending:  # each is closed though another one cannot be
+            for file in (self._board, self._private, self._file):
+                if file is not None:
+                    ending.callback(file.close)
 
 
 def figures_of(entry: Mapping[str, Any]) -> dict[str, float]:
@@ -225,6 +224,12 @@ def _reopened(path: Path, kept: list[dict[str, Any]], mode: int) -> TextIO:
     with write_atomically(path, mode) as temporary:
         temporary.write_text("".join(_line(entry) for entry in kept), encoding="utf-8")
     return path.open("a", encoding="utf-8")
+
+
+def _append(file: TextIO, entry: Mapping[str, Any]) -> None:
+    with naming(Path(file.name)):
+        file.write(_line(entry))
+        file.flush()
 
 
 def _line(entry: Mapping[str, Any]) -> str:

@@ -108,13 +108,13 @@ class RunRecorder(RoundRecorder):
                 state = replace(state, noise_state=before)
                 clip = clip_before(state.round, self.ledger.entries())
                 state = replace(state, clip=clip)
+            assert self.ledger is not None
+            self._budget = Budget(self._context.privacy, self.ledger)
+            self._log = RunLog(self.folder, state.round, self._counts_are_secret)
+            self._heeding.enter_context(heeding(self.folder))
         except BaseException:
-            self.close()
+            self.close_after_failure()
             raise
-        assert self.ledger is not None
-        self._budget = Budget(self._context.privacy, self.ledger)
-        self._log = RunLog(self.folder, state.round, self._counts_are_secret)
-        self._heeding.enter_context(heeding(self.folder))
         return state
 
     def _begin_or_resume(self, resume: bool, overwrite: bool, tells: bool) -> ServerState:
@@ -217,20 +217,43 @@ class RunRecorder(RoundRecorder):
             self.ledger.record(end)
 
     def close(self) -> None:
-        """Close ledger and log; write what these people have spent, and what may be published."""
-        self._heeding.close()
-        if self._log is not None:
-            self._log.close()
-        if self.ledger is not None:
-            if self._counts_are_secret:
-                write_json(self.folder.public_ledger_path, _published(self.ledger))
-            self.ledger.close()
-        if self._population is not None:
-            try:
-                if self.ledger is not None:
-                    write_json(self.folder.budget_path, self._population.spent().as_plain())
-            finally:
-                self._population.close()
+        """Close ledger and log; write what these people have spent, and what may be published.
+
+        Each step is taken though another one fails, so no lock stays behind. Closing twice is
+        harmless.
+        """
+        population, ledger, log = self._population, self.ledger, self._log
+        self._population = self.ledger = self._log = None
+        with ExitStack() as ending:  # the last one first
+            if population is not None:
+                ending.callback(population.close)
+            if population is not None and ledger is not None:
+                ending.callback(self._write_spent, population)
+            if ledger is not None:
+                ending.callback(ledger.close)
+            if ledger is not None and self._counts_are_secret:
+                ending.callback(write_json, self.folder.public_ledger_path, _published(ledger))
+            if log is not None:
+                ending.callback(log.close)
+            ending.callback(self._heeding.close)
+
+    def save_after_failure(self, state: ServerState) -> None:
+        """Save a checkpoint if that can be done; where it cannot, ``--resume`` makes it again."""
+        self._attempt(lambda: self.save(state))
+
+    def close_after_failure(self) -> None:
+        """Close, so that what ended the run is what is reported, and not what closing met."""
+        self._attempt(self.close)
+
+    def _attempt(self, step: Callable[[], None]) -> None:
+        """Take a step after a failure, and tell the listener of a further one."""
+        try:
+            step()
+        except (OSError, ValueError) as error:
+            self._listener.say(f"as the run ended: {error}")
+
+    def _write_spent(self, population: PopulationLedger) -> None:
+        write_json(self.folder.budget_path, population.spent().as_plain())
 
     @property
     def _counts_are_secret(self) -> bool:

@@ -37,6 +37,11 @@ def check_free(folder: RunFolder, overwrite: bool) -> bool:
     """
     if not folder.path.exists():
         return False
+    if overwrite and folder.path.is_symlink():
+        raise ValueError(
+            f"{folder.path} is a symbolic link, which --overwrite does not delete: name the folder "
+            f"that it leads to, {folder.path.resolve()}"
+        )
     if not folder.path.is_dir():
         raise ValueError(f"{folder.path} is a file; a run is a folder, choose another name")
     if not any(folder.path.iterdir()):
@@ -207,21 +212,43 @@ def resume_run(
     ledger = Ledger.open(folder.ledger_path)
     try:
         state = _last_state(folder, ledger, digest_of(written))
+        _sweep(folder)
+        state = replace(state, clip=clip_before(state.round, ledger.entries()))
+        state = replay(context, folder, state, ledger.entries())
+        return _past_lost_means(context, folder, state, ledger, listener), ledger
     except BaseException:
         ledger.close()
         raise
-    _sweep(folder)
-    state = replace(state, clip=clip_before(state.round, ledger.entries()))
-    state = replay(context, folder, state, ledger.entries())
-    recorded = [e["round"] + 1 for e in ledger.entries() if e["kind"] in ("round", "abandoned")]
+
+
+def _past_lost_means(
+    context: RunContext,
+    folder: RunFolder,
+    state: ServerState,
+    ledger: Ledger,
+    listener: ProgressListener,
+) -> ServerState:
+    """Go on after the recorded rounds whose means are gone; a reproducible run repeats them.
+
+    Raises:
+        ValueError: the run has ended: its model would give way to one that lacks those rounds.
+    """
+    entries = ledger.entries()
+    recorded = [e["round"] + 1 for e in entries if e["kind"] in ("round", "abandoned")]
     lost = max(recorded, default=0) - state.round
-    if lost > 0 and not context.scenario.reproducible:
-        listener.say(
-            f"{lost} recorded round(s) from {state.round} on have lost their means in {folder.path}"
-            "/means: the model goes on without them and what they spent stays spent"
+    if lost <= 0 or context.scenario.reproducible:
+        return state
+    if folder.model_path.exists() and any(entry["kind"] == "end" for entry in entries):
+        raise ValueError(
+            f"{folder.path} has ended and the checkpoint after its last round is damaged or gone: "
+            f"to go on from round {state.round} would replace {folder.model_path.name} by a model "
+            f"that lacks {lost} round(s); leave the run as it is, or put that checkpoint back"
         )
-        state = replace(state, round=state.round + lost)
-    return state, ledger
+    listener.say(
+        f"{lost} recorded round(s) from {state.round} on have lost their means in {folder.path}"
+        "/means: the model goes on without them and what they spent stays spent"
+    )
+    return replace(state, round=state.round + lost)
 
 
 def _check_same(written: dict[str, Any], now: dict[str, Any], folder: RunFolder) -> None:

@@ -243,10 +243,10 @@ def simulate(
         # The budget's end, a full disk, Ctrl-C: what has been paid for is kept.
         with interruptible() as hold:
             hold()
-            recorder.save(state)
+            recorder.save_after_failure(state)
+            recorder.close_after_failure()
         raise
-    finally:
-        recorder.close()
+    recorder.close()
     return recorder.folder
 
 
