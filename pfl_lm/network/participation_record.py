@@ -32,6 +32,7 @@ from pfl_lm.network.participation_rules import (
     refusal,
     total_cost,
 )
+from pfl_lm.network.sqlite_errors import code_of, remedy
 from pfl_lm.numbers import format_epsilon
 
 _VERSION = 2
@@ -55,18 +56,6 @@ CREATE TABLE total (epsilon REAL NOT NULL, delta REAL NOT NULL)
 
 # A rollback journal, not a log: what SQLite writes into bytes 18 and 19 of the file.
 _MAGIC, _ROLLBACK_JOURNAL = b"SQLite format 3\0", b"\1\1"
-
-_UNREACHED = {
-    sqlite3.SQLITE_BUSY: "end the process that holds it, or try again",
-    sqlite3.SQLITE_LOCKED: "end the process that holds it, or try again",
-    sqlite3.SQLITE_FULL: "make room on the disk",
-    sqlite3.SQLITE_READONLY: "allow this user to write the file and its folder",
-    sqlite3.SQLITE_CANTOPEN: "allow this user to open the file and its folder",
-    sqlite3.SQLITE_PERM: "allow this user to open the file and its folder",
-    sqlite3.SQLITE_IOERR: "check the disk",
-    sqlite3.SQLITE_NOMEM: "end other processes",
-}
-"""What keeps a sound record from being read or written, by SQLite's primary code: the remedy."""
 
 
 class ParticipationRecord:
@@ -273,9 +262,8 @@ class ParticipationRecord:
         try:
             yield
         except sqlite3.Error as error:
-            code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT)
-            if remedy := _remedy(code):
-                message = f"{self.path} cannot be read or written: {error}; {remedy}"
+            if helps := _remedy(code_of(error)):
+                message = f"{self.path} cannot be read or written: {error}; {helps}"
                 raise OSError(message) from error
             raise ValueError(
                 f"{self.path} is no participation record ({error}); put the record back, or "
@@ -287,7 +275,7 @@ def _remedy(code: int) -> str | None:
     """Return what helps where a sound record cannot be reached; None where it is damaged."""
     if code == sqlite3.SQLITE_READONLY_ROLLBACK:
         return "its last write was cut off, and `pfl-lm device run` undoes that"
-    return _UNREACHED.get(code & 0xFF)
+    return remedy(code)
 
 
 def _begin(path: Path, began: float, first_install: bool) -> None:

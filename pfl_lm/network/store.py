@@ -37,13 +37,17 @@ So no spent budget is forgotten (from 2 on it is charged whatever happens), none
 
 from __future__ import annotations
 
+import functools
 import os
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+
+from pfl_lm.network.sqlite_errors import code_of, remedy
 
 _SCHEMA = """
 CREATE TABLE run (id TEXT NOT NULL);
@@ -70,6 +74,54 @@ _VERSION = 3
 OVER = ("closed", "abandoned", "lost")
 
 
+def _telling(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a method of a cursor name the store's file and the remedy in its errors.
+
+    Raises:
+        OSError: the file cannot be read or written now: the disk is full, say.
+        ValueError: the file is damaged.
+    """
+
+    @functools.wraps(method)
+    def told(cursor: _Cursor, *arguments: Any) -> Any:
+        try:
+            return method(cursor, *arguments)
+        except sqlite3.Error as error:
+            path = cursor.connection.path
+            if helps := remedy(code_of(error)):
+                raise OSError(
+                    f"{path} cannot be read or written: {error}; {helps}, then --resume"
+                ) from error
+            raise ValueError(
+                f"{path} is no sound store of rounds ({error}); put the store back: without it "
+                "nobody knows which rounds were opened"
+            ) from error
+
+    return told
+
+
+class _Cursor(sqlite3.Cursor):
+    """A cursor that tells what its errors mean for the store."""
+
+    connection: _Database
+    execute = _telling(sqlite3.Cursor.execute)
+    executemany = _telling(sqlite3.Cursor.executemany)
+    fetchone = _telling(sqlite3.Cursor.fetchone)
+    __next__ = _telling(sqlite3.Cursor.__next__)
+
+
+class _Database(sqlite3.Connection):
+    """A connection that knows its file, and whose cursors are of that kind."""
+
+    path = Path()
+
+    def execute(self, *arguments: Any) -> sqlite3.Cursor:
+        return self.cursor(_Cursor).execute(*arguments)
+
+    def executemany(self, *arguments: Any) -> sqlite3.Cursor:
+        return self.cursor(_Cursor).executemany(*arguments)
+
+
 @dataclass(frozen=True)
 class RoundRow:
     """A round as the store knows it: ``mean`` float32[d] from ``opened`` on."""
@@ -86,7 +138,10 @@ class Store:
     def __init__(self, path: Path) -> None:
         """Use :meth:`create` or :meth:`open`."""
         self.path = Path(path)
-        self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        self._database = sqlite3.connect(
+            path, isolation_level=None, check_same_thread=False, factory=_Database
+        )
+        self._database.path = self.path
         self._database.execute("PRAGMA journal_mode = WAL")
         self._database.execute("PRAGMA synchronous = FULL")
 
@@ -129,6 +184,9 @@ class Store:
         version = store._database.execute("PRAGMA user_version").fetchone()[0]
         if version != _VERSION:
             raise ValueError(f"{path} is a store of version {version}, not {_VERSION}")
+        (state,) = store._database.execute("PRAGMA quick_check").fetchone()
+        if state != "ok":
+            raise ValueError(f"{path} is damaged ({state}); put the store back")
         return store
 
     @property
@@ -179,10 +237,11 @@ class Store:
                 "INSERT INTO rounds (round, state, context) VALUES (?, 'invited', ?)",
                 (round, context),
             )
+            database.execute("COMMIT")
         except BaseException:
-            database.execute("ROLLBACK")
+            if database.in_transaction:  # SQLite ends it itself where a disk is full
+                database.execute("ROLLBACK")
             raise
-        database.execute("COMMIT")
 
     def asking(self, round: int, reports: int) -> None:
         """Note that the survivors are about to be asked: from here on the round is paid for."""
