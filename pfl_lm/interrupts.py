@@ -1,4 +1,8 @@
-"""Ctrl-C and SIGTERM: ``interruptible`` makes them wait until a paid-for round is recorded."""
+"""Signals that end a process: ``interruptible`` makes them wait until a round is recorded.
+
+They are Ctrl-C, SIGTERM, and SIGHUP, which a process gets when its terminal is closed. One that the
+process was started to ignore, as by nohup, stays ignored.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +12,26 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import FrameType
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 @contextmanager
 def answering(handler: Callable[[int, FrameType | None], None] | signal.Handlers) -> Iterator[None]:
-    """Let ``handler`` answer SIGTERM and SIGINT for the length of a block."""
-    before = [signal.signal(name, handler) for name in SIGNALS]
+    """Let ``handler`` answer the signals that are not ignored, for the length of a block."""
+    heeded = [name for name in SIGNALS if signal.getsignal(name) is not signal.SIG_IGN]
+    before = [signal.signal(name, handler) for name in heeded]
     try:
         yield
     finally:
-        for name, earlier in zip(SIGNALS, before, strict=True):
+        for name, earlier in zip(heeded, before, strict=True):
             signal.signal(name, signal.SIG_DFL if earlier is None else earlier)
+
+
+def end_by_exceptions() -> None:
+    """Let SIGTERM and SIGHUP end this process as Ctrl-C does: what is half written is cleared."""
+    for name in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(name) is not signal.SIG_IGN:
+            signal.signal(name, end)
 
 
 def end(number: int, _: FrameType | None) -> None:
@@ -34,7 +46,7 @@ def end(number: int, _: FrameType | None) -> None:
 
 @contextmanager
 def interruptible() -> Iterator[Callable[[], None]]:
-    """Yield a function: once it is called, Ctrl-C and SIGTERM wait for the end of the block.
+    """Yield a function: once it is called, the signals wait for the end of the block.
 
     Before that call they act at once, as they do elsewhere. Python runs handlers of signals in its
     main thread only, so in any other thread nothing waits.

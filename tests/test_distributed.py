@@ -291,7 +291,7 @@ def interrupted(process, ledger: Path, number: int) -> bytes:
     return ledger.read_bytes()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 def test_ranks_end_with_the_process_that_started_them(folder, alone, new_watcher, tmp_path, number):
     """And let go of the ledger, so that the run can be resumed."""
     run = tmp_path / "run"

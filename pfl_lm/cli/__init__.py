@@ -40,7 +40,7 @@ from pfl_lm.cli import (
     watch,
     words,
 )
-from pfl_lm.interrupts import end
+from pfl_lm.interrupts import end_by_exceptions
 from pfl_lm.version import __version__
 
 INTERRUPTED = 130  # the status that typer, as a shell, makes of Ctrl-C
@@ -101,9 +101,11 @@ def pfl_lm(
 def main() -> None:
     """Run a verb; whatever ends it is one line on standard error (see :mod:`pfl_lm.cli.errors`)."""
     errors.write_anything()
-    signal.signal(signal.SIGTERM, end)  # by an exception: what is half written is cleared away
+    errors.tell_of_threads()
+    end_by_exceptions()
     try:
         arguments.refuse_empty(sys.argv[1:])
+        arguments.refuse_other_encodings(sys.argv[1:])
         app()
     except Exception as error:
         if errors.lets_through(error):

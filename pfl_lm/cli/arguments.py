@@ -32,6 +32,26 @@ def refuse_empty(arguments: Sequence[str]) -> None:
             raise ValueError(f"an argument{after} is empty: an unset variable of the shell?")
 
 
+def refuse_other_encodings(arguments: Sequence[str]) -> None:
+    """Refuse a name that is not UTF-8: manifests and pages state names, and could not hold it.
+
+    The texts of `pfl-lm suggest` and of `pfl-lm tokenizer describe` are not names.
+
+    Raises:
+        ValueError: naming the argument, with ? for what cannot be read.
+    """
+    for before, value in pairwise(["", *arguments]):
+        if arguments[0] == "suggest" or before == "--text":
+            continue
+        try:
+            os.fsencode(value).decode("utf-8")
+        except UnicodeDecodeError:
+            shown = os.fsencode(value).decode("ascii", "replace").replace("\ufffd", "?")
+            raise ValueError(
+                f"{shown!r} is not UTF-8, and files and pages must state names in UTF-8: rename it"
+            ) from None
+
+
 def listed(text: str) -> tuple[str, ...]:
     """Return the parts of a comma-separated text."""
     return tuple(part.strip() for part in text.split(",") if part.strip())

@@ -14,8 +14,10 @@ PFL_LM_TRACEBACK=1 lets a fault's traceback through.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
+import threading
 import traceback
 from typing import TextIO
 
@@ -27,6 +29,13 @@ _OS_ERRORS = {
     NotADirectoryError: "{}: a part of this path is a file, not a folder",
     IsADirectoryError: "{} is a folder; a file is needed here",
     PermissionError: "{}: permission denied",
+}
+_REMEDIES = {
+    errno.ENOSPC: "make room on that disk and try again",
+    errno.EDQUOT: "remove files of yours on that disk, or have the quota raised, and try again",
+    errno.EROFS: "choose a folder on a disk that can be written",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
 }
 
 
@@ -55,13 +64,28 @@ def write_anything() -> None:
             stream.reconfigure(errors="replace")
 
 
-def is_coloured(stream: TextIO) -> bool:
+def is_coloured(stream: TextIO | None) -> bool:
     """Whether a stream shows colours: a terminal whose owner did not refuse them.
 
     Source: https://no-color.org.
     """
     refused = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
-    return stream.isatty() and not refused
+    return stream is not None and stream.isatty() and not refused
+
+
+def tell_of_threads() -> None:
+    """Let a thread that a mistake ends say it in lines too; of a fault all is told as before."""
+    before = threading.excepthook
+
+    def tell(ended: threading.ExceptHookArgs) -> None:
+        error = ended.exc_value
+        if not isinstance(error, Exception) or status_of(error) == 1:
+            before(ended)
+            return
+        for line in lines_of(error):
+            print(f"pfl-lm: {line}", file=sys.stderr)
+
+    threading.excepthook = tell
 
 
 def lets_through(error: Exception) -> bool:
@@ -76,12 +100,13 @@ def _is_memory(error: Exception) -> bool:
 
 
 def _os_error(error: OSError) -> str:
+    remedy = "".join(f"; {text}" for number, text in _REMEDIES.items() if number == error.errno)
     if error.filename is None:
-        return error.strerror or str(error)
+        return (error.strerror or str(error)) + remedy
     for kind, text in _OS_ERRORS.items():
         if isinstance(error, kind):
             return text.format(error.filename)
-    return f"{error.filename}: {error.strerror}"
+    return f"{error.filename}: {error.strerror}{remedy}"
 
 
 def _fault(error: Exception) -> str:

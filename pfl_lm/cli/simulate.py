@@ -124,7 +124,7 @@ def speaks() -> bool:
     """Whether this process speaks for its run: of torchrun's processes only rank 0 does."""
     from pfl_lm.distributed.torchrun import launched
 
-    return not launched() or os.environ["RANK"] == "0"
+    return not launched() or os.environ.get("RANK", "0") == "0"
 
 
 def _beginning(output: Path) -> bytes:
@@ -201,7 +201,7 @@ def _run(scenario: Scenario, request: Request, workers: int | None) -> None:
 
 def _work(ranks: Ranks, scenario: Scenario, request: Request) -> None:
     """Simulate as one of the processes, or alone; rank 0 shows how far the run is."""
-    from pfl_lm.cli.errors import write_anything
+    from pfl_lm.cli.errors import tell_of_threads, write_anything
     from pfl_lm.cli.progress import RunScreen
     from pfl_lm.devices.processor import open_processor
     from pfl_lm.interop.tff_sum import external_aggregator
@@ -211,6 +211,7 @@ def _work(ranks: Ranks, scenario: Scenario, request: Request) -> None:
     from pfl_lm.run.simulate import simulate
 
     write_anything()
+    tell_of_threads()
     # One thread, whatever the number of processes: threads split sums, and so change their bits.
     tune(None if "OMP_NUM_THREADS" in os.environ else 1)
     external = external_aggregator(scenario.aggregator)

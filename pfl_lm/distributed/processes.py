@@ -45,7 +45,7 @@ def launch(count: int, work: Callable[..., T], *arguments: Any) -> T:
         ValueError: ``count`` is below 1, or ``work`` raised a ValueError (then of the same kind) or
             an OSError on some rank.
         KeyboardInterrupt: Ctrl-C; the processes have ended.
-        SystemExit: SIGTERM; the processes have ended.
+        SystemExit: SIGTERM or SIGHUP; the processes have ended.
         ChildProcessError: processes were killed again and again, or ``work`` raised any other
             exception, whose traceback is on standard error.
     """
@@ -194,10 +194,11 @@ def _ctrl_c_blocked() -> Iterator[None]:
 def _run(place: tuple[Any, ...], work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     """Work as one of the ranks, and tell the supervisor what came of it.
 
-    A terminal sends Ctrl-C to every process of a command; the supervisor alone answers it, by
-    SIGTERM to the ranks.
+    A terminal sends Ctrl-C, and SIGHUP when it is closed, to every process of a command; the
+    supervisor alone answers them, by SIGTERM to the ranks.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for name in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(name, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     signal.signal(signal.SIGTERM, end)
     threading.Thread(target=_end_with_the_supervisor, daemon=True).start()

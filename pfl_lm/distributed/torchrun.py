@@ -25,6 +25,7 @@ from pfl_lm.interrupts import answering, end
 
 T = TypeVar("T")
 
+_STATED = ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 TIMEOUT = timedelta(hours=1)  # of a rank that lives and does not answer; a dead one shows at once
 
 
@@ -91,13 +92,22 @@ def launched() -> bool:
 
 @contextmanager
 def join() -> Iterator[Ranks]:
-    """Meet the other ranks, if torchrun started this process; else yield ``ALONE``."""
+    """Meet the other ranks, if torchrun started this process; else yield ``ALONE``.
+
+    Raises:
+        ValueError: the environment has a part of what torchrun states.
+    """
     if not launched():
         yield ALONE
         return
     import torch.distributed as dist
     from torch.distributed.rendezvous import rendezvous
 
+    if missing := [name for name in _STATED if name not in os.environ]:
+        raise ValueError(
+            f"TORCHELASTIC_RUN_ID is set, and {', '.join(missing)} is not: torchrun sets all of "
+            "them. Start the run by torchrun, or unset TORCHELASTIC_RUN_ID"
+        )
     if os.environ["LOCAL_WORLD_SIZE"] == os.environ["WORLD_SIZE"]:
         _stay_on_this_machine()
     # A rank that waits for the others is not in Python, so no handler would run; it holds nothing.

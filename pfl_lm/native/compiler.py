@@ -76,7 +76,7 @@ def find(instead: str = SLOWER) -> Compiler | None:
     Args:
         instead: what happens without a compiler, for the log.
     """
-    wanted = shlex.split(os.environ.get("CC", ""))
+    wanted = _words_of("CC")
     reasons: list[str] = []
     for words in [wanted] if wanted else [["cc"], ["gcc"], ["clang"]]:
         try:
@@ -105,7 +105,7 @@ def build(source: Path, compiler: Compiler, headers: Path) -> Path:
         OSError: the cache folder cannot be used.
         Unusable: the compiler failed or did not finish.
     """
-    flags = (*FLAGS, *_for_this_machine(), *shlex.split(os.environ.get("PFL_LM_CFLAGS", "")))
+    flags = (*FLAGS, *_for_this_machine(), *_words_of("PFL_LM_CFLAGS"))
     depends = hashlib.sha256()
     for read in [source, *sorted(headers.glob("*.h"))]:
         depends.update(read.read_bytes())
@@ -236,6 +236,20 @@ def _run(command: list[str], seconds: float) -> str:
         reason = complaint.strip() or f"it returned {process.returncode}"
         raise Unusable(f"{command[0]} failed: {reason[:500]}")
     return printed
+
+
+def _words_of(variable: str) -> list[str]:
+    """Return the words that a variable of the environment holds, as a shell reads them.
+
+    Raises:
+        ValueError: a quotation in it does not end.
+    """
+    try:
+        return shlex.split(os.environ.get(variable, ""))
+    except ValueError as error:
+        raise ValueError(
+            f"{variable}={os.environ[variable]!r} is no list of words ({error}): mend or unset it"
+        ) from error
 
 
 def _for_this_machine() -> tuple[str, ...]:

@@ -192,9 +192,10 @@ _worker: tuple[Work, Any]
 
 
 def _start_worker(work: Work, counter: Any) -> None:
-    """Prepare a worker process; the parent handles Ctrl-C for all."""
+    """Prepare a worker process; the parent handles Ctrl-C and a closed terminal for all."""
     global _worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for name in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(name, signal.SIG_IGN)
     _worker = (work, counter)
 
 

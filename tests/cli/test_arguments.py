@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 import typing
 
 import pytest
 
 from pfl_lm.cli import app
-from pfl_lm.cli.arguments import refuse_empty
+from pfl_lm.cli.arguments import refuse_empty, refuse_other_encodings
 from tests.cli.test_bounds import verbs
 
 
@@ -51,3 +52,23 @@ def test_a_message_may_be_empty_and_a_setting_may_have_signs():
     refuse_empty(["suggest", "runs/a", ""])
     refuse_empty(["simulate", "a.toml", "--set", "policy=", "-o", "x"])
     refuse_empty([])
+
+
+def test_a_name_that_is_no_utf_8_is_refused_before_anything_is_written(
+    pfl_lm, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    name = os.fsdecode(b"caf\xe9")
+    status, out, err = pfl_lm("new", name)
+    assert (status, out) == (2, "")
+    assert err == (
+        "pfl-lm: 'caf?' is not UTF-8, and files and pages must state names in UTF-8: rename it\n"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_text_and_names_in_utf_8_are_taken_in_every_locale():
+    refuse_other_encodings(["suggest", "runs/a", "caf\udce9"])
+    refuse_other_encodings(["tokenizer", "describe", "a", "--text", "caf\udce9"])
+    refuse_other_encodings(["new", "café"])
+    refuse_other_encodings([])

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ import pfl_lm.cli
 from pfl_lm import __version__
 from pfl_lm.cli import app, main
 from pfl_lm.cli.arguments import typed
+from pfl_lm.cli.errors import tell_of_threads
 
 
 def verbs(command, path=()):
@@ -113,8 +115,16 @@ def test_a_mistake_is_one_line_on_standard_error(monkeypatch, capsys, tmp_path, 
     ("raised", "status", "line"),
     [
         (ValueError("two\n  lines"), 2, "pfl-lm: two lines\n"),
-        (OSError(28, "No space left on device"), 2, "pfl-lm: No space left on device\n"),
-        (OSError(28, "No space left on device", "a"), 2, "pfl-lm: a: No space left on device\n"),
+        (
+            OSError(28, "No space left on device"),
+            2,
+            "pfl-lm: No space left on device; make room on that disk and try again\n",
+        ),
+        (
+            OSError(28, "No space left on device", "a"),
+            2,
+            "pfl-lm: a: No space left on device; make room on that disk and try again\n",
+        ),
         (
             NotADirectoryError(20, "Not a directory", "a/b"),
             2,
@@ -231,3 +241,38 @@ def test_errors_are_red_where_nobody_refused_colours(monkeypatch, about, coloure
     with pytest.raises(SystemExit):
         main()
     assert ("\033[31m" in sys.stderr.getvalue()) is coloured
+
+
+def test_a_mistake_in_a_thread_is_one_line_and_a_fault_shows_its_traceback(capsys, monkeypatch):
+    monkeypatch.setattr(threading, "excepthook", threading.__excepthook__)
+    tell_of_threads()
+    for raised in (OSError(28, "No space left on device", "figures"), KeyError("fault")):
+        thread = threading.Thread(target=raiser(raised))
+        thread.start()
+        thread.join()
+    told = capsys.readouterr().err.splitlines()
+    assert told[0] == (
+        "pfl-lm: figures: No space left on device; make room on that disk and try again"
+    )
+    assert told[1].startswith("Exception in thread")
+    assert told[-1] == "KeyError: 'fault'"
+
+
+def raiser(error: Exception):
+    def fail():
+        raise error
+
+    return fail
+
+
+def test_a_part_of_what_torchrun_states_is_no_launch(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    project = ("new", "first"), ("simulate", "first/scenario.toml", "-o", "run")
+    assert run_main(monkeypatch, capsys, *project[0])[0] == 0
+    status, err = run_main(monkeypatch, capsys, *project[1])
+    assert status == 2
+    assert err.startswith("pfl-lm: TORCHELASTIC_RUN_ID is set, and RANK, WORLD_SIZE, ")
+    assert err.count("\n") == 1

@@ -97,6 +97,15 @@ def fake(tmp_path, monkeypatch):
     return use
 
 
+@pytest.mark.parametrize("variable", ["CC", "PFL_LM_CFLAGS"])
+def test_a_variable_that_is_no_list_of_words_is_named(place, monkeypatch, variable) -> None:
+    monkeypatch.setattr(compiler, "_identify", lambda words: compiler.Compiler(words, "cc", "cc"))
+    monkeypatch.setenv(variable, '"gcc')
+    forget()
+    with pytest.raises(ValueError, match=f"{variable}='\"gcc' is no list of words"):
+        native.load("twice")
+
+
 @needs_compiler
 def test_a_source_is_compiled_once_and_runs(place) -> None:
     assert native.load("twice").twice(21.0) == 42.0

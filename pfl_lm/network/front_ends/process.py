@@ -91,7 +91,8 @@ async def _give_memory_back() -> None:
 
 def main() -> None:
     """Run one front end; the argument is the descriptor of its end of the connection."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started it
+    for name in (signal.SIGINT, signal.SIGHUP):  # they are for the process that started it
+        signal.signal(name, signal.SIG_IGN)
     logging.getLogger("grpc").setLevel(logging.CRITICAL)
     asyncio.new_event_loop().run_until_complete(answer(socket.socket(fileno=int(sys.argv[1]))))
     os._exit(0)  # the connections end with the process, at once
