@@ -107,9 +107,7 @@ def _account(path: Path, split: Split, ledgers: Path | None) -> PopulationAccoun
         from pfl_lm.text.population import PopulationStore
 
         store = PopulationStore.open(path)
-        return PopulationAccount(
-            store.digest_of(split.value), ledgers or store.folder.parent / "ledgers"
-        )
+        return PopulationAccount.of_store(store.digest_of(split.value), store.folder, ledgers)
     if (path / "authority.pub").is_file():
         from pfl_lm.network.identity import ServerKeys
 

@@ -59,6 +59,16 @@ class PopulationAccount:
         if not re.fullmatch("[0-9a-f]{64}", self.digest):
             raise ValueError("digest must be a SHA-256 in hexadecimal")
 
+    @classmethod
+    def of_store(cls, digest: str, store: Path, ledgers: Path | None) -> PopulationAccount:
+        """Return the account of a store's people, which every path to the store shares.
+
+        Args:
+            store: its folder, or a link to it.
+            ledgers: where the ledger is kept; None: in ``ledgers`` beside the store.
+        """
+        return cls(digest, ledgers or Path(store).resolve().parent / "ledgers")
+
     @property
     def path(self) -> Path:
         return self.folder / f"{self.digest}.jsonl"

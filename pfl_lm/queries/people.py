@@ -32,7 +32,7 @@ def account_of(
     """
     if seed is not None:
         return None
-    return PopulationAccount(store.digest_of(split), ledgers or store.folder.parent / "ledgers")
+    return PopulationAccount.of_store(store.digest_of(split), store.folder, ledgers)
 
 
 class AskedPeople:

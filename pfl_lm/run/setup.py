@@ -113,7 +113,7 @@ def account_of(context: RunContext, ledgers: Path | None = None) -> PopulationAc
         return None
     if not isinstance(population, PopulationStore):
         return None  # invented users are nobody
-    return PopulationAccount(population.digest, ledgers or population.folder.parent / "ledgers")
+    return PopulationAccount.of_store(population.digest, population.folder, ledgers)
 
 
 def draws_separately(scenario: Scenario, policy: Policy | None) -> bool:

@@ -39,9 +39,15 @@ def closed(word_list: Path) -> WordsQuestion:
 def ask(closed: WordsQuestion, store: PopulationStore, tokenizer: Tokenizer, tmp_path: Path):
     """A function that asks the users for words, under an ε of 2 unless another is stated."""
 
-    def put(name: str, policy: Policy | None = None, question: WordsQuestion = closed, **how):
+    def put(
+        name: str,
+        policy: Policy | None = None,
+        question: WordsQuestion = closed,
+        people: PopulationStore = store,
+        **how,
+    ):
         policy = policy or policy_of(2.0)
-        return discover(question, store, tokenizer, policy, tmp_path / name, **how)
+        return discover(question, people, tokenizer, policy, tmp_path / name, **how)
 
     return put
 
@@ -94,6 +100,23 @@ def test_a_question_is_debited_and_a_second_one_is_refused_before_it_is_asked(
     assert json.loads((tmp_path / "one" / "budget.json").read_text())["epsilon"] == (
         told.cost.epsilon
     )
+
+
+def test_every_path_to_a_store_leads_to_one_budget(
+    ask, store: PopulationStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask("one")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "link").symlink_to(store.folder)
+    linked = PopulationStore.open(elsewhere / "link")
+    monkeypatch.chdir(store.folder)
+    for same in (linked, PopulationStore.open(Path())):
+        with pytest.raises(BudgetSpent):
+            ask("two", people=same)
+        shown = CliRunner().invoke(app, ["privacy", "population", str(same.folder)])
+        assert "1 round" in shown.output
+    assert [path.name for path in elsewhere.iterdir()] == ["link"]
 
 
 def test_training_and_questions_share_a_stated_total(
