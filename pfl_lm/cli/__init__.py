@@ -100,6 +100,7 @@ def pfl_lm(
 
 def main() -> None:
     """Run a verb; whatever ends it is one line on standard error (see :mod:`pfl_lm.cli.errors`)."""
+    errors.hold_streams()
     errors.write_anything()
     errors.tell_of_threads()
     end_by_exceptions()

@@ -57,6 +57,18 @@ def lines_of(error: Exception) -> list[str]:
     return [" ".join(line.split()) for line in said]
 
 
+def hold_streams() -> None:
+    """Open what was closed of standard input, output and error, on nothing.
+
+    A file that is written would take their number, and what a library complains of, which goes to
+    number 2, would stand in a ledger. Source: SQLite keeps its files from these numbers too
+    (SQLITE_MINIMUM_FILE_DESCRIPTOR).
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+
+
 def write_anything() -> None:
     """Let both streams write what their encoding lacks as ?, in place of an exception."""
     for stream in (sys.stdout, sys.stderr):

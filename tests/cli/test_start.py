@@ -199,3 +199,20 @@ def test_zsh_and_fish_are_answered(shell, name):
     assert f"complete_{name}" in script
     if name == "fish" and shutil.which("fish"):
         assert "sweep" in asked(["fish", "-c", f"{script}\ncomplete -C 'pfl-lm swe'"], shell)
+
+
+def test_no_file_takes_the_number_of_a_closed_stream(tmp_path):
+    """What a library complains of goes to number 2, and would stand in the file."""
+    code = (
+        "import os, sys; from pfl_lm.cli import main; from pfl_lm.dp.ledger import Ledger\n"
+        "sys.argv = ['pfl-lm', 'recipes']\n"
+        "main_ended = False\n"
+        "try: main()\n"
+        "except SystemExit as ended: main_ended = not ended.code\n"
+        f"ledger = Ledger.create({str(tmp_path / 'ledger')!r}, dict(run='a', policy_digest='b'))\n"
+        "for number in (1, 2): os.write(number, b'a complaint')\n"
+        "os._exit(0 if main_ended and ledger._descriptor > 2 else 1)\n"
+    )
+    command = 'exec "$0" -c "$1" <&- >&- 2>&-'
+    assert subprocess.run(["sh", "-c", command, sys.executable, code]).returncode == 0
+    assert b"complaint" not in (tmp_path / "ledger").read_bytes()
