@@ -63,6 +63,31 @@ def _alarms(parts: Sequence[Part]) -> list[Finding]:
     return [finding for part in parts for finding in part.findings if finding.holds is False]
 
 
+def require_replaceable(page: Path) -> None:
+    """Refuse a page whose JSON file would take the place of another one.
+
+    Raises:
+        ValueError: naming that file.
+    """
+    data = page.with_suffix(".json")
+    if page == data:
+        raise ValueError(
+            f"{page} would be both the page and the JSON file that is written beside it: end its "
+            "name in .html"
+        )
+    if not data.exists():
+        return
+    try:
+        content = json.loads(data.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        content = None
+    if not (isinstance(content, dict) and {"audited", "verdict", "parts"} <= content.keys()):
+        raise ValueError(
+            f"the audit's JSON file would replace {data}, which is no audit: choose another name "
+            "for the page"
+        )
+
+
 def write_audit(target: AuditTarget, parts: Sequence[Part], page: Path) -> tuple[Path, Path]:
     """Write the HTML page and, beside it, the JSON file; return both paths."""
     data = page.with_suffix(".json")

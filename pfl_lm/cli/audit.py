@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pfl_lm.cli.bounds import number
-from pfl_lm.cli.outputs import destination
+from pfl_lm.cli.outputs import page_option
 from pfl_lm.cli.recipes import Settings
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def audit(
     ] = None,
     output: Annotated[
         Path | None,
-        destination("HTML page to write [RUN/audit.html; none for a policy]."),
+        page_option("HTML page to write [RUN/audit.html; none for a policy]."),
     ] = None,
     settings: Settings = None,
 ) -> None:
@@ -99,10 +99,12 @@ def audit(
     Of a policy only the accounting can be checked, of a question all but the attack. Accounting
     and ledger need no torch.
     """
-    from pfl_lm.audit.page import screen, verdict, write_audit
+    from pfl_lm.audit.page import require_replaceable, screen, verdict, write_audit
     from pfl_lm.audit.question.artifacts import QuestionArtifacts, is_question
     from pfl_lm.recipes import find, names_recipe
 
+    if output is not None:
+        require_replaceable(output)
     parts_asked, set_keys = tuple(part or PartName), tuple(settings or ())
     if settings and scenario is None:
         raise ValueError("--set changes the recipe that --scenario names: name it")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pfl_lm.cli.bounds import number
+from pfl_lm.cli.outputs import page_option
 from pfl_lm.cli.tables import print_table
 
 if TYPE_CHECKING:
@@ -35,9 +36,7 @@ def compare(
         Path | None,
         typer.Option(help="Folder of the first run's vocabulary [found near the run]."),
     ] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="HTML page to write.")] = Path(
-        "comparison.html"
-    ),
+    output: Annotated[Path, page_option("HTML page to write.")] = Path("comparison.html"),
 ) -> None:
     """Compare runs with the first one: settings, quality, ε, cost.
 
@@ -52,8 +51,6 @@ def compare(
     from pfl_lm.report.comparison.compare import compare as compare_runs
     from pfl_lm.report.comparison.page import cost_rows, write_comparison
 
-    if output.is_dir():
-        raise ValueError(f"--output {output} is a folder; name the file to write")
     tune(1)
     comparison = compare_runs(runs, users, population, tokenizer, _say)
     console = Console(highlight=False)

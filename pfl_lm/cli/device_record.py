@@ -9,14 +9,14 @@ from typing import Annotated
 
 import typer
 
-from pfl_lm.cli.outputs import destination, language_option
+from pfl_lm.cli.outputs import language_option, page_option
 
 
 def record(
     path: Annotated[Path, typer.Argument(metavar="RECORD", help="File that `device run` keeps.")],
     output: Annotated[
         Path | None,
-        destination("Also write a page (HTML) to this file."),
+        page_option("Also write a page (HTML) to this file."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print every field as JSON.")] = False,
     language: Annotated[str, language_option("Language of the sentences and of the page")] = "en",

@@ -40,6 +40,36 @@ def writable(param: typer.CallbackParam, value: Path | None) -> Path | None:
     return value
 
 
+def page_option(help: str) -> Any:
+    """Describe the option ``--output`` of a verb that writes a page; see ``page``."""
+    return typer.Option("--output", "-o", help=help, callback=page)
+
+
+def page(param: typer.CallbackParam, value: Path | None) -> Path | None:
+    """Refuse a path where a page cannot be written, or where anything but a page lies.
+
+    Raises:
+        ValueError: naming the option and what is in the way.
+    """
+    if writable(param, value) is None or value is None:
+        return None
+    if value.is_dir():
+        raise ValueError(f"--{param.name} {value} is a folder; name the file to write")
+    if value.exists() and not (value.is_file() and _begins_as_page(value)):
+        raise ValueError(
+            f"--{param.name} {value} exists and is no HTML page, so it is not replaced: choose "
+            "another name"
+        )
+    return value
+
+
+def _begins_as_page(path: Path) -> bool:
+    """Whether a file is empty or begins as an HTML page does."""
+    with path.open("rb") as file:
+        start = file.read(64).lstrip().lower()
+    return not start or start.startswith(b"<!doctype html")
+
+
 def language_option(help: str) -> Any:
     """Describe the option ``--language``, one of the catalogue's languages."""
     return typer.Option("--language", help=f"{help} ({', '.join(languages())}).", callback=known)
