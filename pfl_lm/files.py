@@ -101,7 +101,8 @@ def folder_atomically(path: Path) -> Iterator[Path]:
     """Yield a temporary folder on the disk of ``path``; it becomes ``path`` if the block succeeds.
 
     Raises:
-        ValueError: ``path`` exists already; nothing is overwritten.
+        ValueError: ``path`` exists already, or does once the block has ended; nothing is
+            overwritten.
     """
     path = Path(path)
     if path.exists():
@@ -113,7 +114,12 @@ def folder_atomically(path: Path) -> Iterator[Path]:
         for file in whole.rglob("*"):
             _flush_to_disk(file)
         whole.chmod(0o755)
-        os.replace(whole, path)
+        try:
+            os.replace(whole, path)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise
+            raise ValueError(f"{path} was made meanwhile, by another process; it stays") from error
         _flush_to_disk(path.parent)
 
 

@@ -401,7 +401,7 @@ def test_tensors_are_copied_not_shared(work):
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize("error", [ValueError("invalid word"), OSError("invalid word")])
 def test_a_mistake_is_said_once_and_not_tried_again(work, caplog, rank, error):
-    with pytest.raises(ValueError, match=r"^invalid word$"):
+    with pytest.raises(type(error), match=r"^invalid word$"):
         launch(2, work.fail, rank, error)
     assert not caplog.records
 
@@ -412,6 +412,9 @@ def test_a_mistake_keeps_its_kind_where_another_process_can_rebuild_it(work):
 
     with pytest.raises(RunStopped, match=r"^as was asked$"):
         launch(2, work.fail, 0, RunStopped("as was asked"))
+    with pytest.raises(FileNotFoundError) as met:
+        launch(2, work.fail, 1, FileNotFoundError(2, "No such file", "words"))
+    assert met.value.filename == "words"
     assert type(_portable(Local("told"))) is ValueError
 
 

@@ -77,6 +77,17 @@ def test_a_folder_is_never_overwritten(tmp_path):
     assert (tmp_path / "out" / "x").read_text() == "whole"
 
 
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_what_another_process_made_meanwhile_stays(tmp_path, kind):
+    out = tmp_path / "out"
+    with pytest.raises(ValueError, match="out was made meanwhile"), folder_atomically(out):
+        if kind == "folder":
+            out.mkdir()
+        (out / "theirs" if kind == "folder" else out).write_text("theirs")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert (out / "theirs" if kind == "folder" else out).read_text() == "theirs"
+
+
 def test_what_a_kill_left_is_swept_and_nothing_else(tmp_path):
     leaving = write_atomically(tmp_path / "round-000004.pt")
     killed = leaving.__enter__()  # never left: kill -9

@@ -42,8 +42,8 @@ def launch(count: int, work: Callable[..., T], *arguments: Any) -> T:
         work: a function that can be imported; it is called with a ``Ranks`` and ``arguments``.
 
     Raises:
-        ValueError: ``count`` is below 1, or ``work`` raised a ValueError (then of the same kind) or
-            an OSError on some rank.
+        ValueError, OSError: ``count`` is below 1, or ``work`` raised one on some rank (then it is
+            of the same kind).
         KeyboardInterrupt: Ctrl-C; the processes have ended.
         SystemExit: SIGTERM or SIGHUP; the processes have ended.
         ChildProcessError: processes were killed again and again, or ``work`` raised any other
@@ -100,7 +100,7 @@ class _Group:
 
     Attributes:
         begun: whether this start or an earlier one has opened the run folder.
-        result: what the work returned on rank 0; a ValueError where some rank raised one.
+        result: what the work returned on rank 0; the mistake where some rank raised one.
     """
 
     def __init__(
@@ -216,12 +216,15 @@ def _run(place: tuple[Any, ...], work: Callable[..., Any], arguments: tuple[Any,
 
 
 def _portable(mistake: Exception) -> Exception:
-    """Return a ValueError as it is, if another process can rebuild it; else one of its message."""
-    plain = ValueError(str(mistake))
+    """Return a mistake as it is, if another process can rebuild it; else a ValueError that says it.
+
+    An OSError keeps its file and its number, from which the verb tells the remedy.
+    """
     try:
-        return mistake if isinstance(pickle.loads(pickle.dumps(mistake)), ValueError) else plain
+        whole = isinstance(pickle.loads(pickle.dumps(mistake)), ValueError | OSError)
     except Exception:  # its class takes other arguments than its message
-        return plain
+        whole = False
+    return mistake if whole else ValueError(str(mistake))
 
 
 def _end_with_the_supervisor() -> None:
