@@ -281,6 +281,11 @@ def test_two_ways_to_a_tree_agree(n, step, times):
     assert streams.tree_squared(n, step, times) == expected
 
 
+def test_two_ways_to_a_tree_agree_where_the_bound_by_levels_is_larger():
+    expected = tree.squared_sensitivity(140, 3, 12)
+    assert streams.tree_squared(140, 3, 12) == expected < tree.by_levels(140, 3, 12)
+
+
 def test_what_the_audit_has_no_proof_for_costs_everything():
     for stream in (
         {"kind": "magic", "rounds": 8, "weights": [], "decays": []},

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 STREAMS = ("blt", "banded", "banded_inverse_root", "tree")
-_MOST_STATES = 2_000  # of the search for the worst rounds in a tree, at any round
+_MOST_STATES = 250_000  # of the search for the worst rounds in a tree; seconds
 
 
 def coefficients(stream: Mapping[str, Any]) -> np.ndarray:
@@ -136,28 +136,33 @@ def _of_pattern(column: np.ndarray, pattern: list[int]) -> float:
 def tree_squared(rounds: int, min_separation: int, participations: int) -> float:
     """Return Σ over the complete dyadic intervals of (the user's rounds in it)², at the worst.
 
-    Every choice of rounds is followed from the first round to the last; two that leave the same
-    counts in the intervals that are open go on as one.
+    Rounds are followed from the first to the last; two choices that leave the same counts in the
+    intervals that are open go on as one. No choice is worse than one in which every round is as
+    early as the separation allows, or the first of an interval longer than that: a round that is
+    moved there stays in all its intervals that can hold another one, and leaves none for nothing.
+    The bound by levels answers where there are more than 250,000 such choices.
     """
     levels = [level for level in range(rounds.bit_length()) if 1 << level <= rounds]
     long = [level for level in levels if 1 << level > min_separation]
+    apart = 1 << min_separation.bit_length()
     best: dict[int, dict[tuple[int, ...], float]] = defaultdict(dict)
     best[0][(participations, *(0 for _ in long))] = 0.0
+    worst, seen = 0.0, 0
     for number in range(rounds):
         states = best.pop(number, {})
-        if len(states) > _MOST_STATES:
+        seen += len(states)
+        if seen > _MOST_STATES:
             return _by_levels(rounds, min_separation, participations)
         short = sum(_complete(number, level, rounds) for level in levels if level not in long)
+        inside = [_complete(number, level, rounds) for level in long]
         for (left, *counts), value in states.items():
-            _reach(best, number + 1, number, (left, *counts), long, value)
-            if not left:
-                continue
-            inside = [_complete(number, level, rounds) for level in long]
             gain = short + sum(2 * c + 1 for c, i in zip(counts, inside, strict=True) if i)
-            taken = (left - 1, *(c + i for c, i in zip(counts, inside, strict=True)))
-            after = min(number + min_separation, rounds)
-            _reach(best, after, number, taken, long, value + gain)
-    return max(best[rounds].values())
+            worst = max(worst, value + gain)
+            _reach(best, (number // apart + 1) * apart, number, (left, *counts), long, value)
+            if left > 1:
+                taken = (left - 1, *(c + i for c, i in zip(counts, inside, strict=True)))
+                _reach(best, number + min_separation, number, taken, long, value + gain)
+    return worst
 
 
 def _complete(number: int, level: int, rounds: int) -> int:

@@ -16,7 +16,7 @@ import numpy as np
 
 from pfl_lm.dp.sampler.arrays import Doubles
 
-_MOST_SEARCHED = 200_000  # patterns; beyond, the bound by levels
+_MOST_SEARCHED = 200_000  # states; beyond, the bound by levels
 
 
 def prefix_errors(n: int) -> Doubles:
@@ -32,15 +32,14 @@ def squared_sensitivity(n: int, min_separation: int, participations: int) -> flo
         participations: the most rounds the user may be in.
 
     Guarantees:
-        Exact where the search ends; else :func:`by_levels`, which is never below. The search may
-        assume that each round is as early as its predecessor allows, or the first of a node longer
-        than ``min_separation``: to move a round earlier within such a node leaves it there, and the
-        shorter nodes it is in hold no other round and are in the run if they were before.
+        Exact where the search ends, after at most 200,000 states (seconds); else
+        :func:`by_levels`, which is never below. The search may assume that each round is as early
+        as its predecessor allows, or the first of a node longer than ``min_separation``: to move a
+        round earlier within such a node leaves it there, and the shorter nodes it is in hold no
+        other round and are in the run if they were before.
     """
     times = min(participations, 1 + (n - 1) // min_separation)
-    long = 1 << min_separation.bit_length()  # the shortest node that can hold two rounds
-    search = _Search(n, min_separation, times, long)
-    worst = search.worst()
+    worst = _worst(n, min_separation, times)
     return float(worst if worst is not None else by_levels(n, min_separation, times))
 
 
@@ -55,41 +54,64 @@ def by_levels(n: int, min_separation: int, participations: int) -> int:
     return total
 
 
-class _Search:
-    """All patterns that may be the worst, each built round by round."""
+def _worst(n: int, step: int, times: int) -> int | None:
+    """Return the largest sum of squares of any pattern; None if the search takes too long.
 
-    def __init__(self, n: int, step: int, times: int, long: int) -> None:
-        self._n, self._step, self._times, self._long = n, step, times, long
-        self._levels = [1 << level for level in range(n.bit_length()) if 1 << level <= n]
-        self._seen = 0
+    Patterns are followed from round to round. Those that may go on alike, with as many rounds left
+    and as many in every node that is open, go on as one: as the one of the largest sum.
+    """
+    nodes = _Nodes(n, step)
+    waiting = {0: {(times, *(0 for _ in nodes.shared)): 0}}
+    best = seen = 0
+    for place in range(n):
+        for (left, *counts), value in waiting.pop(place, {}).items():
+            seen += 1
+            if seen > _MOST_SEARCHED:
+                return None
+            gain, after = nodes.add(place, counts)
+            best = max(best, value + gain)
+            # The user is in this round, or in none before the next node that two rounds can share.
+            moves = ((place + step, left - 1, after, value + gain),
+                     (nodes.next_shared(place), left, counts, value))  # fmt: skip
+            for where, more, kept, total in moves:
+                if where < n and more:
+                    states = waiting.setdefault(where, {})
+                    state = (more, *nodes.still_open(place, where, kept))
+                    states[state] = max(total, states.get(state, 0))
+    return best
 
-    def worst(self) -> int | None:
-        """Return the largest sum of squares; None if there are too many patterns."""
-        try:
-            return self._extend([])
-        except OverflowError:
-            return None
 
-    def _extend(self, rounds: list[int]) -> int:
-        self._seen += 1
-        if self._seen > _MOST_SEARCHED:
-            raise OverflowError
-        best = self._value(rounds)
-        if len(rounds) == self._times:
-            return best
-        earliest = rounds[-1] + self._step if rounds else 0
-        places = [earliest] if earliest < self._n else []
-        boundary = -(-earliest // self._long) * self._long
-        places += [b for b in range(boundary, self._n, self._long) if b != earliest]
-        return max([best, *(self._extend([*rounds, place]) for place in places)])
+class _Nodes:
+    """The complete nodes of a run: those of a length that two rounds can share, and the others."""
 
-    def _value(self, rounds: list[int]) -> int:
-        total = 0
-        for length in self._levels:
-            whole = self._n // length
-            nodes = [r // length for r in rounds if r // length < whole]
-            total += sum(nodes.count(node) ** 2 for node in set(nodes))
-        return total
+    def __init__(self, n: int, step: int) -> None:
+        self._n, self._shortest = n, 1 << step.bit_length()
+        lengths = [1 << level for level in range(n.bit_length())]
+        self.shared = [length for length in lengths if length >= self._shortest]
+        self._alone = [length for length in lengths if length < self._shortest]
+
+    def add(self, place: int, counts: list[int]) -> tuple[int, list[int]]:
+        """Return what one round more adds to the sum of squares, and the counts after it.
+
+        Args:
+            counts: of the user's rounds in each shared node that ``place`` lies in.
+        """
+        inside = [self._is_complete(place, length) for length in self.shared]
+        gain = sum(self._is_complete(place, length) for length in self._alone)
+        gain += sum(2 * count + 1 for count, is_in in zip(counts, inside, strict=True) if is_in)
+        return gain, [count + is_in for count, is_in in zip(counts, inside, strict=True)]
+
+    def still_open(self, place: int, where: int, counts: list[int]) -> list[int]:
+        """Return the counts at a later round: 0 in the nodes that it does not lie in as well."""
+        pairs = zip(self.shared, counts, strict=True)
+        return [count if place // length == where // length else 0 for length, count in pairs]
+
+    def next_shared(self, place: int) -> int:
+        """Return the first round of the next node of the shortest length that is shared."""
+        return (place // self._shortest + 1) * self._shortest
+
+    def _is_complete(self, place: int, length: int) -> bool:
+        return (place // length + 1) * length <= self._n
 
 
 def nodes_of(prefix: int) -> list[tuple[int, int]]:

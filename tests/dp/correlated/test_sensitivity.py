@@ -124,6 +124,17 @@ def test_trees_against_all_patterns(n, step, times):
     assert tree.by_levels(n, step, min(times, 1 + (n - 1) // step)) >= worst
 
 
+def test_a_user_in_every_round_of_a_long_tree():
+    """More rounds of one user than functions may call themselves; all nodes are full."""
+    n = 2000
+    every = sum((n // length) * length**2 for length in (1 << level for level in range(11)))
+    assert tree.squared_sensitivity(n, 1, n) == every
+
+
+def test_many_rounds_of_a_user_are_searched_and_not_only_bounded():
+    assert tree.squared_sensitivity(140, 3, 12) == 546 < tree.by_levels(140, 3, 12)
+
+
 def test_a_published_blt():
     decays = (0.9999999999921251, 0.9944453083640997, 0.8985923474607591, 0.4912001418098778)
     scales = (0.0070314825502323835, 0.10613806907600574, 0.1898159060327625, 0.1966594748073734)
