@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
+from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 from typing import Any
 
 MISSING = "–"
@@ -68,6 +68,19 @@ def power(value: Any, digits: int = 2) -> str:
     ten = "10" + str(int(exponent)).translate(_SUPERSCRIPTS)
     mantissa = mantissa.rstrip("0").rstrip(".") if "." in mantissa else mantissa
     return ten if mantissa == "1" else f"{mantissa} × {ten}"
+
+
+def rounded_up(value: float, digits: int = 6) -> float:
+    """Return the least number of so many significant digits that is not below a positive one."""
+    return float(Context(prec=digits, rounding=ROUND_CEILING).create_decimal(repr(float(value))))
+
+
+def format_delta(value: Any) -> str:
+    """Print a δ: 1e-6 → 10⁻⁶; 1/26,886 → 3.71941 × 10⁻⁵.
+
+    Six digits at most, rounded up: an ε holds at every larger δ, and at no smaller one.
+    """
+    return power(rounded_up(value), 6) if is_number(value) else MISSING
 
 
 def format_epsilon(value: float | None, missing: str = "∞") -> str:

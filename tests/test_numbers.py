@@ -83,6 +83,33 @@ def test_a_printed_epsilon_bounds_the_real_one(value):
     assert bound <= Decimal(repr(value)) <= printed
 
 
+@given(st.floats(1e-300, 1))
+def test_a_printed_delta_is_never_below_the_real_one(value):
+    mantissa, _, exponent = numbers.format_delta(value).rpartition("10")
+    power = Decimal(exponent.translate(str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789")))
+    printed = Decimal(mantissa.removesuffix(" × ") or "1").scaleb(int(power))
+    assert Decimal(repr(value)) <= printed <= Decimal(repr(value)) * Decimal("1.00001")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(1e-6, "10⁻⁶"), (1 / 26_886, "3.71941 × 10⁻⁵"), (1.04e-6, "1.04 × 10⁻⁶"), (None, "–")],
+)
+def test_a_delta_is_printed_as_it_is_stated(value, text):
+    assert numbers.format_delta(value) == text
+
+
+def test_no_delta_is_printed_as_the_nearest_round_number():
+    found = [
+        f"{path.name}:{node.lineno}"
+        for path in sorted(PACKAGE.rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("power", "significant")
+        if "delta" in ast.unparse(node.args[0])
+    ]
+    assert found == []
+
+
 def test_every_epsilon_in_a_sentence_is_printed_by_the_one_function():
     """A number after "ε" is neither cut by a format of its own nor pasted as it is."""
     wrong = []
@@ -98,7 +125,9 @@ def _pasted(text: ast.JoinedStr) -> Iterator[int]:
     for before, value in pairwise(text.values):
         if not (isinstance(before, ast.Constant) and isinstance(value, ast.FormattedValue)):
             continue
-        if not re.search(r"(ε|\bepsilon)( =| ≥| ≤| is| to)? $", str(before.value)):
+        if not re.search(
+            r"(ε|\bepsilon)( against the server)?( =| ≥| ≤| is| to| would be)? $", str(before.value)
+        ):
             continue
         called = isinstance(value.value, ast.Call) and "format_epsilon" in ast.unparse(value.value)
         named = isinstance(value.value, ast.Name) and value.value.id in PRINTED

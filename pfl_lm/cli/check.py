@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 import tomllib
-from decimal import ROUND_CEILING, Context
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -147,8 +146,9 @@ def _rounded_up(value: float, allowed: float = math.inf) -> str:
 
     Where rounding would pass what the policy allows, that is written, and is no less.
     """
-    context = Context(prec=6, rounding=ROUND_CEILING)
-    rounded = float(context.create_decimal(repr(value)))
+    from pfl_lm.numbers import rounded_up
+
+    rounded = rounded_up(value)
     return repr(allowed) if value <= allowed < rounded else f"{rounded:.6g}"
 
 
@@ -226,6 +226,11 @@ def _print_budgets(
             f"\n[bold]population {spent.digest[:12]}[/bold]  {spent.sentence()}", highlight=False
         )
         for path, policy, follows, _ in checked:
+            if policy.noise.at == "none":
+                console.print(
+                    f"  [red]too much[/red]: {path.stem} adds no noise, so ε = ∞", highlight=False
+                )
+                continue
             noise = follows.noise_multiplier
             planned = [policy.event(noise, round=number) for number in range(policy.rounds)]
             after = with_planned(ledger, policy, planned)

@@ -12,7 +12,7 @@ from pfl_lm.dp.accounting.streams import stream_sensitivity
 from pfl_lm.dp.events import StreamPlan
 from pfl_lm.dp.grid_norms import grid_norm
 from pfl_lm.dp.policy import Policy, Reviewed
-from pfl_lm.numbers import format_epsilon
+from pfl_lm.numbers import format_epsilon, rounded_up
 
 _AGREEMENT = 1e-4  # relative; covers the rounding of another machine's mathematical library
 
@@ -98,8 +98,9 @@ def _check_accepted(policy: Policy, server: float) -> None:
     if accepted is None or server > accepted * (1 + _AGREEMENT):
         stated = "is missing" if accepted is None else f"is {accepted:g}"
         raise ValueError(
-            f"accepted_server_epsilon {stated}, but ε against the server is {server:g}: "
-            f"write accepted_server_epsilon = {server:.6g} to accept that, or use "
+            f"accepted_server_epsilon {stated}, but ε against the server is "
+            f"{format_epsilon(server)}: write accepted_server_epsilon = {rounded_up(server):.6g} "
+            "to accept that, or use "
             'participation.kind = "rotation" with noise.at = "device"'
         )
 

@@ -19,7 +19,15 @@ from pfl_lm.export.parity import HeldOutText
 from pfl_lm.export.source import Source
 from pfl_lm.export.vocabulary import BlockList
 from pfl_lm.models.models import longest_text
-from pfl_lm.numbers import MISSING, format_epsilon, percent, power, significant, size, whole
+from pfl_lm.numbers import (
+    MISSING,
+    format_delta,
+    format_epsilon,
+    percent,
+    significant,
+    size,
+    whole,
+)
 from pfl_lm.run.folder import write_json
 from pfl_lm.run.manifest_file import RecordedGuarantee, Statements
 
@@ -132,7 +140,7 @@ def _guarantee(guarantee: RecordedGuarantee | None, statements: Statements) -> s
 
 
 def _epsilons(guarantee: RecordedGuarantee) -> str:
-    delta = f"δ = {power(guarantee.delta)}, per user"
+    delta = f"δ = {format_delta(guarantee.delta)}, per user"
     models, cohorts, server = (
         format_epsilon(value)
         for value in (guarantee.epsilon, guarantee.epsilon_unamplified, guarantee.epsilon_server)

@@ -170,7 +170,8 @@ def _budget(past: Sequence[Participation], policy: Policy) -> str | None:
         return None
     return (
         f"this phone took part in {len(past)} of the policy's {policy.participations} rounds, and "
-        f"epsilon would be {epsilon:.4g} where the policy's is {policy.epsilon:g}"
+        f"epsilon would be {format_epsilon(epsilon)} where the policy's is "
+        f"{format_epsilon(policy.epsilon)}"
     )
 
 

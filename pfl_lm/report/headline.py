@@ -8,7 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from pfl_lm.evaluation.labels import AS_TYPED
-from pfl_lm.numbers import format_epsilon, is_number, percent, power, short, significant, whole
+from pfl_lm.numbers import (
+    format_delta,
+    format_epsilon,
+    is_number,
+    percent,
+    short,
+    significant,
+    whole,
+)
 from pfl_lm.report.source import FEDERATED, Run, style_of
 from pfl_lm.run.folder import was_opened
 
@@ -83,7 +91,7 @@ def guarantee(run: Run) -> dict[str, Any]:
         "protected": protected,
         "title": _guarantee_title(protected, deployed),
         "epsilon": format_epsilon(stated.epsilon if stated is not None else None),
-        "delta": power(stated.delta) if stated is not None and protected else "",
+        "delta": format_delta(stated.delta) if stated is not None and protected else "",
         "sentence": sentence if deployed else statements.guaranteed,
         "aside_title": f"This model: a {kind}" if deployed else "Only simulated",
         "aside": statements.guaranteed if deployed else statements.simulated,

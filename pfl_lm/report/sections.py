@@ -9,11 +9,11 @@ from typing import Any
 from markupsafe import Markup
 
 from pfl_lm.numbers import (
+    format_delta,
     format_epsilon,
     format_epsilon_bound,
     is_number,
     percent,
-    power,
     short,
     significant,
     size,
@@ -112,7 +112,7 @@ def _guaranteed(run: Run) -> tuple[tuple[str, str], ...]:
         ("ε, against the server", _server_epsilon(guarantee)),
         ("ε, cohorts or counts known", format_epsilon(guarantee.epsilon_unamplified)),
         ("ε, released models only", format_epsilon(guarantee.epsilon)),
-        ("δ", power(guarantee.delta)),
+        ("δ", format_delta(guarantee.delta)),
         ("zCDP ρ", _if_number(guarantee.rho, format_epsilon)),
         ("noise multiplier", significant(guarantee.noise_multiplier)),
         ("unit of privacy", policy.unit),
@@ -146,7 +146,8 @@ def _budget(run: Run) -> str:
     origin = "stated" if budget.get("total_stated") else "the least of their policies"
     return (
         f"ε = {format_epsilon(spent)} of {format_epsilon(total)} spent ({origin}, "
-        f"δ = {power(delta)}), {format_epsilon_bound(left)} left; training and questions share it"
+        f"δ = {format_delta(delta)}), {format_epsilon_bound(left)} left; training and questions "
+        "share it"
     )
 
 

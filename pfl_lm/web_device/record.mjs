@@ -22,7 +22,12 @@ export class DamagedRecord extends Error {}
 
 const moment = (seconds) => new Date(1000 * seconds).toISOString().slice(0, 16).replace("T", " ");
 const day = (seconds) => moment(seconds).slice(0, 10);
-const figure = (value) => Number(value.toPrecision(4)).toString();
+// Four digits, rounded up: an ε is never printed smaller than it is.
+const figure = (value) => {
+  const near = Number(value.toPrecision(4));
+  const unit = 10 ** (Math.floor(Math.log10(value)) - 3);
+  return Number((near < value ? near + unit : near).toPrecision(4)).toString();
+};
 
 export class ParticipationRecord {
   #storage;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from functools import partial
 
@@ -115,8 +116,19 @@ def test_an_accepted_figure_that_the_server_exceeds_is_refused():
     with pytest.raises(ValueError, match=r"accepted_server_epsilon is 1\.5"):
         guarantee(rotation)
     assert guarantee(replace(rotation, accepted_server_epsilon=2.0)).epsilon_server <= 2.0
+    written = replace(rotation, accepted_server_epsilon=_told(rotation))
+    assert guarantee(written).epsilon_server <= written.accepted_server_epsilon
     with pytest.raises(ValueError, match="accepted_server_epsilon must be above 0"):
         replace(rotation, accepted_server_epsilon=math.nan)
+
+
+def _told(policy: Policy) -> float:
+    """Return the figure that the refusal says to write."""
+    with pytest.raises(ValueError, match="accepted_server_epsilon") as refused:
+        guarantee(policy)
+    told = re.search(r"write accepted_server_epsilon = (\S+) ", str(refused.value))
+    assert told is not None
+    return float(told[1])
 
 
 def test_the_statement_of_sampling_says_the_larger_figures_first():

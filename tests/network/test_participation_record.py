@@ -34,6 +34,7 @@ from pfl_lm.network.participation_rules import (
     refusal,
 )
 from pfl_lm.network.participation_rules import Participation as Entry
+from pfl_lm.numbers import format_epsilon
 from pfl_lm.translations import Language
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -165,7 +166,9 @@ def test_participations_beyond_k_and_epsilon_are_refused_by_name():
     past = [_entry(number) for number in (-20, -15, -10, -5)]
     reason = str(check(past))
     assert "took part in 4 of the policy's 4 rounds" in reason
-    assert f"epsilon would be {cost(POLICY, 5):.4g} where the policy's is 2" in reason
+    assert (
+        f"epsilon would be {format_epsilon(cost(POLICY, 5))} where the policy's is 2.000" in reason
+    )
     assert cost(POLICY, 5) > 2.0
     assert check(past[1:]) is None
 

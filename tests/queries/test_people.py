@@ -17,7 +17,7 @@ from pfl_lm.cli import app
 from pfl_lm.dp.guarantee import guarantee
 from pfl_lm.dp.ledger import Ledger, LedgerError, verify
 from pfl_lm.dp.policy import Policy
-from pfl_lm.dp.population_ledger import BudgetSpent, PopulationLedger
+from pfl_lm.dp.population_ledger import BudgetSpent, PopulationAccount, PopulationLedger
 from pfl_lm.dp.population_spent import PopulationSpent, population_spent
 from pfl_lm.queries import discover as module
 from pfl_lm.queries.discover import WordsQuestion, discover
@@ -259,6 +259,24 @@ class TestVerbs:
         assert "too much: all of large" in run(
             "check", str(tmp_path / "large.toml"), "--ledgers", ledgers
         )
+
+    def test_nobody_can_pay_for_a_policy_without_noise(
+        self, store: PopulationStore, tmp_path: Path
+    ) -> None:
+        """Neither where a total is stated nor before."""
+        (tmp_path / "loud.toml").write_text(
+            'unit = "user"\nneighboring = "zero_out"\nepsilon = inf\ndelta = 1e-3\n'
+            "population = 300\nreport_goal = 300\nrounds = 1\n"
+            'participation = { kind = "rotation", min_separation = 1 }\n'
+            'noise = { at = "none", kind = "none" }\n'
+        )
+        folder = ledger_of(store).parent
+        with PopulationLedger.open(PopulationAccount(store.digest_of("test"), folder)):
+            pass
+        check = ("check", str(tmp_path / "loud.toml"), "--ledgers", str(folder))
+        assert "too much: loud adds no noise" in run(*check)
+        state(store, 4.0)
+        assert "too much: loud adds no noise" in run(*check)
 
 
 class TestAudit:

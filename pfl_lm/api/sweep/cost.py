@@ -11,7 +11,7 @@ from pfl_lm.api.sweep.folder import SweepFolder
 from pfl_lm.audit.accounting.stated import StatedGuarantee
 from pfl_lm.audit.accounting.tuning import epsilon_of_all, if_random
 from pfl_lm.audit.artifacts import AuditTarget, RunArtifacts
-from pfl_lm.numbers import format_epsilon, power
+from pfl_lm.numbers import format_delta, format_epsilon
 
 _UNKNOWN = {"guaranteed": "unknown", "simulated": "unknown"}
 
@@ -92,7 +92,7 @@ def cost(trials: Sequence[AuditTarget], adaptive: bool = False) -> str:
         what = "had no noise" if noted else "had no noise, or left no note of it"
         return f"{lead}: {without} of {len(promised)} {what}, so together ε = ∞."
     epsilon, delta = epsilon_of_all(known)
-    text = f"{lead}: together ε = {format_epsilon(epsilon)} at δ = {power(delta)}"
+    text = f"{lead}: together ε = {format_epsilon(epsilon)} at δ = {format_delta(delta)}"
     if len(set(map(repr, known))) > 1:
         return f"{text}. Their policies are not alike."
     paid = known[0].stated_epsilon
