@@ -84,8 +84,14 @@ def best_bound(rows: Sequence[MethodResult]) -> MethodResult | None:
 
 
 def quick_epsilon(groups: RoundGroup | Sequence[RoundGroup], delta: float) -> float:
-    """Return one proven ε, by the one method that is tight for these rounds; ∞ where none is."""
+    """Return one proven ε, by the one method that is tight for these rounds; ∞ where none is.
+
+    None is where groups state different neighbouring relations: no data sets are neighbours by
+    several of them.
+    """
     groups = [groups] if isinstance(groups, RoundGroup) else groups
+    if len({group.neighboring for group in groups}) > 1:
+        return math.inf
     delta -= sum(group.rounds * group.pivotal for group in groups if group.is_sampled)
     if delta <= 0:
         return math.inf

@@ -125,6 +125,16 @@ def test_a_stream_and_discrete_noise_compose_in_renyi_divergence() -> None:
     assert both == pytest.approx(quick_epsilon(groups, DELTA), rel=2e-2)
 
 
+def test_rounds_of_different_neighbours_cost_everything_to_both_accountants() -> None:
+    mixed = [rounds(GAUSSIAN), rounds(replace(GAUSSIAN, neighboring="replace_one"))]
+    assert compose_all(mixed, DELTA).epsilon == math.inf
+    groups = [
+        RoundGroup("gaussian", neighbours, "none", 4.0, 3)
+        for neighbours in ("zero_out", "replace_one")
+    ]
+    assert quick_epsilon(groups[0], DELTA) < math.inf == quick_epsilon(groups, DELTA)
+
+
 def test_each_history_counts_its_own_rounds() -> None:
     short = rounds(GAUSSIAN, SEPARATION)  # one user in one of them
     cost = compose_all([short, short, rounds(replace(GAUSSIAN, noise_multiplier=9.0), 1)], DELTA)
