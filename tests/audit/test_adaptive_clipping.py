@@ -12,17 +12,19 @@ import pytest
 from pfl_lm.audit.accounting.check import audit_accounting
 from pfl_lm.audit.accounting.policy_file import PolicyFile
 from pfl_lm.audit.artifacts import RunArtifacts
-from pfl_lm.audit.attack.check import at_one_clip
 from pfl_lm.audit.ledger.clipping import after
 from pfl_lm.audit.mechanism import check as mechanism_check
+from pfl_lm.audit.mechanism import noise_tests
 from pfl_lm.audit.mechanism.clipping_tests import clipping_findings
+from pfl_lm.audit.mechanism.harness import at_one_clip
 from pfl_lm.audit.mechanism.rebuild import rebuild_context
 from pfl_lm.dp.clipping import Clipping
 from pfl_lm.dp.guarantee import guarantee
-from pfl_lm.dp.policy import Policy
+from pfl_lm.dp.policy import Noise, Policy
 from pfl_lm.payload.plan import PayloadPlan
 from pfl_lm.recipes import load
 from pfl_lm.run import round as privacy_path
+from pfl_lm.run.deployment import Deployment
 from tests.audit.conftest import POLICY, run_tiny
 from tests.audit.doctoring import (
     entries_of,
@@ -65,6 +67,21 @@ def run(adaptive, tmp_path) -> Path:
 def code_failures(run: Path) -> dict[str, str]:
     found = clipping_findings(rebuild_context(RunArtifacts.open(run)))
     return {finding.name: finding.text for finding in found if finding.holds is False}
+
+
+@pytest.mark.parametrize("rotate", [False, True])
+def test_long_indicators_are_no_randomness_that_devices_share(adaptive, rotate):
+    """Of devices that add no noise, and whose updates are alike, indicators are alike too."""
+    context = rebuild_context(RunArtifacts.open(adaptive))
+    policy = replace(
+        context.privacy.policy,
+        noise=Noise("server", "gaussian"),
+        clipping=Clipping(1e-3, 1e3, indicator_noise=0.003),
+    )
+    privacy = replace(context.privacy, deployment=Deployment(policy), rotate=rotate)
+    assert privacy.indicator_weight > 0.05
+    found = noise_tests.devices(replace(context, privacy=privacy))
+    assert found.holds, found.text
 
 
 def test_an_honest_run_fails_nothing(adaptive):

@@ -16,10 +16,9 @@ from pfl_lm.audit.attack import canaries, text_canaries
 from pfl_lm.audit.attack.attackers import AttackResult, attack_all
 from pfl_lm.audit.attack.one_shot import OneShot, one_shot
 from pfl_lm.audit.findings import Finding, Part, Plot, TextTable
-from pfl_lm.audit.mechanism.harness import everybody_reports
+from pfl_lm.audit.mechanism.harness import at_one_clip, everybody_reports
 from pfl_lm.numbers import format_epsilon, format_epsilon_bound
 from pfl_lm.run.context import RunContext
-from pfl_lm.run.deployment import Deployment
 
 CANARIES = 400
 MOST_ROUNDS = 200
@@ -47,6 +46,8 @@ def audit_attack(
         phrase_rounds: to train on invented phrases, twice; 0 leaves them out.
     """
     started, context = time.monotonic(), summed_at_once(everybody_reports(context))
+    # Silent devices beside the canaries would lower a clip norm that follows, until canaries are
+    # longer than it allows.
     context = at_one_clip(context)
     guarantee = StatedGuarantee.of(artifacts)
     rounds = min(rounds or context.scenario.rounds, MOST_ROUNDS)
@@ -109,19 +110,6 @@ def _too_few(count: int, rounds: int) -> Part:
 def summed_at_once(context: RunContext) -> RunContext:
     """Return the run context with ideal sums: what the protocol opens is the same to the byte."""
     return replace(context, scenario=replace(context.scenario, secure_aggregation="ideal"))
-
-
-def at_one_clip(context: RunContext) -> RunContext:
-    """Return the run context with a fixed clip norm.
-
-    In clip norms a round's updates and noise are the same at every clip norm. Silent devices
-    beside the canaries would lower one that follows, until canaries are longer than it allows.
-    """
-    policy = context.privacy.policy
-    if policy is None or policy.clipping is None:
-        return context
-    privacy = replace(context.privacy, deployment=Deployment(replace(policy, clipping=None)))
-    return replace(context, privacy=privacy)
 
 
 def _headline(results: Sequence[AttackResult], blind: Sequence[AttackResult]) -> str:

@@ -24,6 +24,7 @@ from pfl_lm.dp.noise import NoiseShare
 from pfl_lm.payload.layout import Payload
 from pfl_lm.run.availability import Cohort
 from pfl_lm.run.context import RunContext, choose_payload
+from pfl_lm.run.deployment import Deployment
 from pfl_lm.run.privacy import RunPrivacy
 from pfl_lm.run.recorder import RoundRecorder
 from pfl_lm.run.round import Release, protect_updates
@@ -142,6 +143,19 @@ def everybody_reports(context: RunContext) -> RunContext:
     """
     scenario = replace(context.scenario, dropout=0.0, fleet=None, trimmed_groups=0)
     return replace(context, scenario=scenario, fleet=None)
+
+
+def at_one_clip(context: RunContext) -> RunContext:
+    """Return the run context with a fixed clip norm.
+
+    In clip norms a round's updates and noise are the same at every clip norm, and no device tells
+    by an indicator whether its update is short.
+    """
+    policy = context.privacy.policy
+    if policy is None or policy.clipping is None:
+        return context
+    privacy = replace(context.privacy, deployment=Deployment(replace(policy, clipping=None)))
+    return replace(context, privacy=privacy)
 
 
 def probe_round(context: RunContext, number: int, users: Sequence[int], updates: Updates) -> Opened:

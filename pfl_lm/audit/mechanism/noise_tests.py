@@ -14,6 +14,7 @@ from pfl_lm.audit.accounting.streams import noise_covariance
 from pfl_lm.audit.findings import Finding
 from pfl_lm.audit.mechanism.harness import (
     Opened,
+    at_one_clip,
     dim_of,
     encoded,
     fewest,
@@ -168,8 +169,11 @@ def _correlation(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def devices(context: RunContext) -> Finding:
-    """Give some devices one and the same update; what rounding and noise add must differ."""
-    name = "fresh randomness on every device"
+    """Give some devices one and the same update; what rounding and noise add must differ.
+
+    The clip norm is fixed, for indicators of the same update are alike.
+    """
+    name, context = "fresh randomness on every device", at_one_clip(context)
     number = probed_round(context)
     grid = context.privacy.grid(dim_of(context, number))
     value = np.float32(0.5 / grid.scale)  # half a grid step everywhere: every coin is fair
