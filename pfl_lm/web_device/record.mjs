@@ -22,11 +22,13 @@ export class DamagedRecord extends Error {}
 
 const moment = (seconds) => new Date(1000 * seconds).toISOString().slice(0, 16).replace("T", " ");
 const day = (seconds) => moment(seconds).slice(0, 10);
-// Four digits, rounded up: an ε is never printed smaller than it is.
+// As Python prints an ε: three decimals, whole from 1,000 on, rounded up and never smaller than it is.
 const figure = (value) => {
-  const near = Number(value.toPrecision(4));
-  const unit = 10 ** (Math.floor(Math.log10(value)) - 3);
-  return Number((near < value ? near + unit : near).toPrecision(4)).toString();
+  if (!(value < Infinity)) return "∞";
+  const decimals = value < 1000 ? 3 : 0;
+  const near = Number(value.toFixed(decimals));
+  const digits = { minimumFractionDigits: decimals, maximumFractionDigits: decimals };
+  return (near < value ? near + 10 ** -decimals : near).toLocaleString("en-US", digits);
 };
 
 export class ParticipationRecord {
