@@ -32,6 +32,9 @@ def prepare(
     ] = None,
     user_field: Annotated[str, typer.Option(help="JSON key or column of the user id.")] = "user",
     text_field: Annotated[str, typer.Option(help="JSON key or column of the text.")] = "text",
+    max_malformed: Annotated[
+        float, number(0, 1, "Share of records that may be malformed.")
+    ] = 0.001,
 ) -> None:
     """Turn messages into a vocabulary, a population, public text and the recipes of a run.
 
@@ -54,7 +57,9 @@ def prepare(
         style = "bold yellow" if name == "odd" else "bold"
         console.print(f"[{style}]{escape(name)}[/{style}]: {escape(rest)}")
 
-    choice = Preparation(inputs, tuple(public or ()), locale, size, user_field, text_field)
+    choice = Preparation(
+        inputs, tuple(public or ()), locale, size, user_field, text_field, max_malformed
+    )
     prepare_text(choice, output, say)
     console.print("Next:", style="bold")
     run = Path("runs") / output.resolve().name

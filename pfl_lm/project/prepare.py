@@ -18,6 +18,7 @@ from pfl_lm.secagg.config import LEAST_COHORT
 from pfl_lm.text.overlap import refuse_users_text
 from pfl_lm.text.population import PopulationStore
 from pfl_lm.text.population_build import BuildOptions, Input, build_population
+from pfl_lm.text.population_tally import Tally
 from pfl_lm.text.public_text import naming_users, public_tokens
 from pfl_lm.text.readers import read_messages, text_files
 from pfl_lm.text.survey import Survey, oddities, survey
@@ -39,6 +40,7 @@ class Preparation:
         locale: whose public words the vocabulary has.
         size: of the vocabulary; None: by the number of users.
         user_field, text_field: columns or JSON keys.
+        max_malformed: share of the records that may be malformed.
     """
 
     inputs: Sequence[Path]
@@ -47,6 +49,7 @@ class Preparation:
     size: int | None = None
     user_field: str = "user"
     text_field: str = "text"
+    max_malformed: float = BuildOptions.max_malformed
 
 
 def prepare(choice: Preparation, destination: Path, say: Say) -> Survey:
@@ -68,6 +71,7 @@ def prepare(choice: Preparation, destination: Path, say: Say) -> Survey:
         counted = look(choice, say)
         for line in naming_users(choice.public, choice.user_field):
             say(f"odd: {line}")
+        _refuse_unread(choice, counted)
         if counted.users < 3:
             raise ValueError(
                 f"{counted.users} users: training, validation and test need one each at least; is "
@@ -78,7 +82,10 @@ def prepare(choice: Preparation, destination: Path, say: Say) -> Survey:
         say(f"vocabulary: {size:,} words of wordfreq for {choice.locale} (tokenizer.toml)")
         tokenizer = _vocabulary(choice, size, folder, destination, say)
         options = BuildOptions(
-            name=destination.name, user_field=choice.user_field, text_field=choice.text_field
+            name=destination.name,
+            user_field=choice.user_field,
+            text_field=choice.text_field,
+            max_malformed=choice.max_malformed,
         )
         profile = build_population(
             [Input(p) for p in choice.inputs], tokenizer, folder / "people", options
@@ -102,6 +109,16 @@ def prepare(choice: Preparation, destination: Path, say: Say) -> Survey:
             say("public text: none; --public FILE gives a first model, which ε = 2 needs badly")
         say("policy: ε = 2 for a deployment to 1,000,000 users; state yours in policy.toml")
     return counted
+
+
+def _refuse_unread(choice: Preparation, counted: Survey) -> None:
+    """Refuse text of which more records are malformed than allowed, before anything is built."""
+    tally = Tally(
+        records=counted.messages + counted.malformed,
+        malformed=counted.malformed,
+        examples=[counted.first_malformed],
+    )
+    tally.refuse_malformed(choice.max_malformed)
 
 
 def _refuse_inputs_as_public(choice: Preparation) -> None:

@@ -22,7 +22,7 @@ _NOBODY = frozenset({
     "\\N",
 })  # fmt: skip
 _NOBODY_IN_ANY_CASE = frozenset({
-    "n/a", "nan", "-nan", "none", "null", "(null)", "<null>", "undefined",
+    "n/a", "nan", "-nan", "none", "null", "(null)", "<null>", "undefined", "[deleted]", "[removed]",
 })  # fmt: skip
 _WHOLE = re.compile(r"(0|-?[1-9][0-9]*)\.0+")  # how a table spells a number that became a float
 _EXACT = 1 << 53  # a float beyond has lost digits: two ids may have become one

@@ -58,6 +58,12 @@ def columns(path: Path | str, names: Sequence[str], user: str, text: str) -> tup
     for column in (user, text):
         if (count := list(names).count(column)) != 1:
             what = f"no column {column!r}" if not count else f"{count} columns {column!r}"
+            other = [mark for mark in ";|\t" if len(names) == 1 and mark in names[0]]
+            if other:
+                raise ValueError(
+                    f"{path}: its header has no comma and parts its names by {other[0]!r}; write "
+                    "CSV with commas, or .tsv with tabs and without quotes"
+                )
             known = ", ".join(n if n and n == n.strip() else repr(n) for n in names) or "none"
             raise ValueError(
                 f"{path}: {what}; its columns are {known} "

@@ -17,7 +17,13 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any, Literal
 
-from pfl_lm.text.normalisation import NO_SEGMENTER, Normalisation, joiners_of, language_of
+from pfl_lm.text.normalisation import (
+    NO_SEGMENTER,
+    SPACELESS,
+    Normalisation,
+    joiners_of,
+    language_of,
+)
 
 TOTAL = 10**9  # words of running text that a list's counts are out of
 # Elided words that are written with their apostrophe; elsewhere one letter stands for itself.
@@ -47,9 +53,15 @@ def check(locale: str) -> None:
     if language in known:
         return
     if get_language_info(language)["tokenizer"] != "regex":
-        raise ValueError(
-            f"locale: wordfreq cuts {language!r} into words with a segmenter; {NO_SEGMENTER}"
-        )
+        if language in SPACELESS:
+            why = NO_SEGMENTER
+        else:
+            why = (
+                "its list holds pieces of what people write between two spaces. Build the "
+                'vocabulary from a word list or public text (source.kind = "word_list" or "text"; '
+                "docs/own_text.md, step by step)"
+            )
+        raise ValueError(f"locale: wordfreq cuts {language!r} into words with a segmenter; {why}")
     raise ValueError(f"locale: wordfreq has no list for {language!r}, only {' '.join(known)}")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -147,3 +148,21 @@ def test_commands_that_are_printed_can_be_pasted(messages, tmp_path, monkeypatch
     assert not ended.value.code
     said = capsys.readouterr().out
     assert "pfl-lm simulate 'my people/scenario.toml' -o 'runs/my people'" in said
+
+
+def test_malformed_text_is_refused_before_anything_is_built(messages, tmp_path):
+    path, said = tmp_path / "tweets.csv", list[str]()
+    path.write_text("user,text\n" + 'u1,"two\nlines"\n' * 50, encoding="utf-8")
+    with pytest.raises(ValueError, match="write text with line ends as JSONL or Parquet"):
+        prepare(Preparation([path]), tmp_path / "mine", said.append)
+    assert not any(line.startswith("vocabulary") for line in said)
+
+
+def test_malformed_records_can_be_allowed(messages, tmp_path):
+    with messages.open("a", encoding="utf-8") as file:
+        file.write('{"who": "[deleted]", "said": "nobody knows who wrote this"}\n')
+    asked = Preparation([messages], user_field="who", text_field="said")
+    with pytest.raises(ValueError, match="'\\[deleted\\]' stands for a missing id"):
+        prepare(asked, tmp_path / "mine", lambda line: None)
+    counted = prepare(replace(asked, max_malformed=0.01), tmp_path / "mine", lambda line: None)
+    assert (counted.users, counted.malformed) == (60, 1)

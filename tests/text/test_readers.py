@@ -224,6 +224,7 @@ class TestMalformed:
             (b'{"user": 7.5, "text": "x"}', "no whole number"),
             (b'{"user": 1e300, "text": "x"}', "too large to be exact"),
             (b'{"user": "nan", "text": "x"}', "stands for a missing id"),
+            (b'{"user": "[deleted]", "text": "x"}', "stands for a missing id"),
             (b'{"user": " \\t", "text": "x"}', "it is blank"),
             (b'{"user": "\\ud83d", "text": "x"}', "surrogate"),
             (b'{"user": "a", "text": "\\ud83d"}', "surrogate"),
@@ -387,6 +388,11 @@ class TestDamage:
         path = WRITERS[kind](tmp_path)
         with pytest.raises(ValueError, match=r"no column 'author'.*user.*--user-field"):
             list(read_messages(path, user_field="author"))
+
+    def test_a_csv_without_commas(self, tmp_path: Path) -> None:
+        (tmp_path / "a.csv").write_text("user;text\na;hello\n")
+        with pytest.raises(ValueError, match="has no comma and parts its names by ';'"):
+            list(read_messages(tmp_path / "a.csv"))
 
     @pytest.mark.parametrize("twice", ["user", "text"])
     def test_a_column_that_is_there_twice(self, twice: str, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pfl_lm.text.records import Malformed, Message
-from pfl_lm.text.survey import likeliest_language, oddities, survey
+from pfl_lm.text.survey import language_shares, oddities, survey
 
 ENGLISH = (
     "the dog is in the garden and i will be late for dinner tonight",
@@ -49,10 +49,18 @@ def test_sound_text_is_counted_and_nothing_is_odd():
          "one user wrote 39% of the words"),
         (messages() + messages(), "50% of the messages repeat another one"),
         ([*messages(), Message("u1", "cafÃ© and naÃ¯ve", "train")],
-         "1 messages (0.2%) hold letters"),
-        ([*messages(), Malformed("f", 3, "no user")], "1 records are malformed"),
+         "letters of a wrong encoding (Ã©): 1 (0.21%)"),
+        ([*messages(), Malformed("f", 3, "no user")], "malformed records: 1; the first: f:3: no"),
         (messages(tuple(f"{text} qzx wvk plof grnt brrt zzk" for text in ENGLISH)),
          "of the words are unknown to the public list"),
+        ([*messages(), Message("u1", "this &amp; that, I&#39;m", "train")],
+         "HTML entities (&amp;): 1;"),
+        (messages(tuple(f"[12/1/24, 21:03:11] Anna: {text}" for text in ENGLISH)),
+         "100% of the messages begin with a date and a time"),
+        (messages(tuple(f"2024-01-12 21:03 - Anna: {text}" for text in ENGLISH)),
+         "100% of the messages begin with a date and a time"),
+        ([Message(f"u{n}", "🎉 👍", "train") for n in range(200)],
+         "no message holds a word"),
         (messages(tuple(text * 40 for text in ENGLISH)), "longer than 2,000 letters"),
     ],
 )  # fmt: skip
@@ -72,9 +80,50 @@ def test_text_without_spaces_is_refused(text):
 
 
 def test_too_little_text_tells_no_language():
-    assert likeliest_language(survey(messages(users=3, each=1), "en_US", 100).sample) is None
+    assert language_shares(survey(messages(users=3, each=1), "en_US", 100).sample) == {}
 
 
 def test_emoji_are_counted_by_message():
     records = [Message("a", "so good 🎉🎉", "train"), Message("a", "plain", "train")]
     assert survey(records, "en_US", 1000).with_emoji == 1
+
+
+def test_numbers_are_no_unknown_words():
+    records = [Message("a", "at 10:30 on 12/01/24 it was 2.5 and 3,000 then", "train")]
+    counted = survey(records, "en_US", 1000)
+    assert (counted.words, counted.known_words) == (6, 6)  # at, on, it, was, and, then
+
+
+def test_what_sound_text_has_is_not_called_odd():
+    texts = ("AT&T & co; R&D; it is", "on 12/1 at 9 we meet &amp", "21:03 is late")
+    assert "entities" not in told(messages(texts))
+    assert "date" not in told(messages(texts))
+
+
+HINDI_IN_LATIN = (
+    "kya haal hai bhai main theek hoon tum kaise ho",
+    "aaj kal kaam bahut hai yaar chalo milte hain sham ko ghar pe",
+    "mujhe pata nahi tha acha theek hai baad mein kar lenge",
+)
+SPANISH = (
+    "no sé qué hacer con esto pero me gusta mucho la casa que tienen",
+    "mañana vamos a la playa si no hace frío y después a comer con ellos",
+)
+
+
+@pytest.mark.parametrize("locale", ["hi_IN", "en_US"])
+def test_letters_of_another_script_look_like_no_language(locale):
+    said = told(messages(HINDI_IN_LATIN), locale)
+    assert "the text is like no public list" in said
+    assert "name its --locale" not in said
+
+
+def test_two_languages_are_called_two():
+    mixed = messages((ENGLISH[0], SPANISH[0], ENGLISH[1], SPANISH[1]))
+    assert "looks like both" in told(mixed, "en_US") + told(mixed, "es_ES")
+    assert "the text looks like 'es', not 'en'" in told(messages(SPANISH), "en_US")
+
+
+def test_korean_is_parted_by_spaces_and_its_list_is_not():
+    with pytest.raises(ValueError, match=r"pieces of what people write .*word_list"):
+        survey([], "ko_KR", 30_000)
