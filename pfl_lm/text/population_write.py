@@ -185,13 +185,13 @@ class StoreWriter:
         self._ends = dict.fromkeys(SPLITS, 0)
         # 4 bytes a user each: messages, words, words outside the vocabulary.
         self._counts = {split: (array("I"), array("I"), array("I")) for split in SPLITS}
-        # bool (V,): a word spelled with subwords counts once, at its first piece.
-        subword = np.array([kind == "subword" for kind in tokenizer.kinds])
+        # bool (V,), by the rule of an evaluation: marks and numbers are no words, and a word that
+        # subwords spell counts once, at its first piece.
+        kinds = np.array(tokenizer.kinds)
         first = np.array([word.startswith("▁") for word in tokenizer.words])
-        self._is_word = ~subword | first
-        self._is_word[[BOS_ID, EOS_ID]] = False
-        self._is_unknown = subword & first
+        self._is_unknown = (kinds == "subword") & first
         self._is_unknown[UNK_ID] = True
+        self._is_word = (kinds == "word") | self._is_unknown
 
     def __enter__(self) -> StoreWriter:
         self._stack = ExitStack()

@@ -12,12 +12,15 @@ import sys
 import time
 from collections import Counter, defaultdict
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 
+from pfl_lm.evaluation.vocabulary import Vocabulary
 from pfl_lm.text import population_write
 from pfl_lm.text.as_typed import AsTyped
+from pfl_lm.text.normalisation import Normalisation
 from pfl_lm.text.population import HELD_OUT, SPLITS, PopulationStore
 from pfl_lm.text.population_build import (
     BuildOptions,
@@ -27,7 +30,8 @@ from pfl_lm.text.population_build import (
 from pfl_lm.text.public_text import public_tokens
 from pfl_lm.text.records import user_digest
 from pfl_lm.text.synthetic.population import synthetic_tokenizer
-from pfl_lm.text.tokenizer import Tokenizer
+from pfl_lm.text.tokenizer import CONTROLS, Tokenizer
+from pfl_lm.text.tokenizer_assemble import assemble
 
 USERS, MESSAGES = 60, 600
 
@@ -141,6 +145,24 @@ class TestContent:
         unknown = sum(row["oov_rate"] * row["words"] for row in splits)
         assert unknown == pytest.approx(flat.count(1))
         assert profile == store.describe()
+
+    @pytest.mark.parametrize("punctuation", ["keep", "drop"])
+    def test_words_are_counted_as_an_evaluation_counts_them(
+        self, punctuation: Literal["keep", "drop"], tmp_path: Path
+    ) -> None:
+        marks = [(mark, "mark", 1) for mark in (",", ".", "😂") if punctuation == "keep"]
+        names = [(name, "control", 1) for name in CONTROLS]
+        words = [(word, "word", 1) for word in ("in", "london", "no")]
+        listed = [*names, ("<number>", "placeholder", 1), *marks, *words]
+        rules = Normalisation(punctuation=punctuation)
+        tokenizer = assemble(listed, rules, {"locale": "en_US"})
+        text = write(tmp_path / "a.jsonl", [("u", "In London, 2026. No, no 😂 qqq, 7 in")])
+        inputs, folder = [Input(text, split="test")], tmp_path / "p"
+        row = build_population(inputs, tokenizer, folder)["splits"]["test"]
+        assert (row["words"], row["oov_rate"]) == (6, pytest.approx(1 / 6))
+        counts = Vocabulary.of(tokenizer)
+        tokens = PopulationStore.open(folder).tokens("test", 0)
+        assert counts.counts_as_word[tokens].sum() == 6
 
     def test_grouping_files_workers_and_buffers_change_nothing(
         self,
