@@ -28,7 +28,7 @@ def prepare(
     locale: Annotated[str, typer.Option(help="Language of the text, such as en_US.")] = "en_US",
     size: Annotated[
         int | None,
-        number(10_000, 200_000, "Words of the vocabulary [30,000; 10,000 below 1,000 users]."),
+        number(10_000, 200_000, "Words of the vocabulary [30,000]."),
     ] = None,
     user_field: Annotated[str, typer.Option(help="JSON key or column of the user id.")] = "user",
     text_field: Annotated[str, typer.Option(help="JSON key or column of the text.")] = "text",

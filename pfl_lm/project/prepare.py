@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +28,12 @@ from pfl_lm.text.tokenizer_build import NoWrittenForms, build_tokenizer
 from pfl_lm.text.tokenizer_recipe import TokenizerRecipe
 
 Say = Callable[[str], None]
-_LARGE = 1000  # users, from which a larger vocabulary and model pay
+_LARGE = 1000  # users, from which a larger model pays
+_SIZE = 30_000  # words of a vocabulary
+# What is written for any text, chosen on validation users of three corpora.
+_MAX_TOKENS = 400  # of one device in a round: as many as evaluation reads of a user
+_READ = 1_000_000  # words that a first model reads, in several passes over shorter public text
+_MOST_PASSES = 5
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,7 @@ class Preparation:
         inputs: files or folders of text by user.
         public: files of public text, for the first model; may be empty.
         locale: whose public words the vocabulary has.
-        size: of the vocabulary; None: by the number of users.
+        size: of the vocabulary; None: 30,000.
         user_field, text_field: columns or JSON keys.
         max_malformed: share of the records that may be malformed.
     """
@@ -78,8 +84,11 @@ def prepare(choice: Preparation, destination: Path, say: Say) -> Survey:
                 f"{choice.user_field!r} the column of the user?"
             )
         large = counted.users >= _LARGE
-        size = choice.size or (30_000 if large else 10_000)
-        say(f"vocabulary: {size:,} words of wordfreq for {choice.locale} (tokenizer.toml)")
+        size = choice.size or _SIZE
+        say(
+            f"vocabulary: {size:,} words of wordfreq for {choice.locale}, without punctuation and "
+            "emoji (tokenizer.toml)"
+        )
         tokenizer = _vocabulary(choice, size, folder, destination, say)
         options = BuildOptions(
             name=destination.name,
@@ -92,23 +101,26 @@ def prepare(choice: Preparation, destination: Path, say: Say) -> Survey:
         )
         splits = profile["splits"]
         _check_splits(splits)
+        passes = _public_text(choice, tokenizer, folder) if choice.public else 0
         train = splits["train"]["users"]
-        for name, values in _recipes(choice, size, counted, train, large).items():
+        for name, values in _recipes(size, counted, train, large, passes).items():
             _write(folder / name, values)
         load(Scenario, folder / "scenario.toml")
-        held = ", ".join(f"{splits[split]['users']:,} for {split}" for split in splits)
-        say(f"population: users split by a digest of their id: {held}")
-        say(f"unknown words: {splits['train']['oov_rate']:.1%} of those that train users wrote")
-        if choice.public:
-            public_tokens(choice.public, tokenizer, folder / "public", choice.text_field)
-            refuse_users_text(
-                PopulationStore.open(folder / "public"), PopulationStore.open(folder / "people")
-            )
-            say("public text: for a first model and for the baselines (pretraining.toml)")
-        else:
-            say("public text: none; --public FILE gives a first model, which ε = 2 needs badly")
-        say("policy: ε = 2 for a deployment to 1,000,000 users; state yours in policy.toml")
+        _tell(splits, passes, say)
     return counted
+
+
+def _tell(splits: Mapping[str, Any], passes: int, say: Say) -> None:
+    """Say what was built and chosen."""
+    held = ", ".join(f"{splits[split]['users']:,} for {split}" for split in splits)
+    say(f"population: users split by a digest of their id: {held}")
+    say(f"unknown words: {splits['train']['oov_rate']:.1%} of those that train users wrote")
+    if passes:
+        times = "once" if passes == 1 else f"{passes} times"
+        say(f"public text: for the baselines and a first model, which reads it {times}")
+    else:
+        say("public text: none; --public FILE gives a first model, which ε = 2 needs badly")
+    say("policy: ε = 2 for a deployment to 1,000,000 users; state yours in policy.toml")
 
 
 def _refuse_unread(choice: Preparation, counted: Survey) -> None:
@@ -177,6 +189,20 @@ def _vocabulary(
     return build_tokenizer(load(TokenizerRecipe, recipe), folder / "tokenizer")
 
 
+def _public_text(choice: Preparation, tokenizer: Tokenizer, folder: Path) -> int:
+    """Build the store of public text; return how often a first model reads it.
+
+    Raises:
+        ValueError: it is the users' own, or holds no message.
+    """
+    profile = public_tokens(choice.public, tokenizer, folder / "public", choice.text_field)
+    refuse_users_text(
+        PopulationStore.open(folder / "public"), PopulationStore.open(folder / "people")
+    )
+    words = max(1, profile["splits"]["train"]["words"])
+    return min(_MOST_PASSES, math.ceil(_READ / words))
+
+
 def _check_splits(splits: Mapping[str, Any]) -> None:
     """Refuse so few users that no run could train on some and measure on others.
 
@@ -201,31 +227,30 @@ def _records(choice: Preparation) -> Iterator[Any]:
     )
 
 
-def _recipes(
-    choice: Preparation, size: int, counted: Survey, train: int, large: bool
-) -> dict[str, Any]:
+def _recipes(size: int, counted: Survey, train: int, large: bool, passes: int) -> dict[str, Any]:
     """Choose tokenizer, scenario, policy and, with public text, a first model's training."""
     chat = TEMPLATES["chat"].recipes
-    model = chat["scenario.toml"]["model"] | {"vocabulary_size": size}
+    policy, template = chat["policy.toml"], chat["scenario.toml"]
+    model = template["model"] | {"vocabulary_size": size}
     if large:
         model |= {"embedding_dim": 64, "hidden_dim": 128, "lora": {"rank": 8}}
-    public = {"public_text": "public"} if choice.public else {}
-    scenario = {key: value for key, value in chat["scenario.toml"].items() if key != "start"} | {
+    public = {"public_text": "public"} if passes else {}
+    scenario = {key: value for key, value in template.items() if key != "start"} | {
         "description": f"{counted.users:,} users at ε = 2",
         "tokenizer": "tokenizer",
-        "rounds": 60 if large else 30,
+        "rounds": policy["rounds"],
         "cohort": max(LEAST_COHORT, min(100, train // 4)),
         "population": {"kind": "store", "path": "people"} | public,
         "model": model,
+        "training": template["training"] | {"max_tokens": _MAX_TOKENS, "loss": "softmax"},
         "payload": {"rows": 2_000, "draw": "unigram", "dense": "lora" if large else "all"},
     }
-    recipes = {
-        "policy.toml": chat["policy.toml"],
-        "scenario.toml": scenario,
+    if not passes:
+        return {"policy.toml": policy, "scenario.toml": scenario}
+    first = {key: value for key, value in model.items() if key != "lora"}
+    places = {"tokenizer": "tokenizer", "text": "public", "epochs": passes, "model": first}
+    return {
+        "policy.toml": policy,
+        "scenario.toml": scenario | {"start": "start.pt"},
+        "pretraining.toml": chat["pretraining.toml"] | places,
     }
-    if choice.public:
-        first = {key: value for key, value in model.items() if key != "lora"}
-        places = {"tokenizer": "tokenizer", "text": "public", "model": first}
-        recipes["pretraining.toml"] = chat["pretraining.toml"] | places
-        recipes["scenario.toml"] = scenario | {"start": "start.pt"}
-    return recipes

@@ -176,8 +176,8 @@ def _of_the_letters(counted: Survey) -> Iterator[str]:
     """Say what stands in messages that nobody typed."""
     messages = max(1, counted.messages)
     if counted.damaged:
-        share = significant(100 * counted.damaged / messages, 2)
-        yield f"messages with letters of a wrong encoding (Ã©): {counted.damaged:,} ({share}%)"
+        percent = significant(100 * counted.damaged / messages, 2)
+        yield f"messages with letters of a wrong encoding (Ã©): {counted.damaged:,} ({percent}%)"
     if counted.entities / messages > 0.001:
         yield (
             f"messages with HTML entities (&amp;): {counted.entities:,}; their names would be "

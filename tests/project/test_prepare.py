@@ -26,6 +26,11 @@ SENTENCES = (
 )
 
 
+def small(inputs, public=(), **fields):
+    """Return what a person wants, with a vocabulary that is quickly built."""
+    return Preparation(inputs, public, size=10_000, **fields)
+
+
 @pytest.fixture
 def messages(tmp_path):
     rows = [{"who": f"u{n % 60}", "said": f"{SENTENCES[n % 3]} {n}"} for n in range(240)]
@@ -41,24 +46,29 @@ def test_a_folder_that_a_run_opens(messages, tmp_path):
     prepare(asked, tmp_path / "mine", said.append)
     told = "\n".join(said)
     assert "capitals: none; public.txt does not tell" in told
-    for part in ("text: 60 users, 240 messages", "odd: 60 users: too few", "vocabulary: 10,000",
-                 "population: users split by", "public text: for a first model"):  # fmt: skip
+    for part in ("text: 60 users, 240 messages", "odd: 60 users: too few", "vocabulary: 30,000",
+                 "population: users split by", "a first model, which reads it 5"):  # fmt: skip
         assert part in told
     people = PopulationStore.open(tmp_path / "mine" / "people")
     assert sum(people.users(split) for split in ("train", "validation", "test")) == 60
     pretraining = load(Pretraining, tmp_path / "mine" / "pretraining.toml")
-    assert pretraining.model.vocabulary_size == 10_000
+    assert pretraining.model.vocabulary_size == 30_000
+    assert pretraining.epochs == 5  # of 60 lines, as many passes as there may be
     scenario = load(Scenario, tmp_path / "mine" / "scenario.toml", {"start": None})
     context = open_run(scenario)
     assert context.public is not None
     assert scenario.cohort == people.users("train") // 4
+    training = scenario.training
+    assert (scenario.rounds, training.max_tokens, training.loss) == (100, 400, "softmax")
+    assert context.privacy.policy is not None
+    assert scenario.rounds == context.privacy.policy.rounds  # their ε is paid for all the same
 
 
 def test_the_users_text_is_no_public_text(messages, tmp_path):
     said: list[str] = []
 
     def refused(public, match):
-        asked = Preparation([messages], public, user_field="who", text_field="said")
+        asked = small([messages], public, user_field="who", text_field="said")
         with pytest.raises(ValueError, match=match):
             prepare(asked, tmp_path / "mine", said.append)
         assert not (tmp_path / "mine").exists()
@@ -76,7 +86,7 @@ def test_the_users_text_is_no_public_text(messages, tmp_path):
 def test_words_are_shown_as_public_text_writes_them(messages, tmp_path):
     (tmp_path / "public.txt").write_text("We go to London on Sunday\n" * 20, encoding="utf-8")
     said: list[str] = []
-    asked = Preparation([messages], [tmp_path / "public.txt"], user_field="who", text_field="said")
+    asked = small([messages], [tmp_path / "public.txt"], user_field="who", text_field="said")
     prepare(asked, tmp_path / "deep" / "mine", said.append)
     folder = tmp_path / "deep" / "mine"
     forms = Tokenizer.open(folder / "tokenizer").forms
@@ -89,7 +99,7 @@ def test_words_are_shown_as_public_text_writes_them(messages, tmp_path):
 def test_a_failure_leaves_nothing(messages, tmp_path):
     before = sorted(tmp_path.iterdir())
     with pytest.raises(ValueError, match="user"):
-        prepare(Preparation([messages]), tmp_path / "mine", lambda line: None)
+        prepare(small([messages]), tmp_path / "mine", lambda line: None)
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -118,7 +128,7 @@ def few(tmp_path, count):
     rows = [{"user": f"u{n}", "text": SENTENCES[n % 3]} for n in range(count)] * 3
     path = tmp_path / "few.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return Preparation([path])
+    return small([path])
 
 
 def test_recipes_for_few_users_can_run(tmp_path):
@@ -134,7 +144,7 @@ def test_too_few_users_in_a_split_are_refused(tmp_path):
 
 def test_public_text_without_a_message_is_named(messages, tmp_path):
     (tmp_path / "public.txt").write_text("\n", encoding="utf-8")
-    asked = Preparation([messages], [tmp_path / "public.txt"], user_field="who", text_field="said")
+    asked = small([messages], [tmp_path / "public.txt"], user_field="who", text_field="said")
     with pytest.raises(ValueError, match=r"public\.txt"):
         prepare(asked, tmp_path / "mine", lambda line: None)
 
@@ -154,14 +164,14 @@ def test_malformed_text_is_refused_before_anything_is_built(messages, tmp_path):
     path, said = tmp_path / "tweets.csv", list[str]()
     path.write_text("user,text\n" + 'u1,"two\nlines"\n' * 50, encoding="utf-8")
     with pytest.raises(ValueError, match="write text with line ends as JSONL or Parquet"):
-        prepare(Preparation([path]), tmp_path / "mine", said.append)
+        prepare(small([path]), tmp_path / "mine", said.append)
     assert not any(line.startswith("vocabulary") for line in said)
 
 
 def test_malformed_records_can_be_allowed(messages, tmp_path):
     with messages.open("a", encoding="utf-8") as file:
         file.write('{"who": "[deleted]", "said": "nobody knows who wrote this"}\n')
-    asked = Preparation([messages], user_field="who", text_field="said")
+    asked = small([messages], user_field="who", text_field="said")
     with pytest.raises(ValueError, match="'\\[deleted\\]' stands for a missing id"):
         prepare(asked, tmp_path / "mine", lambda line: None)
     counted = prepare(replace(asked, max_malformed=0.01), tmp_path / "mine", lambda line: None)
