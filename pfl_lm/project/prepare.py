@@ -152,7 +152,7 @@ def _same_content(one: Path, other: Path) -> bool:
 
 def look(choice: Preparation, say: Say) -> Survey:
     """Read the text once, and say how much there is and what is odd."""
-    counted = survey(_records(choice), choice.locale, choice.size or 30_000)
+    counted = survey(_records(choice), choice.locale, choice.size or _SIZE)
     say(
         f"text: {counted.users:,} users, {counted.messages:,} messages, {counted.words:,} words, "
         f"{counted.with_emoji / max(1, counted.messages):.0%} of the messages with an emoji"
