@@ -96,6 +96,7 @@ def die_or_plan(*arguments):
 pfl_lm.run.simulate.groups = die_or_plan
 pfl_lm.run.simulate.RunRecorder.open = die_or_open
 if __name__ == "__main__":
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may be under nohup
     main()
 """
 

@@ -11,7 +11,8 @@ import pytest
 from pfl_lm.text.synthetic.population import synthetic_tokenizer
 
 CODE = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may be under nohup
 from pfl_lm.cli import main
 from pfl_lm.text import population_write
 
