@@ -55,6 +55,14 @@ class Directions:
             moves -= step
             stretch += moves
 
+    def project(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Return the inner product of values float64[size] with each direction, float64[count]."""
+        found = np.empty(self.count)
+        for number in range(self.count):
+            ones = np.unpackbits(self.signs(number), count=self.size)
+            found[number] = (2 * values[ones == 1].sum() - values.sum()) / np.sqrt(self.size)
+        return found
+
     def combine(self, coefficients: Floats) -> Floats:
         """Return Σ coefficient · direction, float32[size].
 

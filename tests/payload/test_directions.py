@@ -46,3 +46,10 @@ def test_what_is_no_direction_is_refused() -> None:
         Directions(3, 8, 0, 0).signs(3)
     with pytest.raises(ValueError, match="3 directions"):
         Directions(3, 8, 0, 0).combine(np.zeros(2, np.float32))
+
+
+def test_a_projection_is_the_inner_product_with_each_direction() -> None:
+    directions = Directions(3, 21, seed=5, round=2)
+    values = np.random.default_rng(0).normal(size=21)
+    each = [directions.combine(row) for row in np.eye(3, dtype=np.float32)]
+    np.testing.assert_allclose(directions.project(values), np.stack(each) @ values, rtol=1e-5)

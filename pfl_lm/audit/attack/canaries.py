@@ -24,6 +24,11 @@ from pfl_lm.run.context import RunContext, choose_payload
 from pfl_lm.streams import stream
 
 _MOST_COORDINATES = 1 << 14
+_FEWEST_COORDINATES = 64
+
+
+class TooFewCoordinates(ValueError):
+    """A run whose rounds have no room for canaries; the message says how few coordinates."""
 
 
 @dataclass(frozen=True)
@@ -83,14 +88,17 @@ def place_canaries(context: RunContext, count: int, rounds: int, seed: int) -> C
             scheduled ones than half its cohort.
 
     Raises:
-        ValueError: fewer coordinates travel in every round than canaries can be told apart on.
+        TooFewCoordinates: canaries could not be told apart on those that travel in every round.
     """
     generator = stream(seed, "canaries")
     first = probed_round(context, rounds)
     payloads = [choose_payload(context, first + r) for r in range(rounds)]
-    coordinates = np.stack([_lasting(payload) for payload in payloads])
-    if coordinates.shape[1] < 64:
-        raise ValueError("fewer than 64 coordinates travel in every round; canaries need more")
+    coordinates = _lasting(payloads)
+    if coordinates.shape[1] < _FEWEST_COORDINATES:
+        raise TooFewCoordinates(
+            f"{coordinates.shape[1]} coordinates travel in every round; canaries need "
+            f"{_FEWEST_COORDINATES} or more"
+        )
     known = min(count, rounds * max(1, context.privacy.cohort // 2))
     once = generator.permutation(known) % rounds == np.arange(rounds)[:, None]
     invited = np.hstack([once, _invitations(context, count, rounds, generator)])
@@ -101,14 +109,30 @@ def place_canaries(context: RunContext, count: int, rounds: int, seed: int) -> C
     return Canaries(first, coins, invited, np.arange(total) < known, directions, coordinates)
 
 
-def _lasting(payload: Payload) -> np.ndarray:
-    """Return at most 16,384 places of the payload that hold the same coordinate every round."""
-    whole = [np.arange(s.offset, s.offset + s.size) for s in payload.segments if s.rows is None]
-    places = np.concatenate([*whole, np.arange(0)])
-    if len(places) < 1000:  # rows only: places hold other words every round, as good for a sum
-        places = np.arange(payload.dim)
-    step = max(1, len(places) // _MOST_COORDINATES)
-    return places[::step][:_MOST_COORDINATES].astype(np.int64)
+def _lasting(payloads: Sequence[Payload]) -> np.ndarray:
+    """Return at most 16,384 places that hold the same coordinate every round: int64[R, S].
+
+    Where fewer than 1,000 do (rows, directions, or layers that take turns), places hold another
+    coordinate in each round, which is as good for a sum.
+    """
+    named = [_whole_segments(payload) for payload in payloads]
+    lasting = [name for name in named[0] if all(name in other for other in named)]
+    if sum(len(named[0][name]) for name in lasting) < 1000:
+        least = min(payload.dim for payload in payloads)
+        places = np.tile(np.arange(least), (len(payloads), 1))
+    else:
+        places = np.stack([np.concatenate([own[name] for name in lasting]) for own in named])
+    step = max(1, places.shape[1] // _MOST_COORDINATES)
+    return places[:, ::step][:, :_MOST_COORDINATES].astype(np.int64)
+
+
+def _whole_segments(payload: Payload) -> dict[str, np.ndarray]:
+    """Return the places of each parameter that travels whole; none where directions travel."""
+    if payload.directions is not None:
+        return {}
+    return {
+        s.name: np.arange(s.offset, s.offset + s.size) for s in payload.segments if s.rows is None
+    }
 
 
 def _invitations(
@@ -172,10 +196,15 @@ def run_canaries(context: RunContext, canaries: Canaries, length: float) -> Seen
 
 
 def _moved(context: RunContext, parameters: dict[str, object], canaries: Canaries) -> np.ndarray:
-    """Return what the final model differs by from the first, on the canaries' coordinates."""
+    """Return what the final model differs by from the first, on the canaries' coordinates.
+
+    Of directions, its part along each of those of the first round.
+    """
     payload = choose_payload(context, canaries.first)
-    first = gather(context.start.parameters, payload)
-    difference = gather(parameters, payload).astype(np.float64) - first
+    first = gather(context.start.parameters, payload.whole)
+    difference = gather(parameters, payload.whole).astype(np.float64) - first
+    if payload.directions is not None:
+        difference = payload.directions.project(difference)
     return difference[canaries.coordinates[0]]
 
 

@@ -53,7 +53,10 @@ def audit_attack(
     rounds = min(rounds or context.scenario.rounds, MOST_ROUNDS)
     if context.privacy.policy is not None and context.privacy.mechanism.stateful:
         rounds = min(rounds, context.privacy.policy.rounds)  # its noise was planned for no more
-    placed = canaries.place_canaries(context, CANARIES, rounds, _SEED)
+    try:
+        placed = canaries.place_canaries(context, CANARIES, rounds, _SEED)
+    except canaries.TooFewCoordinates as reason:
+        return _not_attacked(f"{reason}; no attack was tried.")
     if not placed.can_be_told_apart:
         return _too_few(len(placed.coins), rounds)
     length = canaries.strength(context)
@@ -102,6 +105,10 @@ def _too_few(count: int, rounds: int) -> Part:
         f"In the rounds attacked ({rounds}) this cohort has room for {count} canaries, too few to "
         "tell those that took part from the others; --rounds attacks more rounds."
     )
+    return _not_attacked(text)
+
+
+def _not_attacked(text: str) -> Part:
     finding = Finding("power of the attack", None, text)
     checked = ("Whether there is room for enough canaries.",)
     return Part(_NAME, _QUESTION, checked, [finding], (*NOT_CHECKED, "Any attack."))

@@ -140,6 +140,44 @@ def test_a_run_of_a_few_tiny_poisson_cohorts_is_audited_and_accused_of_nothing(
     assert failing([alone, audit_ledger(artifacts)]) == {}
 
 
+@pytest.mark.parametrize(
+    ("plan", "method"),
+    [
+        (PayloadPlan(rows=100, layers=1), {}),
+        (PayloadPlan(rows="none", layers=1), {}),
+        (PayloadPlan(rows=100, directions=400), {"method": "zeroth_order"}),
+    ],
+    ids=["rows and layers in turns", "layers in turns", "directions"],
+)
+def test_payloads_that_change_from_round_to_round_are_attacked(
+    tiny_run, policy_text, tmp_path, plan, method
+):
+    small = {ON_DEVICE: 'noise = { at = "device", kind = "skellam", min_dim = 64 }'}
+    text = changed(policy_text, OTHER_POLICIES["rotation, discrete Gaussian"] | small)
+    training = LocalTraining(0.5, batch_size=4, window=8, max_tokens=32, **method)
+    artifacts = RunArtifacts.open(tiny_run(tmp_path, text, payload=plan, training=training))
+    context = rebuild_context(artifacts)
+    placed = canaries.place_canaries(context, 400, 2, seed=1)
+    quiet = canaries.without_noise(context)
+    seen = canaries.run_canaries(quiet, placed, context.privacy.clip_norm)
+    took_part = placed.invited & placed.coins
+    assert seen.responses[took_part].mean() == pytest.approx(1.0, abs=0.15)
+    assert abs(seen.responses[~took_part].mean()) < 0.15
+    first = placed.scheduled & placed.invited[0]
+    assert seen.final[first & placed.coins].mean() > seen.final[first & ~placed.coins].mean()
+
+
+def test_a_payload_too_small_for_canaries_is_said_to_be_untested(tiny_run, policy_text, tmp_path):
+    small = {ON_DEVICE: 'noise = { at = "device", kind = "skellam", min_dim = 8 }'}
+    text = changed(policy_text, OTHER_POLICIES["rotation, discrete Gaussian"] | small)
+    training = LocalTraining(0.5, batch_size=4, window=8, max_tokens=32, method="zeroth_order")
+    plan = PayloadPlan(rows=100, directions=20)
+    artifacts = RunArtifacts.open(tiny_run(tmp_path, text, payload=plan, training=training))
+    part = attack.audit_attack(rebuild_context(artifacts), artifacts)
+    assert [finding.holds for finding in part.findings] == [None]
+    assert "20 coordinates travel" in part.findings[0].text
+
+
 def test_canaries_answer_in_units_of_their_length(honest_run):
     # Without noise a canary that took part answers 1, give or take rounding and other canaries.
     context = canaries.without_noise(rebuild_context(RunArtifacts.open(honest_run)))
