@@ -46,8 +46,7 @@ def train_forward_only(
     task: Task, windows: Sequence[np.ndarray], users: Sequence[int]
 ) -> tuple[np.ndarray, list[Trace]]:
     """Train each device by forward passes; arguments and results are those of ``train``."""
-    if not (body_of(task.spec).steps_words or body_of(task.spec).in_blocks):
-        raise ValueError('method = "forward_only" watches dense layers, which a module hides')
+    require_layers(task.spec)
     step, values, training = _Step(task), task.values, task.training
     updates, traces = [], []
     for own, user in zip(windows, users, strict=True):
@@ -62,6 +61,12 @@ def train_forward_only(
         updates.append(update)
         traces.append(Trace(user, loss / max(tokens, 1), tokens, steps, norm))
     return np.stack(updates), traces
+
+
+def require_layers(spec: ModelSpec) -> None:
+    """Refuse a model whose dense layers cannot be watched: one of the user's own."""
+    if not (body_of(spec).steps_words or body_of(spec).in_blocks):
+        raise ValueError('method = "forward_only" watches dense layers, which a module hides')
 
 
 class _Step:

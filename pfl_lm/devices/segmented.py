@@ -26,18 +26,21 @@ from pfl_lm.devices.batches import Batch
 from pfl_lm.devices.step import Step, StepTensors
 from pfl_lm.devices.task import Task
 from pfl_lm.models import recurrent, side_branch, transformer
-from pfl_lm.models.models import body_of
+from pfl_lm.models.models import ModelSpec, body_of
 from pfl_lm.models.recurrent import State
 from pfl_lm.models.slopes import along
 
 
-def step_kind(task: Task) -> type[Step]:
+def step_kind(spec: ModelSpec, activations: str) -> type[Step]:
     """Return how a local step is made: what it holds on to until its backward pass.
+
+    Args:
+        activations: see ``LocalTraining``.
 
     Raises:
         ValueError: a model that cannot be taken apart so.
     """
-    body, activations = body_of(task.spec), task.training.activations
+    body = body_of(spec)
     if activations == "kept":
         return Step
     if body.steps_words:
@@ -45,8 +48,7 @@ def step_kind(task: Task) -> type[Step]:
     if body.in_blocks and activations == "recomputed":
         return BlockStep
     raise ValueError(
-        f'activations = "{activations}" does not go with model kind = "{task.spec.kind}"; '
-        'use "kept"'
+        f'activations = "{activations}" does not go with model kind = "{spec.kind}"; use "kept"'
     )
 
 

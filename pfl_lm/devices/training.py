@@ -81,7 +81,7 @@ def _backpropagate(
     received = torch.as_tensor(task.values, device=processor)
     now = received.expand(len(windows), -1)  # equal rows until the first step: products are shared
     trained = now.clone()  # (K, d)
-    step = step_kind(task)(task)
+    step = step_kind(task.spec, training.activations)(task)
     losses, tokens = np.zeros(len(windows)), np.zeros(len(windows), np.int64)
     for number, batch in enumerate(schedule):
         active = len(batch.inputs)

@@ -47,6 +47,10 @@ class Body:
         """Return the first value of a bias between the tables."""
         return np.zeros(shape)
 
+    def longest_window(self, spec: ModelSpec) -> int | None:
+        """Return the most tokens that a window may have; None: any number."""
+        return None
+
     def inner_dim(self, spec: ModelSpec) -> int:
         """Values inside a layer for each word: its gates, or its feed-forward part's inner row."""
         return 0

@@ -201,6 +201,9 @@ class Transformer(Body):
     def hidden(self, spec: ModelSpec, weights: Mapping[str, Tensor], embedded: Tensor) -> Tensor:
         return hidden(spec, weights, embedded)
 
+    def longest_window(self, spec: ModelSpec) -> int:
+        return spec.context
+
     def inner_dim(self, spec: ModelSpec) -> int:
         return spec.feedforward_dim
 

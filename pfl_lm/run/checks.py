@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pfl_lm.devices.trainable import require_trainable
 from pfl_lm.dp.policy import Policy
 from pfl_lm.payload.layout import Payload
 from pfl_lm.run.aggregation import ExternalAggregator
@@ -28,6 +29,11 @@ def check_external(
             "ours"
         )
     external.check()
+
+
+def check_training(context: RunContext) -> None:
+    """Refuse what no device could train, before anything of the run is written."""
+    require_trainable(context.spec, context.scenario.training)
 
 
 def check_payloads(context: RunContext) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from pfl_lm.devices.trainable import require_trainable
 from pfl_lm.dp.grid import Grid
 from pfl_lm.dp.policy import Policy
 from pfl_lm.models.models import roles
@@ -29,9 +30,11 @@ def device_cost(scenario: Scenario, fleet: Fleet, measured: bool = False) -> dic
         measured: train one device in a process of its own, instead of predicting its memory.
 
     Raises:
-        ValueError: the payload does not fit the model, or its memory cannot be said.
+        ValueError: the payload or the training does not fit the model, or its memory cannot be
+            said.
     """
     spec, training = scenario.model, scenario.training
+    require_trainable(spec, training)
     payload = choose(scenario.payload, roles(spec), unigram_of(spec), SPECIALS, scenario.seed, 0)
     tokens = training.max_tokens or _TOKENS
     if measured:

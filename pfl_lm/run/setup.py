@@ -15,7 +15,13 @@ from pfl_lm.models.spec import differences
 from pfl_lm.phones.fleet import Fleet
 from pfl_lm.recipes import load
 from pfl_lm.run.aggregation import ExternalAggregator
-from pfl_lm.run.checks import check_external, check_groups, check_payloads, check_processor
+from pfl_lm.run.checks import (
+    check_external,
+    check_groups,
+    check_payloads,
+    check_processor,
+    check_training,
+)
 from pfl_lm.run.context import PublicText, RunContext
 from pfl_lm.run.deployment import Deployment
 from pfl_lm.run.privacy import RunPrivacy
@@ -92,6 +98,7 @@ def open_run(
         processor,
     )
     check_processor(context)
+    check_training(context)
     check_payloads(context)
     check_groups(context)
     return context

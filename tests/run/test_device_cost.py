@@ -15,7 +15,7 @@ from pfl_lm.phones.flops import training_flops
 from pfl_lm.recipes import load
 from pfl_lm.run.device_cost import device_cost
 from pfl_lm.run.scenario import Scenario
-from pfl_lm.run.training_methods import TRAINING_METHODS
+from pfl_lm.run.training_methods import METHODS_BY_NAME, TRAINING_METHODS
 
 RECIPES = Path(__file__).resolve().parents[2] / "simulations"
 UNIFORM = [1 / 500] * 500
@@ -39,6 +39,19 @@ def test_every_method_has_a_cost(method, scenario, fleet) -> None:
     assert set(found["fits"]) == set(found["seconds"]) == {"low", "least"}
     for name, phone in fleet.profiles.items():
         assert found["fits"][name] == (found["peak_bytes"] <= phone.training_memory_mb * 1e6)
+
+
+def test_a_method_that_a_transformer_cannot_have_is_refused_and_the_others_have_a_cost(
+    scenario, fleet
+) -> None:
+    """Its gradients cannot be truncated: `device cost` of every transformer ended in a fault."""
+    spec = ModelSpec("transformer", 2000, 8, heads=2, feedforward_dim=8)
+    scenario = replace(scenario, model=spec)
+    for method in TRAINING_METHODS:
+        if method.name != "truncated":
+            assert device_cost(method.apply(scenario), fleet)["peak_bytes"] > 0
+    with pytest.raises(ValueError, match='activations = "truncated" does not go with'):
+        device_cost(METHODS_BY_NAME["truncated"].apply(scenario), fleet)
 
 
 def test_operations_are_those_of_the_shapes() -> None:

@@ -71,6 +71,24 @@ def store(tmp_path_factory):
     return folder
 
 
+class TestTraining:
+    """Without public text no device is probed: what none can train is refused before a round."""
+
+    TRANSFORMER = ModelSpec("transformer", 300, 8, heads=2, feedforward_dim=8, context=7)
+
+    def test_windows_longer_than_the_context_are_refused(self, tiny_scenario):
+        # Devices with little text would train; the evaluation failed, after rounds were paid for.
+        with pytest.raises(ValueError, match=r"training.window = 8 exceeds model.context = 7"):
+            open_run(tiny_scenario(model=self.TRANSFORMER))
+        open_run(tiny_scenario(model=replace(self.TRANSFORMER, context=8)))
+
+    def test_activations_that_a_model_cannot_have_are_refused(self, tiny_scenario):
+        model = replace(self.TRANSFORMER, context=8)
+        training = replace(tiny_scenario().training, activations="truncated")
+        with pytest.raises(ValueError, match="does not go with model kind"):
+            open_run(tiny_scenario(model=model, training=training))
+
+
 class TestStart:
     def test_without_one_weights_are_random(self, tiny_scenario):
         assert open_run(tiny_scenario()).start.origin == {"kind": "random"}
