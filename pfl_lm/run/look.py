@@ -23,6 +23,7 @@ from pfl_lm.devices.training import train
 from pfl_lm.numbers import duration, format_epsilon, percent, significant
 from pfl_lm.run.aggregation import silent_devices
 from pfl_lm.run.context import RunContext, choose_payload
+from pfl_lm.run.idle_keys import idle_keys
 from pfl_lm.run.privacy import RunPrivacy
 from pfl_lm.run.trimmed import noise_ratio
 from pfl_lm.run.update_length import is_long, is_short
@@ -66,6 +67,7 @@ class Foresight:
         moves: whether the clip norm follows the updates.
         reports: of devices that do not fall silent.
         least_reports: which open a sum.
+        idle: sentences on keys of the scenario that change nothing.
         epsilon: of the policy against everyone, once deployed; None: ∞.
         probe: None where there is no public text.
     """
@@ -79,6 +81,7 @@ class Foresight:
     moves: bool = False
     reports: int = 0
     least_reports: int = 0
+    idle: tuple[str, ...] = ()
 
     @property
     def drowned(self) -> bool:
@@ -113,6 +116,7 @@ def foresee(context: RunContext) -> Foresight:
         privacy.clipping is not None,
         scenario.cohort - silent_devices(scenario.dropout, scenario.cohort),
         privacy.least_reports,
+        tuple(idle_keys(scenario)),
     )
 
 
@@ -167,6 +171,8 @@ def judge(foresight: Foresight, anyway: bool, say: Callable[[str], None]) -> Non
     Raises:
         Refused: noise outweighs all that could be learnt, and ``anyway`` is not set.
     """
+    for line in foresight.idle:
+        say(f"warning: {line}")
     say(_to_come(foresight))
     if foresight.drowned:
         problem = (

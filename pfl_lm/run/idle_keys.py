@@ -1,0 +1,157 @@
+"""Keys of a scenario that change nothing beside its other keys: a person who set one should know.
+
+A run with ``server.momentum = 0.99`` and ``server.kind = "sgd"`` is the run without it, to the
+byte. Such a key is no mistake that would spoil a run, so it is told and not refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import MISSING, fields
+from operator import attrgetter
+from typing import Any, NamedTuple
+
+from pfl_lm.run.scenario import Scenario
+
+
+class _Rule(NamedTuple):
+    """Keys of one table, and what they are read for."""
+
+    table: str  # dotted; empty: the scenario itself
+    keys: tuple[str, ...]
+    read: Callable[[Scenario], bool]
+    read_where: str
+
+
+def _some_rows(scenario: Scenario) -> bool:
+    return isinstance(scenario.payload.rows, int)
+
+
+def _reads_segments(scenario: Scenario) -> bool:
+    """Whether words go through the model a segment at a time; a model of the user's own may."""
+    training = scenario.training
+    if scenario.model.kind == "transformer" or training.method == "forward_only":
+        return False
+    return training.method == "zeroth_order" or training.activations != "kept"
+
+
+_RULES = (
+    _Rule(
+        "model",
+        ("hidden_dim", "projection_dim"),
+        lambda s: s.model.kind != "transformer",
+        "by recurrent models",
+    ),
+    _Rule(
+        "model",
+        ("heads", "feedforward_dim", "activation", "positions", "context"),
+        lambda s: s.model.kind in ("transformer", "module"),
+        'where model.kind = "transformer"',
+    ),
+    _Rule(
+        "training",
+        ("negatives",),
+        lambda s: s.training.loss != "softmax",
+        'where training.loss = "sampled" or "nce"',
+    ),
+    _Rule(
+        "training",
+        ("activations",),
+        lambda s: s.training.method == "backpropagation",
+        'where training.method = "backpropagation"',
+    ),
+    _Rule(
+        "training",
+        ("segment_length",),
+        _reads_segments,
+        'by recurrent models, where training.activations is "recomputed" or "truncated", or '
+        'training.method = "zeroth_order"',
+    ),
+    _Rule(
+        "training",
+        ("perturbation",),
+        lambda s: s.training.method == "zeroth_order",
+        'where training.method = "zeroth_order"',
+    ),
+    _Rule(
+        "training",
+        ("modulation",),
+        lambda s: s.training.method == "forward_only",
+        'where training.method = "forward_only"',
+    ),
+    _Rule("payload", ("draw", "outside"), _some_rows, "where payload.rows is a number"),
+    _Rule(
+        "payload",
+        ("temper",),
+        lambda s: _some_rows(s) and s.payload.draw == "unigram",
+        'where payload.rows is a number and payload.draw = "unigram"',
+    ),
+    _Rule(
+        "server",
+        ("momentum",),
+        lambda s: s.server.kind != "sgd",
+        'where server.kind = "momentum", "adam" or "yogi"',
+    ),
+    _Rule(
+        "server",
+        ("second_momentum", "adaptivity"),
+        lambda s: s.server.kind in ("adam", "yogi"),
+        'where server.kind = "adam" or "yogi"',
+    ),
+    _Rule(
+        "server.average",
+        ("share",),
+        lambda s: s.server.average.kind == "tail",
+        'where server.average.kind = "tail"',
+    ),
+    _Rule(
+        "server.average",
+        ("decay",),
+        lambda s: s.server.average.kind == "exponential",
+        'where server.average.kind = "exponential"',
+    ),
+    _Rule(
+        "population",
+        ("users", "tokens_per_user"),
+        lambda s: s.population.kind == "synthetic",
+        'where population.kind = "synthetic"',
+    ),
+    _Rule(
+        "population",
+        ("public_text",),
+        lambda s: s.population.kind == "store",
+        'where population.kind = "store"',
+    ),
+    _Rule(
+        "",
+        ("tokenizer",),
+        lambda s: s.population.kind == "store",
+        'where population.kind = "store"; invented users bring their own words',
+    ),
+)
+
+
+def idle_keys(scenario: Scenario) -> list[str]:
+    """Return a sentence for each key that differs from its default and changes nothing."""
+    return [
+        f"{key} = {value} changes nothing: it is read only {rule.read_where}"
+        for rule in _RULES
+        if not rule.read(scenario)
+        for key, value in _stated(scenario, rule)
+    ]
+
+
+def _stated(scenario: Scenario, rule: _Rule) -> list[tuple[str, Any]]:
+    """Return dotted keys of a rule, with their values, that differ from their defaults."""
+    table: Any = attrgetter(rule.table)(scenario) if rule.table else scenario
+    defaults = {field.name: field.default for field in fields(table)}
+    prefix = f"{rule.table}." if rule.table else ""
+    return [
+        (prefix + name, _shown(value))
+        for name in rule.keys
+        if defaults[name] is not MISSING and (value := getattr(table, name)) != defaults[name]
+    ]
+
+
+def _shown(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
