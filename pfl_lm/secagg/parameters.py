@@ -103,8 +103,8 @@ def required(
     chosen = least_graph(demand)
     if chosen.complete and demand.survivors - 1 < chosen.threshold:
         raise ValueError(
-            f"corrupt {corrupt} and dropout {dropout} of {cohort} devices leave too few shares: "
-            f"{chosen.threshold} are needed and {demand.survivors - 1} may be left"
+            f"corrupt {corrupt:g} and dropout {dropout:g} of {cohort} devices leave too few "
+            f"shares: {chosen.threshold} are needed and {demand.survivors - 1} may be left"
         )
     return chosen
 
