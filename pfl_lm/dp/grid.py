@@ -10,7 +10,7 @@ import numpy as np
 
 from pfl_lm.dp.grid_norms import grid_norm, rounded_norm
 from pfl_lm.dp.rotation import block_of
-from pfl_lm.dp.sampler.pmf import Kind, joint_radius, tail_radius
+from pfl_lm.dp.sampler.pmf import Kind, joint_radius, parameter_of, tail_radius
 from pfl_lm.validate import at_least, within
 
 NARROW_BITS = 31  # the widest ring whose vectors are held in integers of 32 bits
@@ -117,6 +117,9 @@ class Grid:
             )
         widest = cls(dim, clip_norm, grid_steps, 63)
         variance = widest.noise_variance(noise_multiplier) * reports_max / carriers
+        if variance > 0:  # tails are those of the parameter of a share
+            share = variance / reports_max
+            variance *= parameter_of(kind, share) / share
         largest = _largest_sum(widest, reports_max, variance, kind, rotated)
         needed = largest.bit_length() + 1
         if needed > 63:

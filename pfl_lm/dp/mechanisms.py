@@ -27,9 +27,9 @@ from pfl_lm.dp.accounting.lattice import check_coordinates
 from pfl_lm.dp.correlated.mechanism import Banded, BandedInverseRoot, Blt, Tree
 from pfl_lm.dp.events import RoundEvent
 from pfl_lm.dp.mechanism import Mechanism, Opened, Place
-from pfl_lm.dp.noise import add_central_gaussian
+from pfl_lm.dp.noise import NoiseShare, add_central_gaussian
 from pfl_lm.dp.sampler.arrays import Updates
-from pfl_lm.dp.sampler.pmf import Kind
+from pfl_lm.dp.sampler.pmf import Kind, parameter_of
 
 __all__ = ["MECHANISMS", "Mechanism", "Opened", "Place", "kinds_at"]
 
@@ -79,6 +79,9 @@ class DiscreteGaussian(_AtDevice):
 
     def event(self, event: RoundEvent, dim: int, grid_steps: float, shares: int) -> RoundEvent:
         return replace(super().event(event, dim, grid_steps, shares), reports=max(1, shares))
+
+    def share(self, variance: float) -> NoiseShare | None:
+        return NoiseShare("discrete_gaussian", parameter_of("discrete_gaussian", variance))
 
     def check_share(self, deviation: float) -> None:
         if deviation < 1:

@@ -20,7 +20,10 @@ from pfl_lm.dp.sampler.rejection import BLOCK
 
 @dataclass(frozen=True)
 class NoiseShare:
-    """The noise one device adds to its vector: a distribution and a variance in grid units²."""
+    """The noise one device adds to its vector: a distribution and a variance in grid units².
+
+    Of a discrete Gaussian it is the variance parameter: see ``sampler.pmf.parameter_of``.
+    """
 
     kind: Kind
     variance: float

@@ -98,6 +98,19 @@ def test_noise_on_the_mean_is_the_deployments(policies, kind):
     assert abs(noise.mean()) < 6 * deviation / math.sqrt(DIM)
 
 
+@pytest.mark.parametrize("steps", ["0.4", "0.5"])
+def test_shares_narrower_than_a_grid_step_have_the_deployments_variance(policy_file, steps):
+    """Ten reports for many: a share's parameter is below a step, and its variance below that."""
+    noise = NOISES["discrete_gaussian"]["noise"].replace("64.0", f"{steps}, min_dim = 20_000")
+    privacy = protect_with(load(Policy, policy_file(noise=noise)))
+    share = privacy.device_share(privacy.grid(DIM), COHORT)
+    planned = privacy.grid(DIM).noise_variance(privacy.sum_multiplier) / COHORT
+    assert planned < 0.2
+    assert share.variance > 1.05 * planned
+    drawn, deviation = simulated_noise(privacy), deployed_deviation(privacy)
+    assert np.var(drawn) == pytest.approx(deviation**2, rel=0.1)
+
+
 @pytest.mark.parametrize("kind", ["skellam", "discrete_gaussian"])
 def test_fewer_reports_carry_less_noise(policies, kind):
     privacy = protect_with(policies(kind))

@@ -43,6 +43,31 @@ def chernoff_exponent(kind: TableKind, variance: float, distance: float) -> floa
     return distance * math.asinh(distance / variance) - rise
 
 
+def parameter_of(kind: TableKind, variance: float) -> float:
+    """Return the variance parameter at which noise of a kind has this very variance.
+
+    That of a discrete Gaussian is larger where the noise is narrower than a step, which only the
+    shares of a simulation are: a policy refuses them.
+    """
+    if kind == "skellam" or variance >= 1 or variance <= 0:
+        return variance
+    low, high = variance, 1.0
+    while high - low > 1e-9 * high:
+        middle = (low + high) / 2
+        if _gaussian_variance(middle) < variance:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+def _gaussian_variance(parameter: float) -> float:
+    """Return the variance of a discrete Gaussian, for parameters of at most 1."""
+    weights = [math.exp(-k * k / (2 * parameter)) for k in range(1, 40)]
+    moment = sum(k * k * weight for k, weight in enumerate(weights, start=1))
+    return 2 * moment / (1 + 2 * sum(weights))
+
+
 def tail_radius(kind: TableKind, variance: float, bits: float) -> int:
     """Return the least t (to within one part in 2^20) with P(|X| ≥ t) ≤ 2^(1 − bits)."""
     target = bits * _LOG_2
