@@ -84,6 +84,19 @@ def test_long_indicators_are_no_randomness_that_devices_share(adaptive, rotate):
     assert found.holds, found.text
 
 
+def test_rotated_indicators_are_no_noise(adaptive, monkeypatch):
+    """Rotated and rounded, the indicators of silent devices widen what a small noise releases."""
+    context = rebuild_context(RunArtifacts.open(adaptive))
+    policy = replace(context.privacy.policy, epsilon=8.0, noise=Noise("server", "gaussian"))
+    privacy = replace(context.privacy, deployment=Deployment(policy), rotate=True)
+    context = replace(context, privacy=privacy)
+    part = mechanism_check.audit_mechanism(context)
+    assert {f.name: f.text for f in part.findings if f.holds is False} == {}
+    monkeypatch.setattr(mechanism_check, "of_silent_devices", lambda context: context)
+    part = mechanism_check.audit_mechanism(context)
+    assert "noise on the sum" in {f.name for f in part.findings if f.holds is False}
+
+
 def test_an_honest_run_fails_nothing(adaptive):
     assert failing(adaptive) == {}
     artifacts = RunArtifacts.open(adaptive)

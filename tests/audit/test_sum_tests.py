@@ -54,6 +54,15 @@ def test_honest_code_passes_and_its_error_is_told(context):
     assert found.holds is (None if context.privacy.groups > 1 else True), found.text
 
 
+def test_rounding_of_rotated_reports_is_in_every_sum(context, monkeypatch):
+    """Each of 20 rotated reports is rounded in every coordinate, also in those of the others."""
+    rotated = replace(context, privacy=replace(context.privacy, rotate=True))
+    for _ in range(3):
+        found = sum_of_all(rotated)
+        assert found.holds, found.text
+    test_a_report_counted_twice_is_found(rotated, monkeypatch)
+
+
 def test_a_report_counted_twice_is_found(context, monkeypatch):
     class Generous(IdealAggregator):
         def submit(self, vectors):

@@ -20,6 +20,7 @@ from pfl_lm.audit.mechanism.clipping_tests import clipping_findings
 from pfl_lm.audit.mechanism.harness import (
     Opened,
     everybody_reports,
+    of_silent_devices,
     places,
     probe_round,
     probed_round,
@@ -49,19 +50,19 @@ def audit_mechanism(context: RunContext, artifacts: RunArtifacts | None = None) 
     started = time.monotonic()
     recorded = [] if artifacts is None else record_findings(context, artifacts)
     context = everybody_reports(context)
-    first = probed_round(context, _ROUNDS)
-    quiet = [probe_round(context, first + i, places(context), zeros) for i in range(_ROUNDS)]
+    first, silent = probed_round(context, _ROUNDS), of_silent_devices(context)
+    quiet = [probe_round(silent, first + i, places(silent), zeros) for i in range(_ROUNDS)]
     findings = [
-        noise_tests.noise(context, quiet),
-        noise_tests.fewer_reports(context),
-        noise_tests.vanished(context),
+        noise_tests.noise(silent, quiet),
+        noise_tests.fewer_reports(silent),
+        noise_tests.vanished(silent),
         noise_tests.reuse(quiet),
-        noise_tests.repeated(context, quiet[secrets.randbelow(_ROUNDS)]),
+        noise_tests.repeated(silent, quiet[secrets.randbelow(_ROUNDS)]),
         noise_tests.devices(context),
         sum_tests.sum_of_all(context),
         sum_tests.division(context),
         sum_tests.sensitivity(context),
-        noise_tests.least_bits(context, quiet[0]),
+        noise_tests.least_bits(silent, quiet[0]),
         *clipping_findings(context),
         *stream_findings(context, None if artifacts is None else artifacts.guarantee.get("stream")),
         *recorded,
@@ -83,7 +84,7 @@ def audit_mechanism(context: RunContext, artifacts: RunArtifacts | None = None) 
         findings,
         NOT_CHECKED,
         (),
-        [_distribution(context, quiet[0])],
+        [_distribution(silent, quiet[0])],
         {"noise_samples": samples, "sum_multiplier": context.privacy.sum_multiplier},
         time.monotonic() - started,
         _headline(findings),

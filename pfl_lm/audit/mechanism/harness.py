@@ -158,6 +158,15 @@ def at_one_clip(context: RunContext) -> RunContext:
     return replace(context, privacy=privacy)
 
 
+def of_silent_devices(context: RunContext) -> RunContext:
+    """Return the run context in which rounds of silent devices release noise and nothing else.
+
+    A rotation spreads an indicator over all coordinates, where rounding it adds to the noise: then
+    the clip norm is fixed, at the same noise.
+    """
+    return at_one_clip(context) if context.privacy.rotate else context
+
+
 def probe_round(context: RunContext, number: int, users: Sequence[int], updates: Updates) -> Opened:
     """Run round ``number`` with these users and these updates, and return what it released.
 

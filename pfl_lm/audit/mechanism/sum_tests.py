@@ -153,8 +153,10 @@ def _counted(context: RunContext, number: int, count: int) -> _Counted:
     shares = opened.total[: width * count].reshape(count, width).sum(axis=1) / (value * width)
     noiseless = context.privacy.mechanism.place == "none"
     spread = 0.0 if noiseless else context.privacy.sum_multiplier * at_first(context, opened)
-    # Rounding adds at most half a step a coordinate.
-    noise = math.hypot(spread, 1 / (2 * _steps(context, number))) * opened.unit / clip + 1e-6
+    # Rounding adds at most half a step a coordinate: of a report to its own, rotated to all.
+    rounded = count if context.privacy.rotate else 1
+    rounding = math.sqrt(rounded) / (2 * _steps(context, number))
+    noise = math.hypot(spread, rounding) * opened.unit / clip + 1e-6
     return _Counted(shares, noise, noiseless)
 
 
