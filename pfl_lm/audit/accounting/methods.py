@@ -100,9 +100,29 @@ def quick_epsilon(groups: RoundGroup | Sequence[RoundGroup], delta: float) -> fl
     tight = all(p.sampling == "poisson" and p.neighboring != "replace_one" for p in sampled)
     method = published_renyi if not (gaussian and tight) else pld if sampled else closed_form
     try:
-        return method(groups, delta)
+        cost = method(groups, delta)
     except ValueError:
-        return math.inf
+        cost = math.inf
+    return min(cost, quick_epsilon(_known(sampled, groups), delta)) if sampled else cost
+
+
+def without_sampling(groups: Sequence[RoundGroup], delta: float) -> float:
+    """Return ε against one who also knows who took part, which is never below that of others.
+
+    Raises:
+        DoesNotApply: nobody is sampled, or nothing is proven.
+    """
+    sampled = [group for group in groups if group.is_sampled]
+    if not sampled:
+        raise DoesNotApply("everybody is in every round that is counted")
+    cost = quick_epsilon(_known(sampled, groups), delta)
+    if math.isinf(cost):
+        raise DoesNotApply("nothing is proven without sampling either")
+    return cost
+
+
+def _known(sampled: Sequence[RoundGroup], groups: Sequence[RoundGroup]) -> list[RoundGroup]:
+    return [group.seen_by_server() if group in sampled else group for group in groups]
 
 
 def _library(name: str) -> str:
@@ -151,6 +171,13 @@ METHODS: tuple[Method, ...] = (
         "any of the noises; rounding to the grid included; general amplification by sampling",
         "the only proof for discrete noise; its general amplification costs up to 4 times",
         published_renyi,
+    ),
+    Method(
+        "without sampling",
+        "bound",
+        "nothing of the sampling: the exact or published bound for one who knows who took part",
+        "for few rounds sampling may be proven to save less than its proof costs",
+        without_sampling,
     ),
     Method(
         "Gaussian of equal variance",

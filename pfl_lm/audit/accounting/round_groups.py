@@ -84,8 +84,12 @@ class RoundGroup:
         return float(stats.binom.pmf(at, self.population - 1, self.rate))
 
     def seen_by_server(self) -> RoundGroup:
-        """Return the group for one who knows in which rounds the user was: no sampling helps."""
-        return replace(self, sampling="none", rate=1.0)
+        """Return the group for one who knows in which rounds the user was: no sampling helps.
+
+        Of a cohort of fixed size, a user who is removed is still replaced by another one.
+        """
+        displaced = self.sampling == "fixed" and self.neighboring == "add_remove"
+        return replace(self, sampling="fixed" if displaced else "none", rate=1.0)
 
 
 def coarsened(groups: Iterable[RoundGroup], most: int = 6) -> list[RoundGroup]:

@@ -163,15 +163,16 @@ def test_approximations_never_certify():
 def test_each_library_appears_where_it_applies():
     table = answers([gaussian(1.0, 100, 0.01)], 1e-6)
     assert {name for name, row in table.items() if row.epsilon is not None} == {
-        "PLD", "PRV", "RDP", "published Rényi bounds", "GDP",
+        "PLD", "PRV", "RDP", "published Rényi bounds", "without sampling", "GDP",
     }  # fmt: skip
     assert "no closed form" in table["closed form (Balle & Wang 2018)"].reason
 
 
-def test_discrete_noise_rests_on_the_published_bound_alone():
+def test_discrete_noise_rests_on_the_published_bounds_alone():
     group = RoundGroup("skellam", "zero_out", "poisson", 1.0, 1000, 0.001, 10**6, dim=10**6)
     rows = methods.recompute([group], 1e-6)
-    assert [row.method.name for row in rows if row.is_bound] == ["published Rényi bounds"]
+    bounds = [row.method.name for row in rows if row.is_bound]
+    assert bounds == ["published Rényi bounds", "without sampling"]
     approximation = next(r for r in rows if r.method.name == "Gaussian of equal variance")
     assert 0 < approximation.epsilon < methods.best_bound(rows).epsilon
 
@@ -181,6 +182,22 @@ def test_poisson_figures_are_refused_for_cohorts_of_fixed_size():
     rows = methods.recompute([fixed], 1e-6)
     assert methods.best_bound(rows).epsilon > 4.63  # row D03; the Poisson figure is 0.25
     assert all(row.epsilon is None for row in rows if row.method.name.endswith("PLD"))
+
+
+def test_who_sees_less_is_protected_no_less_than_who_knows_the_cohorts():
+    """One round of a cohort of fixed size: the proof of amplification costs more than it saves."""
+    fixed = gaussian(0.84, 1, 0.005, sampling="fixed", population=10**6, neighboring="zero_out")
+    known = gaussian_epsilon(1 / 0.84, 1e-6)
+    assert methods.published_renyi([fixed], 1e-6) > known
+    assert proven([fixed], 1e-6) == pytest.approx(known)
+    assert methods.quick_epsilon([fixed], 1e-6) == pytest.approx(known)
+
+
+def test_who_leaves_a_cohort_of_fixed_size_makes_room_for_another():
+    fixed = gaussian(2.0, 1, 0.005, sampling="fixed", population=10**6)
+    assert fixed.seen_by_server().sensitivity == 2
+    known = methods.quick_epsilon([fixed.seen_by_server()], 1e-6)
+    assert known == pytest.approx(gaussian_epsilon(1.0, 1e-6))
 
 
 def test_replacing_a_user_is_twice_the_distance():
