@@ -41,6 +41,7 @@ from pfl_lm.run.setup import account_of, open_run
 from pfl_lm.run.simulate import simulate
 from pfl_lm.text.population_write import USER_DIGEST_BYTES, StoreWriter, UserText
 from pfl_lm.text.synthetic.population import SyntheticPopulation, synthetic_tokenizer
+from tests.audit.doctoring import rewrite_ledger
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -133,6 +134,20 @@ def test_a_run_that_was_begun_and_spent_no_round_accuses_nobody(scenario, tmp_pa
     assert [f.text for f in part.findings if f.holds is False] == []
     assert {ONE_BUDGET, DEBITED, TOTAL, TOLD} <= {f.name for f in part.findings if f.holds}
     assert tuning(StatedGuarantee.of(artifacts), artifacts, None, ledgers).holds is True
+
+
+def test_a_run_over_peoples_text_that_leaves_their_ledger_unnamed(scenario, tmp_path):
+    one = run(scenario(rounds=2), tmp_path / "one")
+
+    def unnamed(entries):
+        del entries[0]["population"], entries[0]["population_head"]
+
+    rewrite_ledger(one.path, unnamed)
+    for ledgers in (None, tmp_path / "ledgers"):
+        part = audit_ledger(RunArtifacts.open(one.path), ledgers)
+        told = next(f for f in part.findings if f.name == ONE_BUDGET)
+        assert told.holds is False
+        assert "names no ledger of their budget" in told.text
 
 
 def test_debits_that_cost_less_than_the_records_are_found(scenario, tmp_path):

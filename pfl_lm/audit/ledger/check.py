@@ -115,18 +115,25 @@ def _people(
     """Check the budget of the run's people, where it spends one."""
     if artifacts.policy is None or not chain.entries or shortfalls(artifacts.manifest):
         return []
-    if artifacts.manifest.get("served") and "population_head" not in chain.entries[0]:
-        text = (
-            "Devices took part over the network, and the run names no ledger of their budget: what "
-            "they spent is counted nowhere."
-        )
-        return [Finding(ONE_BUDGET, False, text)]
+    if "population_head" not in chain.entries[0] and (whose := _real_people(artifacts, guarantee)):
+        text = f"{whose}, and the run names no ledger of their budget: what they spent is counted "
+        return [Finding(ONE_BUDGET, False, text + "nowhere.")]
     alone = (
         "The run names no ledger of its population: right if its users are invented; else what "
         "else was done with the same people is counted nowhere."
     )
     replayed = replayed_groups(guarantee, chain)
     return population_budget(artifacts.folder.path, chain, ledgers, alone, replayed)
+
+
+def _real_people(artifacts: RunArtifacts, guarantee: StatedGuarantee | None) -> str:
+    """Say why a run at its policy's own scale spends a budget of people's, or ""."""
+    manifest = artifacts.manifest
+    if manifest.get("served"):
+        return "Devices took part over the network"
+    if guarantee is not None and manifest["scenario"]["population"]["kind"] == "store":
+        return "The run guarantees its policy's ε to people whose text a store holds"
+    return ""
 
 
 def integrity(artifacts: RunArtifacts, chain: Chain) -> list[Finding]:
