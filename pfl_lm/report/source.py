@@ -11,7 +11,7 @@ from typing import Any
 from pfl_lm.numbers import is_number
 from pfl_lm.pages.charts import Series
 from pfl_lm.run.evaluation_file import read_evaluation
-from pfl_lm.run.folder import RunFolder, read_json
+from pfl_lm.run.folder import RunFolder, digest_of, read_json
 from pfl_lm.run.manifest_file import Manifest
 
 FEDERATED = "federated model"
@@ -133,7 +133,9 @@ def _ledger(folder: RunFolder) -> LedgerState | None:
         return None
     lines = folder.ledger_path.read_text(encoding="utf-8", errors="replace").splitlines()
     try:
-        verify(folder.ledger_path)
+        genesis, digest = verify(folder.ledger_path)[0], digest_of(folder.manifest())
+        if genesis.get("manifest_digest", digest) != digest:
+            return LedgerState("", len(lines), "the manifest was changed; do not trust this page")
         return LedgerState(json.loads(lines[-1])["hash"], len(lines))
     except (LedgerError, ValueError, KeyError, IndexError) as error:
         return LedgerState("", len(lines), str(error).replace(f"{folder.ledger_path}", "ledger"))

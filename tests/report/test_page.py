@@ -10,6 +10,8 @@ import pytest
 
 from pfl_lm.report import headline
 from pfl_lm.report.page import write_report
+from pfl_lm.run.folder import digest_of
+from tests.audit.doctoring import rewrite_ledger
 
 
 class Checker(HTMLParser):
@@ -179,6 +181,15 @@ def test_a_changed_ledger_is_said(make_run):
     page = read(write_report(run))
     assert "the chain breaks here" in page
     assert str(run) not in page
+
+
+def test_a_manifest_that_the_ledger_does_not_know_is_said(make_run):
+    run = make_run()
+    digest = digest_of(json.loads((run / "manifest.json").read_text()))
+    rewrite_ledger(run, lambda entries: entries[0].update(manifest_digest=digest))
+    assert "the manifest was changed" not in read(write_report(run))
+    edit(run, lambda manifest: manifest["guarantee"].update(epsilon=0.5))
+    assert "the manifest was changed; do not trust this page" in read(write_report(run))
 
 
 def test_text_from_a_run_is_escaped(make_run):
