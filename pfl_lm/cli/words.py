@@ -36,6 +36,7 @@ from pfl_lm.cli.tables import print_table
 
 if TYPE_CHECKING:
     from pfl_lm.queries.found import FoundWord
+    from pfl_lm.text.normalisation import Normalisation
 
 app = typer.Typer(no_args_is_help=True, help="Ask phones for the words that a vocabulary lacks.")
 
@@ -63,7 +64,12 @@ CandidatesFrom = Annotated[
 Cells = Annotated[
     int, number(1, MOST_CELLS, "With --open: cells of a round, at most; wider finds more words.")
 ]
-Deny = Annotated[Path | None, typer.Option(help="Words that are never asked for, one in a line.")]
+Deny = Annotated[
+    Path | None,
+    typer.Option(
+        help="Words that are never asked for, one in a line, read as the vocabulary reads text."
+    ),
+]
 FalseWords = Annotated[
     float, number(1e-9, 1e3, "Listed words that nobody typed, expected at most.")
 ]
@@ -116,7 +122,7 @@ def discover(
     from pfl_lm.text.population import PopulationStore
     from pfl_lm.text.tokenizer import Tokenizer
 
-    stated = load(Policy, policy)
+    stated, vocabulary = load(Policy, policy), Tokenizer.open(tokenizer)
     question = WordsQuestion(
         domain="open" if open_domain else "closed",
         entries=entries,
@@ -124,7 +130,7 @@ def discover(
         candidates_from=candidates_from,
         cells=cells,
         false_positives=false_words,
-        denied=_denied(deny),
+        denied=_denied(deny, vocabulary.normalisation),
         cohort=cohort,
         aggregation=secure_aggregation.kind,
         dropout=dropout,
@@ -132,8 +138,7 @@ def discover(
         fleet=None if fleet is None else load(Fleet, fleet),
     )
     words = ask_for_words(
-        question, PopulationStore.open(store), Tokenizer.open(tokenizer), stated, output,
-        Lines(), resume, ledgers,
+        question, PopulationStore.open(store), vocabulary, stated, output, Lines(), resume, ledgers
     )  # fmt: skip
     _show(words, output)
 
@@ -193,7 +198,7 @@ def serve(
 
     if seed is not None and not trial:
         raise ValueError("--seed makes noise that anybody can repeat: state --trial too")
-    stated = load(Policy, policy)
+    stated, vocabulary = load(Policy, policy), Tokenizer.open(tokenizer)
     question = WordsQuestion(
         domain="open" if open_domain else "closed",
         entries=entries,
@@ -201,27 +206,39 @@ def serve(
         candidates_from=candidates_from,
         cells=cells,
         false_positives=false_words,
-        denied=_denied(deny),
+        denied=_denied(deny, vocabulary.normalisation),
         aggregation="protocol",
         seed=seed,
     )
     seconds = training_seconds, phase_seconds, grace_seconds
     serving = serving_of(keys, listen, present, seconds, revoked, trial, ledgers, front_ends)
-    words = serve_words(
-        question, Tokenizer.open(tokenizer), stated, output, serving, Lines(), resume
-    )
+    words = serve_words(question, vocabulary, stated, output, serving, Lines(), resume)
     _show(words, output)
 
 
-def _denied(path: Path | None) -> frozenset[str]:
-    """Read the deny list, one word a line."""
+def _denied(path: Path | None, normalisation: Normalisation) -> frozenset[str]:
+    """Read the deny list, one word a line, in the form in which phones name words.
+
+    Raises:
+        ValueError: the file is no text, or a line is no single word, so that it would deny nothing.
+    """
     if path is None:
         return frozenset()
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise ValueError(f"--deny {path}: not UTF-8 text: {error}") from None
-    return frozenset(line.strip() for line in lines if line.strip())
+    denied = set()
+    for place, line in enumerate(lines, start=1):
+        pieces = normalisation.pieces(line)
+        if line.strip() and len(pieces) != 1:
+            parts = f"this vocabulary reads {', '.join(pieces)}" if pieces else "it has no letter"
+            raise ValueError(
+                f"--deny {path}:{place}: {line.strip()!r} is no single word: {parts}; write one "
+                "word in a line"
+            )
+        denied.update(pieces)
+    return frozenset(denied)
 
 
 def _show(words: list[FoundWord], output: Path) -> None:

@@ -64,8 +64,9 @@ class TreePlan:
         needed = len(self._extensions(_FIRST))
         if needed > self.cells:
             raise ValueError(
-                f"cells = {self.cells}, but the first letters of words over {len(self.letters)} "
-                f"letters need {needed}"
+                f"cells = {self.cells:,}, but the first letters of words over {len(self.letters)} "
+                f"letters need {needed:,}: state --cells {needed} or more, or ask for the words of "
+                "a list"
             )
 
     def length(self, round: int) -> int:

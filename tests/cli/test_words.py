@@ -106,6 +106,22 @@ def test_words_without_their_ledger_build_no_vocabulary(folder: Path) -> None:
     assert not (folder / "larger").exists()
 
 
+def test_a_denied_word_is_read_as_a_phone_reads_its_text(folder: Path) -> None:
+    run(BUILD)
+    (folder / "deny.txt").write_bytes("\ufeffRaKuDo \n\n".encode())
+    assert "0 words; words and ledger are in found" in run(f"{DISCOVER} --deny deny.txt")
+
+
+@pytest.mark.parametrize("line", ["rakudo perl", "?!"])
+def test_a_line_that_would_deny_nothing_is_refused(folder: Path, line: str) -> None:
+    run(BUILD)
+    (folder / "deny.txt").write_text(f"moarvm\n{line}\n")
+    done = CliRunner().invoke(app, [*DISCOVER.split(), "--deny", "deny.txt"])
+    assert "deny.txt:2" in str(done.exception)
+    assert "no single word" in str(done.exception)
+    assert not (folder / "found").exists()
+
+
 def test_a_model_of_another_vocabulary_is_not_grown(folder: Path) -> None:
     synthetic_tokenizer(200).save(folder / "other")
     done = CliRunner().invoke(

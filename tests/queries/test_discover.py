@@ -12,6 +12,7 @@ from pfl_lm.dp.ledger import verify
 from pfl_lm.queries import discover as module
 from pfl_lm.queries.discover import WordsQuestion, discover
 from pfl_lm.queries.found import open_discovered, read_words
+from pfl_lm.queries.prefix_tree import TreePlan
 from pfl_lm.text.population import PopulationStore
 from pfl_lm.text.tokenizer import Tokenizer
 from tests.queries.conftest import TYPED, USERS, policy_of
@@ -102,6 +103,11 @@ class TestOpen:
         assert (
             len([e for e in verify(tmp_path / "w" / "ledger.jsonl") if e["kind"] == "round"]) == 3
         )
+
+    def test_an_alphabet_that_needs_more_cells_says_how_many(self) -> None:
+        letters = tuple(map(chr, range(0x900, 0x900 + 70)))
+        with pytest.raises(ValueError, match="need 347,970: state --cells 347970 or more"):
+            TreePlan(5, 20, 1 << 18, 0.02, letters)
 
     def test_a_denied_word_is_never_voted_for(
         self, store: PopulationStore, tokenizer: Tokenizer, tmp_path: Path
