@@ -32,6 +32,7 @@ app = typer.Typer(
 
 _SHOWN = 12  # clusters
 _WORDS = 24
+_TELLING = 4.0  # deviations by which a word's votes exceed what public text would have said
 
 
 @app.command()
@@ -123,26 +124,64 @@ def _show(shares: list[CellShare], clusters: Clusters, output: Path) -> None:
 
     console, number_of = Console(), len(clusters.clusters)
     table = Table(title=f"The strongest of {number_of} clusters", title_justify="left")
+    stores = [_called(place, store["name"]) for place, store in enumerate(clusters.stores)]
     for column in ("cluster", "of its text", "votes", "weight"):
         table.add_column(column, justify="left" if column == "cluster" else "right")
     named, total = shares[:number_of], max(1.0, sum(share.sum for share in shares[:number_of]))
     rows = zip(named, clusters.clusters, clusters.public_shares(), strict=True)
     for share, about, of_store in sorted(rows, key=lambda row: -row[0].sum)[:_SHOWN]:
         weight = f"{share.weight:.2f}" if about.store == 0 else ""  # others are not read
-        table.add_row(share.label, f"{of_store:.1%}", f"{share.sum / total:.1%}", weight)
+        label = f"{share.label} ({stores[about.store]})" if len(stores) > 1 else share.label
+        table.add_row(label, f"{of_store:.1%}", f"{share.sum / total:.1%}", weight)
     print_table(table, console)
-    telling = sorted(shares[number_of:], key=lambda s: -s.sum * max(0.0, math.log(s.weight)))
-    words = " ".join(share.label.split(": ", 1)[1] for share in telling[:_WORDS])
+    words = " ".join(_named_oftener(shares[number_of:])) or "none that noise does not explain"
     console.print(f"Words that phones name oftener: {words}", soft_wrap=True, markup=False)
-    for place, store in enumerate(clusters.stores if len(clusters.stores) > 1 else ()):
-        own = [s for s, c in zip(named, clusters.clusters, strict=True) if c.store == place]
-        console.print(f"{store['name']}: {_share_of(own, total)} of the votes")
+    for place, store_name in enumerate(stores if len(stores) > 1 else ()):
+        own = [c.store == place for c in clusters.clusters]
+        share_of = _share_of([share.sum for share in named], own, _deviation(named))
+        console.print(f"{store_name}: {share_of} of the votes", markup=False)
     print_statements(console, output)
     console.print(f"The shares and the ledger are in {output}", soft_wrap=True)
 
 
-def _share_of(shares: list[CellShare], total: float) -> str:
-    """Return a store's share of the votes for clusters, ± two deviations of the noise."""
-    deviation = next((s.sum / s.deviations for s in shares if s.deviations), 0.0)
-    error = 2 * deviation * math.sqrt(len(shares)) / total
-    return f"{sum(share.sum for share in shares) / total:.1%} ± {error:.1%}"
+def _called(place: int, name: str) -> str:
+    """Name a store for a reader: public stores mostly bear one name."""
+    return f"store {place + 1}, {name}" if place else f"store 1, {name}, which was divided"
+
+
+def _named_oftener(shares: list[CellShare]) -> list[str]:
+    """Return the words that phones name oftener than noise explains, the most telling first."""
+    from pfl_lm.text.normalisation import is_word
+
+    words = {share.label.split(": ", 1)[1]: share for share in shares}
+    telling = {
+        word: share.sum * math.log(share.weight)
+        for word, share in words.items()
+        if is_word(word) and share.sum - share.expected > _TELLING * _deviation(shares)
+    }
+    return sorted(telling, key=lambda word: -telling[word])[:_WORDS]
+
+
+def _deviation(shares: list[CellShare]) -> float:
+    """Return the deviation of the noise on a cell."""
+    return next((share.sum / share.deviations for share in shares if share.deviations), 0.0)
+
+
+def _share_of(sums: list[float], own: list[bool], deviation: float) -> str:
+    """Return a store's share of the votes for clusters, ± two deviations of what noise does to it.
+
+    The share s is a ratio of noisy sums. To first order, the noise of one of its own n clusters
+    moves it by (1 − s) ÷ total, that of one of the m others by −s ÷ total.
+
+    Args:
+        sums: noisy votes for each cluster.
+        own: whether the cluster is the store's.
+        deviation: of the noise on a cluster's votes.
+    """
+    total = sum(sums)
+    others = len(own) - sum(own)
+    if total <= 2 * deviation * math.sqrt(len(sums)):
+        return "an unknown share (too few phones vote)"
+    share = sum(votes for votes, of_store in zip(sums, own, strict=True) if of_store) / total
+    error = 2 * deviation * math.sqrt(sum(own) * (1 - share) ** 2 + others * share**2) / total
+    return f"{share:.1%} ± {error:.1%}"

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from pfl_lm.dp.ledger import Ledger
 from pfl_lm.dp.policy import Policy
 from pfl_lm.dp.sampler.arrays import Doubles
 from pfl_lm.queries.ask import QuerySession, ask
@@ -164,11 +165,17 @@ def ask_for_mixture(
                 lambda user: vote(clusters, store.tokens("train", user), question.entries),
                 ledger, ticks(listener), people.check,
             )  # fmt: skip
-            expected = expected_votes(clusters, session.cohort, question.entries)
+            expected = expected_votes(clusters, _reports(ledger), question.entries)
             found = shares_of(query.labels, sums, expected, session.deviation(query))
             write_shares(folder.result_path, found)
             folder.finish(ledger, people)
     return found
+
+
+def _reports(ledger: Ledger) -> int:
+    """Return how many devices are in the sum of the last round; the others fell silent."""
+    rounds = [entry for entry in ledger.entries() if entry["kind"] == "round"]
+    return int(rounds[-1]["reports"])
 
 
 def open_mixture(folder: Path, keep: float) -> Mixture:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from pfl_lm.cli import app
+from pfl_lm.cli.mixture import _named_oftener, _share_of
 from pfl_lm.dp.ledger import Ledger, verify
 from pfl_lm.queries import mixture as mixing
 from pfl_lm.queries.ask import QuerySession
@@ -23,7 +25,7 @@ from pfl_lm.queries.mixture import (
     open_mixture,
     vote,
 )
-from pfl_lm.queries.shares import RESULT_FILE, read_shares, weights_of, write_shares
+from pfl_lm.queries.shares import RESULT_FILE, CellShare, read_shares, weights_of, write_shares
 from pfl_lm.text.clusters import Clusters, cluster
 from pfl_lm.text.passages import passages
 from pfl_lm.text.population import PopulationStore
@@ -200,6 +202,21 @@ class TestAsked:
                 ))  # fmt: skip
         assert sums[0].tobytes() == sums[1].tobytes()
 
+    def test_phones_that_fall_silent_are_not_expected_to_have_said_anything(
+        self, folder: Path
+    ) -> None:
+        policy = policy_of(users=USERS)
+        policy = replace(policy, noise=replace(policy.noise, tolerated_dropout=0.3))
+        ask_for_mixture(
+            MixtureQuestion(seed=3, dropout=0.1), Clusters.open(folder / "clusters"),
+            PopulationStore.open(folder / "people"), policy, folder / "silent",
+        )  # fmt: skip
+        reports = verify(folder / "silent" / "ledger.jsonl")[-2]["reports"]
+        assert reports < USERS
+        clusters = Clusters.open(folder / "clusters")
+        expected = [share.expected for share in read_shares(folder / "silent" / RESULT_FILE)]
+        assert expected == pytest.approx(expected_votes(clusters, reports, 1), rel=1e-5)
+
 
 class TestRefused:
     def test_without_a_ledger(self, asked: Path) -> None:
@@ -259,9 +276,36 @@ noise = { at = "device", kind = "skellam", min_dim = 64 }
             done = CliRunner().invoke(app, line.split())
             assert done.exit_code == 0, (done.output, done.exception)
         assert "The strongest of 9 clusters" in done.output
+        assert "store 1, public text, which was divided: " in done.output
+        assert "store 2, public text: " in done.output
         assert done.output.count("of the votes") == 2
+        assert "<s>" not in done.output
         assert "Guaranteed  Nothing against the process" in done.output
         assert "The votes cost" not in done.output
+
+    def test_a_stores_share_is_as_uncertain_as_it_says(self) -> None:
+        random, own = np.random.default_rng(1), [True] * 64 + [False] * 2
+        votes = np.array([10.0] * 64 + [80.0] * 2)
+        inside = 0
+        for _ in range(400):
+            sums = votes + random.normal(0, 3.0, len(votes))
+            stated = _share_of(sums.tolist(), own[::-1], 3.0)
+            share, error = (float(part.rstrip("%")) for part in stated.split(" ± "))
+            truth = 100 * votes[np.array(own[::-1])].sum() / votes.sum()
+            inside += abs(share - truth) <= error
+        assert inside >= 0.92 * 400
+
+    def test_too_few_votes_state_no_share(self) -> None:
+        assert _share_of([1.0, -2.0], [True, False], 3.0).startswith("an unknown share")
+
+    def test_words_of_noise_alone_are_not_told(self) -> None:
+        shares = [
+            CellShare("word 1: <s>", 10.0, 900.0, 300.0, 70.0),
+            CellShare("word 5: linux", 10.0, 90.0, 30.0, 7.0),
+            CellShare("word 6: noise", 0.0, 9.0, 3.0, 4.0),
+            CellShare("word 7: flour", 40.0, 3.0, 1.0, 0.1),
+        ]
+        assert _named_oftener(shares) == ["linux"]
 
     def test_an_output_that_exists_is_refused_before_anything_is_read(self, folder: Path) -> None:
         line = f"mixture cluster nowhere --tokenizer nowhere -o {folder}/clusters"
