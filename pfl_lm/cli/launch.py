@@ -74,7 +74,7 @@ def launch(
         float, number(1e-6, 0.5, "Chance to launch a model that is no better, at most.")
     ] = 0.05,
     gain: Annotated[
-        float, number(1e-6, 10, "Gain in nats that is worth a launch; 0.01 is 1% of perplexity.")
+        float, number(1e-6, 0.5, "Gain in nats that is worth a launch; 0.01 is 1% of perplexity.")
     ] = 0.01,
     power: Annotated[
         float, number(0.5, 0.999999, "Chance to launch a model that gains as much.")

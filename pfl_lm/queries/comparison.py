@@ -202,11 +202,14 @@ def error_of(spread: float, users: float, deviation: float, name: str = PRIMARY)
 def users_needed(spread: float, effect: float, deviation: float, deviations: float) -> int:
     """Return how many users make ``effect`` stand out by so many standard errors.
 
-    Solves effect = deviations · error_of(spread, users, deviation) for users.
+    Solves effect = deviations · error_of(spread, users, deviation) for users. It takes at least as
+    many as form a mean (:func:`least_phones`), by three deviations of their noisy count more.
 
     Args:
         effect: mean difference of the primary measure, above 0.
     """
     noise = RANGES[PRIMARY] * deviation / weights()[1][PRIMARY][0]
     k = (deviations / effect) ** 2
-    return math.ceil((k * spread**2 + math.sqrt((k * spread**2) ** 2 + 4 * k * noise**2)) / 2)
+    users = (k * spread**2 + math.sqrt((k * spread**2) ** 2 + 4 * k * noise**2)) / 2
+    count = deviation / weights()[0]  # deviation of the noisy count of users
+    return math.ceil(max(users, least_phones(deviation) + 3 * count))

@@ -12,6 +12,7 @@ from pfl_lm.dp.policy import Policy
 from pfl_lm.phones.fleet import Fleet
 from pfl_lm.queries.comparison import (
     PRIMARY,
+    RANGES,
     Estimate,
     Measured,
     error_of,
@@ -34,7 +35,7 @@ class LaunchQuestion:
         alpha: chance to launch a model that is no better, at most; and to reject one that is
             better by ``gain`` or more.
         gain: mean gain of log-loss, in nats a prediction, that is worth a launch; 0.01 is 1% of
-            perplexity.
+            perplexity. At most 0.5: a phone's difference is clipped to that.
         power: chance to launch a model that is better by ``gain``, which phones are counted for.
         spread: public guess of how much users differ in this gain, in nats; used before asking.
         tokens_per_user: a phone scores this much of its text at most.
@@ -63,6 +64,11 @@ class LaunchQuestion:
         within(1e-6, 0.5, alpha=self.alpha)
         within(0.5, 1 - 1e-6, power=self.power)
         positive(gain=self.gain, spread=self.spread)
+        if self.gain > (most := RANGES[PRIMARY]):
+            raise ValueError(
+                f"gain = {self.gain:g}: a phone's difference in {PRIMARY} is clipped to {most:g} "
+                f"nats, so no mean gain is seen to exceed that; state {most:g} or less"
+            )
         at_least(2, tokens_per_user=self.tokens_per_user)
         at_least(1, window=self.window)
         below_one(dropout=self.dropout)
@@ -97,15 +103,25 @@ def plan(question: LaunchQuestion, users: int, deviation: float, groups: Sequenc
         deviation: of the noise on the sum over all devices.
         groups: of which figures are asked.
     """
-    error = error_of(question.spread, users, deviation)
-    reach = -ndtri(question.alpha)
-    chance = ndtr(question.gain / error - reach)
     needed = users_needed(question.spread, question.gain, deviation, _deviations(question))
+    power, alpha = _percent(question.power), _percent(question.alpha)
+    takes = (
+        f"A chance of {power} to launch one that is better by {question.gain:g} nats takes "
+        f"{needed:,} phones, if users differ by {question.spread:g} nats."
+    )
+    least = least_phones(deviation)
+    if users < least:
+        return (
+            f"{users:,} phones are too few to measure anything under this policy's noise: their "
+            f"count alone takes about {least:,}. {takes}"
+            + _plan_of_groups(question, deviation, groups)
+        )
+    error = error_of(question.spread, users, deviation)
+    chance = ndtr(question.gain / error + ndtri(question.alpha))
     return (
-        f"{users:,} phones: a model that is no better is launched with chance "
-        f"{question.alpha:.0%} at most; one that is better by {question.gain:g} nats is launched "
-        f"with chance {chance:.0%} and rejected with {question.alpha:.0%} at most, if users differ "
-        f"by {question.spread:g} nats. A chance of {question.power:.0%} takes {needed:,} phones."
+        f"{users:,} phones: a model that is no better is launched with chance {alpha} at most; one "
+        f"that is better by {question.gain:g} nats is launched with chance {chance:.0%} and "
+        f"rejected with {alpha} at most, if users differ by {question.spread:g} nats. {takes}"
         + _plan_of_groups(question, deviation, groups)
     )
 
@@ -162,9 +178,12 @@ def decide(question: LaunchQuestion, measured: Measured, deviation: float) -> De
     if high < question.gain:
         worth = f"{question.gain:g} are worth a launch"
         return Decision("do not launch", f"It gains at most {high:.4f} nats, and {worth}.")
+    text = f"The gain lies between {low:.4f} and {high:.4f} nats: these phones cannot tell"
+    if main.error * _deviations(question) <= question.gain:
+        chance = f"a gain of {question.gain:g} nats with a chance of {_percent(question.power)}"
+        return Decision("not enough phones", f"{text}, though so many tell {chance}.")
     needed = users_needed(main.spread, question.gain, deviation, _deviations(question))
-    text = f"The gain lies between {low:.4f} and {high:.4f} nats: these phones cannot tell."
-    return Decision("not enough phones", text, needed)
+    return Decision("not enough phones", f"{text}.", needed)
 
 
 def _worse(question: LaunchQuestion, found: Mapping[str, Estimate], measured: Measured) -> str:
@@ -182,6 +201,11 @@ def _unknown(question: LaunchQuestion, measured: Measured) -> str:
     if not names or not question.no_group_worse:
         return ""
     return f" Too few phones tell whether it is worse for {', '.join(names)}."
+
+
+def _percent(chance: float) -> str:
+    """Return a stated chance as it was stated: 5%, 0.1%, 99.9999%."""
+    return f"{100 * chance:.8g}%"
 
 
 def _deviations(question: LaunchQuestion) -> float:

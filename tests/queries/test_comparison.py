@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,10 +13,13 @@ from hypothesis import strategies as st
 from pfl_lm.queries.comparison import (
     PRIMARY,
     RANGES,
+    Estimate,
+    Measured,
     answer,
     comparison_query,
     error_of,
     estimates,
+    least_phones,
     measure,
     users_needed,
     weights,
@@ -131,7 +135,29 @@ class TestRule:
         assert "launched with chance 5% at most" in stated
         assert "is launched with chance 100%" in stated
 
-    @pytest.mark.parametrize("change", [{"alpha": 0.0}, {"gain": 0.0}, {"power": 1.0}])
+    def test_stated_chances_are_never_rounded(self) -> None:
+        stated = plan(replace(self.question, alpha=1e-4, power=0.999), 100_000, DEVIATION)
+        assert "no better is launched with chance 0.01% at most" in stated
+        assert "A chance of 99.9% to launch" in stated
+
+    def test_phones_that_are_too_few_to_be_counted_are_promised_nothing(self) -> None:
+        rule = replace(self.question, gain=0.5, spread=0.01)
+        stated = plan(rule, least_phones(DEVIATION) - 1, DEVIATION)
+        assert "too few to measure anything" in stated
+        assert "is launched with chance" not in stated
+        assert users_needed(0.01, 0.5, DEVIATION, 2.93) > least_phones(DEVIATION)
+
+    def test_phones_that_suffice_are_not_asked_for_again(self) -> None:
+        found = dict.fromkeys(RANGES, Estimate(0.0, 0.1, 0.1))
+        found[PRIMARY] = Estimate(0.01, 0.0065, 0.1)
+        decision = decide(self.question, Measured(found), DEVIATION)
+        assert decision.verdict == "not enough phones"
+        assert decision.phones_needed is None
+        assert "though so many tell a gain of 0.02 nats with a chance of 90%" in decision.reason
+
+    @pytest.mark.parametrize(
+        "change", [{"alpha": 0.0}, {"gain": 0.0}, {"gain": 0.51}, {"power": 1.0}]
+    )
     def test_an_impossible_rule_is_refused(self, change: dict) -> None:
         with pytest.raises(ValueError, match=next(iter(change))):
             LaunchQuestion(**change)
