@@ -105,24 +105,21 @@ def plan(question: LaunchQuestion, users: int, deviation: float, groups: Sequenc
     """
     needed = users_needed(question.spread, question.gain, deviation, _deviations(question))
     power, alpha = _percent(question.power), _percent(question.alpha)
-    takes = (
-        f"A chance of {power} to launch one that is better by {question.gain:g} nats takes "
-        f"{needed:,} phones, if users differ by {question.spread:g} nats."
-    )
     least = least_phones(deviation)
     if users < least:
         return (
             f"{users:,} phones are too few to measure anything under this policy's noise: their "
-            f"count alone takes about {least:,}. {takes}"
-            + _plan_of_groups(question, deviation, groups)
+            f"count alone takes about {least:,}. A chance of {power} to launch a model that is "
+            f"better by {question.gain:g} nats takes {needed:,} phones, if users differ by "
+            f"{question.spread:g} nats." + _plan_of_groups(question, deviation, groups)
         )
     error = error_of(question.spread, users, deviation)
     chance = ndtr(question.gain / error + ndtri(question.alpha))
     return (
         f"{users:,} phones: a model that is no better is launched with chance {alpha} at most; one "
         f"that is better by {question.gain:g} nats is launched with chance {chance:.0%} and "
-        f"rejected with {alpha} at most, if users differ by {question.spread:g} nats. {takes}"
-        + _plan_of_groups(question, deviation, groups)
+        f"rejected with {alpha} at most, if users differ by {question.spread:g} nats. A chance of "
+        f"{power} takes {needed:,} phones." + _plan_of_groups(question, deviation, groups)
     )
 
 

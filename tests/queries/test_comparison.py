@@ -138,7 +138,7 @@ class TestRule:
     def test_stated_chances_are_never_rounded(self) -> None:
         stated = plan(replace(self.question, alpha=1e-4, power=0.999), 100_000, DEVIATION)
         assert "no better is launched with chance 0.01% at most" in stated
-        assert "A chance of 99.9% to launch" in stated
+        assert "A chance of 99.9% takes" in stated
 
     def test_phones_that_are_too_few_to_be_counted_are_promised_nothing(self) -> None:
         rule = replace(self.question, gain=0.5, spread=0.01)
