@@ -18,7 +18,7 @@ crash between the two writes leaves one debit more than was released, never one 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -166,12 +166,15 @@ class PopulationLedger:
         cost = compose_all(histories(entries, self._run, planned), total.delta)
         if total.covers(cost):
             return
+        spent = self.spent()
+        if spent.total is not None and spent.total != total:  # this policy lowers it
+            spent = replace(spent, total=total, cost=compose_all(histories(entries), total.delta))
         what = f"round {planned[0].round}" if len(planned) == 1 else f"{len(planned):,} rounds more"
         why = f" ({cost.assumptions[0]})" if cost.accountant == "none" else ""
         raise BudgetSpent(
             f"the budget of these people ends here: {what} would bring ε of all runs and questions "
             f"on them to {format_epsilon(cost.epsilon)}{why}, above their total of {total}; "
-            f"{self.spent().sentence()}; {self._ledger.path} has every round{_remedy(total)}"
+            f"{spent.sentence()}; {self._ledger.path} has every round{_remedy(total)}"
         )
 
     def take_up(self, run: Ledger, policy: Policy, purpose: str = TRAINING) -> None:

@@ -139,10 +139,10 @@ class Selection:
         else:
             raise ValueError(
                 f"round {self.round}: of {len(self.users)} phones that check in {int(fits.sum())} "
-                f"have the {self.demand.memory_bytes / 1e6:.0f} MB that training takes, and at no "
+                f"have the {self.demand.memory_bytes / 1e6:.0f} MB that a round takes, and at no "
                 f"hour of a day are more than {best} of them free, where {wanted} are invited; "
-                "raise the fleet's check_in, lower the cohort, or choose a training that fits "
-                "(pfl-lm device cost)"
+                "raise the fleet's check_in, lower the cohort, or choose a training or models "
+                "that fit (pfl-lm device cost)"
             )
         order = stream(self.seed, "invitation", self.round).permutation(len(candidates))
         invited = np.sort(candidates[order[:wanted]])

@@ -115,6 +115,19 @@ def test_the_least_promise_of_all_runs_binds(account, tmp_path):
         rounds(tmp_path / "two", account, range(ROUNDS), generous)
 
 
+def test_a_policy_that_lowers_the_total_is_refused_with_what_is_left_of_the_lower_one(
+    account, tmp_path
+):
+    rounds(tmp_path / "one", account, range(ROUNDS))
+    strict = Policy(**{**vars(POLICY), "epsilon": 1.0})
+    with PopulationLedger.open(account) as people, pytest.raises(BudgetSpent) as refused:
+        planned = strict.event(guarantee(strict).noise_multiplier, round=0)
+        people.check(strict, planned)
+    assert "above their total of ε = 1.000" in str(refused.value)
+    assert "of ε = 1.000 at δ" in str(refused.value).split(";")[1]
+    assert "of ε = 2.000" not in str(refused.value)
+
+
 def test_a_stated_total_pays_for_two_whole_runs(account, tmp_path):
     with PopulationLedger.open(account) as population:
         population.state_total(3.1, 1e-6)

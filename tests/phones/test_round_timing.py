@@ -118,7 +118,7 @@ def test_the_server_waits_for_the_night() -> None:
 
 
 def test_a_fleet_that_never_fills_a_round_says_so() -> None:
-    with pytest.raises(ValueError, match="0 have the 50 MB that training takes"):
+    with pytest.raises(ValueError, match="0 have the 50 MB that a round takes"):
         gather(with_phone(STEADY, training_memory_mb=10))
     with pytest.raises(ValueError, match="raise the fleet's check_in"):
         gather(with_phone(STEADY, idle_inside=0.1, idle_outside=0.1))
