@@ -131,7 +131,7 @@ def _show(shares: list[CellShare], clusters: Clusters, output: Path) -> None:
     rows = zip(named, clusters.clusters, clusters.public_shares(), strict=True)
     for share, about, of_store in sorted(rows, key=lambda row: -row[0].sum)[:_SHOWN]:
         weight = f"{share.weight:.2f}" if about.store == 0 else ""  # others are not read
-        label = f"{share.label} ({stores[about.store]})" if len(stores) > 1 else share.label
+        label = f"{share.label} (store {about.store + 1})" if len(stores) > 1 else share.label
         table.add_row(label, f"{of_store:.1%}", f"{share.sum / total:.1%}", weight)
     print_table(table, console)
     words = " ".join(_named_oftener(shares[number_of:])) or "none that noise does not explain"
