@@ -120,7 +120,7 @@ class TestOpen:
     def test_the_first_letters_must_fit(
         self, store: PopulationStore, tokenizer: Tokenizer, tmp_path: Path
     ) -> None:
-        with pytest.raises(ValueError, match="cells = 1000"):
+        with pytest.raises(ValueError, match=r"cells = 1,000, .* state --cells 25259 or more"):
             discover(replace(OPEN, cells=1000), store, tokenizer, policy_of(), tmp_path / "w")
         assert not (tmp_path / "w").exists()
 

@@ -86,10 +86,14 @@ class RoundGroup:
     def seen_by_server(self) -> RoundGroup:
         """Return the group for one who knows in which rounds the user was: no sampling helps.
 
-        Of a cohort of fixed size, a user who is removed is still replaced by another one.
+        Of a cohort of fixed size, and of one that is cut, another user takes the place of one who
+        is removed.
         """
-        displaced = self.sampling == "fixed" and self.neighboring == "add_remove"
-        return replace(self, sampling="fixed" if displaced else "none", rate=1.0)
+        displaced = self.neighboring == "add_remove" and (
+            self.sampling == "fixed" or self.most_reports > 0
+        )
+        sampling = "fixed" if displaced else "none"
+        return replace(self, sampling=sampling, rate=1.0, most_reports=0)
 
 
 def coarsened(groups: Iterable[RoundGroup], most: int = 6) -> list[RoundGroup]:
