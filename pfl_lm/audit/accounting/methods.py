@@ -103,7 +103,7 @@ def quick_epsilon(groups: RoundGroup | Sequence[RoundGroup], delta: float) -> fl
         cost = method(groups, delta)
     except ValueError:
         cost = math.inf
-    return min(cost, quick_epsilon(_known(sampled, groups), delta)) if sampled else cost
+    return min(cost, quick_epsilon(_all_known(groups), delta)) if sampled else cost
 
 
 def without_sampling(groups: Sequence[RoundGroup], delta: float) -> float:
@@ -112,17 +112,17 @@ def without_sampling(groups: Sequence[RoundGroup], delta: float) -> float:
     Raises:
         DoesNotApply: nobody is sampled, or nothing is proven.
     """
-    sampled = [group for group in groups if group.is_sampled]
-    if not sampled:
+    if not any(group.is_sampled for group in groups):
         raise DoesNotApply("everybody is in every round that is counted")
-    cost = quick_epsilon(_known(sampled, groups), delta)
+    cost = quick_epsilon(_all_known(groups), delta)
     if math.isinf(cost):
         raise DoesNotApply("nothing is proven without sampling either")
     return cost
 
 
-def _known(sampled: Sequence[RoundGroup], groups: Sequence[RoundGroup]) -> list[RoundGroup]:
-    return [group.seen_by_server() if group in sampled else group for group in groups]
+def _all_known(groups: Sequence[RoundGroup]) -> list[RoundGroup]:
+    """Return the groups for one who knows who took part in each of their rounds."""
+    return [group.seen_by_server() if group.is_sampled else group for group in groups]
 
 
 def _library(name: str) -> str:

@@ -68,8 +68,16 @@ class RoundGroup:
     @property
     def sensitivity(self) -> int:
         """Clip norms by which one user moves the sum of a round that he is known to be in."""
-        displaced = self.sampling == "fixed" and self.neighboring == "add_remove"
-        return 2 if self.neighboring == "replace_one" or displaced else 1
+        return 2 if self.neighboring == "replace_one" or self._is_displaced else 1
+
+    @property
+    def _is_displaced(self) -> bool:
+        """Whether another user takes the place of one who is removed.
+
+        So it is in a cohort of fixed size, and in a Poisson cohort that is cut.
+        """
+        may_be = self.sampling == "fixed" or self.most_reports > 0
+        return self.neighboring == "add_remove" and may_be
 
     @property
     def is_sampled(self) -> bool:
@@ -84,15 +92,8 @@ class RoundGroup:
         return float(stats.binom.pmf(at, self.population - 1, self.rate))
 
     def seen_by_server(self) -> RoundGroup:
-        """Return the group for one who knows in which rounds the user was: no sampling helps.
-
-        Of a cohort of fixed size, and of one that is cut, another user takes the place of one who
-        is removed.
-        """
-        displaced = self.neighboring == "add_remove" and (
-            self.sampling == "fixed" or self.most_reports > 0
-        )
-        sampling = "fixed" if displaced else "none"
+        """Return the group for one who knows in which rounds the user was: no sampling helps."""
+        sampling = "fixed" if self._is_displaced else "none"
         return replace(self, sampling=sampling, rate=1.0, most_reports=0)
 
 
