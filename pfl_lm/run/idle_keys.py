@@ -23,6 +23,14 @@ class _Rule(NamedTuple):
     read_where: str
 
 
+def _where(table: str, keys: tuple[str, ...], other: str, *values: str, more: str = "") -> _Rule:
+    """Return the rule of keys that are read where another key, dotted, has one of some values."""
+    *first, last = (f'"{value}"' for value in values)
+    listed = f"{', '.join(first)} or {last}" if first else last
+    value_of = attrgetter(other)
+    return _Rule(table, keys, lambda s: value_of(s) in values, f"where {other} = {listed}{more}")
+
+
 def _some_rows(scenario: Scenario) -> bool:
     return isinstance(scenario.payload.rows, int)
 
@@ -48,18 +56,8 @@ _RULES = (
         lambda s: s.model.kind in ("transformer", "module"),
         'where model.kind = "transformer"',
     ),
-    _Rule(
-        "training",
-        ("negatives",),
-        lambda s: s.training.loss != "softmax",
-        'where training.loss = "sampled" or "nce"',
-    ),
-    _Rule(
-        "training",
-        ("activations",),
-        lambda s: s.training.method == "backpropagation",
-        'where training.method = "backpropagation"',
-    ),
+    _where("training", ("negatives",), "training.loss", "sampled", "nce"),
+    _where("training", ("activations",), "training.method", "backpropagation"),
     _Rule(
         "training",
         ("segment_length",),
@@ -67,18 +65,8 @@ _RULES = (
         'by recurrent models, where training.activations is "recomputed" or "truncated", or '
         'training.method = "zeroth_order"',
     ),
-    _Rule(
-        "training",
-        ("perturbation",),
-        lambda s: s.training.method == "zeroth_order",
-        'where training.method = "zeroth_order"',
-    ),
-    _Rule(
-        "training",
-        ("modulation",),
-        lambda s: s.training.method == "forward_only",
-        'where training.method = "forward_only"',
-    ),
+    _where("training", ("perturbation",), "training.method", "zeroth_order"),
+    _where("training", ("modulation",), "training.method", "forward_only"),
     _Rule("payload", ("draw", "outside"), _some_rows, "where payload.rows is a number"),
     _Rule(
         "payload",
@@ -86,47 +74,18 @@ _RULES = (
         lambda s: _some_rows(s) and s.payload.draw == "unigram",
         'where payload.rows is a number and payload.draw = "unigram"',
     ),
-    _Rule(
-        "server",
-        ("momentum",),
-        lambda s: s.server.kind != "sgd",
-        'where server.kind = "momentum", "adam" or "yogi"',
-    ),
-    _Rule(
-        "server",
-        ("second_momentum", "adaptivity"),
-        lambda s: s.server.kind in ("adam", "yogi"),
-        'where server.kind = "adam" or "yogi"',
-    ),
-    _Rule(
-        "server.average",
-        ("share",),
-        lambda s: s.server.average.kind == "tail",
-        'where server.average.kind = "tail"',
-    ),
-    _Rule(
-        "server.average",
-        ("decay",),
-        lambda s: s.server.average.kind == "exponential",
-        'where server.average.kind = "exponential"',
-    ),
-    _Rule(
-        "population",
-        ("users", "tokens_per_user"),
-        lambda s: s.population.kind == "synthetic",
-        'where population.kind = "synthetic"',
-    ),
-    _Rule(
-        "population",
-        ("public_text",),
-        lambda s: s.population.kind == "store",
-        'where population.kind = "store"',
-    ),
-    _Rule(
+    _where("server", ("momentum",), "server.kind", "momentum", "adam", "yogi"),
+    _where("server", ("second_momentum", "adaptivity"), "server.kind", "adam", "yogi"),
+    _where("server.average", ("share",), "server.average.kind", "tail"),
+    _where("server.average", ("decay",), "server.average.kind", "exponential"),
+    _where("population", ("users", "tokens_per_user"), "population.kind", "synthetic"),
+    _where("population", ("public_text",), "population.kind", "store"),
+    _where(
         "",
         ("tokenizer",),
-        lambda s: s.population.kind == "store",
-        'where population.kind = "store"; invented users bring their own words',
+        "population.kind",
+        "store",
+        more="; invented users bring their own words",
     ),
 )
 
