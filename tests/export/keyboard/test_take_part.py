@@ -158,6 +158,13 @@ def wait_for_page(browser, address: str) -> None:
     browser.until(READY)
 
 
+def switch_on(browser, link: str) -> None:
+    """Follow a link that enrols the page, and let it take part."""
+    wait_for_page(browser, link)
+    browser.until("document.getElementById('part').open")
+    browser.tap("#taking-part")
+
+
 def sheet(browser) -> dict[str, str]:
     """What the sheet says."""
     return json.loads(
@@ -249,9 +256,7 @@ def test_no_tab_goes_on_with_what_another_left(
     run, browser = PageTrial(whole, tmp_path / "run", keys), browsers[0]
     with page_of(run, bundle_folder):
         run.start(lambda: run.serve(new_watcher()))
-        wait_for_page(browser, run.link(1))
-        browser.until("document.getElementById('part').open")
-        browser.tap("#taking-part")
+        switch_on(browser, run.link(1))
         browser.until("app.part.participant && app.part.text.startsWith('admitted')")
         with browser.tab():
             wait_for_page(browser, run.link(1).split("#")[0])
@@ -272,9 +277,7 @@ def test_a_browser_that_writes_nothing_stops_when_it_is_told_to(
     run, browser = PageTrial(whole, tmp_path / "run", keys), browsers[0]
     with page_of(run, bundle_folder):
         run.start(lambda: run.serve(new_watcher()))
-        wait_for_page(browser, run.link(1))
-        browser.until("document.getElementById('part').open")
-        browser.tap("#taking-part")
+        switch_on(browser, run.link(1))
         browser.until("app.part.on")
         browser.run("app.part.store.write = () => Promise.reject(new Error('the disk is full')); 1")
         browser.tap("#taking-part")
