@@ -44,6 +44,9 @@ class Dense(NamedTuple):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return y (K, N, O) and scale · x Aᵀ (K, N, R), which the factors' gradients need."""
+        fused = self._in_one(x, self.bias)
+        if fused is not None:
+            return fused
         y = times(x, self.weight, self.bias)
         return y, self.add_factors(y, x)
 
@@ -57,11 +60,26 @@ class Dense(NamedTuple):
 
     def backward(self, dy: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the gradients by x (K, N, I) and by x Aᵀ (K, N, R)."""
+        fused = self._in_one(dy, back=True)
+        if fused is not None:
+            return fused
         dx = times_back(dy, self.weight)
         inner = self.inner_gradient(dy)
         if inner is not None and self.a is not None:
             add_times_back(dx, inner, self.a)
         return dx, inner
+
+    def _in_one(
+        self, x: Tensor, bias: Tensor | None = None, back: bool = False
+    ) -> tuple[Tensor, Tensor] | None:
+        """Make the products with the weight and with both factors in one kernel, if it takes them.
+
+        The factors' part is added while sums are in registers: alone, it waits for the memory.
+        """
+        a, b = self.a, self.b
+        if a is None or b is None or not products.takes(self.weight, a, b, x, bias):
+            return None
+        return products.through_layer(x, self.weight, a, b, self.scale, bias, back)
 
     def inner_gradient(self, dy: Tensor) -> Tensor | None:
         """Return the gradient by x Aᵀ (K, N, R), which A's gradient needs."""

@@ -11,11 +11,11 @@
 #define PFL_LM_LAYER
 
 #include "bfloat16.h"
+#include "narrow.h"
 
 #include <stdlib.h>
 
-#define STRETCH 512    /* products of a layer's sum in one go: rarely less than all */
-#define NEAR_NARROW 40 /* rows of a wide matrix that stay in the first cache beside a narrow one */
+#define STRETCH 512 /* products of a layer's sum in one go: rarely less than all */
 
 typedef struct {
   long outputs, inputs, rank; /* O, I, R; O = 0: no such layer, R = 0: no factors */
@@ -57,50 +57,17 @@ HELPER int prepare_weight(packed *p, const dense *d, long device, int back) {
 /* Factors of `group` devices from `first` on. */
 HELPER int prepare_factors(packed *p, const dense *d, long first, long group, int back) {
   long from = back ? d->outputs : d->inputs, to = back ? d->inputs : d->outputs;
-  p->a_size = sized(from, d->rank), p->b_size = sized(d->rank, to);
+  p->a_size = narrow_size(from, d->rank), p->b_size = sized(d->rank, to);
   if (!p->a && !(p->a = room(group * p->a_size))) return 1;
   if (!p->b && !(p->b = room(group * p->b_size))) return 1;
   for (long k = 0; k < group && d->rank; k++) {
     const float *a = d->a + (first + k) * d->a_device_stride,
                 *b = d->b + (first + k) * d->b_device_stride;
     float *into = p->a + k * p->a_size, *out = p->b + k * p->b_size;
-    pack(from, d->rank, back ? b : a, 1, from, into);
+    pack_narrow(from, d->rank, back ? b : a, into);
     pack(d->rank, to, back ? a : b, to, 1, out);
   }
   return 0;
-}
-
-/* Half a panel's columns: even products of a sum in one register, odd ones in another. */
-INLINE void narrow_tile(int rows, long n, const float *x, const float *panel, float scale,
-                        float *to, long stride, long columns) {
-  vec sum[HEIGHT][2] = {{{0}}};
-  long k = 0;
-  for (; k + 2 <= n; k += 2, panel += 2 * WIDTH) {
-    vec even = load(panel), odd = load(panel + WIDTH);
-    IN_REGISTER(even);
-    IN_REGISTER(odd);
-#pragma GCC unroll 8
-    for (int i = 0; i < rows; i++) {
-      sum[i][0] += all(x[i * n + k]) * even;
-      sum[i][1] += all(x[i * n + k + 1]) * odd;
-    }
-  }
-#pragma GCC unroll 8
-  for (int i = 0; i < rows; i++) {
-    if (k < n) sum[i][0] += all(x[i * n + k]) * load(panel);
-    put(to + i * stride, (sum[i][0] + sum[i][1]) * scale, columns);
-  }
-}
-
-/* narrow (rows, R) = scale · x A of (rows, n) and a packed (n, R). */
-HELPER void multiply_narrow(long rows, long n, long rank, const float *x, const float *a,
-                            float scale, float *narrow) {
-  for (long j = 0; j < rank; j += LANES) {
-    const float *panel = a + j / WIDTH * WIDTH * n + j % WIDTH;
-    for (long i = 0; i < rows; i += HEIGHT)
-      OF_HEIGHT(smaller(HEIGHT, rows - i), narrow_tile, n, x + i * n, panel, scale,
-                narrow + i * rank + j, rank, smaller(LANES, rank - j))
-  }
 }
 
 /* add_products of a tile of pairs' rows. */
@@ -232,36 +199,6 @@ HELPER void weight_gradient(long n, long outputs, const void *dy, long inputs, c
         OF_HEIGHT(height, gradient_tile, n, from, right + j * n, 0, to, inputs, inputs - j, add)
     }
   end_tiles();
-}
-
-/* into (R, columns) += narrowᵀ wide of (n, R) and (n, columns), both as they lie. */
-INLINE void factor_tile(int rows, long n, const float *narrow, long rank, const float *wide,
-                        long step, float *into, long stride, long columns) {
-  vec sum[HEIGHT][2];
-  const float *row[HEIGHT];
-  long to[HEIGHT];
-  for (int i = 0; i < rows; i++)
-    row[i] = narrow + i, to[i] = i * stride, sum[i][0] = sum[i][1] = (vec){0};
-  add_products(rows, n, row, rank, wide, step, 0, sum);
-  put_sums(rows, sum, into, to, columns, 1);
-}
-
-HELPER void factor_gradient(long rows, long rank, const float *narrow, long columns,
-                            const float *wide, float *into) {
-  float tail[NEAR_NARROW * WIDTH];
-  for (long first = 0; first < rows; first += NEAR_NARROW) {
-    long n = smaller(NEAR_NARROW, rows - first);
-    for (long j = 0; j < columns; j += WIDTH) {
-      const float *panel = wide + first * columns + j;
-      int whole = columns - j >= WIDTH;
-      if (!whole) pack(n, columns - j, panel, columns, 1, tail);
-      for (long r = 0, height; r < rank; r += height) {
-        height = height_of(rank - r);
-        OF_HEIGHT(height, factor_tile, n, narrow + first * rank + r, rank, whole ? panel : tail,
-                  whole ? columns : WIDTH, into + r * columns + j, columns, columns - j)
-      }
-    }
-  }
 }
 
 /* into (columns) += the sum of rows. */

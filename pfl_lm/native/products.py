@@ -5,12 +5,14 @@ Legend: K devices, N rows of a device, I input width, O output width.
 
 from __future__ import annotations
 
+import ctypes
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pfl_lm import native
+from pfl_lm.native import bindings
 
 
 def supports(*tensors: Tensor | None) -> bool:
@@ -99,6 +101,70 @@ def times(
     return y
 
 
+def describe(
+    weight: Tensor, a: Tensor | None, b: Tensor | None, scale: float, inner: Tensor | None
+) -> bindings.Dense:
+    """Point at a layer y = x Wᵀ + scale · (x Aᵀ) Bᵀ, each device's W, A and Bᵀ in rows.
+
+    Args:
+        weight: (O, I) or (K, O, I), float32 or bfloat16.
+        a: (R, I) or (K, R, I); None, like ``b`` (O, R) or (K, O, R): no factors.
+        inner: (K, N, R), where its narrow middle goes.
+    """
+    outputs, inputs = weight.shape[-2:]
+    held = bindings.Dense(outputs, inputs, weight=weight.data_ptr())
+    held.weight_device_stride = device_stride(weight, 3)
+    held.low = weight.dtype == torch.bfloat16
+    if a is not None and b is not None:
+        held.rank, held.scale, held.inner = a.shape[-2], scale, address(inner)
+        held.a, held.a_device_stride = a.data_ptr(), device_stride(a, 3)
+        held.b, held.b_device_stride = b.data_ptr(), device_stride(b, 3)
+    return held
+
+
+def through_layer(
+    x: Tensor,
+    weight: Tensor,
+    a: Tensor,
+    b: Tensor,
+    scale: float,
+    bias: Tensor | None = None,
+    back: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Return x Wᵀ + scale · (x Aᵀ) Bᵀ + bias, and scale · x Aᵀ (K, N, R).
+
+    Args:
+        x: (K, N, I); where ``back``, (K, N, O), and the results are x W + scale · (x B) A and
+            scale · x B.
+        weight: (O, I) or (K, O, I), float32 or bfloat16.
+        a: (R, I) or (K, R, I).
+        b: (O, R) or (K, O, R).
+        bias: (O,) or (K, O).
+    """
+    x = x.contiguous()
+    weight, a, b = in_rows(weight), in_rows(a), in_rows(b.mT).mT
+    devices, rows, _ = x.shape
+    y = x.new_empty(devices, rows, weight.shape[-1] if back else weight.shape[-2])
+    inner = x.new_empty(devices, rows, a.shape[-2])
+    bias = None if bias is None else _in_rows(bias)
+    layer = describe(weight, a, b, scale, inner)
+    _check(
+        _call(
+            "layer_devices",
+            *(ctypes.byref(layer), devices, rows, back, x.data_ptr()),
+            *((None, 0) if bias is None else (bias.data_ptr(), device_stride(bias, 2))),
+            y.data_ptr(),
+        )
+    )
+    return y, inner
+
+
+def in_rows(tensor: Tensor, dims: int = 2) -> Tensor:
+    """Lay each device's own part, of ``dims`` axes, out row after row, in one piece."""
+    rows = tensor.stride(-1) == 1 and (dims == 1 or tensor.stride(-2) == tensor.shape[-1])
+    return tensor if rows else tensor.contiguous()
+
+
 def gradient(
     dy: Tensor,
     x: Tensor,
@@ -145,7 +211,7 @@ def _check(failed: int) -> None:
         raise MemoryError("a C kernel could not allocate the memory that it needs")
 
 
-def _call(name: str, *arguments: float | None) -> int:
+def _call(name: str, *arguments: Any) -> int:
     library: Any = native.load("products")
     result: int = getattr(library, name)(*arguments)
     return result

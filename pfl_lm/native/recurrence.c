@@ -27,25 +27,32 @@ typedef struct {
 EXPORT_SIZE(recurrence)
 EXPORT_SIZE(dense)
 
+#define NEAR_COLUMNS \
+  (8 * WIDTH) /* of y, that stay in the second cache until the factors add to them */
+
 /* y = or += x through the packed layer for all devices of a group, B rows each: row i of device k
    begins at x + x_at[k B + i]; inner (B, R) of device k at inner + k · inner_device_stride; inner_at: room
    for B offsets. */
 static void through(const packed *p, const dense *d, long group, long windows, int back,
                     const float *x, const long *x_at, float *y, const long *y_at, float *inner,
                     long inner_device_stride, long *inner_at, int add) {
-  long from = back ? d->outputs : d->inputs, to = back ? d->inputs : d->outputs;
-  (d->low ? multiply_bfloat16 : multiply)(group * windows, to, from, x, x_at, p->weight, y, y_at,
-                                          add);
-  if (!d->rank) return;
-  offsets(windows, d->rank, inner_at);
-  for (long k = 0; k < group; k++) {
-    float *narrow = inner + k * inner_device_stride;
-    multiply(windows, d->rank, from, x, x_at + k * windows, p->a + k * p->a_size, narrow, inner_at,
-             0);
-    for (long i = 0; i < windows * d->rank; i++) narrow[i] *= d->scale;
-    multiply(windows, to, d->rank, narrow, inner_at, p->b + k * p->b_size, y, y_at + k * windows,
-             1);
-  }
+  long from = back ? d->outputs : d->inputs, to = back ? d->inputs : d->outputs, r = d->rank;
+  long depth = d->low ? pairs(from) : from; /* of a packed column, in numbers of 32 bits */
+  long block = r ? NEAR_COLUMNS : to, near = r ? (NEAR_ROWS + windows - 1) / windows : group;
+  offsets(windows, r, inner_at);
+  for (long k = 0; k < group && r; k++)
+    multiply_narrow(windows, from, r, x + x_at[k * windows], p->a + k * p->a_size, d->scale,
+                    inner + k * inner_device_stride);
+  for (long first = 0; first < group; first += near)
+    for (long j = 0, end = smaller(group, first + near); j < to; j += block) {
+      long columns = smaller(block, to - j);
+      (d->low ? multiply_bfloat16 : multiply)(
+          (end - first) * windows, columns, from, x, x_at + first * windows,
+          (const uint32_t *)p->weight + j * depth, y + j, y_at + first * windows, add);
+      for (long k = first; k < end && r; k++)
+        multiply(windows, columns, r, inner + k * inner_device_stride, inner_at,
+                 p->b + k * p->b_size + j * r, y + j, y_at + k * windows, 1);
+    }
 }
 
 /* Gates, cells and output of up to LANES cells of one row; z (G): sums, then gates. */

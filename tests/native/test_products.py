@@ -138,6 +138,49 @@ def test_gradients_in_bfloat16(devices, rows, outputs, inputs, seed) -> None:
     np.testing.assert_allclose(alone[0], -2 * into[-1], atol=1e-5 * rows**0.5)
 
 
+@given(
+    *(st.integers(1, 3), st.one_of(SIZES, st.just(150)), SIZES, st.one_of(SIZES, st.just(600))),
+    *(st.integers(1, 40), st.integers(0, 15), st.booleans()),
+)
+def test_a_layer_with_factors_in_one_call(
+    devices: int, rows: int, outputs: int, inputs: int, rank: int, case: int, low: bool
+) -> None:
+    """Forward and back; factors of few columns, of one vector and of several; of odd length."""
+    draw = torch.Generator().manual_seed(case)
+    own, own_factors, own_bias, back = case & 1, case & 2, case & 4, case & 8
+    held, (o, i) = (devices,), (outputs, inputs)
+    weight = torch.randn(*(held if own else ()), o, i, generator=draw) / i**0.5
+    weight = weight.bfloat16() if low else weight
+    a = torch.randn(*(held if own_factors else ()), rank, i, generator=draw) / i**0.5
+    b = torch.randn(*(held if own_factors else ()), o, rank, generator=draw)
+    bias = None if back else torch.randn(*(held if own_bias else ()), o, generator=draw)
+    x = torch.randn(devices, rows, o if back else i, generator=draw)
+    y, inner = products.through_layer(x, weight, a, b, 0.5, bias, back=bool(back))
+    through = (x.bfloat16() if low else x).double()
+    near = 0.5 * x.double() @ (b.double() if back else a.double().mT)
+    far = near @ (a.double() if back else b.double().mT)
+    exact = through @ (weight.double() if back else weight.double().mT) + far
+    exact = exact if bias is None else exact + (bias[:, None] if own_bias else bias)
+    close = {"atol": 1e-5 * (rank * max(o, i)) ** 0.5, "rtol": 1e-5}
+    torch.testing.assert_close(inner.double(), near, **close)
+    torch.testing.assert_close(y.double(), exact, **close)
+    alone = [each[:1] if own_factors else each for each in (a, b)]
+    first = weight[:1] if own else weight
+    row, _ = products.through_layer(x[:1, -1:], first, *alone, 0.5, None, back=bool(back))
+    together, _ = products.through_layer(x, weight, a, b, 0.5, None, back=bool(back))
+    assert torch.equal(row[0, 0], together[0, -1]), "a row has the same bits beside any others"
+
+
+@pytest.mark.parametrize("rank", [1, 3, 4, 8, 9, 16, 17])
+def test_infinity_in_the_last_odd_place_of_a_narrow_product(rank: int) -> None:
+    x = torch.ones(1, 2, 5)
+    x[0, 1, 4] = torch.inf
+    weight, a, b = torch.zeros(3, 5), torch.ones(rank, 5), torch.ones(3, rank)
+    y, inner = products.through_layer(x, weight, a, b, 1.0)
+    assert torch.equal(inner[0], torch.tensor([[5.0], [torch.inf]]).expand(2, rank))
+    assert torch.equal(y[0, 0], torch.full((3,), 5.0 * rank))
+
+
 @pytest.mark.parametrize("place", [0, 1, 30, 31, 32, 38])
 def test_numbers_are_rounded_to_bfloat16_as_torch_does(place: int) -> None:
     """To the nearest, ties to even, up to infinity; NaN stays NaN whatever bits it has."""

@@ -16,6 +16,7 @@ import pytest
 from pfl_lm import native
 from pfl_lm.native import compiler, products
 from tests.native.test_products import (  # noqa: F401  (run here again)
+    test_a_layer_with_factors_in_one_call,
     test_gradients_in_bfloat16,
     test_numbers_are_rounded_to_bfloat16_as_torch_does,
     test_products_in_bfloat16,

@@ -71,7 +71,7 @@ class _Function(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, shape: Shape, *tensors: Any) -> Tensor:
         ctx.shape, ctx.norms = shape, [tensor.contiguous() for tensor in tensors[: 2 * NORMS]]
         layers = [Dense(*tensors[at : at + 5]) for at in range(2 * NORMS, len(tensors), 5)]
-        ctx.layers = [compiled.in_rows(layer) for layer in layers]
+        ctx.layers = [compiled.by_rows(layer) for layer in layers]
         x = x.contiguous()
         ctx.kept = {"x": x}
         ctx.inners = [None] * LAYERS

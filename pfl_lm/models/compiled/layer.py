@@ -13,7 +13,7 @@ from torch import Tensor
 from pfl_lm import native
 from pfl_lm.models.dense import Dense
 from pfl_lm.native import bindings, products
-from pfl_lm.native.products import address, device_stride
+from pfl_lm.native.products import in_rows
 
 _PRECISIONS = (torch.float32, torch.bfloat16)
 
@@ -38,36 +38,21 @@ def supports(library: str, *tensors: Any) -> bool:
     )
 
 
-def in_rows(layer: Dense) -> Dense:
+def by_rows(layer: Dense) -> Dense:
     """Lay each device's matrices out in rows, B with its long side along the memory."""
     if layer.weight is None:
         return layer
     a, b = layer.a, layer.b
     return layer._replace(
-        weight=_contiguous(layer.weight, 2),
-        bias=None if layer.bias is None else _contiguous(layer.bias, 1),
-        a=None if a is None else _contiguous(a, 2),
-        b=None if b is None else _contiguous(b.mT, 2).mT,
+        weight=in_rows(layer.weight),
+        bias=None if layer.bias is None else in_rows(layer.bias, dims=1),
+        a=None if a is None else in_rows(a),
+        b=None if b is None else in_rows(b.mT).mT,
     )
 
 
 def describe(layer: Dense, inner: Tensor | None) -> bindings.Dense:
-    """Point at a layer :func:`in_rows`; ``inner`` is room for its narrow middle."""
+    """Point at a layer :func:`by_rows`; ``inner`` is room for its narrow middle."""
     if layer.weight is None:
         return bindings.Dense()
-    outputs, inputs = layer.weight.shape[-2:]
-    held = bindings.Dense(outputs, inputs, weight=layer.weight.data_ptr())
-    held.weight_device_stride = device_stride(layer.weight, 3)
-    held.low = layer.weight.dtype == torch.bfloat16
-    if layer.a is not None and layer.b is not None:
-        held.rank, held.scale = layer.a.shape[-2], layer.scale
-        held.inner = address(inner)
-        held.a, held.a_device_stride = layer.a.data_ptr(), device_stride(layer.a, 3)
-        held.b, held.b_device_stride = layer.b.data_ptr(), device_stride(layer.b, 3)
-    return held
-
-
-def _contiguous(tensor: Tensor, dims: int) -> Tensor:
-    """Each device's own part, of ``dims`` axes, contiguous."""
-    rows = tensor.stride(-1) == 1 and (dims == 1 or tensor.stride(-2) == tensor.shape[-1])
-    return tensor if rows else tensor.contiguous()
+    return products.describe(layer.weight, layer.a, layer.b, layer.scale, inner)

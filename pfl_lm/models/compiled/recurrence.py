@@ -49,7 +49,7 @@ class Recurrence(torch.autograd.Function):
         states[:, 0], cells[:, 0] = r, c
         places = (devices, steps if learns else 1, windows, c.shape[-1])
         recurrent, project = Dense(*tensors[:5]), Dense(*tensors[5:])
-        ctx.layers = [compiled.in_rows(layer) for layer in (recurrent, project)]
+        ctx.layers = [compiled.by_rows(layer) for layer in (recurrent, project)]
         ctx.sums, ctx.states, ctx.cells = sums.contiguous(), states, cells
         ctx.tanh_c = sums.new_empty(places)
         ctx.outputs = None if project.weight is None else sums.new_empty(places)
