@@ -42,17 +42,39 @@ INLINE void attention_tile(int rows, long n, const float *left, long down, long 
   put_sums(rows, sum, to, to_rows, columns, 0);
 }
 
+/* attention_tile of a panel's left half alone, rows of the left side `down` apart. */
+INLINE void left_half_tile(int rows, long n, const float *left, long down, const float *panel,
+                           float *to, long wide) {
+  vec sum[HEIGHT] = {{0}};
+  for (long k = 0; k < n; k++, panel += WIDTH) {
+    vec line = load(panel);
+    IN_REGISTER(line);
+#pragma GCC unroll 8
+    for (int i = 0; i < rows; i++) sum[i] += all(left[i * down + k]) * line;
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < rows; i++) store(to + i * wide, sum[i]);
+}
+
 /* into (T, wide) = x yᵀ of (T, e) each: what lies at or before the diagonal, and some beyond. */
 HELPER void pair_up(const attention *a, const float *x, long x_stride, const float *y,
                     long y_stride, float *into) {
   long t = a->length;
   pack(a->each, t, y, 1, y_stride, a->turned);
-  for (long j = 0; j < t; j += WIDTH)
-    for (long i = j, height; i < t; i += height) {
-      height = height_of(t - i);
-      OF_HEIGHT(height, attention_tile, a->each, x + i * x_stride, x_stride, 1,
-                a->turned + j * a->each, into + i * a->wide + j, a->lines, WIDTH)
+  for (long j = 0; j < t; j += WIDTH) {
+    const float *panel = a->turned + j * a->each;
+    long i = j, both = smaller(t, j + LANES); /* from here on both halves of the panel are needed */
+    for (long height; i < both; i += height) {
+      height = height_of(both - i);
+      OF_HEIGHT(height, left_half_tile, a->each, x + i * x_stride, x_stride, panel,
+                into + i * a->wide + j, a->wide)
     }
+    for (long height; i < t; i += height) {
+      height = height_of(t - i);
+      OF_HEIGHT(height, attention_tile, a->each, x + i * x_stride, x_stride, 1, panel,
+                into + i * a->wide + j, a->lines, WIDTH)
+    }
+  }
 }
 
 /* to (T, e) = weights x, or `over` weightsᵀ x; only what the triangle holds is multiplied. */

@@ -23,7 +23,8 @@ HELPER long narrow_size(long depth, long rank) {
 
 /* Pack a factor (R, depth), which lies row by row; what is missing is 0. */
 HELPER void pack_narrow(long depth, long rank, const float *factor, float *packed) {
-  memset(packed, 0, 4 * narrow_size(depth, rank));
+  int whole = rank <= HALF ? rank == HALF && depth % 2 == 0 : rank % LANES == 0;
+  if (!whole) memset(packed, 0, 4 * narrow_size(depth, rank));
   if (rank <= HALF) {
     for (long k = 0; k < depth; k += 2, packed += LANES)
       for (long j = 0; j < rank; j++)

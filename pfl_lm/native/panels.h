@@ -208,10 +208,11 @@ HELPER void turn(long rows, long columns, const float *from, long stride, float 
                  float factor) {
   long j = 0;
   for (; j + 8 <= columns; j += 8) {
-    long i = 0;
-    for (; i + 8 <= rows; i += 8)
+    for (long next = 0; next < rows && rows >= 8; next += 8) {
+      long i = smaller(next, rows - 8); /* the last eight, some of them for the second time */
       turn_eight(from + i * stride + j, stride, to + j * wide + i, wide, factor);
-    for (; i < rows; i++)
+    }
+    for (long i = 0; i < rows && rows < 8; i++)
       for (long y = j; y < j + 8; y++) to[y * wide + i] = factor * from[i * stride + y];
   }
   for (; j < columns; j++)
