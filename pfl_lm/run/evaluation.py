@@ -7,6 +7,7 @@ write_results      the final evaluation and the model, on the disk
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,23 +40,36 @@ def final_evaluation(
 ) -> dict[str, Any]:
     """Measure the trained model, what it started from, and public baselines, on test users."""
     people = context.people(context.scenario.rounds)
-    scorers: dict[str, Scorer] = {"federated model": ModelScorer(context.spec, parameters)}
-    if context.start.origin["kind"] != "random":
-        label = f"{context.start.origin['kind']} pretraining"
-        scorers[label] = ModelScorer(context.spec, context.start.parameters)
-    scorers |= baselines(context)
-    rows = [
-        {"name": name, **_measure(context, scorer, people, "test", ranks).as_dict()}
-        for name, scorer in scorers.items()
-    ]
     floor = getattr(people, "entropy_floor", None)  # of invented users it is known
     return {
         "split": "test",
-        "rows": rows,
+        "rows": measure_on_test_users(
+            context, models_of(context, parameters) | baselines(context), ranks
+        ),
         "entropy_floor": None if floor is None else floor("test"),
         "profiles": _by_profile(context, parameters, ranks),
         "suggestions": _suggestions(context, parameters),
     }
+
+
+def models_of(context: RunContext, parameters: Parameters) -> dict[str, Scorer]:
+    """Name the trained model and, where it is not random, the model that the run started from."""
+    scorers: dict[str, Scorer] = {"federated model": ModelScorer(context.spec, parameters)}
+    if context.start.origin["kind"] != "random":
+        label = f"{context.start.origin['kind']} pretraining"
+        scorers[label] = ModelScorer(context.spec, context.start.parameters)
+    return scorers
+
+
+def measure_on_test_users(
+    context: RunContext, scorers: Mapping[str, Scorer], ranks: Ranks = ALONE
+) -> list[dict[str, Any]]:
+    """Measure models on the scenario's test users, as they write after its last round."""
+    people = context.people(context.scenario.rounds)
+    return [
+        {"name": name, **_measure(context, scorer, people, "test", ranks).as_dict()}
+        for name, scorer in scorers.items()
+    ]
 
 
 def _suggestions(context: RunContext, parameters: Parameters) -> list[dict[str, Any]]:

@@ -260,6 +260,27 @@ def test_figures_of_users_in_the_evaluation(run):
     assert "evaluation.json holds" in failing(run)["figures of known names alone"]
 
 
+@pytest.mark.parametrize(
+    ("key", "better"),
+    [("perplexity", 0.98), ("top3", 1.5), ("keystrokes_saved", 1.1), ("users", 10)],
+)
+def test_an_evaluation_that_tells_of_a_better_model(run, key, better):
+    name, path = "quality measured again", run / "evaluation.json"
+    assert name not in recorded(run)
+    evaluation = json.loads(path.read_text())
+    evaluation["rows"][0][key] *= better
+    path.write_text(json.dumps(evaluation))
+    assert f"{key} = " in recorded(run)[name]
+
+
+def test_an_evaluation_without_the_runs_model(run):
+    path = run / "evaluation.json"
+    evaluation = json.loads(path.read_text())
+    del evaluation["rows"][0]
+    path.write_text(json.dumps(evaluation))
+    assert "does not say how good the federated model is" in recorded(run)["quality measured again"]
+
+
 @pytest.mark.parametrize("kind", ["scalar", "text", "histogram"])
 def test_figures_of_users_in_tensorboard(run, kind):
     from torch.utils.tensorboard import SummaryWriter

@@ -46,7 +46,7 @@ NOT_CHECKED = (
     "Whether the code that the manifest names is the code that ran: it is the run's own word.",
     "Which people took part: a ledger names none.",
     "What other runs and questions on these people did: their debits are believed; audit each.",
-    "Whether a figure of a known name was computed from what the name says.",
+    "Whether a figure was measured; the mechanism part measures the model and its start again.",
     "Pages and files outside the run's folder; there report.html alone is compared.",
 )
 

@@ -80,6 +80,7 @@ def audit_mechanism(context: RunContext, artifacts: RunArtifacts | None = None) 
             "Payloads and a rotation's cohorts, drawn again from the scenario's seed.",
             "Round 0, repeated from that seed; the model against the checkpoints.",
             "The manifest, stated again by the code that is installed here.",
+            "The model and its start, measured again on the test users of the scenario.",
         ),
         findings,
         NOT_CHECKED,

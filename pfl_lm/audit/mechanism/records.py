@@ -1,6 +1,7 @@
 """What a run recorded, held against what its public choices give and against its own files.
 
-The payloads are drawn again from the scenario's seed; the model is held against the checkpoints.
+The payloads are drawn again from the scenario's seed; the model is held against the checkpoints,
+and measured again.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pfl_lm.audit.artifacts import RunArtifacts
 from pfl_lm.audit.chain import read_chain
 from pfl_lm.audit.findings import Finding
 from pfl_lm.audit.mechanism.cohorts import separation
+from pfl_lm.audit.mechanism.measured_again import measured_again
 from pfl_lm.audit.mechanism.seeded import seeded
 from pfl_lm.audit.mechanism.stated_again import stated_again
 from pfl_lm.models.file import load_model
@@ -37,6 +39,7 @@ def record_findings(context: RunContext, artifacts: RunArtifacts) -> list[Findin
         *_still_model(artifacts, {entry["round"]: entry for entry in rounds}),
         *_last_model(artifacts),
         stated_again(context, artifacts),
+        measured_again(context, artifacts),
     ]
 
 
