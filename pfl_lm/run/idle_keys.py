@@ -7,7 +7,7 @@ byte. Such a key is no mistake that would spoil a run, so it is told and not ref
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, is_dataclass
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -55,6 +55,12 @@ _RULES = (
         ("heads", "feedforward_dim", "activation", "positions", "context"),
         lambda s: s.model.kind in ("transformer", "module"),
         'where model.kind = "transformer"',
+    ),
+    _Rule(
+        "model",
+        ("lora",),
+        lambda s: s.start is not None or s.payload.dense in ("lora", "ffa_lora"),
+        'where payload.dense = "lora" or "ffa_lora", or from a start that has such factors',
     ),
     _where("training", ("negatives",), "training.loss", "sampled", "nce"),
     _where("training", ("activations",), "training.method", "backpropagation"),
@@ -113,4 +119,7 @@ def _stated(scenario: Scenario, rule: _Rule) -> list[tuple[str, Any]]:
 
 
 def _shown(value: Any) -> str:
+    if is_dataclass(value):
+        keys = (f"{field.name} = {_shown(getattr(value, field.name))}" for field in fields(value))
+        return "{ " + ", ".join(keys) + " }"
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -49,6 +49,15 @@ def test_a_key_that_is_not_read_is_named(idle, read):
     )
 
 
+def test_factors_that_do_not_travel_are_named_unless_the_start_may_have_them():
+    idle = {"model.lora": {"rank": 4}, "payload.dense": "biases"}
+    named = "model.lora = { rank = 4, "
+    assert any(line.startswith(named) for line in idle_keys(load(Scenario, BASE, idle)))
+    for read in ({"payload.dense": "ffa_lora"}, {"start": "model.pt"}):
+        lines = idle_keys(load(Scenario, BASE, idle | read))
+        assert not any(line.startswith(named) for line in lines), lines
+
+
 def test_sizes_of_another_kind_of_model_are_named(tiny_scenario):
     spec = ModelSpec("cifg_lstm", 300, 8, hidden_dim=8, heads=2, context=9)
     told = [line.partition(" ")[0] for line in idle_keys(tiny_scenario(model=spec))]
