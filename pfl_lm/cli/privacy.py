@@ -12,7 +12,8 @@ import typer
 from pfl_lm.cli.bounds import number
 from pfl_lm.cli.cohort_plan import plan
 from pfl_lm.cli.population_budget import population
-from pfl_lm.cli.round_options import Rounds, about_rounds
+from pfl_lm.cli.round_options import Rounds, rounds_of
+from pfl_lm.cli.shared_options import with_options
 from pfl_lm.cli.tables import print_table
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ app = typer.Typer(
 
 
 @app.command()
-@about_rounds
+@with_options(rounds=rounds_of)
 def epsilon(
     noise_multiplier: Annotated[
         float,
@@ -39,7 +40,7 @@ def epsilon(
 
 
 @app.command()
-@about_rounds
+@with_options(rounds=rounds_of)
 def noise(
     epsilon: Annotated[float, number(1e-09, 1000000000.0, "Target ε.")],
     rounds: Rounds,

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -191,22 +188,3 @@ def _rate(sampling: str, rate: float | None, population: int | None, cohort: int
     if rate is None or not 0 <= rate <= 1:
         raise ValueError(f"--rate must lie between 0 and 1, got {rate}")
     return rate
-
-
-def about_rounds(verb: Callable[..., None]) -> Callable[..., None]:
-    """Give a verb ``(number, rounds)`` the options of ``rounds_of`` in place of its last one."""
-    (own, _), shared = (
-        list(inspect.signature(function, eval_str=True).parameters.values())
-        for function in (verb, rounds_of)
-    )
-
-    @functools.wraps(verb)
-    def run(**options: Any) -> None:
-        verb(options.pop(own.name), rounds_of(**options))
-
-    parameters = [
-        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in (own, *shared)
-    ]
-    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return run
