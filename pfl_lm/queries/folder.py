@@ -28,6 +28,7 @@ from pfl_lm.files import sha256_of, sweep, write_atomically
 from pfl_lm.queries.ask import QuerySession
 from pfl_lm.queries.people import AskedPeople
 from pfl_lm.run.folder import BUDGET_FILE, digest_of, read_json, write_json
+from pfl_lm.run.manifest_file import first_difference
 from pfl_lm.run.progress import ProgressListener
 from pfl_lm.version import code_digest
 
@@ -153,10 +154,11 @@ class QuestionFolder:
                 f"{self.path} holds no question that was begun; if one was killed as it began, "
                 "remove the folder and ask again"
             )
-        if read_json(self.manifest_path) != asked:
+        if (written := read_json(self.manifest_path)) != asked:
+            what = first_difference(written, asked, "manifest")
             raise ValueError(
-                f"{self.path} was begun with another question, policy, population or code; resume "
-                "with the same, or ask again in another folder"
+                f"{self.path} was begun with another question, policy, population or code "
+                f"({what}); resume with the same, or ask again in another folder"
             )
         ledger = Ledger.open(self.ledger_path)
         try:

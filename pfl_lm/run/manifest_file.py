@@ -6,6 +6,7 @@ more, and its digest is taken of all of it (``Manifest.content``).
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +15,8 @@ from pfl_lm.recipes import from_plain
 from pfl_lm.run.folder import RunFolder, read_json
 
 FORMAT = 1
+_ABSENT = object()  # stands for the value of a key that is not there
+_SHOWN = 200  # characters of a value in a message
 
 
 @dataclass(frozen=True)
@@ -230,3 +233,24 @@ class Manifest:
         remedy = "bring another copy of the run"
         manifest = from_plain(cls, content, path, remedy, known_keys_only=False)
         return replace(manifest, path=path, content=content)
+
+
+def first_difference(then: Any, now: Any, name: str) -> str:
+    """Name the first key of two plain values in which they differ, with both values.
+
+    Args:
+        then, now: as JSON holds them; ``then`` was written, ``now`` is what would be written.
+        name: of both, which the answer leaves out before a key's name.
+    """
+    if isinstance(then, dict) and isinstance(now, dict):
+        key = next(
+            key
+            for key in sorted(then | now)
+            if key not in then or key not in now or then[key] != now[key]
+        )
+        return first_difference(then.get(key, _ABSENT), now.get(key, _ABSENT), f"{name}.{key}")
+    before, after = (
+        "absent" if value is _ABSENT else json.dumps(value, ensure_ascii=False)[:_SHOWN]
+        for value in (then, now)
+    )
+    return f"{name.partition('.')[2] or name} was {before}, now it is {after}"

@@ -18,14 +18,13 @@ from pfl_lm.run.checkpoints import newest_checkpoint, save_checkpoint
 from pfl_lm.run.context import RunContext
 from pfl_lm.run.folder import RunFolder, digest_of, write_json
 from pfl_lm.run.manifest import manifest
-from pfl_lm.run.manifest_file import Manifest
+from pfl_lm.run.manifest_file import Manifest, first_difference
 from pfl_lm.run.means import replay
 from pfl_lm.run.progress import ProgressListener
 from pfl_lm.server.state import ServerState
 
 # Of a manifest, what a person chose. All else follows from it, to the last digit on one machine.
 _CHOSEN = ("scenario", "policy", "fleet", "tokenizer", "vocabulary", "population", "model")
-_ABSENT = object()  # stands for the value of a key that is not there
 
 
 def check_free(folder: RunFolder, overwrite: bool) -> bool:
@@ -261,7 +260,7 @@ def _check_same(written: dict[str, Any], now: dict[str, Any], folder: RunFolder)
         if name not in written:
             raise ValueError(f"{folder.manifest_path} is damaged: it has no {name}")
         if written[name] != now[name]:
-            what = _first_difference(written[name], now[name], name)
+            what = first_difference(written[name], now[name], name)
             raise ValueError(
                 f"{folder.path} was begun with another {name.removesuffix('s')} ({what}); resume "
                 "with that one, or start again in another folder"
@@ -275,22 +274,6 @@ def _kind(manifest: dict[str, Any]) -> str:
     if manifest["served"] is None:
         return "a simulation"
     return f"a {'trial' if manifest['served'] == {'trial': True} else 'run'} of `pfl-lm serve`"
-
-
-def _first_difference(then: Any, now: Any, name: str) -> str:
-    """Name the first key of two plain values in which they differ, with both values."""
-    if isinstance(then, dict) and isinstance(now, dict):
-        key = next(
-            key
-            for key in sorted(then | now)
-            if key not in then or key not in now or then[key] != now[key]
-        )
-        return _first_difference(then.get(key, _ABSENT), now.get(key, _ABSENT), f"{name}.{key}")
-    before, after = (
-        "absent" if value is _ABSENT else json.dumps(value, ensure_ascii=False)
-        for value in (then, now)
-    )
-    return f"{name.partition('.')[2] or name} was {before}, now it is {after}"
 
 
 def _sweep(folder: RunFolder) -> None:
