@@ -156,6 +156,15 @@ def launch(
         raise ValueError("state --population, or --keys to ask devices that call: one of them")
     if keys is not None and (fleet is not None or dropout or (seed is not None and not trial)):
         raise ValueError("--keys: leave out --fleet and --dropout, and --seed without --trial")
+    if keys is not None and split is not Split.test:
+        raise ValueError(
+            "--keys: leave out --split; each device that calls has its own user's text"
+        )
+    if keys is None and (trial or revoked is not None or present is not None or front_ends > 1):
+        raise ValueError(
+            "--trial, --revoked, --present and --front-ends belong to --keys, and say nothing of a "
+            "--population: leave them out; its users pay for the comparison unless --seed is stated"
+        )
     if groups is not None and (keys is not None) != (groups == _DEVICES):
         raise ValueError(
             f"--groups {_DEVICES} and --keys belong together: each device that calls states its "

@@ -96,10 +96,6 @@ class QuestionTask:
             ValueError: the policy fits no question, or so few devices.
         """
         session = session_for(policy, self.enrolled, self.cohort, self.trial)
-        if session.cohort != self.cohort:
-            raise ValueError(
-                f"cohort = {self.cohort} is not the policy's report_goal = {session.cohort}"
-            )
         return replace(session, seed=self.seed, reproducible=self.reproducible)
 
     def check(self, setup: DeviceSetup) -> QuerySession:
@@ -153,15 +149,20 @@ def session_for(policy: Policy, enrolled: int, cohort: int | None, trial: bool) 
     """Return a session for the devices that are enrolled.
 
     Args:
-        cohort: in a trial, devices asked in a round; None: as many as the policy allows.
+        cohort: devices asked in a round; None: as many as the policy says, or in a trial allows.
         trial: restate the policy for few devices, each of which adds more noise.
 
     Raises:
-        ValueError: the policy fits no question, or not these devices.
+        ValueError: the policy fits no question, or not these devices or this cohort.
     """
     if trial:
         return replace(QuerySession.of(policy, enrolled, cohort, "protocol"), trial=True)
     requirements.check_run(policy, terms(policy), enrolled)
+    if cohort not in (None, policy.report_goal):
+        raise ValueError(
+            f"cohort = {cohort} is not the policy's report_goal = {policy.report_goal}; only a "
+            "trial asks another number of devices"
+        )
     return QuerySession(policy, enrolled, policy.report_goal, 0, "protocol")
 
 

@@ -143,6 +143,11 @@ REFUSED = {
     "noise from a seed": (f"{SERVE} --seed 3", "--seed makes noise that anybody can repeat"),
     "neither people nor devices": (LAUNCH, "state --population, or --keys"),
     "people and devices": (f"{LAUNCH} --population store --keys keys", "one of them"),
+    "devices and a split": (f"{LAUNCH} --keys keys --split train", "leave out --split"),
+    **{
+        f"people and {option}": (f"{LAUNCH} --population store {option}", "belong to --keys")
+        for option in ("--trial", "--revoked list.tsv", "--present 3", "--front-ends 2")
+    },
     "devices and a fleet": (f"{LAUNCH} --keys keys --fleet fleets/mixed", "leave out --fleet"),
     "a total without its delta": (f"{RUN} --total 4", "--total and --delta belong together"),
     "a trial with a total": (f"{RUN} --trial store --total 4 --delta 1e-6", "keeps no record"),
