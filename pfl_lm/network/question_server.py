@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pfl_lm.dp.ledger import Ledger
 from pfl_lm.dp.policy import Policy
 from pfl_lm.models.file import Model
 from pfl_lm.native.tuning import give_memory_back
@@ -241,8 +242,16 @@ async def _ask_all(
     finally:
         await door.stop(grace=1.0)
     if not asked.round:
-        raise ValueError(
-            "no round opened a sum, and the policy pays for no further one: what was spent stays "
-            "spent; ask again in another folder"
-        )
+        raise ValueError(_no_sum(server.ledger))
     return asked
+
+
+def _no_sum(ledger: Ledger) -> str:
+    """Say what a question without a sum has cost, and who can still be asked."""
+    spent = any(entry["kind"] == "round" for entry in ledger.entries())
+    return (
+        "no round opened a sum, and the policy pays for no further one: "
+        + ("what was spent stays spent" if spent else "the devices' budget lost nothing")
+        + "; ask again in another folder. A device that reported has written the round down: it "
+        "answers another question only within a total of its own (`pfl-lm device run --total`)"
+    )

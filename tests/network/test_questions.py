@@ -21,6 +21,7 @@ pytest.importorskip("grpc_tools", reason="needs gRPC: pip install pfl-lm[network
 from pfl_lm.audit.findings import Finding
 from pfl_lm.audit.question.artifacts import QuestionArtifacts
 from pfl_lm.audit.question.ledger import audit_question_ledger
+from pfl_lm.audit.question.mechanism import audit_question_mechanism
 from pfl_lm.dp.ledger import verify
 from pfl_lm.dp.policy import Noise
 from pfl_lm.dp.population_ledger import BudgetSpent, PopulationLedger
@@ -163,8 +164,11 @@ def test_a_question_of_full_strength(asking, closed):
         assert 0 < spent.epsilon <= run.policy.epsilon
     with PopulationLedger.open(run.keys.account(run.ledgers)) as ledger:
         assert ledger.spent().as_plain()["spent_by"][0]["purpose"] == "words"
-    part = audit_question_ledger(QuestionArtifacts.open(run.folder), run.ledgers)
+    artifacts = QuestionArtifacts.open(run.folder)
+    part = audit_question_ledger(artifacts, run.ledgers)
     assert not [f for f in part.findings if isinstance(f, Finding) and f.holds is False]
+    of_code = audit_question_mechanism(artifacts).findings  # no seed gives devices' noise again
+    assert "an interrupted question has the same noise" not in [f.name for f in of_code]
     assert open_discovered(run.folder).reports == DEVICES
 
     again = asking(closed, is_trial=False)
@@ -172,6 +176,32 @@ def test_a_question_of_full_strength(asking, closed):
     with pytest.raises(BudgetSpent, match="the budget of these people ends here"):
         again.serve()  # no device is there: nobody is asked
     assert not again.folder.exists()
+
+
+@pytest.mark.parametrize("kind", [5, 9])
+def test_a_question_without_a_sum_says_what_it_cost(asking, closed, kind):
+    """Silence before the reports costs nothing; after they were summed it costs the round."""
+    run = asking(closed, is_trial=False, limits=BRISK)
+    run.start_devices(range(3))
+
+    def dies(round: int, sending: int) -> None:
+        if sending == kind:
+            raise Died
+
+    run.start_devices(range(3, DEVICES), dies)
+    cost = "what was spent stays spent" if kind == 9 else "the devices' budget lost nothing"
+    with pytest.raises(ValueError, match=f"no round opened a sum.*{cost}.*--total"):
+        run.serve()
+    run.join(Died)
+    assert len(run.released()) == (kind == 9)
+
+
+def test_a_cohort_that_the_policy_does_not_state_is_refused(comparing):
+    """It was passed over in silence: the policy's report goal was asked."""
+    comparing.question = replace(comparing.question, cohort=5)
+    with pytest.raises(ValueError, match="cohort = 5 is not the policy's report_goal = 6"):
+        comparing.serve()
+    assert not comparing.folder.exists()
 
 
 def test_devices_that_vanish_are_tolerated(asking, closed, caplog):
