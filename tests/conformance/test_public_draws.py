@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import math
 import struct
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
+import pfl_lm.secagg
 from pfl_lm.dp.cohort import CohortRule, cohort
+from pfl_lm.models.file import Model
 from pfl_lm.models.models import ModelSpec, roles
 from pfl_lm.payload.choice import choose
 from pfl_lm.payload.plan import PayloadPlan
+from pfl_lm.queries.comparison import answer, comparison_query
+from pfl_lm.queries.prefix_tree import Tree, TreePlan
+from pfl_lm.queries.stated import plan_of
+from pfl_lm.queries.two_models import TwoModels
+from pfl_lm.queries.word_list import WordList, word_query
 
 SEED = 11
 
@@ -116,3 +126,60 @@ def test_what_a_round_carries_and_its_digest(plan, spec):
         content += f"{name}|({written})|{not some};".encode()
     content += rows + plan.outside.encode()
     assert hashlib.sha256(content).hexdigest() == payload.digest
+
+
+def query_digest(*items: object) -> str:
+    return hashlib.sha256(json.dumps(items).encode("ascii")).hexdigest()
+
+
+def test_the_digest_of_a_question_for_words():
+    words = ["moarvm", "rakudo", "ünïcode"]
+    stated = query_digest("words of a public list", words, 3, 1.0, 1.0, 1024)
+    assert stated == word_query(words, 20, 1024).digest
+
+
+MEASURES = {  # name: range, w², v²
+    "log-loss": (0.5, 0.45, 0.15),
+    "top-1": (0.25, 0.075, 0.025),
+    "top-3": (0.25, 0.075, 0.025),
+    "keystrokes saved": (0.25, 0.075, 0.025),
+}
+NINE = ["phones with text"]
+NINE += [f"{name}, {what}" for name in MEASURES for what in ("difference", "square")]
+
+
+def nine_entries(differences: dict[str, float]) -> np.ndarray:
+    entries = [math.sqrt(0.1)]
+    for name, (limit, w, v) in MEASURES.items():
+        x = min(1.0, max(-1.0, differences[name] / limit))
+        entries += [math.sqrt(w) * x, math.sqrt(v) * x * x]
+    return np.array(entries, np.float32)
+
+
+@pytest.mark.parametrize("labels", [[], ["en_GB", "en_US", "other"]])
+def test_a_comparison_and_a_device_s_answer(labels):
+    cells = NINE + [f"{label}: {name}" for label in labels for name in NINE]
+    blocks = [[9 * (g + 1), 9 * (g + 2)] for g in range(len(labels))]
+    stated = ["candidate less current", cells, 18 if labels else 9, 1.0, 1.0, max(len(cells), 20)]
+    query = comparison_query(20, labels)
+    assert query_digest(*stated, *([blocks] if labels else [])) == query.digest
+    differences = {"log-loss": 0.1, "top-1": -0.3, "top-3": 0.01, "keystrokes saved": 0.0}
+    mine, own = np.zeros(query.dim, np.float32), nine_entries(differences)
+    if labels:
+        own *= np.float32(math.sqrt(0.5))
+        mine[9 * 2 : 9 * 3] = own  # the second label
+    mine[:9] = own
+    theirs = query.vectors([answer(differences, 1 if labels else None)])[0]
+    np.testing.assert_allclose(mine, theirs, rtol=3e-7)
+
+
+def test_every_field_of_a_question_stands_on_the_page():
+    page = (Path(pfl_lm.secagg.__file__).parent / "PROTOCOL.md").read_text(encoding="utf-8")
+    spec = ModelSpec("lstm", 120, 8, hidden_dim=12)
+    model = Model(spec, {}, {"kind": "none"})
+    tree = TreePlan(2, 2, 60_000, 0.1, tuple("abc"))
+    asked = [WordList(("a",), 1, 0.1), Tree(tree), TwoModels((model, model), 40, 8, ("a", "b"))]
+    for plan in map(plan_of, asked):
+        assert f'"kind": "{plan.pop("kind")}"' in page
+        for name in plan:
+            assert f'"{name}": ' in page, name
