@@ -28,7 +28,7 @@ from pfl_lm.files import sha256_of, sweep, write_atomically
 from pfl_lm.queries.ask import QuerySession
 from pfl_lm.queries.people import AskedPeople
 from pfl_lm.run.folder import BUDGET_FILE, digest_of, read_json, write_json
-from pfl_lm.run.manifest_file import first_difference
+from pfl_lm.run.manifest_file import first_difference, unreviewed
 from pfl_lm.run.progress import ProgressListener
 from pfl_lm.version import code_digest
 
@@ -154,15 +154,17 @@ class QuestionFolder:
                 f"{self.path} holds no question that was begun; if one was killed as it began, "
                 "remove the folder and ask again"
             )
-        if (written := read_json(self.manifest_path)) != asked:
-            what = first_difference(written, asked, "manifest")
+        written = read_json(self.manifest_path)
+        then, now = ({**m, "policy": unreviewed(m.get("policy"))} for m in (written, asked))
+        if then != now:
+            what = first_difference(then, now, "manifest")
             raise ValueError(
                 f"{self.path} was begun with another question, policy, population or code "
                 f"({what}); resume with the same, or ask again in another folder"
             )
         ledger = Ledger.open(self.ledger_path)
         try:
-            if ledger.entries()[0].get("manifest_digest") != digest_of(asked):
+            if ledger.entries()[0].get("manifest_digest") != digest_of(written):
                 raise ValueError(f"{self.manifest_path} is not the one that the ledger began with")
             if any(entry["kind"] == "end" for entry in ledger.entries()):
                 self.secret_path.unlink(missing_ok=True)

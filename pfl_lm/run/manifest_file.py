@@ -235,6 +235,16 @@ class Manifest:
         return replace(manifest, path=path, content=content)
 
 
+def unreviewed(policy: Any) -> Any:
+    """Return what a manifest holds of a policy, but for the figures that a person has approved.
+
+    They follow from the policy: a run goes on where they were approved after it began.
+    """
+    if not isinstance(policy, dict):  # none, or damaged
+        return policy
+    return {name: value for name, value in policy.items() if name != "reviewed"}
+
+
 def first_difference(then: Any, now: Any, name: str) -> str:
     """Name the first key of two plain values in which they differ, with both values.
 

@@ -18,7 +18,7 @@ from pfl_lm.run.checkpoints import newest_checkpoint, save_checkpoint
 from pfl_lm.run.context import RunContext
 from pfl_lm.run.folder import RunFolder, digest_of, write_json
 from pfl_lm.run.manifest import manifest
-from pfl_lm.run.manifest_file import Manifest, first_difference
+from pfl_lm.run.manifest_file import Manifest, first_difference, unreviewed
 from pfl_lm.run.means import replay
 from pfl_lm.run.progress import ProgressListener
 from pfl_lm.server.state import ServerState
@@ -259,8 +259,11 @@ def _check_same(written: dict[str, Any], now: dict[str, Any], folder: RunFolder)
     for name in _CHOSEN:
         if name not in written:
             raise ValueError(f"{folder.manifest_path} is damaged: it has no {name}")
-        if written[name] != now[name]:
-            what = first_difference(written[name], now[name], name)
+        then, this = written[name], now[name]
+        if name == "policy":
+            then, this = unreviewed(then), unreviewed(this)
+        if then != this:
+            what = first_difference(then, this, name)
             raise ValueError(
                 f"{folder.path} was begun with another {name.removesuffix('s')} ({what}); resume "
                 "with that one, or start again in another folder"

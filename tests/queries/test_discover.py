@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from pfl_lm.dp.ledger import verify
+from pfl_lm.dp.policy import Reviewed
 from pfl_lm.queries import discover as module
 from pfl_lm.queries.discover import WordsQuestion, discover
 from pfl_lm.queries.found import open_discovered, read_words
@@ -198,6 +199,18 @@ class TestFolder:
         other = replace(closed, entries=3)
         with pytest.raises(ValueError, match=r"\(asked.entries was 4, now it is 3\)"):
             discover(other, store, tokenizer, policy_of(), tmp_path / "w", resume=True)
+
+    def test_it_goes_on_where_the_policy_s_figures_were_approved_meanwhile(
+        self, closed, store, tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        policy = policy_of()
+        with monkeypatch.context() as patched:
+            patched.setattr(module, "write_words", _die)
+            with pytest.raises(KeyboardInterrupt):
+                discover(closed, store, tokenizer, policy, tmp_path / "w")
+        approved = replace(policy, reviewed=Reviewed(epsilon=policy.epsilon))
+        discover(closed, store, tokenizer, approved, tmp_path / "w", resume=True)
+        assert open_discovered(tmp_path / "w")
 
     def test_a_folder_that_is_not_empty_is_left_alone(
         self, closed, store: PopulationStore, tokenizer: Tokenizer, tmp_path: Path

@@ -150,6 +150,21 @@ def test_killed_anywhere_the_clip_norm_goes_on(
     assert (straight / "model.pt").read_bytes() == (run / "model.pt").read_bytes()
 
 
+def test_it_goes_on_under_a_policy_whose_figures_were_approved_meanwhile(
+    scenario_of, new_watcher, tmp_path
+):
+    """`check --write` between two resumes changes no promise; another ε does."""
+    scenario, run = scenario_of(), tmp_path / "run"
+    killed(lambda: simulate.simulate(scenario, run, new_watcher()), "figures", "after", 3)
+    written, text = (run / "manifest.json").read_bytes(), scenario.policy.read_text()
+    scenario.policy.write_text(text.replace("epsilon = 8.0", "epsilon = 7.0", 1))
+    with pytest.raises(ValueError, match=r"another policy \(epsilon was 8.0, now it is 7.0\)"):
+        simulate.simulate(scenario, run, new_watcher(), resume=True)
+    scenario.policy.write_text(f"{text}\n[reviewed]\nepsilon = 8.0\n")
+    simulate.simulate(scenario, run, new_watcher(), resume=True)
+    assert (run / "manifest.json").read_bytes() == written
+
+
 def test_with_fresh_noise_it_goes_on_where_the_ledger_ends_even_if_means_are_lost(
     scenario_of, new_watcher, tmp_path
 ):
