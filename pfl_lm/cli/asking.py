@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pfl_lm.cli.bounds import number
+from pfl_lm.cli.outputs import Ledgers
 from pfl_lm.run.progress import ProgressListener
 
 if TYPE_CHECKING:
@@ -70,3 +72,25 @@ Seed = Annotated[
     int | None, typer.Option(help="Make the outcome repeatable, for tests [secret noise].")
 ]
 Resume = Annotated[bool, typer.Option(help="Go on with a question that was interrupted.")]
+
+
+@dataclass(frozen=True)
+class Asking:
+    """The options of a question to a population's phones, with the fleet or without one."""
+
+    cohort: Cohort = None
+    secure_aggregation: SecureAggregation = Summing.ideal
+    dropout: Dropout = 0.0
+    seed: Seed = None
+    resume: Resume = False
+    ledgers: Ledgers = None
+
+    @property
+    def stated(self) -> dict[str, Any]:
+        """What the question itself states of this."""
+        return {
+            "cohort": self.cohort,
+            "aggregation": self.secure_aggregation.kind,
+            "dropout": self.dropout,
+            "seed": self.seed,
+        }

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pfl_lm.cli.serving import quieten
+from pfl_lm.cli.serving import Calls, quieten
 from pfl_lm.cli.tables import print_table
 
 if TYPE_CHECKING:
@@ -60,16 +60,16 @@ def attack(
     command: str | None,
     scenario: Scenario,
     keys: Path,
-    at: tuple[str, Browsers | None],
-    seconds: tuple[float, float, float],
+    calls: Calls,
+    browsers: Browsers | None,
     trial: bool,
     output: Path,
 ) -> None:
     """Play cases, print how each ended, and end with status 1 if the device was cheated.
 
     Args:
-        at: address for gRPC; where devices call over HTTPS, if they do.
-        seconds: to train, for a phase, and a third that no case needs; see ``serving_of``.
+        calls: the address for gRPC, and how long a device that says nothing is waited for.
+        browsers: where devices call over HTTPS, if they do.
     """
     quieten()
     from rich.console import Console
@@ -82,16 +82,15 @@ def attack(
     wanted = chosen(cases)
     if (output / OUTCOMES).exists():
         raise ValueError(f"{output / OUTCOMES} exists already; choose another folder")
-    address, browsers = at
     if command and browsers is not None:
         command = command.replace("{page}", browsers.at.page)
     start = Command(command, output) if command else None
-    patience = Patience(*seconds[:2])
-    prepared = prepare(scenario, ServerKeys(keys), address, patience, trial, start, browsers)
+    patience = Patience(calls.training_seconds, calls.phase_seconds)
+    prepared = prepare(scenario, ServerKeys(keys), calls.listen, patience, trial, start, browsers)
     output.mkdir(parents=True, exist_ok=True)
     screen = Console(stderr=True)
     outcomes: list[Outcome] = []
-    where = address if browsers is None else browsers.at.page
+    where = calls.listen if browsers is None else browsers.at.page
     told = "" if command else f" on {where}: start the device now, and again for each case"
     screen.print(f"{len(wanted)} cases{told}", highlight=False)
     for outcome in play_all(prepared, wanted):

@@ -8,28 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pfl_lm.cli.asking import (
-    Cohort,
-    Dropout,
-    FleetPath,
-    Lines,
-    Resume,
-    SecureAggregation,
-    Seed,
-    Summing,
-)
+from pfl_lm.cli.asking import Asking, FleetPath, Lines
 from pfl_lm.cli.bounds import number
-from pfl_lm.cli.outputs import Ledgers, destination
-from pfl_lm.cli.serving import (
-    FrontEndCount,
-    GraceSeconds,
-    Listen,
-    PhaseSeconds,
-    Present,
-    Revoked,
-    TrainingSeconds,
-    serving_of,
-)
+from pfl_lm.cli.outputs import destination
+from pfl_lm.cli.serving import Calls
+from pfl_lm.cli.shared_options import with_options
 from pfl_lm.cli.tables import print_table
 
 if TYPE_CHECKING:
@@ -51,12 +34,14 @@ class Split(StrEnum):
     test = "test"
 
 
+@with_options(asking=Asking, calls=Calls)
 def launch(
     candidate: Annotated[Path, typer.Argument(help="The new model's file.")],
     against: Annotated[Path, typer.Option(help="The current model's file, or the public start.")],
     tokenizer: Annotated[Path, typer.Option(help="The vocabulary of both models.")],
     policy: Annotated[Path, typer.Option(help="A policy, or the name of a shipped one: launch.")],
     output: Annotated[Path, destination("Folder to write.")],
+    *,
     population: Annotated[
         Path | None, typer.Option(help="Whose phones compare them, in a simulation.")
     ] = None,
@@ -101,19 +86,9 @@ def launch(
             help="With --groups: do not launch what is shown to lose log-loss in one of them.",
         ),
     ] = False,
-    cohort: Cohort = None,
-    secure_aggregation: SecureAggregation = Summing.ideal,
-    dropout: Dropout = 0.0,
     fleet: FleetPath = None,
-    seed: Seed = None,
-    resume: Resume = False,
-    ledgers: Ledgers = None,
-    listen: Listen = "127.0.0.1:8443",
-    present: Present = None,
-    training_seconds: TrainingSeconds = 120.0,
-    phase_seconds: PhaseSeconds = 30.0,
-    grace_seconds: GraceSeconds = 10.0,
-    revoked: Revoked = None,
+    asking: Asking,
+    calls: Calls,
     trial: Annotated[
         bool,
         typer.Option(
@@ -121,7 +96,6 @@ def launch(
             "nobody's budget is spent."
         ),
     ] = False,
-    front_ends: FrontEndCount = 1,
 ) -> None:
     """Let phones compare a new model with the current one, and say whether to launch it.
 
@@ -154,13 +128,15 @@ def launch(
 
     if (population is None) == (keys is None):
         raise ValueError("state --population, or --keys to ask devices that call: one of them")
-    if keys is not None and (fleet is not None or dropout or (seed is not None and not trial)):
+    if keys is not None and (
+        fleet is not None or asking.dropout or (asking.seed is not None and not trial)
+    ):
         raise ValueError("--keys: leave out --fleet and --dropout, and --seed without --trial")
     if keys is not None and split is not Split.test:
         raise ValueError(
             "--keys: leave out --split; each device that calls has its own user's text"
         )
-    if keys is None and (trial or revoked is not None or present is not None or front_ends > 1):
+    if keys is None and (trial or calls.says_who_answers):
         raise ValueError(
             "--trial, --revoked, --present and --front-ends belong to --keys, and say nothing of a "
             "--population: leave them out; its users pay for the comparison unless --seed is stated"
@@ -173,25 +149,24 @@ def launch(
     table = None if groups in (None, PHONES, _DEVICES) else Path(groups or "")
     question = LaunchQuestion(
         split.value, alpha, gain, power, spread, tokens_per_user, window, groups is not None,
-        no_group_worse, cohort, secure_aggregation.kind,
-        dropout, seed, None if fleet is None else load(Fleet, fleet),
+        no_group_worse, fleet=None if fleet is None else load(Fleet, fleet), **asking.stated,
     )  # fmt: skip
     models = load_model(against), load_model(candidate)
     vocabulary, rules = Tokenizer.open(tokenizer), load(Policy, policy)
     if keys is not None:
         from pfl_lm.network.question_server import serve_comparison
 
-        seconds = training_seconds, phase_seconds, grace_seconds
-        serving = serving_of(keys, listen, present, seconds, revoked, trial, ledgers, front_ends)
+        serving = calls.serving(keys, trial, asking.ledgers)
         decision, measured = serve_comparison(
-            question, *models, vocabulary, rules, output, serving, Lines(), resume
+            question, *models, vocabulary, rules, output, serving, Lines(), asking.resume
         )
     else:
         assert population is not None
-        store = PopulationStore.open(population)
+        store, resume = PopulationStore.open(population), asking.resume
         decision, measured = compare(
-            question, *models, store, vocabulary, rules, output, Lines(), resume, ledgers, table
-        )
+            question, *models, store, vocabulary, rules, output, Lines(), resume, asking.ledgers,
+            table,
+        )  # fmt: skip
     _show(decision, measured, output)
     raise typer.Exit(STATUS[decision.verdict])
 

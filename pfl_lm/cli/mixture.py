@@ -8,18 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pfl_lm.cli.asking import (
-    Cohort,
-    Dropout,
-    Lines,
-    Resume,
-    SecureAggregation,
-    Seed,
-    Summing,
-    print_statements,
-)
+from pfl_lm.cli.asking import Asking, Lines, print_statements
 from pfl_lm.cli.bounds import number
-from pfl_lm.cli.outputs import Ledgers, destination
+from pfl_lm.cli.outputs import destination
+from pfl_lm.cli.shared_options import with_options
 from pfl_lm.cli.tables import print_table
 
 if TYPE_CHECKING:
@@ -71,18 +63,15 @@ def cluster(
 
 
 @app.command()
+@with_options(asking=Asking)
 def ask(
     population: Annotated[Path, typer.Argument(help="The population whose train users vote.")],
     clusters: Annotated[Path, typer.Option(help="A folder that `mixture cluster` wrote.")],
     policy: Annotated[Path, typer.Option(help="A policy, or the name of a shipped one: mixture.")],
     output: Annotated[Path, destination("Folder to write.")],
+    *,
     entries: Annotated[int, number(1, 1000, "Clusters that one phone names, at most.")] = 1,
-    cohort: Cohort = None,
-    secure_aggregation: SecureAggregation = Summing.ideal,
-    dropout: Dropout = 0.0,
-    seed: Seed = None,
-    resume: Resume = False,
-    ledgers: Ledgers = None,
+    asking: Asking,
 ) -> None:
     """Ask phones which clusters of public text are nearest to their own text.
 
@@ -102,12 +91,9 @@ def ask(
     from pfl_lm.text.population import PopulationStore
 
     stated, opened = load(Policy, policy), Clusters.open(clusters)
-    question = MixtureQuestion(
-        entries, cohort, secure_aggregation.kind,
-        dropout, seed,
-    )  # fmt: skip
+    question, people = MixtureQuestion(entries, **asking.stated), PopulationStore.open(population)
     shares = ask_for_mixture(
-        question, opened, PopulationStore.open(population), stated, output, Lines(), resume, ledgers
+        question, opened, people, stated, output, Lines(), asking.resume, asking.ledgers
     )
     _show(shares, opened, output)
 

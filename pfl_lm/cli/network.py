@@ -16,19 +16,8 @@ from pfl_lm.cli.browsers import WEB_LISTEN, answered
 from pfl_lm.cli.device_setups import own_setup, played_setups, setups_of_store
 from pfl_lm.cli.hostile import Device, Hostile, attack
 from pfl_lm.cli.recipes import ScenarioPath, Settings, read
-from pfl_lm.cli.serving import (
-    FrontEndCount,
-    GraceSeconds,
-    Keys,
-    Listen,
-    PhaseSeconds,
-    Present,
-    Revoked,
-    ServedLedgers,
-    TrainingSeconds,
-    log_to_terminal,
-    serving_of,
-)
+from pfl_lm.cli.serving import Calls, Keys, ServedLedgers, log_to_terminal
+from pfl_lm.cli.shared_options import with_options
 
 if TYPE_CHECKING:
     from pfl_lm.network.certificates import ServerCertificate
@@ -62,16 +51,13 @@ def enrol(
     typer.echo(f"wrote {output}: {devices} devices, the server's certificate, the authority")
 
 
+@with_options(calls=Calls)
 def serve(
     recipe: ScenarioPath,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the run.")],
     keys: Keys,
-    listen: Listen = "127.0.0.1:8443",
-    present: Present = None,
-    training_seconds: TrainingSeconds = 120.0,
-    phase_seconds: PhaseSeconds = 30.0,
-    grace_seconds: GraceSeconds = 10.0,
-    revoked: Revoked = None,
+    *,
+    calls: Calls,
     trial: Annotated[
         bool,
         typer.Option(
@@ -94,7 +80,6 @@ def serve(
             f"[{WEB_LISTEN} with --web]. Without --web it answers devices and gives no page."
         ),
     ] = None,
-    front_ends: FrontEndCount = 1,
     resume: Annotated[bool, typer.Option(help="Go on after a stop or a crash.")] = False,
     overwrite: Annotated[
         bool, typer.Option(help="Delete an earlier run in that folder first.")
@@ -134,21 +119,20 @@ def serve(
     from pfl_lm.network.identity import ServerKeys
     from pfl_lm.run.scenario import Scenario
 
-    check_host_and_port("--listen", listen, "127.0.0.1:8443")
+    check_host_and_port("--listen", calls.listen, "127.0.0.1:8443")
     if resume and overwrite:
         raise ValueError("--resume goes on with a run and --overwrite deletes it: choose one")
     if device is not None and hostile is None:
         raise ValueError("--device belongs to --hostile: an honest server starts no device")
-    if hostile is not None and front_ends > 1:
+    if hostile is not None and calls.front_ends > 1:
         raise ValueError("--front-ends does not go with --hostile: it attacks one device")
-    seconds = training_seconds, phase_seconds, grace_seconds
     if hostile is not None:
         scenario = read(Scenario, recipe, settings)
         with ExitStack() as opened:
             browsers = answered(web, web_listen, ServerKeys(keys), opened)
-            attack(hostile, device, scenario, keys, (listen, browsers), seconds, trial, output)
+            attack(hostile, device, scenario, keys, calls, browsers, trial, output)
         return
-    serving = serving_of(keys, listen, present, seconds, revoked, trial, ledgers, front_ends)
+    serving = calls.serving(keys, trial, ledgers)
     from pfl_lm.cli.progress import RunLines, summarise
     from pfl_lm.network.server import serve as run
     from pfl_lm.report.page import write_report

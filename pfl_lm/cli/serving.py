@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -51,37 +52,45 @@ ServedLedgers = Annotated[
 ]
 
 
-def serving_of(
-    keys: Path,
-    listen: str,
-    present: int | None,
-    seconds: tuple[float, float, float],
-    revoked: Path | None,
-    trial: bool,
-    ledgers: Path | None,
-    front_ends: int,
-) -> Serving:
-    """Return how a server is set up, and send the lines of the network to the terminal.
+@dataclass(frozen=True)
+class Calls:
+    """The options by which a server answers devices that call."""
 
-    Args:
-        seconds: to train or answer, for a phase, for the last tenth.
+    listen: Listen = "127.0.0.1:8443"
+    present: Present = None
+    training_seconds: TrainingSeconds = 120.0
+    phase_seconds: PhaseSeconds = 30.0
+    grace_seconds: GraceSeconds = 10.0
+    revoked: Revoked = None
+    front_ends: FrontEndCount = 1
 
-    Raises:
-        ValueError: a list of revoked keys that cannot be read, no gRPC, or a system that has no
-            place for several front ends.
-    """
-    quieten()
-    from pfl_lm.network.exclusions import read_revoked
-    from pfl_lm.network.identity import ServerKeys
-    from pfl_lm.network.server import Serving
-    from pfl_lm.network.transport import Limits
+    @property
+    def says_who_answers(self) -> bool:
+        """Whether something was said that only devices that call have."""
+        return bool(self.revoked or self.present or self.front_ends > 1)
 
-    training, phase, grace = seconds
-    limits = Limits(phase_seconds=phase, training_seconds=training, grace_seconds=grace)
-    log_to_terminal()
-    out = read_revoked(revoked) if revoked else frozenset()
-    given = ServerKeys(keys), listen, limits, present, trial, ledgers
-    return Serving(*given, revoked=out, front_ends=front_ends)
+    def serving(self, keys: Path, trial: bool, ledgers: Path | None) -> Serving:
+        """Return how a server is set up, and send the lines of the network to the terminal.
+
+        Raises:
+            ValueError: a list of revoked keys that cannot be read, no gRPC, or a system that has
+                no place for several front ends.
+        """
+        quieten()
+        from pfl_lm.network.exclusions import read_revoked
+        from pfl_lm.network.identity import ServerKeys
+        from pfl_lm.network.server import Serving
+        from pfl_lm.network.transport import Limits
+
+        limits = Limits(
+            phase_seconds=self.phase_seconds,
+            training_seconds=self.training_seconds,
+            grace_seconds=self.grace_seconds,
+        )
+        log_to_terminal()
+        out = read_revoked(self.revoked) if self.revoked else frozenset()
+        given = ServerKeys(keys), self.listen, limits, self.present, trial, ledgers
+        return Serving(*given, revoked=out, front_ends=self.front_ends)
 
 
 def quieten() -> None:

@@ -2,41 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pfl_lm.cli.asking import (
-    Cohort,
-    Dropout,
-    FleetPath,
-    Lines,
-    Resume,
-    SecureAggregation,
-    Seed,
-    Summing,
-    print_statements,
-)
+from pfl_lm.cli.asking import Asking, FleetPath, Lines, print_statements
 from pfl_lm.cli.bounds import number
-from pfl_lm.cli.outputs import Ledgers, destination
-from pfl_lm.cli.serving import (
-    FrontEndCount,
-    GraceSeconds,
-    Keys,
-    Listen,
-    PhaseSeconds,
-    Present,
-    Revoked,
-    ServedLedgers,
-    TrainingSeconds,
-    serving_of,
-)
+from pfl_lm.cli.outputs import destination
+from pfl_lm.cli.serving import Calls, Keys, ServedLedgers
+from pfl_lm.cli.shared_options import with_options
 from pfl_lm.cli.tables import print_table
 
 if TYPE_CHECKING:
+    from pfl_lm.queries.discover import WordsQuestion
     from pfl_lm.queries.found import FoundWord
     from pfl_lm.text.normalisation import Normalisation
+    from pfl_lm.text.tokenizer import Tokenizer
 
 app = typer.Typer(no_args_is_help=True, help="Ask phones for the words that a vocabulary lacks.")
 
@@ -49,33 +32,62 @@ PolicyPath = Annotated[
     Path, typer.Option(help="A policy, or the name of a shipped one: words, words_open.")
 ]
 Output = Annotated[Path, destination("Folder to write.")]
-OpenDomain = Annotated[
-    bool,
-    typer.Option(
-        "--open", help="Ask for words in no list, letter by letter [for those of a list]."
-    ),
-]
-Entries = Annotated[int, number(1, MOST_ENTRIES, "Words that one phone names, at most.")]
-Candidates = Annotated[int, number(1, MOST_CELLS, "Words of the public list that are asked for.")]
-CandidatesFrom = Annotated[
-    Path | None,
-    typer.Option(help="Public list: a table with columns word and count [wordfreq's list]."),
-]
-Cells = Annotated[
-    int, number(1, MOST_CELLS, "With --open: cells of a round, at most; wider finds more words.")
-]
-Deny = Annotated[
-    Path | None,
-    typer.Option(
-        help="Words that are never asked for, one in a line, read as the vocabulary reads text."
-    ),
-]
-FalseWords = Annotated[
-    float, number(1e-9, 1e3, "Listed words that nobody typed, expected at most.")
-]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The options that say which words are asked for."""
+
+    open_domain: Annotated[
+        bool,
+        typer.Option(
+            "--open", help="Ask for words in no list, letter by letter [for those of a list]."
+        ),
+    ] = False
+    entries: Annotated[int, number(1, MOST_ENTRIES, "Words that one phone names, at most.")] = 20
+    candidates: Annotated[
+        int, number(1, MOST_CELLS, "Words of the public list that are asked for.")
+    ] = 100_000
+    candidates_from: Annotated[
+        Path | None,
+        typer.Option(help="Public list: a table with columns word and count [wordfreq's list]."),
+    ] = None
+    cells: Annotated[
+        int,
+        number(1, MOST_CELLS, "With --open: cells of a round, at most; wider finds more words."),
+    ] = 1 << 18
+    deny: Annotated[
+        Path | None,
+        typer.Option(
+            help="Words that are never asked for, one in a line, read as the vocabulary reads text."
+        ),
+    ] = None
+    false_words: Annotated[
+        float, number(1e-9, 1e3, "Listed words that nobody typed, expected at most.")
+    ] = 0.02
+
+    def question(self, vocabulary: Tokenizer, **stated: Any) -> WordsQuestion:
+        """Return the question; ``stated`` is what else it states.
+
+        Raises:
+            ValueError: the deny list is no text, or has a line that is no single word.
+        """
+        from pfl_lm.queries.discover import WordsQuestion
+
+        return WordsQuestion(
+            domain="open" if self.open_domain else "closed",
+            entries=self.entries,
+            candidates=self.candidates,
+            candidates_from=self.candidates_from,
+            cells=self.cells,
+            false_positives=self.false_words,
+            denied=_denied(self.deny, vocabulary.normalisation),
+            **stated,
+        )
 
 
 @app.command()
+@with_options(wanted=Wanted, asking=Asking)
 def discover(
     store: Annotated[
         Path,
@@ -84,20 +96,10 @@ def discover(
     tokenizer: Vocabulary,
     policy: PolicyPath,
     output: Output,
-    open_domain: OpenDomain = False,
-    entries: Entries = 20,
-    candidates: Candidates = 100_000,
-    candidates_from: CandidatesFrom = None,
-    cells: Cells = 1 << 18,
-    deny: Deny = None,
-    false_words: FalseWords = 0.02,
-    cohort: Cohort = None,
-    secure_aggregation: SecureAggregation = Summing.ideal,
-    dropout: Dropout = 0.0,
+    *,
+    wanted: Wanted,
     fleet: FleetPath = None,
-    seed: Seed = None,
-    resume: Resume = False,
-    ledgers: Ledgers = None,
+    asking: Asking,
 ) -> None:
     """Ask the users of a population for words that their keyboard does not know.
 
@@ -116,52 +118,31 @@ def discover(
     """
     from pfl_lm.dp.policy import Policy
     from pfl_lm.phones.fleet import Fleet
-    from pfl_lm.queries.discover import WordsQuestion
     from pfl_lm.queries.discover import discover as ask_for_words
     from pfl_lm.recipes import load
     from pfl_lm.text.population import PopulationStore
     from pfl_lm.text.tokenizer import Tokenizer
 
     stated, vocabulary = load(Policy, policy), Tokenizer.open(tokenizer)
-    question = WordsQuestion(
-        domain="open" if open_domain else "closed",
-        entries=entries,
-        candidates=candidates,
-        candidates_from=candidates_from,
-        cells=cells,
-        false_positives=false_words,
-        denied=_denied(deny, vocabulary.normalisation),
-        cohort=cohort,
-        aggregation=secure_aggregation.kind,
-        dropout=dropout,
-        seed=seed,
-        fleet=None if fleet is None else load(Fleet, fleet),
-    )
+    phones = None if fleet is None else load(Fleet, fleet)
+    question = wanted.question(vocabulary, fleet=phones, **asking.stated)
+    people = PopulationStore.open(store)
     words = ask_for_words(
-        question, PopulationStore.open(store), vocabulary, stated, output, Lines(), resume, ledgers
-    )  # fmt: skip
+        question, people, vocabulary, stated, output, Lines(), asking.resume, asking.ledgers
+    )
     _show(words, output)
 
 
 @app.command()
+@with_options(wanted=Wanted, calls=Calls)
 def serve(
     tokenizer: Vocabulary,
     policy: PolicyPath,
     output: Output,
     keys: Keys,
-    open_domain: OpenDomain = False,
-    entries: Entries = 20,
-    candidates: Candidates = 100_000,
-    candidates_from: CandidatesFrom = None,
-    cells: Cells = 1 << 18,
-    deny: Deny = None,
-    false_words: FalseWords = 0.02,
-    listen: Listen = "127.0.0.1:8443",
-    present: Present = None,
-    training_seconds: TrainingSeconds = 120.0,
-    phase_seconds: PhaseSeconds = 30.0,
-    grace_seconds: GraceSeconds = 10.0,
-    revoked: Revoked = None,
+    *,
+    wanted: Wanted,
+    calls: Calls,
     trial: Annotated[
         bool,
         typer.Option(
@@ -173,7 +154,6 @@ def serve(
         int | None,
         typer.Option(help="With --trial: make the outcome repeatable [each device's own noise]."),
     ] = None,
-    front_ends: FrontEndCount = 1,
     resume: Annotated[bool, typer.Option(help="Go on after a stop or a crash.")] = False,
     ledgers: ServedLedgers = None,
 ) -> None:
@@ -192,26 +172,14 @@ def serve(
     """
     from pfl_lm.dp.policy import Policy
     from pfl_lm.network.question_server import serve_words
-    from pfl_lm.queries.discover import WordsQuestion
     from pfl_lm.recipes import load
     from pfl_lm.text.tokenizer import Tokenizer
 
     if seed is not None and not trial:
         raise ValueError("--seed makes noise that anybody can repeat: state --trial too")
     stated, vocabulary = load(Policy, policy), Tokenizer.open(tokenizer)
-    question = WordsQuestion(
-        domain="open" if open_domain else "closed",
-        entries=entries,
-        candidates=candidates,
-        candidates_from=candidates_from,
-        cells=cells,
-        false_positives=false_words,
-        denied=_denied(deny, vocabulary.normalisation),
-        aggregation="protocol",
-        seed=seed,
-    )
-    seconds = training_seconds, phase_seconds, grace_seconds
-    serving = serving_of(keys, listen, present, seconds, revoked, trial, ledgers, front_ends)
+    question = wanted.question(vocabulary, aggregation="protocol", seed=seed)
+    serving = calls.serving(keys, trial, ledgers)
     words = serve_words(question, vocabulary, stated, output, serving, Lines(), resume)
     _show(words, output)
 
