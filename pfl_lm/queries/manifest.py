@@ -12,7 +12,7 @@ from pfl_lm.queries.folder import readable
 from pfl_lm.run.folder import digest_of
 from pfl_lm.run.privacy import TRIAL
 from pfl_lm.run.progress import ProgressListener
-from pfl_lm.text.population import PopulationStore
+from pfl_lm.text.population import PopulationStore, users_digest
 from pfl_lm.version import __version__, code_digest
 
 _LINES = 5  # progress lines of one round
@@ -33,6 +33,10 @@ def describe(
         result: name of the file that will hold what comes out.
         asked: the question, as plain values; ``seed`` None stands for a secret one.
         stated: the policy before it was restated for the users there are.
+
+    Guarantees:
+        Nothing of it depends on what the users wrote: a manifest is published, and the ledger's
+        hashes follow from it.
     """
     known = "." if asked["seed"] is None else ", which the stated seed gives again."
     guaranteed = (
@@ -40,7 +44,7 @@ def describe(
         f"noise. What came out carries the policy's whole noise{known}"
     )
     simulated = f"A deployment under the policy, of which this holds: {_statement(session)}"
-    people = {"name": store.name, "files": digest_of(store.describe()["files"])}
+    people = {"name": store.name, "digest": users_digest(store.profile)}
     return _described(kind, result, asked, session, stated, people, (guaranteed, simulated))
 
 
@@ -60,12 +64,12 @@ def describe_served(
         trial: the devices believe any statement of the server's.
         kind, result, asked, session, stated: as for :func:`describe`.
     """
-    keys = digest_of({str(number): key.hex() for number, key in enrolled.items()})
+    digest = digest_of({str(number): key.hex() for number, key in enrolled.items()})
     statements = _statement(session), "Nothing: devices answered over the network."
     if trial:
         simulated = f"A deployment under the policy, of which this holds: {statements[0]}"
         statements = f"Nothing: {TRIAL}.", simulated
-    people = {"name": "enrolled devices", "files": keys}
+    people = {"name": "enrolled devices", "digest": digest}
     described = _described(kind, result, asked, session, stated, people, statements)
     return described | {"served": {"trial": trial}}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from pfl_lm.queries.discover import WordsQuestion, discover
 from pfl_lm.queries.found import open_discovered, read_words
 from pfl_lm.queries.prefix_tree import TreePlan
 from pfl_lm.text.population import PopulationStore
+from pfl_lm.text.population_build import BuildOptions, Input, build_population
 from pfl_lm.text.tokenizer import Tokenizer
 from tests.queries.conftest import TYPED, USERS, policy_of
 
@@ -212,6 +214,34 @@ class TestFolder:
         discover(closed, store, tokenizer, approved, tmp_path / "w", resume=True)
         assert open_discovered(tmp_path / "w")
 
+    def test_no_file_of_a_question_tells_what_a_user_wrote_but_by_the_noisy_sum(
+        self, closed, store, tokenizer: Tokenizer, tmp_path: Path
+    ) -> None:
+        """With a digest of the text, one who knows all others could test a guess at one user's."""
+        _write_again(store, tokenizer, tmp_path / "people")
+        other = PopulationStore.open(tmp_path / "people")
+        assert other.digest == store.digest
+        told = []
+        for place, people in enumerate((store, other)):
+            path = tmp_path / str(place) / "w"
+            discover(replace(closed, seed=7), people, tokenizer, policy_of(), path)
+            genesis = (path / "ledger.jsonl").read_bytes().splitlines()[0]
+            told.append(((path / "manifest.json").read_bytes(), genesis))
+        assert told[0] == told[1]
+
+    def test_other_text_of_the_same_users_is_not_asked_with_the_same_noise(
+        self, closed, store, tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with monkeypatch.context() as patched:
+            patched.setattr(module, "write_words", _die)
+            with pytest.raises(KeyboardInterrupt):
+                discover(closed, store, tokenizer, policy_of(), tmp_path / "w")
+        _write_again(store, tokenizer, store.folder.parent / "again")
+        again = PopulationStore.open(store.folder.parent / "again")
+        with pytest.raises(ValueError, match="what is spent stays spent"):
+            discover(closed, again, tokenizer, policy_of(), tmp_path / "w", resume=True)
+        assert not (tmp_path / "w" / "words.tsv").exists()
+
     def test_a_folder_that_is_not_empty_is_left_alone(
         self, closed, store: PopulationStore, tokenizer: Tokenizer, tmp_path: Path
     ) -> None:
@@ -219,6 +249,18 @@ class TestFolder:
         with pytest.raises(ValueError, match="not empty"):
             discover(closed, store, tokenizer, policy_of(), tmp_path)
         assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def _write_again(store: PopulationStore, tokenizer: Tokenizer, folder: Path) -> None:
+    """Build a store of the same users, of whom the first wrote something else."""
+    rows = [{"user": f"u{user}", "text": tokenizer.words[10]} for user in range(USERS)]
+    for user, row in enumerate(rows):
+        words = [word for word, count in TYPED.items() if user * 7 % USERS < count]
+        row["text"] = " ".join([row["text"], *words, *words[:1]] if user else ["irda", "moarvm"])
+    text = folder.parent / "other.jsonl"
+    text.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = BuildOptions(store.name, fractions=(1.0, 0.0, 0.0), keep_unknown_words=True)
+    build_population([Input(text)], tokenizer, folder, options)
 
 
 def _die(*_: object) -> None:
