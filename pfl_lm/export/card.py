@@ -102,6 +102,7 @@ def _content(source: Source, stated: dict[str, Any], text: HeldOutText) -> dict[
         "spec": source.model.spec,
         "parameters": manifest.model.parameters,
         "vocabulary": stated["vocabulary"],
+        "words_are_private": _words_are_private(manifest.content.get("vocabulary", {})),
         "users": users.users,
         "population": users.name,
         "invented": scenario.population.kind == "synthetic",
@@ -125,6 +126,13 @@ def _content(source: Source, stated: dict[str, Any], text: HeldOutText) -> dict[
         "ms": lambda value: f"{significant(value, 2)} ms",
         "significant": significant,
     }
+
+
+def _words_are_private(vocabulary: dict[str, Any]) -> str:
+    """Say whether the words come from what people typed."""
+    if vocabulary.get("kind") == "private_text":
+        return "yes, and no ε covers its words"
+    return "some words: users were asked for them, see below" if vocabulary.get("asked") else "no"
 
 
 def _guarantee(guarantee: RecordedGuarantee | None, statements: Statements) -> str:

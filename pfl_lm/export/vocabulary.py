@@ -110,7 +110,7 @@ def describe_vocabulary(tokenizer: Tokenizer, blocked: BlockList) -> dict[str, A
         "size": tokenizer.vocabulary_size,
         "locale": tokenizer.manifest.get("locale", ""),
         "digest": tokenizer.digest,
-        "provenance": tokenizer.manifest.get("provenance", ""),
+        "provenance": tokenizer.provenance,
         "licence": tokenizer.manifest.get("licence", ""),
         "special_ids": {
             f"{name}_id": getattr(tokenizer, f"{name}_id") for name in ("pad", "unk", "bos", "eos")

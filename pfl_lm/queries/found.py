@@ -55,4 +55,8 @@ def open_discovered(folder: Path) -> DiscoveredWords:
         entries=int(paid.manifest["asked"]["entries"]),
         statement=str(paid.manifest["statements"]["simulated"]),
         ledger_sha256=paid.ledger_sha256,
+        asked={
+            "population": paid.manifest["population"]["name"],
+            **{name: paid.manifest["policy"][name] for name in ("unit", "epsilon", "delta")},
+        },
     )

@@ -18,8 +18,10 @@ from pfl_lm.run.availability import demand, fits
 from pfl_lm.run.context import RunContext, choose_payload
 from pfl_lm.run.deployment import Deployment
 from pfl_lm.run.privacy import TRIAL
+from pfl_lm.text.discovered import cost_of_words
 from pfl_lm.text.mixture import cost_of_votes
 from pfl_lm.text.population import PopulationStore, public_digest, users_digest
+from pfl_lm.text.tokenizer import Tokenizer
 from pfl_lm.version import __version__, code_digest
 
 _ALONE = (
@@ -50,10 +52,7 @@ def manifest(context: RunContext, name: str) -> dict[str, Any]:
             "digest": context.tokenizer.digest,
             "vocabulary_size": context.tokenizer.vocabulary_size,
         },
-        "vocabulary": {
-            "kind": context.tokenizer.manifest.get("source", {}).get("kind", "unknown"),
-            "provenance": context.tokenizer.manifest.get("provenance", "not stated"),
-        },
+        "vocabulary": _vocabulary(context.tokenizer),
         "population": {
             "name": context.population.name,
             "users": {s: context.population.users(s) for s in ("train", "validation", "test")},
@@ -96,12 +95,22 @@ def _fleet(context: RunContext, payload: Payload) -> dict[str, Any]:
     }
 
 
+def _vocabulary(tokenizer: Tokenizer) -> dict[str, Any]:
+    """Say where the words come from, and which questions to users found some of them."""
+    source = tokenizer.manifest.get("source", {})
+    kind = "private_text" if tokenizer.breaks_guarantee else source.get("kind", "unknown")
+    asked = {"asked": source["asked"]} if source.get("asked") else {}
+    return {"kind": kind, "provenance": tokenizer.provenance, **asked}
+
+
 def statements(context: RunContext) -> dict[str, str]:
     """Say what this very model guarantees, and what its training only simulates.
 
-    Where votes chose the text that the start was trained on, both say what these cost.
+    Where votes chose the text that the start was trained on, or users were asked for words of the
+    vocabulary, both say what these cost.
     """
     spent = cost_of_votes(context.start.origin)
+    spent += cost_of_words(context.tokenizer.manifest.get("source", {}))
     return {name: said + spent for name, said in _statements(context).items()}
 
 

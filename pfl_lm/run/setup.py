@@ -69,6 +69,13 @@ def open_run(
         raise ValueError(
             f"cohort = {scenario.cohort} exceeds the policy's report_goal = {policy.report_goal}"
         )
+    protects = policy is not None and policy.noise.at != "none"
+    if protects and tokenizer.breaks_guarantee:
+        raise ValueError(
+            f"tokenizer: the words of {scenario.tokenizer} were learnt from private text, which "
+            "tells without noise who typed them; the policy's ε does not cover that. Build a "
+            "vocabulary from a public source, or run without a policy"
+        )
     fleet = None if scenario.fleet is None else load(Fleet, scenario.fleet)
     asked = 1.0 if fleet is None or enrolled is not None else fleet.check_in
     invited = population.users("train") if enrolled is None else enrolled
@@ -90,7 +97,7 @@ def open_run(
         tokenizer,
         population,
         public,
-        _start(scenario, tokenizer, protects=policy is not None and policy.noise.at != "none"),
+        _start(scenario, tokenizer, protects),
         privacy,
         roles(scenario.model),
         fleet,

@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
+
+from pfl_lm.numbers import format_epsilon
 
 
 @dataclass(frozen=True)
@@ -19,6 +22,7 @@ class DiscoveredWords:
         entries: the most words that one device named.
         statement: what was promised to those who were asked.
         ledger_sha256: of the ledger's bytes.
+        asked: who was asked, and what it cost each of them: population, unit, epsilon, delta.
     """
 
     sums: Mapping[str, float]
@@ -26,6 +30,7 @@ class DiscoveredWords:
     entries: int
     statement: str
     ledger_sha256: str
+    asked: Mapping[str, Any]
 
     def shares(self) -> dict[str, float]:
         """Estimate each word's share of the words outside the vocabulary, from below.
@@ -38,3 +43,17 @@ class DiscoveredWords:
         plain = {word: max(0.0, total) / whole for word, total in self.sums.items()}
         held = min(1.0, 0.5 / max(1e-12, sum(plain.values())))
         return {word: share * held for word, share in plain.items()}
+
+
+def cost_of_words(source: Mapping[str, Any]) -> str:
+    """Say what the discovered words of a vocabulary cost, to be added to a statement; "" for none.
+
+    Args:
+        source: of a tokenizer's manifest; its ``asked`` lists all questions that found words.
+    """
+    return "".join(
+        f" Words of its vocabulary come from a question to {each['population']}: "
+        f"ε = {format_epsilon(each['epsilon'])}, δ = {each['delta']:g} per {each['unit']} who was "
+        "asked, on top of this."
+        for each in source.get("asked", ())
+    )

@@ -77,6 +77,18 @@ class Tokenizer:
         )
         self._prepare()
 
+    @property
+    def breaks_guarantee(self) -> bool:
+        """Whether its words, or those of a vocabulary it grew from, are of private text."""
+        return bool(self.manifest.get("breaks_guarantee"))
+
+    @property
+    def provenance(self) -> str:
+        """Where the words come from, and how they are written."""
+        stated = str(self.manifest.get("provenance", "not stated"))
+        forms = self.manifest.get("written_forms")
+        return f"{stated}; written as in: {forms['provenance']}" if forms else stated
+
     def _leave_out(self) -> None:
         """Give the words of other languages alone a kind of their own."""
         others = set(self.locales) - set(self.languages) if self.languages else set()

@@ -113,17 +113,22 @@ def _check_rules(recipe: TokenizerRecipe, base: Tokenizer) -> None:
 def _about(
     recipe: TokenizerRecipe, base: Tokenizer, discovered: DiscoveredWords, words: int
 ) -> dict[str, Any]:
-    """Return what the manifest keeps: the base's own, and what the new words were paid with."""
+    """Return what the manifest keeps: the base's own, and what the new words were paid with.
+
+    A base that was learnt from private text makes no other of what grows from it, and questions
+    that found words of the base still count.
+    """
     about = {name: value for name, value in base.manifest.items() if name not in _OWN}
     return about | {
         "locale": recipe.locale,
         "provenance": recipe.source.provenance,
         "licence": recipe.source.licence,
         "source": {
-            "kind": "discovered",
+            "kind": "private_text" if base.breaks_guarantee else "discovered",
             "base": base.digest,
             "words": words,
             "ledger": discovered.ledger_sha256,
             "statement": discovered.statement,
+            "asked": [*base.manifest.get("source", {}).get("asked", ()), dict(discovered.asked)],
         },
     }

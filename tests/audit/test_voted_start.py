@@ -49,6 +49,22 @@ def test_statements_bundle_and_audit_say_what_the_votes_cost(run: Path) -> None:
     assert "ε = 0.500 on top of this run's ε" in started.text
 
 
+def test_a_statement_that_hides_a_question_for_words_is_caught(run: Path) -> None:
+    asked = {"population": "chat", "unit": "user", "epsilon": 1.0, "delta": 1e-6}
+    said = (
+        " Words of its vocabulary come from a question to chat: ε = 1.000, δ = 1e-06 per user who "
+        "was asked, on top of this."
+    )
+    rewrite_manifest(run, lambda manifest: manifest["vocabulary"].update(asked=[asked]))
+    assert claim(RunArtifacts.open(run)).holds is False
+
+    def tell(manifest: dict) -> None:
+        manifest["statements"] = {n: text + said for n, text in manifest["statements"].items()}
+
+    rewrite_manifest(run, tell)
+    assert claim(RunArtifacts.open(run)).holds
+
+
 def test_a_statement_that_hides_the_votes_is_caught(run: Path) -> None:
     def hide(manifest: dict) -> None:
         said = manifest["statements"]

@@ -101,6 +101,22 @@ class TestWhatIsInIt:
             card.write_card(tmp_path, started, stated, text)
             assert f"| first model | some chats {says}" in (tmp_path / card.CARD).read_text()
 
+    def test_the_card_names_words_from_what_people_typed(
+        self, bundle_folder, source, text, tmp_path
+    ):
+        stated = json.loads((bundle_folder / "bundle.json").read_text())
+        for words, says in (
+            ({"kind": "wordfreq"}, "no"),
+            ({"kind": "private_text"}, "yes, and no ε covers its words"),
+            ({"kind": "discovered", "asked": [{}]}, "some words: users were asked for them"),
+        ):
+            content = source.manifest.content | {"vocabulary": words}
+            known = replace(source, manifest=replace(source.manifest, content=content))
+            card.write_card(tmp_path, known, stated, text)
+            page = (tmp_path / card.CARD).read_text()
+            row = next(line for line in page.splitlines() if line.startswith("| vocabulary |"))
+            assert row.split("|")[3].strip().startswith(says)
+
     def test_counts_of_poisson_rounds_are_not_published(self, source, tmp_path):
         content = source.manifest.content
         policy = content["policy"] | {"participation": {"kind": "poisson"}}

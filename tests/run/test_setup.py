@@ -178,6 +178,17 @@ class TestWhatDoesNotFit:
         with pytest.raises(ValueError, match=r"vocabulary_size = 301.*300 words; make them equal"):
             open_run(scenario)
 
+    def test_a_vocabulary_of_private_text_under_a_policy(
+        self, tiny_scenario, policy_file, monkeypatch
+    ):
+        """As for a start from private text: it tells, without noise, who typed its words."""
+        said = property(lambda words: True)
+        monkeypatch.setattr("pfl_lm.text.tokenizer.Tokenizer.breaks_guarantee", said)
+        with pytest.raises(ValueError, match=r"tokenizer: .* private text"):
+            open_run(tiny_scenario(policy=policy_file()))
+        context = open_run(tiny_scenario(policy=None))
+        assert manifest(context, "run")["vocabulary"]["kind"] == "private_text"
+
     @pytest.mark.parametrize("every", [0, 2])
     def test_nobody_to_evaluate_on(self, tiny_scenario, store, tmp_path, new_watcher, every):
         people = PopulationConfig("store", path=store / "text")
@@ -264,6 +275,21 @@ class TestStatements:
                        "noise comes from a seeded stream", "seed, which is no secret"):  # fmt: skip
             assert reason in said["guaranteed"]
         assert "differentially private per user" in said["simulated"]
+
+    def test_words_that_users_were_asked_for_are_paid_for_on_top(
+        self, tiny_scenario, policy_file, monkeypatch
+    ):
+        asked = {"population": "chat", "unit": "user", "epsilon": 1.0, "delta": 1e-6}
+        context = open_run(tiny_scenario(policy=policy_file()))
+        source = {"kind": "discovered", "asked": [asked]}
+        monkeypatch.setitem(context.tokenizer.manifest, "source", source)
+        described = manifest(context, "run")
+        assert described["vocabulary"]["asked"] == [asked]
+        for said in described["statements"].values():
+            assert said.endswith(
+                " Words of its vocabulary come from a question to chat: ε = 1.000, δ = 1e-06 per "
+                "user who was asked, on top of this."
+            )
 
     def test_without_a_policy_nothing_is_promised(self, tiny_scenario):
         assert statements(open_run(tiny_scenario())) == {

@@ -274,7 +274,7 @@ def test_a_grown_vocabulary_knows_whose_words_its_base_has():
     base = assemble(pieces, Normalisation(numbers="keep", placeholders=()), both, only_of=only_of)
     source = VocabularySource("discovered", "x", "y", Path("found"), base=Path("base"))
     recipe = TokenizerRecipe("en_US", 1_000, source, numbers="keep", placeholders=())
-    grown = grow_tokenizer(recipe, base, DiscoveredWords({"neu": 1.0}, 10, 1, "", "0" * 64))
+    grown = grow_tokenizer(recipe, base, DiscoveredWords({"neu": 1.0}, 10, 1, "", "0" * 64, {}))
     assert grown.only_of == [*only_of, ""]
     assert grown.of_languages(["es_ES"]).encode("the los neu") == [1, 5, 6]
 

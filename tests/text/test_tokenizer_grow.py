@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from pfl_lm.text.discovered import DiscoveredWords
+from pfl_lm.text.discovered import DiscoveredWords, cost_of_words
 from pfl_lm.text.synthetic.population import synthetic_words
 from pfl_lm.text.tokenizer import Tokenizer
 from pfl_lm.text.tokenizer_build import build_tokenizer
 from pfl_lm.text.tokenizer_grow import new_shares, old_ids
-from pfl_lm.text.tokenizer_recipe import Subwords, TokenizerRecipe, VocabularySource
+from pfl_lm.text.tokenizer_recipe import (
+    CONFESSION,
+    Subwords,
+    TokenizerRecipe,
+    VocabularySource,
+)
 
 WORDS = synthetic_words(11_000)
+ASKED = {"population": "chat", "unit": "user", "epsilon": 1.0, "delta": 1e-6}
 FOUND = DiscoveredWords(
     {"moarvm": 300.0, "rakudo": 90.0, WORDS[3]: 500.0, "two words": 80.0, "ircd": -1.0},
-    1000, 4, "(ε, δ)", "ab" * 32,
+    1000, 4, "(ε, δ)", "ab" * 32, ASKED,
 )  # fmt: skip
 
 
@@ -74,6 +81,32 @@ def test_only_the_strongest_find_room(bases, tmp_path) -> None:
     grown = build_tokenizer(recipe, tmp_path / "t", discovered=FOUND)
     assert grown.vocabulary_size == 10_001
     assert grown.words[-1] == "moarvm"
+
+
+def test_what_grows_from_private_text_is_of_private_text(tmp_path: Path) -> None:
+    """A question that was paid for launders no words that nobody paid for."""
+    path = tmp_path / "private.txt"
+    path.write_text("\n".join(WORDS))
+    source = VocabularySource("private_text", "us", "own", path, breaks_guarantee=CONFESSION)
+    build_tokenizer(TokenizerRecipe("en_US", 10_000, source), tmp_path / "base")
+    grown = build_tokenizer(recipe_of(tmp_path / "base"), tmp_path / "t", discovered=FOUND)
+    assert grown.breaks_guarantee
+    assert grown.manifest["source"]["kind"] == "private_text"
+
+
+def test_all_questions_that_found_words_are_named(bases, tmp_path: Path) -> None:
+    once = build_tokenizer(recipe_of(bases[False]), tmp_path / "once", discovered=FOUND)
+    assert not once.breaks_guarantee
+    said = cost_of_words(once.manifest["source"])
+    assert said == (
+        " Words of its vocabulary come from a question to chat: ε = 1.000, δ = 1e-06 per user who "
+        "was asked, on top of this."
+    )
+    more = replace(FOUND, sums={"novel": 300.0}, asked={**ASKED, "epsilon": 0.5})
+    twice = build_tokenizer(recipe_of(tmp_path / "once"), tmp_path / "twice", discovered=more)
+    both = cost_of_words(twice.manifest["source"])
+    assert both.startswith(said)
+    assert "ε = 0.500" in both
 
 
 class TestRefusals:

@@ -18,31 +18,41 @@ _ALONE = (
 
 def claim(artifacts: RunArtifacts) -> Finding:
     """Recompute both statements of a run: a simulation guarantees nothing, whatever it says."""
-    said, policy, votes = artifacts.statements, artifacts.policy, _votes(artifacts.manifest)
+    said, policy, asked = artifacts.statements, artifacts.policy, _asked(artifacts.manifest)
     if policy is None:
         expected = "Nothing: this run has no privacy policy (ε = ∞)."
-        return _compared(said["guaranteed"], expected + votes)
+        return _compared(said["guaranteed"], expected + asked)
     sentence = artifacts.guarantee.get("statement", "")
     if wrong := _sentence_deviation(artifacts, sentence):
         return Finding(_NAME, False, wrong)
     reasons = shortfalls(artifacts.manifest)
     if not reasons:
-        return _compared(said["guaranteed"], sentence + votes)
+        return _compared(said["guaranteed"], sentence + asked)
     finding = _compared(
-        said["guaranteed"], "Nothing for this very model: " + "; ".join(reasons) + "." + votes
+        said["guaranteed"], "Nothing for this very model: " + "; ".join(reasons) + "." + asked
     )
-    simulated = f"A deployment under the policy, of which this holds: {sentence} {_ALONE}{votes}"
+    simulated = f"A deployment under the policy, of which this holds: {sentence} {_ALONE}{asked}"
     return finding if not finding.holds else _compared(said["simulated"], simulated)
 
 
-def _votes(manifest: dict[str, Any]) -> str:
-    """Return what the statements must add where votes chose the text of the start."""
+def _asked(manifest: dict[str, Any]) -> str:
+    """Return what the statements must add where users were asked before the run.
+
+    Votes chose the text of the start, or users named words of the vocabulary.
+    """
     votes = manifest.get("model", {}).get("start", {}).get("votes", [])
-    return "".join(
+    words = manifest.get("vocabulary", {}).get("asked", [])
+    text = "".join(
         f" Votes of {vote['population']} chose the public text that it starts from: "
         f"ε = {format_epsilon(vote['epsilon'])}, δ = {vote['delta']:g} per {vote['unit']} who was "
         "asked, on top of this."
         for vote in votes
+    )
+    return text + "".join(
+        f" Words of its vocabulary come from a question to {each['population']}: "
+        f"ε = {format_epsilon(each['epsilon'])}, δ = {each['delta']:g} per {each['unit']} who was "
+        "asked, on top of this."
+        for each in words
     )
 
 

@@ -114,7 +114,11 @@ _MANIFEST: dict[str, Any] = {
     },
     "fleet": _FLEET,
     "tokenizer": {"digest": TEXT, "vocabulary_size": NUMBER},
-    "vocabulary": {"kind": TEXT, "provenance": SENTENCES},
+    "vocabulary": {
+        "kind": TEXT,
+        "provenance": SENTENCES,
+        "asked": [{"population": SENTENCES, "unit": TEXT, **numbers("epsilon delta")}],
+    },
     "population": {
         "name": SENTENCES,
         "users": numbers("train validation test"),
