@@ -7,7 +7,7 @@ a run's own ledger. It holds:
 
     genesis    whose it is
     total      the ε and δ that everything together may cost, stated once; it may be absent
-    begin      a run or question: name, purpose, its policy's ε and δ, its ledger's first hash
+    begin      a run or question: name, purpose, its policy's unit, ε and δ, its ledger's first hash
     debit      a round of it: number, event, and the hashes of the line in its own ledger and of
                the one before that line
 
@@ -32,6 +32,7 @@ from pfl_lm.dp.population_spent import (
     check_entries,
     histories,
     is_debit,
+    other_unit,
     total_of,
 )
 from pfl_lm.numbers import format_epsilon
@@ -154,8 +155,11 @@ class PopulationLedger:
         Raises:
             BudgetSpent: naming what all runs and questions would have cost, what is left, and who
                 spent the rest.
+            ValueError: rounds were spent under policies of another unit.
         """
         entries = self._ledger.entries()
+        if reason := other_unit(entries, policy.unit):
+            raise ValueError(f"{self._ledger.path}: {reason}")
         if repeats:
             done = {e["round"] for e in entries if is_debit(e) and e["run"] == self._run}
             planned = tuple(event for event in planned if event.round not in done)
@@ -204,6 +208,7 @@ class PopulationLedger:
                     "name": genesis["run"],
                     "purpose": purpose,
                     "policy_digest": genesis["policy_digest"],
+                    "unit": policy.unit,
                     "epsilon": policy.epsilon,
                     "delta": policy.delta,
                 }

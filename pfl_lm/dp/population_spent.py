@@ -196,8 +196,33 @@ def _check(entry: Entry) -> None:
         raise ValueError("run and name are missing")
 
 
+def other_unit(entries: Iterable[Entry], unit: str) -> str:
+    """Return why rounds of a unit cannot be added to what was spent, or "".
+
+    A person with several devices is in more rounds of a policy whose unit is the device than that
+    policy counts, so what both cost the person follows from neither. A run that does not state its
+    unit was begun by an earlier version, and counts as one of any unit.
+
+    Args:
+        unit: of the policy under which more is planned.
+    """
+    entries = list(entries)
+    spent = {entry["run"] for entry in entries if is_debit(entry)}
+    begun = (e for e in entries if e["kind"] == "begin" and e["run"] in spent)
+    for entry in begun:
+        if (other := entry.get("unit", unit)) != unit:
+            return (
+                f'unit = "{unit}": {entry["name"]} has spent rounds of these people under '
+                f'unit = "{other}", and nothing is proven of what rounds of both units cost a '
+                f'person together; choose a policy of unit = "{other}"'
+            )
+    return ""
+
+
 def with_planned(path: Path, policy: Policy, planned: Sequence[RoundEvent]) -> PopulationSpent:
     """Return what a population's ledger would say after a run or question that is only planned.
+
+    ε is ∞ where these people have spent rounds under policies of another unit.
 
     Args:
         policy: of the plan; its ε and δ count where no total was stated.
@@ -207,6 +232,8 @@ def with_planned(path: Path, policy: Policy, planned: Sequence[RoundEvent]) -> P
     total = total_of(entries, (policy.epsilon, policy.delta))
     assert total is not None
     cost = compose_all(histories(entries, planned=planned), total.delta)
+    if other_unit(entries, policy.unit):
+        cost = replace(cost, epsilon=math.inf)
     return replace(population_spent(path), total=total, cost=cost)
 
 

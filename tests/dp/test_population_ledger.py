@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from pfl_lm.audit.chain import read_chain
+from pfl_lm.audit.ledger.population import _kept as audited_budget
 from pfl_lm.audit.ledger.population import total_of as audited_total
 from pfl_lm.dp.guarantee import guarantee
 from pfl_lm.dp.ledger import Ledger, LedgerError, verify
@@ -19,7 +21,7 @@ from pfl_lm.dp.population_ledger import (
     PopulationLedger,
     check_spends_nothing,
 )
-from pfl_lm.dp.population_spent import population_spent
+from pfl_lm.dp.population_spent import population_spent, with_planned
 from tests.audit.doctoring import chained
 
 ROUNDS = 6
@@ -106,6 +108,39 @@ def test_two_half_runs_cost_what_a_user_in_both_has_spent(account, tmp_path):
     assert [run.epsilon for run in spent.spent_by] == [pytest.approx(spent.spent_by[0].epsilon)] * 2
     with pytest.raises(BudgetSpent):
         rounds(tmp_path / "three", account, [0])
+
+
+@pytest.mark.parametrize("first", ["user", "device"])
+def test_rounds_of_two_units_are_not_added_up(account, tmp_path, first):
+    """A person with two devices is in more rounds per device than a policy per user counts."""
+    account.folder.mkdir()
+    with PopulationLedger.open(account) as ledger:
+        ledger.state_total(100.0, 1e-6)
+    one, other = (
+        replace(POLICY, unit=unit) for unit in sorted(["user", "device"], reverse=first == "user")
+    )
+    rounds(tmp_path / "one", account, range(2), one)
+    with pytest.raises(ValueError, match=f'one has spent .* under unit = "{first}"'):
+        rounds(tmp_path / "two", account, [0], other)
+    planned = [POLICY.event(5.0, round=0)]
+    assert with_planned(account.path, other, planned).cost.epsilon == math.inf
+    assert with_planned(account.path, one, planned).cost.epsilon < 100
+    rounds(tmp_path / "one", account, [2], one)
+    assert debits(account) == [0, 1, 2]
+
+
+def test_the_audit_finds_rounds_of_two_units(account, tmp_path):
+    rounds(tmp_path / "one", account, range(2))
+    rounds(tmp_path / "two", account, range(2))
+    assert audited_budget(read_chain(account.path)).holds
+    entries = verify(account.path)
+    begun = [entry for entry in entries if entry["kind"] == "begin"]
+    assert [entry["unit"] for entry in begun] == ["user", "user"]
+    begun[1]["unit"] = "device"
+    account.path.write_text("".join(line + "\n" for line in chained(entries)))
+    found = audited_budget(read_chain(account.path))
+    assert found.holds is False
+    assert "per device and per user" in found.text
 
 
 def test_the_least_promise_of_all_runs_binds(account, tmp_path):

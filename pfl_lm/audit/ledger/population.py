@@ -179,6 +179,13 @@ def _kept(people: Chain) -> Finding:
     epsilon, delta = total
     cost = _cost(debits.values(), delta)
     spent = f"ε = {format_epsilon(cost)} of {format_epsilon(epsilon)} (δ = {delta:g})"
+    units = {names[run]["unit"] for run in debits if "unit" in names[run]}
+    if len(units) > 1:
+        text = (
+            f"Rounds were spent per {' and per '.join(sorted(units))}: nothing is proven of what "
+            "they cost a person together."
+        )
+        return Finding(TOTAL, False, text)
     if not cost <= epsilon * (1 + _TOLERANCE):
         return Finding(TOTAL, False, f"All runs and questions together cost {spent}.")
     shares = (
