@@ -184,7 +184,6 @@ def _rounds_of(others: list[RunArtifacts]) -> list[RoundGroup]:
 def _siblings(artifacts: RunArtifacts) -> list[RunArtifacts]:
     """Return other runs in the same folder whose users are the same."""
     here = artifacts.folder.path.resolve()
-    population = _users(artifacts)
     siblings = []
     for path in sorted(here.parent.glob("*/manifest.json")):
         if path.parent == here:
@@ -192,7 +191,7 @@ def _siblings(artifacts: RunArtifacts) -> list[RunArtifacts]:
         folder = RunFolder(path.parent)
         try:
             other = RunArtifacts(folder, folder.manifest())  # of whatever version
-            same = _users(other) == population and bool(other.rounds)
+            same = _same_users(artifacts, other) and bool(other.rounds)
         except (ValueError, KeyError, TypeError):
             continue  # a damaged neighbour is another audit's finding
         if same:
@@ -200,9 +199,19 @@ def _siblings(artifacts: RunArtifacts) -> list[RunArtifacts]:
     return siblings
 
 
-def _users(artifacts: RunArtifacts) -> tuple[str, int]:
-    population = artifacts.manifest["population"]
-    return population["name"], population["users"]["train"]
+def _same_users(one: RunArtifacts, other: RunArtifacts) -> bool:
+    """Tell whether two runs trained on the same people, by a digest of their ids.
+
+    A store that was built again may have another name, and stores of other people may have the
+    same name and size. Where a manifest has no digest, name and size must do: of invented users,
+    and of runs that earlier versions made.
+    """
+    here, there = one.manifest["population"], other.manifest["population"]
+    digests = here.get("digest"), there.get("digest")
+    if all(digests):
+        return bool(digests[0] == digests[1])
+    names = [(each["name"], each["users"]["train"]) for each in (here, there)]
+    return names[0] == names[1]
 
 
 def _merged(groups: list[RoundGroup]) -> list[RoundGroup]:
