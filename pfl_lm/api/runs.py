@@ -58,7 +58,8 @@ def simulate(
         overwrite: delete an earlier run in that folder, once this one is known to be sound.
         anyway: run also where noise outweighs all that there is to learn.
         listener: told of every round and evaluation, and of what a run foresees.
-        track: ``mlflow``, ``wandb`` or both: where the public figures are logged, too.
+        track: ``mlflow``, ``wandb`` or both: where the figures of ``metrics.jsonl`` are logged,
+            too. Those of people's text carry no noise: no ε covers them.
         processor: where devices train; ``"cuda"``: on a graphics card, whose updates are the
             processor's to float32's rounding.
 

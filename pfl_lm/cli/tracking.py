@@ -18,8 +18,8 @@ Track = Annotated[
     typer.Option(
         "--track",
         metavar="mlflow|wandb",
-        help="Also log the public figures to MLflow or Weights & Biases (the extra of that name). "
-        "May be repeated. TensorBoard's files are always written.",
+        help="Also log the figures of metrics.jsonl, which no ε covers, to MLflow or Weights & "
+        "Biases (the extra of that name). May be repeated. TensorBoard's files are always written.",
         autocompletion=_names,
     ),
 ]

@@ -166,10 +166,14 @@ def _deployment(policy: Policy) -> list[str]:
         )
     if policy.unit == "device":
         conditions.append("a person with several devices is covered once for each")
-    conditions.append(
-        "vocabulary, tokenizer, evaluation and the choice of hyperparameters use no private text"
-    )
-    return conditions
+    return [
+        *conditions,
+        "vocabulary, tokenizer and the choice of hyperparameters use no private text",
+        (
+            "figures of people's text beside the models, such as losses, lengths of updates and "
+            "evaluations, carry no noise and are published to nobody"
+        ),
+    ]
 
 
 def _device_rules(policy: Policy) -> list[str]:

@@ -1,4 +1,4 @@
-"""A run's public figures, logged to MLflow or to Weights & Biases while it goes on.
+"""A run's figures, logged to MLflow or to Weights & Biases while it goes on.
 
 Each keeps its own settings, its offline mode among them:
 
@@ -8,7 +8,8 @@ Each keeps its own settings, its offline mode among them:
              WANDB_PROJECT, WANDB_DIR, WANDB_API_KEY
 
 What is logged stands on the run's page: scenario, policy, guarantee, both statements, the lines of
-``metrics.jsonl``, the final figures. Where ε needs that nobody learns how many reported, the time
+``metrics.jsonl``, the final figures. Those of people's text carry no noise, and no ε covers them:
+a tracker of others' reads them. Where ε needs that nobody learns how many reported, the time
 at which a line arrives would tell it; such a run is logged when it has ended, all at once.
 """
 
@@ -169,7 +170,7 @@ def tracked(
 
 
 class Follower(ProgressListener):
-    """Passes a run's public figures on to one tracker.
+    """Passes a run's figures on to one tracker.
 
     A tracker that fails once is told nothing more, and the run goes on: what was spent on a round
     is worth more than its picture.

@@ -96,6 +96,7 @@ def guarantee(run: Run) -> dict[str, Any]:
         "aside_title": f"This model: a {kind}" if deployed else "Only simulated",
         "aside": statements.guaranteed if deployed else statements.simulated,
         "noise": _noise(run),
+        "beside": _beside(run),
     }
 
 
@@ -103,6 +104,17 @@ def _guarantee_title(protected: bool, deployed: bool) -> str:
     if deployed:
         return "What the policy guarantees, once deployed"
     return "Guaranteed" if protected else "Not guaranteed"
+
+
+def _beside(run: Run) -> str:
+    """Say that no ε covers the page's own figures; nothing where users are invented."""
+    if run.manifest.scenario.population.kind == "synthetic":
+        return ""
+    return (
+        "ε is of the models alone. The figures on this page that come from people's text (losses, "
+        "lengths of updates, measures on held-out users) carry no noise: no ε covers them. Keep "
+        "the page among those who may read the text."
+    )
 
 
 def _noise(run: Run) -> str:

@@ -117,6 +117,20 @@ class TestWhatIsInIt:
             row = next(line for line in page.splitlines() if line.startswith("| vocabulary |"))
             assert row.split("|")[3].strip().startswith(says)
 
+    def test_the_card_says_that_no_epsilon_covers_figures_of_peoples_text(
+        self, bundle_folder, source, text, tmp_path
+    ):
+        stated = json.loads((bundle_folder / "bundle.json").read_text())
+        for kind in ("synthetic", "store"):
+            scenario = source.manifest.scenario
+            people = replace(scenario.population, kind=kind)
+            scenario = replace(scenario, population=people)
+            known = replace(source, manifest=replace(source.manifest, scenario=scenario))
+            card.write_card(tmp_path, known, stated, text)
+            page = (tmp_path / card.CARD).read_text()
+            assert ("ε covers the model and not them" in page) == (kind == "store")
+            assert ("and no ε covers them" in page) == (kind == "store")
+
     def test_counts_of_poisson_rounds_are_not_published(self, source, tmp_path):
         content = source.manifest.content
         policy = content["policy"] | {"participation": {"kind": "poisson"}}

@@ -110,6 +110,17 @@ def test_a_run_without_privacy_promises_nothing(make_run):
     assert "What the policy guarantees" not in page
 
 
+@pytest.mark.parametrize("kind", ["store", "synthetic"])
+def test_a_page_of_peoples_text_says_that_no_epsilon_covers_its_figures(make_run, kind):
+    folder = make_run()
+    path = folder / "manifest.json"
+    written = json.loads(path.read_text())
+    written["scenario"]["population"]["kind"] = kind
+    path.write_text(json.dumps(written))
+    told = "no ε covers them" in write_report(folder).read_text()
+    assert told == (kind == "store")
+
+
 def test_a_deployment_states_its_guarantee_first(make_run):
     run = make_run()
 

@@ -17,6 +17,7 @@ from pfl_lm.audit.findings import Finding
 from pfl_lm.numbers import format_epsilon
 
 _TOLERANCE = 1e-6  # relative, between figures that went through JSON
+_WITHOUT_NOISE = {"loss", "update_norm", "clipped_share", "tokens", "diverged_devices"}
 
 
 def flags(
@@ -202,12 +203,23 @@ def _vocabulary(artifacts: RunArtifacts) -> Finding:
 
 
 def _metrics(artifacts: RunArtifacts) -> Finding:
-    private = {"loss", "update_norm", "clipped_share", "tokens", "mean_norm"}
-    published = sorted(private & {name for line in artifacts.rounds[:1] for name in line})
-    if not published:
-        return Finding("metrics without noise", True, "The run wrote no figures of users.")
+    """Name the figures that come from people's text without noise, and where they stand.
+
+    The norm of a mean is none of them: it follows from the noisy mean.
+    """
+    name, folder = "metrics without noise", artifacts.folder
+    lines, told = folder.metrics(), []
+    rounds = {key for line in lines if line.get("kind") == "round" for key in line}
+    if of_rounds := sorted(_WITHOUT_NOISE & rounds):
+        told.append(f"metrics.jsonl holds {', '.join(of_rounds)} of users")
+    if any(line.get("kind") == "evaluation" for line in lines):
+        told.append("metrics.jsonl holds measures on validation users")
+    if folder.evaluation_path.is_file():
+        told.append("evaluation.json holds measures on test users")
+    if not told:
+        return Finding(name, True, "The run wrote no figures of users.")
     text = (
-        f"metrics.jsonl holds {', '.join(published)} of users without noise. ε covers the models "
-        "only: keep the metrics inside, or do not publish them."
+        f"{'; '.join(told)}: without noise. ε covers the models only. Keep these files inside, and "
+        "what shows them: TensorBoard, trackers, report.html, comparisons, the card of a bundle."
     )
-    return Finding("metrics without noise", None, text)
+    return Finding(name, None, text)

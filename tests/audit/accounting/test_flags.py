@@ -160,6 +160,15 @@ class TestTuning:
         assert found.holds is None
         assert "(first)" in found.text
 
+    def test_the_same_users_are_known_by_their_digest_whatever_their_stores_are_called(
+        self, tmp_path
+    ):
+        here, there = ({"population.digest": each * 32} for each in ("ab", "cd"))
+        judged(tmp_path / "first", {"run": "again", "population.name": "built again"} | here)
+        judged(tmp_path / "others", {"run": "others"} | there)
+        text = judged(tmp_path / "second", here)[self.name].text
+        assert "(again)" in text
+
     def test_a_run_without_noise_beside_it_costs_everything(self, tmp_path):
         judged(tmp_path / "first", {"run": "loud"})
         manifest = json.loads((tmp_path / "first" / "manifest.json").read_text())
@@ -171,6 +180,27 @@ def test_metrics_of_users_are_flagged_for_a_person(tmp_path):
     told = judged(tmp_path / "run", metrics=(ROUND | {"loss": 4.5, "update_norm": 1.0},))
     assert told["metrics without noise"].holds is None
     assert "loss, update_norm" in told["metrics without noise"].text
+
+
+def test_measures_on_held_out_users_are_flagged_for_a_person(tmp_path):
+    """What a server writes: no figure of the devices, and the norm of a mean with noise."""
+    validation = {"kind": "evaluation", "round": 0, "split": "validation", "perplexity": 90.0}
+    told = judged(tmp_path / "a", metrics=(ROUND | {"mean_norm": 1.0}, validation))
+    assert told["metrics without noise"].holds is None
+    assert "validation users" in told["metrics without noise"].text
+    assert "mean_norm" not in told["metrics without noise"].text
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "evaluation.json").write_text("{}")
+    told = judged(tmp_path / "b", metrics=(ROUND | {"mean_norm": 1.0},))
+    assert "evaluation.json holds measures on test users" in told["metrics without noise"].text
+
+
+def test_only_what_the_public_file_holds_is_said_of_it(tmp_path):
+    (tmp_path / "run").mkdir()
+    private = json.dumps(ROUND | {"loss": 4.5})
+    (tmp_path / "run" / "metrics.private.jsonl").write_text(private + "\n")
+    told = judged(tmp_path / "run", metrics=(ROUND | {"mean_norm": 1.0},))
+    assert told["metrics without noise"].holds is True
 
 
 def test_a_manifest_that_does_not_say_where_words_come_from(tmp_path):
