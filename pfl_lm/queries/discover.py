@@ -25,6 +25,7 @@ from pfl_lm.queries.word_list import OwnWords
 from pfl_lm.run.availability import Cohort
 from pfl_lm.run.folder import digest_of
 from pfl_lm.run.progress import ProgressListener
+from pfl_lm.run.same_people import say_charged_elsewhere
 from pfl_lm.secagg.rounds import Kind
 from pfl_lm.text.population import PopulationStore
 from pfl_lm.text.tokenizer import Tokenizer
@@ -198,6 +199,7 @@ def discover(
     described = describe("words", WORDS_FILE, plain_question(question), session, store, policy)
     asked = described | about(tokenizer)
     account = account_of(store, "train", question.seed, ledgers)
+    say_charged_elsewhere(store, "train", account, listener)
     with AskedPeople(account, "words") as people:
         ledger, session = folder.open(asked, session, people, question.seed, resume, listener)
         with ledger:

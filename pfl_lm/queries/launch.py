@@ -33,6 +33,7 @@ from pfl_lm.queries.people import AskedPeople, account_of
 from pfl_lm.queries.query import Query
 from pfl_lm.run.folder import digest_of, write_json
 from pfl_lm.run.progress import ProgressListener
+from pfl_lm.run.same_people import say_charged_elsewhere
 from pfl_lm.text.population import PopulationStore
 from pfl_lm.text.tokenizer import Tokenizer
 
@@ -126,6 +127,7 @@ def compare(
     asked = plain_comparison(question, rule, query, current, candidate, groups, of_users.source)
     described = describe("comparison", RESULT_FILE, asked, session, store, policy)
     account = account_of(store, question.split, question.seed, ledgers)
+    say_charged_elsewhere(store, question.split, account, listener)
     with AskedPeople(account, "comparison") as people:
         ledger, session = folder.open(described, session, people, question.seed, resume, listener)
         with ledger:

@@ -27,6 +27,7 @@ from pfl_lm.queries.people import AskedPeople, account_of
 from pfl_lm.queries.query import Answer, Query, equal_weights
 from pfl_lm.queries.shares import RESULT_FILE, CellShare, read_shares, shares_of, write_shares
 from pfl_lm.run.progress import ProgressListener
+from pfl_lm.run.same_people import say_charged_elsewhere
 from pfl_lm.secagg.rounds import Kind
 from pfl_lm.text.clusters import Clusters
 from pfl_lm.text.listed_words import MOST_NAMED
@@ -151,6 +152,7 @@ def ask_for_mixture(
     }  # fmt: skip
     described = describe("mixture", RESULT_FILE, asked, session, store, policy)
     account = account_of(store, "train", question.seed, ledgers)
+    say_charged_elsewhere(store, "train", account, listener)
     with AskedPeople(account, "mixture") as people:
         ledger, session = folder.open(described, session, people, question.seed, resume, listener)
         with ledger:

@@ -33,6 +33,7 @@ from pfl_lm.run.groups import GroupedRound
 from pfl_lm.run.progress import ProgressListener
 from pfl_lm.run.recorder import RoundRecorder, RunRecorder
 from pfl_lm.run.round import Release, protect_updates, record_failure, release, step
+from pfl_lm.run.same_people import say_charged_elsewhere
 from pfl_lm.run.scenario import Scenario
 from pfl_lm.run.setup import account_of, open_run
 from pfl_lm.run.trimmed import noise_ratio
@@ -217,6 +218,7 @@ def simulate(
     if not (resume or ranks.begun):
         ranks.on_rank_zero(before, context)
     account = account_of(context, ledgers)
+    ranks.on_rank_zero(say_charged_elsewhere, context.population, "train", account, listener)
     recorder = RunRecorder(context, RunFolder(Path(path)), listener, account)
     if ranks.begun:  # a process was killed; what an earlier launch left is never resumed unasked
         resume, overwrite = True, False

@@ -39,6 +39,7 @@ from pfl_lm.run.resume import check_free
 from pfl_lm.run.scenario import PopulationConfig
 from pfl_lm.run.setup import account_of, open_run
 from pfl_lm.run.simulate import simulate
+from pfl_lm.text.population import PopulationStore
 from pfl_lm.text.population_write import USER_DIGEST_BYTES, StoreWriter, UserText
 from pfl_lm.text.synthetic.population import SyntheticPopulation, synthetic_tokenizer
 from tests.audit.doctoring import rewrite_ledger
@@ -122,6 +123,39 @@ def test_a_second_run_on_the_same_people_is_refused_and_leaves_nothing(scenario,
         run(scenario(seed=8, rounds=1), tmp_path / "two")
     spent = population_spent(ledger_of(scenario()))
     assert [(entry.name, entry.rounds) for entry in spent.spent_by] == [("one", 2), ("three", 2)]
+
+
+def test_people_who_were_charged_in_another_store_are_said_to_be(scenario, tmp_path):
+    """A store with one user more is another population, whose ledger begins with nothing spent."""
+
+    class Heard(ProgressListener):
+        lines: list[str] = []  # noqa: RUF012
+
+        def say(self, line: str) -> None:
+            self.lines.append(line)
+
+    def told() -> list[str]:
+        return [line for line in Heard.lines if "neither ledger counts it" in line]
+
+    run(scenario(rounds=2), tmp_path / "one", Heard())
+    assert not told()
+    before = PopulationStore.open(tmp_path / "store")
+    (tmp_path / "again").mkdir()
+    with StoreWriter(tmp_path / "again", synthetic_tokenizer(300)) as writer:
+        for split, name in enumerate(("train", "validation", "test")):
+            for user in range(before.users(name) + (name == "train")):
+                digest = (100 * split + user).to_bytes(USER_DIGEST_BYTES, "big")
+                words = before.tokens(name, user % before.users(name)).astype(np.uint16).tobytes()
+                writer.add(UserText(digest, split, b"", [words]))
+    writer.finish("people", {"inputs": []})
+    again = PopulationConfig("store", path=tmp_path / "again")
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "population.json").write_text("{")
+    run(scenario(rounds=2, population=again), tmp_path / "two", Heard())
+    assert len(told()) == 1
+    assert told()[0].startswith("12 of these 13 people are train users of ")
+    run(scenario(rounds=2, population=again, reproducible=True), tmp_path / "three", Heard())
+    assert len(told()) == 1, "a simulation that charges nobody"
 
 
 def test_a_run_that_was_begun_and_spent_no_round_accuses_nobody(scenario, tmp_path):
