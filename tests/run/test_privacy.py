@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from pfl_lm import native
 from pfl_lm.dp.cohort import CohortRule
 from pfl_lm.dp.encoding import protect
+from pfl_lm.dp.grid_norms import grid_norm, rounded_norm
 from pfl_lm.dp.policy import Policy
 from pfl_lm.recipes import load
 from pfl_lm.run.deployment import Deployment
@@ -86,6 +88,47 @@ def plausible(noise, deviation) -> bool:
     statistic = float(np.square(noise, dtype=np.float64).sum()) / deviation**2
     tail = stats.chi2(len(noise))
     return min(tail.cdf(statistic), tail.sf(statistic)) > 5e-7
+
+
+def hostile_updates(dim: int) -> np.ndarray:
+    """float32[K, d]: updates of users who want to count for more than one."""
+    random = np.random.default_rng(dim)
+    rows = [np.full(dim, value) for value in (0, -0.0, 3.4e38, -3.4e38, 1e-45, 1e-38, np.nan)]
+    rows += [CLIP * np.eye(1, dim, k=dim // 2)[0] * (1 + step) for step in (-1e-7, 0, 1e-7, 1)]
+    rows += [random.normal(size=dim) * 10.0**power for power in (-20, -3, 0, 3, 30)]
+    rows += [np.full(dim, CLIP / math.sqrt(dim)) * sign for sign in (1, -1)]
+    one_infinite = random.normal(size=dim)
+    one_infinite[-1] = np.inf
+    return np.array([*rows, one_infinite]).astype(np.float32)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("dim", [1024, 1500, 4097])
+@pytest.mark.parametrize("rotate", [False, True])
+@pytest.mark.parametrize("clipping", [None, "{ lowest = 0.01, highest = 9.0 }"])
+def test_no_user_moves_a_sum_by_more_than_the_accountant_counts(
+    policy_file, monkeypatch, compiled, dim, rotate, clipping
+):
+    """In whole numbers, through rotation, indicator, clip and rounding, with kernels and without.
+
+    A payload is a flat vector here, whatever part of the model it is.
+    """
+    if not compiled:
+        monkeypatch.setattr(native, "load", lambda name: None)
+    stated = {"clipping": clipping} if clipping else {}
+    policy = load(Policy, policy_file(**ROTATION, **stated))
+    privacy = protect_with(policy, rotate=rotate)
+    updates = hostile_updates(dim)
+    broadcast = Broadcast(0, SimpleNamespace(dim=dim), np.zeros(0, np.float32))
+    users = range(len(updates))
+    assert privacy.device_share(privacy.grid(dim), COHORT) is None, "devices add no noise here"
+    vectors, _ = protect_updates(privacy, updates, broadcast, users, COHORT)
+    event = privacy.event(COHORT, dim, 0)
+    counted = rounded_norm(grid_norm(event.grid_steps, event.dim), event.dim)
+    lengths = [math.isqrt(sum(x * x for x in vector)) for vector in vectors.tolist()]
+    assert max(sum(x * x for x in vector) for vector in vectors.tolist()) <= counted**2
+    assert max(lengths) > 0.9 * grid_norm(event.grid_steps, event.dim), "long updates are not lost"
+    assert not vectors[-1].any(), "what is not finite is nothing"
 
 
 @pytest.mark.parametrize("kind", ["skellam", "discrete_gaussian", "gaussian"])
