@@ -167,6 +167,10 @@ def _notes(runs: Sequence[Run], luck: dict[str, float | None]) -> tuple[str, ...
         notes.append("To see what luck does, run one of these again with --set seed=… and add it.")
     if len(populations) > 1:
         notes.append("The runs used other populations: one may have been trained on these users.")
+    if kinds[0] != "synthetic":
+        notes.append(
+            "Each figure comes from people's text without noise: no ε covers it, or a choice by it."
+        )
     if not all(run.finished for run in runs):
         notes.append("A run that has not ended is measured by its newest checkpoint.")
     return tuple(notes)

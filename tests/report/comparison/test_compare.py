@@ -6,12 +6,13 @@ import re
 import shutil
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
 import pfl_lm
 from pfl_lm.cli import main
-from pfl_lm.report.comparison.compare import compare
+from pfl_lm.report.comparison.compare import _notes, compare
 from pfl_lm.report.comparison.page import cost_rows, render
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -64,6 +65,14 @@ def test_settings_differences_and_luck(folders):
     assert not any("--set seed" in note for note in found.notes)
     alone = compare([folders["first"], folders["faster"]], users=20)
     assert any("--set seed" in note for note in alone.notes)
+
+
+@pytest.mark.parametrize("kind", ["store", "synthetic"])
+def test_figures_of_peoples_text_are_said_to_be_outside_of_epsilon(kind):
+    people = SimpleNamespace(name="chat", digest="ab", kind=kind)
+    manifest = SimpleNamespace(population=people, scenario=SimpleNamespace(population=people))
+    told = _notes([SimpleNamespace(manifest=manifest, finished=True)] * 2, {})
+    assert any("no ε covers it" in note for note in told) == (kind == "store")
 
 
 def test_what_privacy_costs_is_said_in_percent(tiny_scenario, policy_file, tmp_path):
