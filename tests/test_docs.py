@@ -26,6 +26,7 @@ PACKAGED = ("pfl_lm", "tokenizers", "simulations", "privacy")
 BUILT_FROM = ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE")
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 BLOCK = re.compile(r"(?:<!-- needs: (.+?) -->\n)?```(bash|python)\n(.*?)```", re.DOTALL)
+NAMED = re.compile(r"`(\w+)`\s+(?:of|in)\s+\[[^\]]*\]\(([^)\s]+\.py)\)")
 TEST = re.compile(r"(tests/[\w/]+\.py)(?:::(\w+))?")
 MINUTES = "PFL_LM_TEST_MINUTES" in os.environ
 LEAST, MOST = 2_000, 150_000  # bytes of an image
@@ -175,6 +176,13 @@ def _anchors(path: Path) -> set[str]:
     titles = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
     plain = (re.sub(r"[^\w\- ]", "", title.lower()) for title in titles)
     return {title.replace(" ", "-") for title in plain}
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=name)
+def test_a_name_stands_in_the_file_that_is_said_to_hold_it(page):
+    for named, file in NAMED.findall(page.read_text(encoding="utf-8")):
+        source = (page.parent / file).read_text(encoding="utf-8")
+        assert re.search(rf"\b{named}\b", source), f"{named} of {file}"
 
 
 @pytest.mark.parametrize("page", TEXTS, ids=name)

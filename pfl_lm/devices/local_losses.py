@@ -34,6 +34,15 @@ class LocalLoss:
     every_word: ClassVar[bool] = False
     weighted: ClassVar[bool] = True
 
+    @property
+    def plain(self) -> bool:
+        """Whether ``slopes`` is the softmax's own, which kernels may compute in its place."""
+        return type(self).slopes is LocalLoss.slopes
+
+    def exact(self, some_rows: bool) -> bool:
+        """Say whether a step takes the softmax over all V words, which draws no candidates."""
+        return self.every_word and self.plain and not some_rows
+
     def scored(self, words: int, negatives: int) -> int:
         """Return how many candidates a step has at most, of ``words`` that may be drawn."""
         return words if self.every_word else min(negatives, words)

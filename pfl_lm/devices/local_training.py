@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from pfl_lm.validate import above_zero_in_unit, at_least, one_of, positive
+from pfl_lm.validate import above_zero_in_unit, at_least, one_of, positive, refuse
 
 LossName = Literal["softmax", "sampled", "nce"]
 MethodName = Literal["backpropagation", "zeroth_order", "forward_only"]
@@ -96,9 +96,11 @@ class LocalTraining:
             modulation=self.modulation,
         )
         if self.loss not in get_args(LossName):
-            from pfl_lm.devices.local_losses import LOSSES  # with losses of the user's own
+            from pfl_lm.devices.local_losses import LOSSES, LocalLoss  # with the user's own
 
             one_of(LOSSES, loss=self.loss)
+            if not isinstance(LOSSES.get(self.loss), LocalLoss):
+                refuse(f"loss = {self.loss!r}: put an object of a subclass of LocalLoss in LOSSES")
         one_of(("float32", "bfloat16"), precision=self.precision)
 
     @property

@@ -41,6 +41,7 @@ Legend: A devices at work, N rows of a device, P width, V words, C candidates, k
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -81,7 +82,7 @@ class Objective:
         self.inclusion: np.ndarray | None = None
         if payload.rows is not None and payload.some_rows:
             self.words, self.inclusion = payload.rows, payload.inclusion
-        self.exact = self.loss.every_word and not payload.some_rows
+        self.exact = self.loss.exact(payload.some_rows)
         self.skip = payload.outside == "skip" and payload.some_rows
         self.log_noise = self.loss.log_noise(self.words, unigram, self.negatives)
 
@@ -116,7 +117,7 @@ class Objective:
             weight = weight * (table.slots[targets] >= 0)
         if candidates is None:
             loss, gradient = self._exact(vectors, targets, weight, table, bias, rate)
-        elif self.loss.weighted and compiled.supports(vectors, table, bias):
+        elif self.loss.weighted and self.loss.plain and compiled.supports(vectors, table, bias):
             loss, gradient = compiled.contrast(
                 vectors, targets, weight, table, bias, rate, candidates, centre
             )
@@ -173,9 +174,9 @@ class Objective:
         scores = dense.times(vectors, columns, biases)
         if bias is not None:
             target = target + bias.read(targets)
-        loss, d_target, d_scores = self.loss.slopes(
-            target, targets, scores, candidates, self.log_noise
-        )
+        slopes = self.loss.slopes(target, targets, scores, candidates, self.log_noise)
+        _check_slopes(type(self.loss).__name__, slopes, (target, target, scores))
+        loss, d_target, d_scores = slopes
         d_target, d_scores = d_target.mul_(weight), d_scores.mul_(weight.unsqueeze(-1))
         gradient = dense.times_back(d_scores, columns)
         gradient.addcmul_(d_target.unsqueeze(-1), own)
@@ -234,3 +235,14 @@ class Objective:
             made = exact_softmax.scratch_for(vectors, table, self.precision)
             self._buffer = (len(vectors), made)
         return self._buffer[1]
+
+
+def _check_slopes(name: str, slopes: Sequence[object], like: Sequence[Tensor]) -> None:
+    """Refuse what a loss of one's own returns in another shape: it would be stretched to fit."""
+    expected = [(tuple(x.shape), x.dtype) for x in like]
+    found = [(tuple(x.shape), x.dtype) if isinstance(x, Tensor) else type(x) for x in slopes]
+    if found != expected:
+        raise ValueError(
+            f"the loss {name}: slopes must return losses (A, N), slopes by the targets' scores "
+            f"(A, N) and by all scores (A, N, C), here {expected}; it returned {found}"
+        )

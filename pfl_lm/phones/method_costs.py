@@ -105,7 +105,7 @@ class _ForwardPasses(MethodCost):
         if body_of(spec).in_blocks:
             return training.window, training.window, 1  # window by window, block by block
         batch = training.batch_size
-        if LOSSES[training.loss].every_word and not payload.some_rows:
+        if LOSSES[training.loss].exact(payload.some_rows):
             return batch, -(-batch // _PANEL) * _PANEL, spec.layers  # one word's scores, in panels
         return batch, batch * self._together(training), spec.layers  # stepped word by word
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pfl_lm import native
 from pfl_lm.devices import candidates as compiled
+from pfl_lm.devices.local_losses import LOSSES, SampledSoftmax
 from pfl_lm.devices.local_training import LocalTraining
 from pfl_lm.devices.output import Centre, Objective
 from pfl_lm.devices.tables import Table, slots_of
@@ -141,3 +142,44 @@ def test_a_vector_that_is_not_a_number_reaches_its_own_row_and_the_tables() -> N
     assert (
         not torch.cat([loss[0], loss[2], gradient[0].flatten(), table[2].flatten()]).isnan().any()
     )
+
+
+class Doubled(SampledSoftmax):
+    """A loss of one's own: twice the softmax's."""
+
+    def slopes(self, *given):
+        return tuple(2 * part for part in super().slopes(*given))
+
+
+class OfEveryWord(Doubled):
+    every_word = True
+
+
+@pytest.mark.parametrize("travels", ["rows", "all", "none"])
+@pytest.mark.parametrize(("kind", "alike"), [(Doubled, "sampled"), (OfEveryWord, "softmax")])
+def test_no_kernel_stands_in_for_a_loss_of_ones_own(travels, kind, alike, monkeypatch) -> None:
+    monkeypatch.setitem(LOSSES, "own", kind())
+    own, plain = (Case(travels, 17, 20, 16, loss).run() for loss in ("own", alike))
+    for found, single in zip(own, plain, strict=True):
+        torch.testing.assert_close(found, 2 * single, rtol=1e-4, atol=1e-5)
+
+
+def test_slopes_of_another_shape_are_refused(monkeypatch) -> None:
+    def mean(loss, d_target, d_scores):
+        return loss.mean(), d_target, d_scores
+
+    def double(*slopes):
+        return tuple(part.double() for part in slopes)
+
+    for change in (lambda *slopes: slopes[:2], mean, double):
+        made = type("Own", (SampledSoftmax,), {"slopes": _changed(change)})
+        monkeypatch.setitem(LOSSES, "own", made())
+        with pytest.raises(ValueError, match=r"the loss Own: slopes must return losses \(A, N\)"):
+            Case("rows", 17, 20, 16, "own").run()
+    monkeypatch.setitem(LOSSES, "own", Doubled)
+    with pytest.raises(ValueError, match="loss = 'own': put an object of a subclass of LocalLoss"):
+        LocalTraining(1.0, loss="own")
+
+
+def _changed(change):
+    return lambda self, *given: change(*SampledSoftmax().slopes(*given))

@@ -166,13 +166,18 @@ class _Objective:
         self.spec, self.payload, self.training, self.lookup = spec, payload, training, lookup
         self.some = payload.some_rows
         loss = LOSSES[training.loss]
-        self.weighted, self.exact = loss.weighted, loss.every_word and not self.some
+        self.weighted, self.exact = loss.weighted, loss.exact(self.some)
         held = {segment.name for segment in payload.segments if segment.rows is None}
         self.frozen = [name for name in roles(spec) if name not in held]
         words = (
             len(payload.rows) if self.some and payload.rows is not None else spec.vocabulary_size
         )
         self.candidates = loss.scored(words, training.negatives)
+        if not self.exact and training.loss not in _CONTRASTS:
+            raise ValueError(
+                f"training.loss = {training.loss!r} has no graph of local training: add its "
+                "arithmetic to _CONTRASTS of export/graphs/train_step.py"
+            )
 
     def inputs(self, windows: int) -> tuple[TensorSpec, ...]:
         spec, count = self.spec, self.candidates

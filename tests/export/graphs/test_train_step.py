@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from pfl_lm.devices.local_losses import LOSSES, NoiseContrastive
 from pfl_lm.devices.local_training import LocalTraining
 from pfl_lm.devices.task import Task
 from pfl_lm.devices.training import train
@@ -109,3 +110,10 @@ def test_the_graph_serves_another_rounds_rows():
     simulated, _ = train(task, [text()], [11])
     update, _ = OnDevice(graph, graph.signature, task).train(text(), 11)
     assert np.abs(update - simulated[0]).max() < 1e-6
+
+
+def test_a_loss_without_a_graph_is_refused(monkeypatch):
+    monkeypatch.setitem(LOSSES, "own", NoiseContrastive())
+    payload = choose(SOME, models.roles(FACTORS), UNIGRAM, range(4), 0, 0)
+    with pytest.raises(ValueError, match="training.loss = 'own' has no graph of local training"):
+        train_step(FACTORS, payload, replace(SAMPLED, loss="own"), 1)
