@@ -7,12 +7,13 @@ never from what a device typed. The whole cohort shares it, and the server may k
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import get_args
 
 import numpy as np
 
 from pfl_lm.payload.directions import Directions
 from pfl_lm.payload.layout import Floats, IDs, ParameterRole, Payload, Segment
-from pfl_lm.payload.plan import DENSE_KINDS, PayloadPlan
+from pfl_lm.payload.plan import DENSE_KINDS, DenseKind, PayloadPlan
 from pfl_lm.payload.rows import draw_rows
 from pfl_lm.streams import stream
 
@@ -105,18 +106,7 @@ def _check(
     vocabulary_size: int,
     specials: Sequence[int],
 ) -> None:
-    kinds = {role.kind for role in roles.values()}
-    if plan.dense in ("lora", "ffa_lora") and "lora_b" not in kinds:
-        raise ValueError(f'dense = "{plan.dense}" needs a model with LoRA factors: state its rank')
-    if "side_branch" in plan.dense and "side_branch" not in kinds:
-        raise ValueError(
-            f'dense = "{plan.dense}" needs a model with a side branch: state model.side_branch'
-        )
-    if plan.dense == "all" and "lora_b" in kinds:
-        raise ValueError(
-            'dense = "all" trains the matrices themselves, so the LoRA factors would be paid for '
-            'twice; leave LoRA out of the model or choose dense = "lora"'
-        )
+    _check_dense(plan.dense, {role.kind for role in roles.values()})
     if not isinstance(plan.rows, int):
         return
     least = len(set(specials)) + 1
@@ -124,4 +114,27 @@ def _check(
         raise ValueError(
             f"rows = {plan.rows}: must be at least {least} (the specials and one word) and below "
             f'the vocabulary\'s {vocabulary_size}; for every row state "all"'
+        )
+
+
+def _check_dense(dense: str, held: set[str]) -> None:
+    """Refuse a choice of dense parameters that names kinds nobody knows, or the model lacks."""
+    kinds = DENSE_KINDS[dense]
+    known = get_args(DenseKind)
+    if not isinstance(kinds, tuple | list | set) or not set(kinds) <= set(known):
+        raise ValueError(
+            f"DENSE_KINDS[{dense!r}] = {kinds!r}: name kinds of dense parameters in a tuple, of "
+            f"{', '.join(known)}"
+        )
+    if "dense" in kinds and "lora_b" in held:
+        raise ValueError(
+            f'dense = "{dense}" trains the matrices themselves, so the LoRA factors would be paid '
+            'for twice; leave LoRA out of the model or choose dense = "lora"'
+        )
+    lacking = set[str]() if dense == "all" else set(kinds) - held
+    if lacking & {"lora_a", "lora_b"}:
+        raise ValueError(f'dense = "{dense}" needs a model with LoRA factors: state its rank')
+    if "side_branch" in lacking:
+        raise ValueError(
+            f'dense = "{dense}" needs a model with a side branch: state model.side_branch'
         )

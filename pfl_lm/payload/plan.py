@@ -8,6 +8,7 @@ from typing import Literal
 from pfl_lm.validate import at_least, in_unit, one_of, refuse
 
 Dense = Literal["all", "lora", "ffa_lora", "biases", "side_branch", "biases_side_branch", "none"]
+DenseKind = Literal["dense", "bias", "side_branch", "lora_a", "lora_b"]  # ``rows`` have their key
 
 # Which kinds of dense parameter travel under each choice of `PayloadPlan.dense`.
 DENSE_KINDS: dict[str, tuple[str, ...]] = {

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pfl_lm.payload.choice import choose
 from pfl_lm.payload.layout import describe, gather, scatter_add
-from pfl_lm.payload.plan import PayloadPlan
+from pfl_lm.payload.plan import DENSE_KINDS, PayloadPlan
 
 V, D = 60, 3
 SPECIALS = (0, 1, 2, 3)
@@ -231,3 +231,25 @@ def test_directions_travel_as_coefficients() -> None:
     assert payload.digest != choose(plan, roles, UNIGRAM, SPECIALS, 0, 3).digest
     with pytest.raises(ValueError, match="directions = 0"):
         PayloadPlan(directions=0)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "told"),
+    [
+        (("biass", "lora_b"), "name kinds of dense parameters in a tuple, of dense, bias, side_"),
+        (("rows",), "name kinds of dense parameters"),
+        ("bias", "name kinds of dense parameters"),  # no comma, no tuple
+        (("bias", "lora_b"), "needs a model with LoRA factors"),
+        (("bias", "side_branch"), "needs a model with a side branch"),
+    ],
+)
+def test_a_choice_of_ones_own_names_what_the_model_has(kinds, told, monkeypatch):
+    monkeypatch.setitem(DENSE_KINDS, "own", kinds)
+    with pytest.raises(ValueError, match=told):
+        choose(PayloadPlan(dense="own"), ROLES, UNIGRAM, SPECIALS, seed=1, round=0)
+
+
+def test_no_choice_pays_twice_for_a_matrix(monkeypatch):
+    monkeypatch.setitem(DENSE_KINDS, "own", ("dense", "lora_b"))
+    with pytest.raises(ValueError, match=r'"own" trains the matrices .* paid for twice'):
+        choose(PayloadPlan(dense="own"), ROLES | FACTORS, UNIGRAM, SPECIALS, seed=1, round=0)
