@@ -5,16 +5,23 @@ infinity are refused by all of them: a number that is not one must not choose a 
 
     positive(learning_rate=self.learning_rate)
     one_of(("poisson", "rotation"), kind=self.kind)
+    typed(self)
 
 Within ``collecting()`` the checks gather what they refuse instead of stopping at the first.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import types
+import typing
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
 
 _gathered: ContextVar[list[str] | None] = ContextVar("gathered", default=None)
 
@@ -80,3 +87,80 @@ def _check(fields: dict[str, float | None], holds: Callable[[float], bool], rule
     for name, value in fields.items():
         if value is not None and not holds(value):  # NaN holds nowhere
             refuse(f"{name} = {value} {rule}")
+
+
+def typed(record: Any, own: Collection[str] = ()) -> None:
+    """Raise ValueError unless each field of a dataclass is of the type that it declares.
+
+    Numbers of numpy become Python's: theirs wrap around, compare by fewer digits and are no JSON.
+    Text becomes a path, and a list a tuple, where that is declared. Fields that the record does not
+    hold yet are passed over.
+
+    Args:
+        record: a dataclass that is being constructed.
+        own: fields of text whose choices a program may add to; they are checked elsewhere.
+    """
+    for name, expected in _types_of(typing.cast(Any, type(record))).items():
+        if name not in vars(record):
+            continue
+        value = _plain(vars(record)[name], expected)
+        object.__setattr__(record, name, value)
+        if fits(value, str if name in own else expected):
+            if isinstance(value, str) and not value.isascii() and value != _in_utf_8(value):
+                refuse(f"{name} = {value!r} is refused: it holds what is no text in UTF-8")
+            continue
+        if typing.get_origin(expected) is typing.Literal and value is not None:
+            one_of(typing.get_args(expected), **{name: value})
+        else:
+            refuse(f"{name} = {value!r} is refused: expected {describe(expected)}")
+
+
+def _in_utf_8(text: str) -> str:
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+@lru_cache(maxsize=256)
+def _types_of(kind: Any) -> dict[str, Any]:
+    hints = typing.get_type_hints(kind)
+    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+
+
+def _plain(value: Any, expected: Any) -> Any:
+    """Return a number of numpy as Python's, text as a path, a list as a tuple, as is declared."""
+    if getattr(value, "ndim", None) == 0:
+        return value.item()
+    options = (expected, *typing.get_args(expected))
+    if isinstance(value, str) and Path in options:
+        return Path(value)
+    if isinstance(value, list) and any(typing.get_origin(o) is tuple for o in options):
+        return tuple(value)
+    return value
+
+
+def fits(value: Any, expected: Any) -> bool:
+    """Say whether a value is of a type as dataclasses declare it; a whole number is a number."""
+    origin, options = typing.get_origin(expected), typing.get_args(expected)
+    if origin is typing.Literal:
+        return any(type(value) is type(choice) and value == choice for choice in options)
+    if origin in (typing.Union, types.UnionType):
+        return any(fits(value, option) for option in options)
+    if origin is tuple:
+        return isinstance(value, tuple) and all(fits(item, options[0]) for item in value)
+    if expected in (int, float):
+        return isinstance(value, int | expected) and not isinstance(value, bool)
+    return isinstance(value, origin or expected)
+
+
+def describe(expected: Any) -> str:
+    """Say a type the way a person would write it in a recipe."""
+    if typing.get_origin(expected) is typing.Literal:
+        return "one of " + ", ".join(repr(choice) for choice in typing.get_args(expected))
+    if dataclasses.is_dataclass(expected):
+        return "a table with " + ", ".join(f.name for f in dataclasses.fields(expected))
+    options = [o for o in typing.get_args(expected) if o is not type(None) and o is not ...]
+    if typing.get_origin(expected) is tuple:
+        return f"a list of {describe(options[0])}"
+    if options:
+        return " or ".join(describe(option) for option in options)
+    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+    return names.get(expected, "a path" if expected is Path else str(expected))

@@ -6,9 +6,12 @@ import dataclasses
 import importlib
 import math
 import pkgutil
+import typing
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import pfl_lm
@@ -17,7 +20,11 @@ from pfl_lm.dp.cohort import CohortRule
 from pfl_lm.dp.events import RoundEvent
 from pfl_lm.dp.grid import Grid
 from pfl_lm.dp.policy import Noise, Participation, Policy
+from pfl_lm.models.spec import LoraSpec
 from pfl_lm.phones.fleet import Failures, Fleet, Profile
+from pfl_lm.recipes import load
+from pfl_lm.recipes.plain import dataclass_of
+from pfl_lm.run.scenario import Scenario
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -98,3 +105,78 @@ def test_checks_by_hand_have_not_come_back():
             text = file.read()
         assert "getattr(self, name) < " not in text, module.name
         assert "<= getattr(self, name) <" not in text, module.name
+
+
+CHATS = load(Scenario, Path("chat_partial"))
+RECORDS = [
+    CHATS,
+    CHATS.population,
+    CHATS.evaluation,
+    CHATS.training,
+    CHATS.payload,
+    CHATS.server,
+    CHATS.server.average,
+    CHATS.model,
+    LoraSpec(4),
+    load(Policy, Path("keyboard_150")),
+    load(Policy, Path("keyboard_150")).devices,
+    load(Policy, Path("keyboard_150")).reviewed,
+    load(Policy, Path("keyboard_150_adaptive")).clipping,
+    Participation("rotation", min_separation=200),
+    Noise("device", "skellam"),
+]
+
+
+def test_every_table_of_a_scenario_and_a_policy_is_among_these():
+    held = {type(record) for record in RECORDS}
+    for kind in held:
+        for expected in typing.get_type_hints(kind).values():
+            assert dataclass_of(expected) in {None, *held}
+
+
+@pytest.mark.parametrize(
+    ("record", "field"),
+    [(record, field.name) for record in RECORDS for field in dataclasses.fields(record)],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
+)
+def test_a_program_cannot_state_a_value_of_another_type(record, field):
+    """``dataclasses.replace`` asks no reader; a choice misspelt ran as another one in silence."""
+    for wrong in (object(), b"sgd", 1j):
+        with pytest.raises(ValueError, match=f"^{field} = .* (is refused: expected|must be one) "):
+            dataclasses.replace(record, **{field: wrong})
+    now = getattr(record, field)
+    for wrong in {int: [True, 2.5, "2"], float: [True, "2"], bool: [1, "no"]}.get(type(now), []):
+        with pytest.raises(ValueError, match=rf"{field} = .*(is refused: expected|must be one)"):
+            dataclasses.replace(record, **{field: wrong})
+
+
+def test_numbers_of_numpy_become_pythons():
+    record = dataclasses.replace(
+        CHATS, rounds=np.int16(3), clip_norm=np.float32(0.5), reproducible=np.True_
+    )
+    found = [(type(x), x) for x in (record.rounds, record.clip_norm, record.reproducible)]
+    assert found == [(int, 3), (float, 0.5), (bool, True)]
+
+
+def test_numbers_that_wrap_around_hide_no_missing_people():
+    """5,000 · 150 reports need 750,000 people; in 16 bits that is 29,104."""
+    policy = load(Policy, Path("keyboard_150"))
+    rotation = Participation("rotation", min_separation=np.int16(200))
+    with pytest.raises(ValueError, match="need a population of 750000, not 30000"):
+        dataclasses.replace(
+            policy, report_goal=np.int16(5000), population=30_000, participation=rotation
+        )
+
+
+def test_a_list_of_text_becomes_a_tuple_and_text_a_path():
+    policy = dataclasses.replace(load(Policy, Path("keyboard_150")), public_labels=["de", "en"])
+    assert policy.public_labels == ("de", "en")
+    with pytest.raises(ValueError, match=r"public_labels = .* expected a list of text"):
+        dataclasses.replace(policy, public_labels=["de", 3])
+    assert dataclasses.replace(CHATS, start="model.pt").start == Path("model.pt")
+
+
+def test_text_that_no_file_can_hold_is_refused():
+    with pytest.raises(ValueError, match=r"description = .* no text in UTF-8"):
+        dataclasses.replace(CHATS, description="caf\udce9")
+    assert dataclasses.replace(CHATS, description="café").description == "café"

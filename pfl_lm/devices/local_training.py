@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from pfl_lm.validate import above_zero_in_unit, at_least, one_of, positive, refuse
+from pfl_lm.validate import above_zero_in_unit, at_least, one_of, positive, refuse, typed
 
 LossName = Literal["softmax", "sampled", "nce"]
 MethodName = Literal["backpropagation", "zeroth_order", "forward_only"]
@@ -70,6 +70,7 @@ class LocalTraining:
     modulation: float = 1.0
 
     def __post_init__(self) -> None:
+        typed(self, own=("loss",))
         positive(learning_rate=self.learning_rate)
         if self.epochs is None and self.steps is None:
             object.__setattr__(self, "epochs", 1)

@@ -36,7 +36,7 @@ import numpy as np
 
 from pfl_lm.dp.encoding import Clipped, norms
 from pfl_lm.dp.sampler.arrays import Updates
-from pfl_lm.validate import below_one, positive, refuse, within
+from pfl_lm.validate import below_one, positive, refuse, typed, within
 
 _MOST_WEIGHT = 0.5  # of κ: beyond it indicators would cost updates more than 15% of noise
 _FASTEST = 4.0  # of a rate: a round then moves the clip norm by a factor of e⁴ at most
@@ -82,6 +82,7 @@ class Clipping:
     indicator_noise: float = 0.05
 
     def __post_init__(self) -> None:
+        typed(self)
         within(1e-20, 1e20, lowest=self.lowest, highest=self.highest)
         if self.lowest > self.highest:
             refuse(f"lowest = {self.lowest:g} exceeds highest = {self.highest:g}")

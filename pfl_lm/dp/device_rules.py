@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from pfl_lm.validate import typed
+
 
 @dataclass(frozen=True)
 class DeviceRules:
@@ -30,6 +32,7 @@ class DeviceRules:
     trust_days: float = 30.0
 
     def __post_init__(self) -> None:
+        typed(self)
         if self.adversary not in ("semi-honest", "active"):
             raise ValueError(f'adversary must be "semi-honest" or "active", got {self.adversary!r}')
         if not 0 <= self.corrupt < 1:

@@ -16,7 +16,7 @@ from pfl_lm.dp.mechanisms import MECHANISMS, Mechanism
 from pfl_lm.dp.policy_tables import Noise as Noise
 from pfl_lm.dp.policy_tables import Participation as Participation
 from pfl_lm.dp.policy_tables import Reviewed as Reviewed
-from pfl_lm.validate import at_least, refuse
+from pfl_lm.validate import at_least, refuse, typed
 
 MOST_PUBLIC_LABELS = 100
 
@@ -69,6 +69,7 @@ class Policy:
     reviewed: Reviewed = field(default_factory=Reviewed)
 
     def __post_init__(self) -> None:
+        typed(self)
         at_least(1, population=self.population, report_goal=self.report_goal, rounds=self.rounds)
         if self.report_goal > self.population:
             refuse(f"report_goal {self.report_goal} exceeds population {self.population}")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pfl_lm.dp.mechanisms import MECHANISMS, kinds_at
-from pfl_lm.validate import above_zero_in_unit, at_least, below_one, positive, refuse, within
+from pfl_lm.validate import above_zero_in_unit, at_least, below_one, positive, refuse, typed, within
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class Participation:
     max_participations: int | None = None
 
     def __post_init__(self) -> None:
+        typed(self)
         if self.kind == "rotation" and (
             self.min_separation is None or not self.min_separation >= 1
         ):
@@ -77,6 +78,7 @@ class Noise:
     min_dim: int = 1024
 
     def __post_init__(self) -> None:
+        typed(self)
         allowed = kinds_at(self.at)
         if self.kind not in allowed:
             expected = " or ".join(allowed)
@@ -121,3 +123,6 @@ class Reviewed:
     epsilon: float | None = None
     epsilon_unamplified: float | None = None
     rho: float | None = None
+
+    def __post_init__(self) -> None:
+        typed(self)

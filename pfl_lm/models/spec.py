@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Literal
 
-from pfl_lm.validate import at_least, one_of, positive
+from pfl_lm.validate import at_least, one_of, positive, typed
 
 if TYPE_CHECKING:
     import torch
@@ -44,6 +44,7 @@ class LoraSpec:
     targets: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        typed(self)
         at_least(1, rank=self.rank)
         positive(alpha=self.alpha)
 
@@ -106,6 +107,7 @@ class ModelSpec:
     module: str = ""
 
     def __post_init__(self) -> None:
+        typed(self)
         one_of(tuple(_NEEDS), kind=self.kind)
         needed = _NEEDS[self.kind]
         for field in ("vocabulary_size", "embedding_dim", "layers", "context", *needed):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from pfl_lm.validate import at_least, in_unit, one_of, refuse
+from pfl_lm.validate import at_least, in_unit, one_of, refuse, typed
 
 Dense = Literal["all", "lora", "ffa_lora", "biases", "side_branch", "biases_side_branch", "none"]
 DenseKind = Literal["dense", "bias", "side_branch", "lora_a", "lora_b"]  # ``rows`` have their key
@@ -56,6 +56,7 @@ class PayloadPlan:
     directions: int | None = None
 
     def __post_init__(self) -> None:
+        typed(self, own=("dense",))
         one_of(tuple(DENSE_KINDS), dense=self.dense)
         one_of(("uniform", "unigram"), draw=self.draw)
         one_of(("frozen", "unk", "skip"), outside=self.outside)

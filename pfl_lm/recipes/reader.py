@@ -16,7 +16,7 @@ from pfl_lm.recipes.errors import RecipeError
 from pfl_lm.recipes.names import Source
 from pfl_lm.recipes.plain import dataclass_of, dotted
 from pfl_lm.recipes.settings import Typed, with_settings
-from pfl_lm.validate import collecting
+from pfl_lm.validate import collecting, describe
 
 T = TypeVar("T")
 
@@ -193,21 +193,6 @@ def _is_recipe(field: dataclasses.Field[Any]) -> bool:
 
 def _required(field: dataclasses.Field[Any]) -> bool:
     return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-
-
-def describe(expected: Any) -> str:
-    """Say a type the way a person would write it in a recipe."""
-    if typing.get_origin(expected) is typing.Literal:
-        return "one of " + ", ".join(repr(choice) for choice in typing.get_args(expected))
-    if dataclasses.is_dataclass(expected):
-        return "a table with " + ", ".join(f.name for f in dataclasses.fields(expected))
-    options = [o for o in typing.get_args(expected) if o is not type(None) and o is not ...]
-    if typing.get_origin(expected) is tuple:
-        return f"a list of {describe(options[0])}"
-    if options:
-        return " or ".join(describe(option) for option in options)
-    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
-    return names.get(expected, "a path" if expected is Path else str(expected))
 
 
 def _renamed_value(kind: type[Any], name: str, value: Any) -> str | None:

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from pfl_lm.recipes.plain import dataclass_of, dotted
-from pfl_lm.recipes.reader import describe
 from pfl_lm.reference.docstrings import explanations, summary
 from pfl_lm.reference.units import unit_of
+from pfl_lm.validate import describe
 
 NAME = "NAME"  # stands for a name that the user chooses, as in [profiles.NAME]
 

@@ -11,7 +11,7 @@ from pfl_lm.models.spec import ModelSpec
 from pfl_lm.payload.plan import PayloadPlan
 from pfl_lm.secagg.config import LEAST_COHORT
 from pfl_lm.server.optimizers import ServerOptimizer
-from pfl_lm.validate import at_least, below_one, positive, refuse
+from pfl_lm.validate import at_least, below_one, positive, refuse, typed
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class PopulationConfig:
     drift: float = 0.0
 
     def __post_init__(self) -> None:
+        typed(self)
         if self.kind == "store" and self.path is None:
             refuse("path is missing: a store is a folder that `population build` wrote")
         if self.kind == "synthetic" and self.path is not None:
@@ -70,6 +71,7 @@ class EvaluationConfig:
     tokens_per_user: int = 400
 
     def __post_init__(self) -> None:
+        typed(self)
         at_least(0, every=self.every)  # 0: only at the end
         at_least(1, users=self.users, final_users=self.final_users)
         at_least(2, tokens_per_user=self.tokens_per_user)  # the first is there to be gone on from
@@ -152,6 +154,7 @@ class Scenario:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
+        typed(self)
         at_least(1, rounds=self.rounds, checkpoint_every=self.checkpoint_every)
         if self.cohort < LEAST_COHORT:
             refuse(

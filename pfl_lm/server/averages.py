@@ -30,6 +30,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from pfl_lm.validate import typed
+
 Floats = npt.NDArray[np.float32]
 
 
@@ -49,6 +51,7 @@ class Average:
     decay: float = 0.9
 
     def __post_init__(self) -> None:
+        typed(self)
         if self.kind not in ("none", "tail", "exponential"):
             raise ValueError(
                 f'average kind = {self.kind!r}: must be "none", "tail" or "exponential"'

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pfl_lm.server.averages import Average
-from pfl_lm.validate import below_one, in_unit, positive
+from pfl_lm.validate import below_one, in_unit, positive, typed
 
 Floats = npt.NDArray[np.float32]
 Moments = dict[str, Floats]
@@ -60,6 +60,7 @@ class ServerOptimizer:
     average: Average = field(default_factory=Average)
 
     def __post_init__(self) -> None:
+        typed(self)
         positive(learning_rate=self.learning_rate, adaptivity=self.adaptivity)
         below_one(momentum=self.momentum, second_momentum=self.second_momentum)
         in_unit(warmup=self.warmup, cooldown=self.cooldown)

@@ -115,5 +115,5 @@ def test_the_graph_serves_another_rounds_rows():
 def test_a_loss_without_a_graph_is_refused(monkeypatch):
     monkeypatch.setitem(LOSSES, "own", NoiseContrastive())
     payload = choose(SOME, models.roles(FACTORS), UNIGRAM, range(4), 0, 0)
-    with pytest.raises(ValueError, match="training.loss = 'own' has no graph of local training"):
+    with pytest.raises(ValueError, match="loss = 'own' has no graph of local training"):
         train_step(FACTORS, payload, replace(SAMPLED, loss="own"), 1)
