@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from pfl_lm.api.runs import Run
+from pfl_lm.api.runs import Run, whole
 from pfl_lm.pages.html import framed
 from pfl_lm.report.comparison.compare import Comparison
 from pfl_lm.report.comparison.compare import compare as compare_folders
@@ -21,12 +21,12 @@ class ShownComparison(Comparison):
         return framed(render(self), 900)
 
 
-def compare(*runs: Run | Path | str, users: int = USERS) -> ShownComparison:
+def compare(*runs: Run | Path | str, users: int | None = USERS) -> ShownComparison:
     """Compare runs with the first one, all measured on the same held-out users.
 
     Args:
         runs: two or more, opened or as folders.
-        users: held-out users to measure on, at most.
+        users: held-out users to measure on, at most; None: all.
 
     Returns:
         The settings that differ; for each run but the first its differences, with intervals over
@@ -47,5 +47,9 @@ def compare(*runs: Run | Path | str, users: int = USERS) -> ShownComparison:
     >>> compared.judged[0].verdicts[0].startswith("perplexity: no difference")
     True
     """
+    if users is not None:
+        whole(1, users=users)
+    if any(isinstance(run, list | tuple) for run in runs):
+        raise ValueError("runs: name them one by one, compare(first, second), not in a list")
     folders = [run.folder if isinstance(run, Run) else Path(run) for run in runs]
     return ShownComparison(**vars(compare_folders(folders, users)))

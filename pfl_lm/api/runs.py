@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from pfl_lm.devices.processor import ProcessorName, open_processor
 from pfl_lm.distributed import ALONE, Ranks
@@ -28,7 +28,7 @@ from pfl_lm.run.manifest_file import Manifest, RecordedGuarantee
 from pfl_lm.run.progress import ProgressListener
 from pfl_lm.run.scenario import Scenario
 from pfl_lm.run.trained import load_trained
-from pfl_lm.validate import at_least
+from pfl_lm.validate import at_least, one_of
 
 if TYPE_CHECKING:
     import pyarrow
@@ -84,7 +84,12 @@ def simulate(
         raise ValueError("scenario: pass what pfl_lm.load_scenario returns")
     if resume and overwrite:
         raise ValueError("resume goes on with a run and overwrite deletes it: choose one")
-    _whole(1, workers=workers)
+    whole(1, workers=workers)
+    _flags(resume=resume, overwrite=overwrite, anyway=anyway)
+    if processor not in get_args(ProcessorName):
+        one_of(get_args(ProcessorName), processor=str(processor))
+    if isinstance(listener, type):
+        raise ValueError(f"listener = {listener!r} is a class: pass an object of it")
     work = partial(
         _simulate,
         scenario=scenario,
@@ -93,7 +98,7 @@ def simulate(
         resume=resume,
         overwrite=overwrite,
         anyway=anyway,
-        track=tuple(track),
+        track=_names(track),
         processor=processor,
     )
     if workers == 1:
@@ -190,7 +195,7 @@ class Run:
         if split not in ("validation", "test"):
             raise ValueError(f"split = {split!r}: held-out users are in validation and test")
         if users is not None:
-            _whole(1, users=users)
+            whole(1, users=users)
         model, manifest = load_trained(self.folder)
         store = None if population is None else Path(population)
         words = None if tokenizer is None else Path(tokenizer)
@@ -214,7 +219,7 @@ class Run:
 
         if not isinstance(text, str):
             raise ValueError(f"text = {text!r} is refused: expected a str")
-        _whole(1, count=count)
+        whole(1, count=count)
         with opened(self.folder) as suggester:
             return [word for word, _ in suggester.offer(text, count).words]
 
@@ -244,7 +249,7 @@ class Run:
         text = HeldOutText(
             "held-out users", people.population, source.tokenizer, "validation", source.window
         )
-        export(source, Path(output), ExportConfig(tuple(formats), tuple(precisions)), text)
+        export(source, Path(output), ExportConfig(_names(formats), _names(precisions)), text)
         return Path(output)
 
     def report(self) -> Path:
@@ -263,12 +268,24 @@ class Run:
         return run.rounds if kind == "round" else run.evaluations
 
 
-def _whole(least: int, **fields: Any) -> None:
+def whole(least: int, **fields: Any) -> None:
     """Raise ValueError unless each field is a whole number of ``least`` or more."""
     for name, value in fields.items():
         if isinstance(value, bool) or not isinstance(value, Integral):
             raise ValueError(f"{name} = {value!r} is refused: expected a whole number")
         at_least(least, **{name: int(value)})
+
+
+def _flags(**fields: object) -> None:
+    """Raise ValueError unless each field is true or false; "no" would be true."""
+    for name, value in fields.items():
+        if not isinstance(value, bool):
+            raise ValueError(f"{name} = {value!r} is refused: expected True or False")
+
+
+def _names(names: Sequence[str]) -> tuple[str, ...]:
+    """Return names; a text alone is one, not as many as it has letters."""
+    return (names,) if isinstance(names, str) else tuple(names)
 
 
 def _simulate(

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from pfl_lm.dp.policy import Policy
 from pfl_lm.project.create import DEFAULT, create
@@ -42,11 +41,31 @@ def load_policy(source: Path | str, settings: Mapping[str, Any] | None = None) -
     return load(Policy, Path(source), _plain(settings))
 
 
-def _plain(settings: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Return settings with Python's own numbers for those of numpy."""
+def _plain(settings: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return settings with Python's own numbers for those of numpy, in tables and lists, too."""
     if settings is None:
-        return None
-    return {k: v.item() if isinstance(v, np.generic) else v for k, v in settings.items()}
+        return {}
+    if not isinstance(settings, Mapping) or not all(isinstance(key, str) for key in settings):
+        raise ValueError(
+            f"settings = {settings!r} is refused: expected values by dotted key, such as "
+            '{"training.epochs": 2}'
+        )
+    return {key: _plain_value(key, value) for key, value in settings.items()}
+
+
+def _plain_value(key: str, value: Any) -> Any:
+    if getattr(value, "ndim", None) == 0:  # of numpy
+        return value.item()
+    if isinstance(value, Mapping):
+        return {name: _plain_value(f"{key}.{name}", item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain_value(key, item) for item in value]
+    if value is None or isinstance(value, str | os.PathLike | bool | int | float):
+        return value
+    raise ValueError(
+        f"settings: {key} is {type(value).__name__}, which no recipe can state; write a number, "
+        "text, a path, a list or a table (of a policy, its file)"
+    )
 
 
 def new_project(folder: Path | str, template: str = DEFAULT) -> Path:
@@ -64,4 +83,6 @@ def new_project(folder: Path | str, template: str = DEFAULT) -> Path:
     >>> sorted(path.name for path in project.glob("*.toml"))
     ['policy.toml', 'scenario.toml']
     """
+    if not isinstance(template, str):
+        raise ValueError(f"template = {template!r} is refused: expected text")
     return create(Path(folder), template)

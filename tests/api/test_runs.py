@@ -88,6 +88,10 @@ def test_arguments_that_make_no_sense_are_refused(run, tiny_scenario, tmp_path):
         (lambda: run.evaluate(users=2.5), "users = 2.5 is refused"),
         (lambda: run.evaluate(users="3"), "users = '3' is refused"),
         (lambda: run.evaluate(users=0), "users = 0 must be at least 1"),
+        (lambda: pfl_lm.compare(run, run, users=True), "users = True is refused"),
+        (lambda: pfl_lm.compare(run, run, users="3"), "users = '3' is refused"),
+        (lambda: pfl_lm.compare([run, run]), "name them one by one"),
+        (lambda: run.export(tmp_path / "x", formats="onx"), "format 'onx'"),
         (lambda: run.suggest("how", -1), "count = -1 must be at least 1"),
         (lambda: run.suggest(None), "text = None is refused"),
     ):
@@ -99,3 +103,42 @@ def test_numbers_of_numpy_are_numbers():
     settings = {"cohort": np.int64(4), "clip_norm": np.float64(0.5)}
     scenario = pfl_lm.load_scenario("chat_partial", settings)
     assert (scenario.cohort, scenario.clip_norm) == (4, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ({"overwrite": "no"}, "overwrite = 'no' is refused: expected True or False"),
+        ({"resume": 1}, "resume = 1 is refused"),
+        ({"anyway": None}, "anyway = None is refused"),
+        ({"processor": None}, "processor = 'None' must be one of 'cpu', 'cuda'"),
+        ({"track": "mlfow"}, "--track mlfow: must be one of"),
+        ({"listener": pfl_lm.ProgressListener}, "is a class: pass an object"),
+    ],
+)
+def test_an_argument_of_another_type_touches_no_earlier_run(arguments, told, run, tiny_scenario):
+    before = run.folder.joinpath("model.pt").read_bytes()
+    with pytest.raises(ValueError, match=told):
+        pfl_lm.simulate(tiny_scenario(rounds=2), run.folder, **arguments)
+    assert run.folder.joinpath("model.pt").read_bytes() == before
+
+
+def test_settings_of_other_types_are_refused():
+    for settings, told in (
+        ([("rounds", 2)], "expected values by dotted key"),
+        ("rounds=2", "expected values by dotted key"),
+        ({1: 2}, "expected values by dotted key"),
+        ({"policy": pfl_lm.load_policy("keyboard_150")}, "policy is Policy, which no recipe can"),
+        ({"model.lora": {"rank": 2j}}, "model.lora.rank is complex"),
+        ({"rounds": np.arange(3)}, "rounds is ndarray"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            pfl_lm.load_scenario("chat_partial", settings)
+    with pytest.raises(ValueError, match="template = None is refused"):
+        pfl_lm.new_project("nowhere", None)
+
+
+def test_numbers_of_numpy_are_numbers_in_tables_too():
+    settings = {"server": {"kind": "sgd", "learning_rate": np.float32(0.5)}, "cohort": np.array(4)}
+    scenario = pfl_lm.load_scenario("chat_partial", settings)
+    assert (scenario.server.learning_rate, scenario.cohort) == (0.5, 4)

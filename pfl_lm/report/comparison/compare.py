@@ -54,7 +54,7 @@ class Comparison:
 
 def compare(
     folders: Sequence[Path],
-    users: int = USERS,
+    users: int | None = USERS,
     population: Path | None = None,
     tokenizer: Path | None = None,
     progress: Callable[[str], None] = lambda line: None,

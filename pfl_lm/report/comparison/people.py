@@ -43,7 +43,7 @@ class Measured:
 
 def measure(
     runs: Sequence[Path],
-    users: int = USERS,
+    users: int | None = USERS,
     population: Path | None = None,
     tokenizer: Path | None = None,
     progress: Callable[[str], None] = lambda line: None,
