@@ -109,6 +109,17 @@ def test_checks_that_need_a_refused_value_are_passed_over(tmp_path):
         assert any(problem.startswith(told) for problem in found), told
 
 
+def test_a_number_that_cannot_be_read_hides_no_other_mistake(tmp_path):
+    changed = {"rounds": "x", "cohort": 1, "clip_norm": -1}
+    with pytest.raises(RecipeError) as refused:
+        load(Scenario, Path("chat_partial"), changed)
+    assert sorted(str(refused.value).splitlines()) == [
+        "--set: clip_norm = -1.0 must be positive and finite",
+        "--set: cohort = 1 must be at least 3: a device reports only where two others hide it",
+        "--set: rounds = 'x' is refused: expected a whole number",
+    ]
+
+
 def test_a_policy_names_every_mistake_too(tmp_path):
     from pfl_lm.dp.policy import Policy
 

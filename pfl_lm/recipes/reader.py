@@ -20,6 +20,8 @@ from pfl_lm.validate import collecting, describe
 
 T = TypeVar("T")
 
+_NUMBERS = (int, float)
+
 # Keys and values that recipes used to have: the dataclass's name, the old name, the present one.
 RENAMED = {
     ("LocalTraining", "stretch"): "segment_length",
@@ -149,8 +151,14 @@ class _Reader:
 
 
 def _check_some(kind: type[Any], values: Mapping[str, Any]) -> None:
-    """Run the checks of a dataclass on some of its fields, as far as they come."""
-    partial = object.__new__(kind)
+    """Run the checks of a dataclass on some of its fields, as far as they come.
+
+    A number that could not be read is None, which range checks pass over.
+    """
+    types = typing.get_type_hints(kind)
+    needed = [field.name for field in dataclasses.fields(kind) if _required(field)]
+    absent: dict[str, Any] = {name: None for name in needed if types[name] in _NUMBERS}
+    partial: Any = object.__new__(type(kind.__name__, (kind,), absent))
     for field in dataclasses.fields(kind):
         if field.default is not dataclasses.MISSING:
             object.__setattr__(partial, field.name, field.default)
