@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 from pfl_lm.dp.accounting.accountant import PrivacyCost, compose
 from pfl_lm.dp.accounting.calibration import noise_multiplier
+from pfl_lm.dp.accounting.divergences import DIVERGENCES
 from pfl_lm.dp.accounting.streams import stream_sensitivity
 from pfl_lm.dp.events import StreamPlan
 from pfl_lm.dp.grid_norms import grid_norm
+from pfl_lm.dp.mechanisms import MECHANISMS
 from pfl_lm.dp.policy import Policy, Reviewed
 from pfl_lm.numbers import format_epsilon, rounded_up
 
@@ -42,7 +45,6 @@ class Guarantee:
     indicator_weight: float = 0.0  # of adaptive clipping: length of an indicator ÷ clip_norm
 
 
-@lru_cache(maxsize=64)
 def guarantee(policy: Policy) -> Guarantee:
     """Derive the noise from the policy, and state what it guarantees.
 
@@ -56,6 +58,12 @@ def guarantee(policy: Policy) -> Guarantee:
         ValueError: no noise reaches the policy's ε, the policy relies on secret coins and does
             not accept what holds against the server, or indicators would crowd out updates.
     """
+    return _derived(policy, frozenset(DIVERGENCES.items()), frozenset(MECHANISMS.items()))
+
+
+@lru_cache(maxsize=64)
+def _derived(policy: Policy, *registered: frozenset[Any]) -> Guarantee:
+    """Derive what follows from a policy, the proofs and the mechanisms that are registered now."""
     if policy.noise.at == "none":
         z = 0.0
     else:

@@ -27,7 +27,7 @@ from pfl_lm.dp.correlated.mechanism import Blt
 from pfl_lm.dp.correlated.sensitivity import sensitivity
 from pfl_lm.dp.correlated.strategy import choose
 from pfl_lm.dp.events import StreamPlan
-from pfl_lm.dp.guarantee import guarantee
+from pfl_lm.dp.guarantee import _derived
 from pfl_lm.dp.sampler.random_bits import reproducible_bits
 from pfl_lm.payload.plan import PayloadPlan
 from pfl_lm.run import availability
@@ -114,12 +114,12 @@ def test_numbers_of_another_policy_in_the_code(run, monkeypatch):
         return replace(plan, weights=tuple(0.3 * weight for weight in plan.weights))
 
     monkeypatch.setattr(Blt, "planned", other)
-    guarantee.cache_clear()
+    _derived.cache_clear()
     try:
         assert "noise correlates as stated" in stream_failures(run)
     finally:
         monkeypatch.undo()
-        guarantee.cache_clear()
+        _derived.cache_clear()
 
 
 def test_noise_that_is_used_again_in_the_next_round(run, monkeypatch):

@@ -6,13 +6,16 @@ import math
 import re
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 
 from pfl_lm.dp.accounting import gaussian
 from pfl_lm.dp.accounting.accountant import compose
+from pfl_lm.dp.accounting.divergences import DIVERGENCES
 from pfl_lm.dp.guarantee import guarantee, stale
 from pfl_lm.dp.policy import Noise, Participation, Policy, Reviewed
+from pfl_lm.recipes import load
 
 POLICY = partial(
     Policy,
@@ -159,3 +162,23 @@ def test_reviewed_figures_go_stale():
     assert stale(good, found) == []
     (line,) = stale(replace(good, noise_multiplier=found.noise_multiplier * 1.01), found)
     assert "reviewed.noise_multiplier" in line
+
+
+def test_a_proof_that_is_taken_back_leaves_no_guarantee(monkeypatch):
+    """A notebook that corrects its divergence was answered from the wrong one."""
+    policy = load(Policy, Path("comparison/central"))
+    policy = replace(policy, participation=Participation("rotation", min_separation=200))
+    genuine = DIVERGENCES["gaussian"]
+    right = guarantee(policy).noise_multiplier
+
+    def wrong(event, moved):
+        known = genuine(event, moved)
+        return lambda orders: known(orders) / 100
+
+    monkeypatch.setitem(DIVERGENCES, "gaussian", wrong)
+    assert guarantee(policy).noise_multiplier < right / 5
+    monkeypatch.delitem(DIVERGENCES, "gaussian")
+    with pytest.raises(ValueError, match="adds no noise that is accounted for"):
+        guarantee(policy)
+    monkeypatch.undo()
+    assert guarantee(policy).noise_multiplier == right

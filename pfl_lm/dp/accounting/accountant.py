@@ -34,6 +34,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
+from typing import Any
 
 import numpy as np
 
@@ -118,7 +119,8 @@ def compose_all(histories: Sequence[Events], delta: float, tight: bool = True) -
         rounds = everything.total()
         return PrivacyCost(math.inf, math.inf, delta, None, rounds, "none", refused)
     worst = sum((history.of_worst_user() for history in read), Counter[RoundEvent]())
-    total = _spent(frozenset((event, n) for event, n in worst.items() if n), delta, tight)
+    spent = frozenset((event, n) for event, n in worst.items() if n)
+    total = _spent(spent, delta, tight, _registered())
     return replace(
         total,
         participations=sum(history.participations() for history in read),
@@ -151,8 +153,18 @@ def _several_relations(events: Iterable[RoundEvent]) -> str | None:
     return None
 
 
+def _registered() -> frozenset[Any]:
+    """Return the proofs that hold now: a cost that was computed from others is not theirs."""
+    return frozenset(DIVERGENCES.items())
+
+
 @lru_cache(maxsize=1024)
-def _spent(events: frozenset[tuple[RoundEvent, int]], delta: float, tight: bool) -> PrivacyCost:
+def _spent(
+    events: frozenset[tuple[RoundEvent, int]],
+    delta: float,
+    tight: bool,
+    registered: frozenset[Any],  # the proofs that it rests on
+) -> PrivacyCost:
     rounds = [(e, n) for e, n in events if e.rate > 0 or e.sampling == "none"]
     unamplified, unamplified_by = _unsampled(rounds, delta)
     amplified, amplified_by = _sampled(rounds, delta, tight)
@@ -198,12 +210,12 @@ def _sampled(events: list[tuple[RoundEvent, int]], delta: float, tight: bool) ->
     if chance_of_taking_part(events) <= left:
         return 0.0, "chance of taking part"
     if not all(_has_loss_distribution(event) for event, _ in events):
-        curve = sum((n * np.array(_round(event)) for event, n in events), _nothing())
+        curve = _summed(events)
         return renyi.epsilon(curve, left), "Rényi"
     schedule, rounds = _schedule(events), _rounds(events)
     moments = partial(poisson.renyi_epsilon, schedule)
     first = moments(left)
-    of_integer_order = sum((n * np.array(_round(event)) for event, n in events), _nothing())
+    of_integer_order = _summed(events)
     bound = min(
         lattice.epsilon(moments, first, rounds, left), renyi.epsilon(of_integer_order, left)
     )
@@ -248,7 +260,7 @@ def _joint_multiplier(events: list[tuple[RoundEvent, int]]) -> float:
 
 
 @lru_cache(maxsize=4096)
-def _round(event: RoundEvent) -> tuple[float, ...]:
+def _round(event: RoundEvent, registered: frozenset[Any]) -> tuple[float, ...]:
     """Return the Rényi curve of one round with what its sampling is proven to save."""
     known = known_divergence(event)
     if _is_unsampled(event):
@@ -259,6 +271,12 @@ def _round(event: RoundEvent) -> tuple[float, ...]:
         return tuple(renyi.amplified_by_poisson(known, event.rate))
     amplified = renyi.amplified_by_fixed_size(divergence(event, 2), event.rate)
     return tuple(np.minimum(amplified, known(renyi.ORDERS)))
+
+
+def _summed(events: Iterable[tuple[RoundEvent, int]]) -> Curve:
+    """Return the Rényi curve of rounds, each as often as it is counted."""
+    known = _registered()
+    return sum((n * np.array(_round(event, known)) for event, n in events), _nothing())
 
 
 def _nothing() -> Curve:
