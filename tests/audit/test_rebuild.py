@@ -117,3 +117,9 @@ def test_a_served_run_invites_the_devices_that_are_enrolled(folder):
     rule = {"population": 5_000}
     rewrite_manifest(run.path, lambda m: m["population"]["cohort_rule"].update(rule))
     assert rebuilt(folder).privacy.rule.population == 5_000
+
+
+def test_a_loss_that_a_program_registered_is_audited_from_that_program(folder):
+    rewrite_manifest(folder / "run", lambda m: m["scenario"]["training"].update(loss="tempered"))
+    with pytest.raises(ValueError, match="a name that a program registered is known in that"):
+        rebuild_context(RunArtifacts.open(folder / "run"))

@@ -21,6 +21,7 @@ from pfl_lm.run.scenario import Scenario
 from pfl_lm.run.setup import open_run
 from pfl_lm.run.simulated_rule import simulated_rule
 
+_REGISTERED = "a name that a program registered is known in that program alone: audit from there"
 _CHOSEN = ("scenario", "policy", "tokenizer", "population", "model")  # of a manifest
 
 
@@ -69,7 +70,7 @@ def _from_manifest(
             "this run used a population that its manifest only names; state the scenario with "
             "--scenario FILE, or audit --part accounting and --part ledger alone"
         )
-    scenario = from_plain(Scenario, written, artifacts.where)
+    scenario = from_plain(Scenario, written, artifacts.where, _REGISTERED)
     plain = replace(scenario, policy=None, start=start, fleet=None, trimmed_groups=None)
     return replace(open_run(plain, external), scenario=scenario, fleet=_fleet(artifacts))
 
