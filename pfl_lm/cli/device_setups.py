@@ -85,8 +85,7 @@ def setups_of_store(
         Tokenizer.open(tokenizer),
         load(Policy, policy),
     )
-    if store.tokenizer_digest != vocabulary.digest:
-        raise ValueError(f"{folder} was built with another tokenizer; build it again")
+    store.require_vocabulary(vocabulary.digest, f"{tokenizer}")
     _check_users(keys, store.users("train"))
     kept = (folder / "train.unknown").is_file()
     words = list(store.unknown_words("train")) if kept else [{}] * store.users("train")

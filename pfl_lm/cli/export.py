@@ -233,8 +233,7 @@ def _held_out(source: Source, population: Path | None, split: str, positions: in
         name = f"{split} users that were invented"
         return HeldOutText(name, people, source.tokenizer, split, window, positions)
     store = PopulationStore.open(population)
-    if store.tokenizer_digest != source.tokenizer.digest:
-        raise ValueError(f"{population} was built with another tokenizer than the run's")
+    store.require_vocabulary(source.tokenizer.digest, "the run's")
     name = f"{split} users of {store.name}"
     return HeldOutText(name, store, source.tokenizer, split, window, positions)
 

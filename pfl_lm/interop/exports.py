@@ -35,8 +35,7 @@ def users_of(store: PopulationStore, split: str, tokenizer: Tokenizer) -> Iterat
     Raises:
         ValueError: the store was built with another tokenizer.
     """
-    if store.tokenizer_digest != tokenizer.digest:
-        raise ValueError(f"{store.folder} was built with another tokenizer; name that one")
+    store.require_vocabulary(tokenizer.digest, "the one that was named")
     kept = (store.folder / f"{split}.ids").is_file()
     names = store.user_ids(split) if kept else None
     for user in range(store.users(split)):

@@ -187,8 +187,7 @@ def discover(
             something else, or the policy does not pay for the question.
     """
     listener = listener or ProgressListener()
-    if store.tokenizer_digest != tokenizer.digest:
-        raise ValueError(f"{store.folder} was built with another tokenizer; build it again")
+    store.require_vocabulary(tokenizer.digest, "the question names")
     folder = QuestionFolder(Path(path), WORDS_FILE)
     session = QuerySession.of(
         policy, store.users("train"), question.cohort, question.aggregation, question.dropout,

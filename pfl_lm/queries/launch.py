@@ -108,8 +108,7 @@ def compare(
             is not free.
     """
     listener = listener or ProgressListener()
-    if store.tokenizer_digest != tokenizer.digest:
-        raise ValueError(f"{store.folder} was built with another tokenizer; build it again")
+    store.require_vocabulary(tokenizer.digest, "the question names")
     check_models(current, candidate, tokenizer)
     folder = QuestionFolder(Path(path), RESULT_FILE)
     users = store.users(question.split)

@@ -135,10 +135,7 @@ def ask_for_mixture(
         ValueError: clusters, store and policy do not fit together, or the folder is not free.
     """
     listener = listener or ProgressListener()
-    if store.tokenizer_digest != clusters.tokenizer_digest:
-        raise ValueError(
-            f"{store.folder} was built with another tokenizer than the clusters; build it again"
-        )
+    store.require_vocabulary(clusters.tokenizer_digest, "the clusters")
     folder = QuestionFolder(Path(path), RESULT_FILE)
     session = QuerySession.of(
         policy, store.users("train"), question.cohort, question.aggregation, question.dropout

@@ -63,8 +63,7 @@ def open_people(
         raise ValueError("--population and --tokenizer are needed together")
     words, people = Tokenizer.open(tokenizer), PopulationStore.open(population)
     _check_vocabulary(model, words, f"that of {tokenizer}")
-    if people.tokenizer_digest != words.digest:
-        raise ValueError(f"{population} was built with another tokenizer than {tokenizer}")
+    people.require_vocabulary(words.digest, f"{tokenizer}")
     return People(words, people)
 
 

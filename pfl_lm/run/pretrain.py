@@ -157,11 +157,7 @@ def check_fit(spec: ModelSpec, tokenizer: Tokenizer, store: PopulationStore) -> 
             f"model.vocabulary_size = {spec.vocabulary_size}, but the tokenizer has "
             f"{tokenizer.vocabulary_size} words; make them equal"
         )
-    if store.tokenizer_digest != tokenizer.digest:
-        raise ValueError(
-            f"{store.name} was built with another tokenizer; build the population again with the "
-            "one that the recipe names"
-        )
+    store.require_vocabulary(tokenizer.digest, "the recipe names")
 
 
 def _start(recipe: Pretraining, tokenizer: Tokenizer) -> tuple[Parameters, list[dict[str, Any]]]:

@@ -30,11 +30,7 @@ def open_held_out(recipe: Pretraining, folders: Sequence[Path]) -> list[Populati
     stores = [PopulationStore.open(folder) for folder in folders]
     for store in stores:
         store.require_public()
-        if store.tokenizer_digest != read.tokenizer_digest:
-            raise ValueError(
-                f"--held-out {store.folder} was built with another tokenizer than {read.folder}; "
-                "build it again with the one that the recipe names"
-            )
+        store.require_vocabulary(read.tokenizer_digest, f"{read.folder}")
         if store.reads_as(read):
             raise ValueError(
                 f"--held-out {store.folder} is the text that the recipe reads; name text that it "

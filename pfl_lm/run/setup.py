@@ -156,11 +156,8 @@ def open_text(scenario: Scenario) -> tuple[Tokenizer, Population, PublicText | N
     population = PopulationStore.open(chosen.path)
     public = None if chosen.public_text is None else PopulationStore.open(chosen.public_text)
     for store in (population, public):
-        if store is not None and store.tokenizer_digest != tokenizer.digest:
-            raise ValueError(
-                f"{store.folder} was built with another tokenizer than {scenario.tokenizer}; "
-                "build it again with that one"
-            )
+        if store is not None:
+            store.require_vocabulary(tokenizer.digest, f"{scenario.tokenizer}")
     if public is not None:
         public.require_public()
         public.check("train")

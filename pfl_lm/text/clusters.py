@@ -197,8 +197,7 @@ def cluster(
     within(2, MOST_CLUSTERS, clusters=clusters)
     tables = []
     for store in stores:
-        if store.tokenizer_digest != tokenizer.digest:
-            raise ValueError(f"{store.folder} was built with another tokenizer; build it again")
+        store.require_vocabulary(tokenizer.digest, "the clusters")
         text = public_stream(store)
         tables.append(word_counts(text, passages(text), tokenizer.vocabulary_size))
     if tables[0].shape[0] < clusters:

@@ -184,6 +184,22 @@ class PopulationStore:
                 )
             self._checked.add(split)
 
+    def require_vocabulary(self, digest: str, whose: str) -> None:
+        """Refuse a store whose tokens are ids of another vocabulary.
+
+        Args:
+            digest: of the vocabulary that is wanted, ``Tokenizer.digest``.
+            whose: what has it, for the message.
+
+        Raises:
+            ValueError: the store was built with another one.
+        """
+        if self.tokenizer_digest != digest:
+            raise ValueError(
+                f"{self.folder} was built with another tokenizer than {whose}; build it again with "
+                "that one"
+            )
+
     def require_public(self) -> None:
         """Raise ValueError if the store holds the text of users, whatever a recipe says of it."""
         if self.holds != PUBLIC_TEXT:

@@ -226,7 +226,7 @@ class TestStart:
     [
         ({"model": replace(SPEC, vocabulary_size=301)}, "301.*300 words; make them equal"),
         ({"tokenizer": "tokenizer_400", "model": replace(SPEC, vocabulary_size=400)},
-         "built with another tokenizer; build the population again"),
+         "another tokenizer than the recipe names; build it again"),
         ({"text": "few"}, "bring more text"),
         ({"text": "absent"}, "absent"),
         ({"tokenizer": "absent"}, "absent"),

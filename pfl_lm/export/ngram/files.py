@@ -157,8 +157,7 @@ def _public_text(config: NgramConfig, tokenizer: Tokenizer, people: HeldOut) -> 
         return None
     store = PopulationStore.open(config.public_text)
     store.require_public()
-    if store.tokenizer_digest != tokenizer.digest:
-        raise ValueError(f"--public-text {config.public_text}: it has another vocabulary")
+    store.require_vocabulary(tokenizer.digest, "the bundle")
     if isinstance(people, PopulationStore):
         refuse_users_text(store, people)
     return _Public(store.name, store.digest, np.array(store.stream("train")[:MOST_PUBLIC]))

@@ -183,13 +183,14 @@ def test_public_text_must_be_public_and_of_the_vocabulary(source, text, tmp_path
     from pfl_lm.text.population import PopulationStore
 
     class Store:
-        tokenizer_digest = "another"
+        folder, tokenizer_digest = tmp_path, "another"
+        require_vocabulary = PopulationStore.require_vocabulary
 
         def require_public(self):
             pass
 
     monkeypatch.setattr(PopulationStore, "open", lambda folder: Store())
-    with pytest.raises(ValueError, match=r"--public-text .*another vocabulary"):
+    with pytest.raises(ValueError, match="another tokenizer than the bundle"):
         build.export(source, tmp_path / "b", config(public_text=tmp_path), text)
     assert not (tmp_path / "b").exists()
 
