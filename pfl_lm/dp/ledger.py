@@ -93,8 +93,9 @@ class Ledger:
         """Open a ledger to append to it, verifying every line first.
 
         A last line without its newline was never acknowledged: :meth:`record` had not returned,
-        nothing was released. If it is nevertheless whole it counts (spent stays spent); if not,
-        it is cut off, kept in ``dropped``, and an entry of kind "recovery" states it.
+        nothing was released. If it is nevertheless whole it counts (spent stays spent), and so
+        does one whose whole text was kept beside the ledger (:func:`debited_path`). Any other is
+        cut off, kept in ``dropped``, and an entry of kind "recovery" states it.
 
         Raises:
             LedgerError: no such file, another writer, or a broken chain (with the line's number).
@@ -160,6 +161,21 @@ class Ledger:
             )
         return self._write(proposed)
 
+    def complete(self, text: bytes) -> bool:
+        """Append a line that was about to be written when a process ended, if it comes next.
+
+        Args:
+            text: the line, as :func:`line_text` gave it.
+
+        Returns:
+            Whether it is, to the byte, the line that its entry gives after the last one; nothing
+            is written otherwise.
+        """
+        if (line := _genuine(text, len(self._lines), self.head)) is None:
+            return False
+        self._append(line)
+        return True
+
     def entries(self) -> list[Entry]:
         """Return every entry from the genesis on, in order."""
         return [line["entry"] for line in self._lines]
@@ -219,8 +235,11 @@ class Ledger:
             os.fsync(self._descriptor)
             self._remember(whole)
             return
-        self.dropped = torn.decode("utf-8", "replace")
         os.ftruncate(self._descriptor, end)
+        kept = read_debited(self.path)
+        if kept is not None and kept.startswith(torn) and self.complete(kept):
+            return
+        self.dropped = torn.decode("utf-8", "replace")
         self._write({"kind": "recovery", "dropped": self.dropped})
 
 
@@ -242,6 +261,24 @@ def verify(path: Path, head: str | None = None) -> list[Entry]:
     if head is not None and all(line["hash"] != head for line in lines):
         raise LedgerError(f"{path} has no line with hash {head}: it was cut short or replaced")
     return [line["entry"] for line in lines]
+
+
+def debited_path(path: Path) -> Path:
+    """Return where a ledger keeps the line of a round that is debited elsewhere first."""
+    return Path(path).with_name("ledger.debited")
+
+
+def read_debited(path: Path) -> bytes | None:
+    """Return the line that is kept beside a ledger; None where there is none."""
+    try:
+        return debited_path(path).read_bytes()
+    except FileNotFoundError:
+        return None
+
+
+def line_text(line: Entry) -> bytes:
+    """Return a line of a ledger as its file holds it, without the newline."""
+    return _canonical(line)
 
 
 def _canonical(value: Entry) -> bytes:

@@ -11,20 +11,29 @@ a run's own ledger. It holds:
     debit      a round of it: number, event, and the hashes of the line in its own ledger and of
                the one before that line
 
-A round is written here first, then into the run's own ledger, and then its sum is released. A
-crash between the two writes leaves one debit more than was released, never one less.
+A round commits in this order, each write on the disk before the next begins:
+
+    1. ledger.debited   beside the run's own ledger: the line that this one will have (mode 0600)
+    2. debit            here
+    3. line             in the run's own ledger; then the sum is released, from what was kept
+
+A run that was killed, or whose disk was full, between 2 and 3 writes that line when it goes on: the
+round is paid for once. Where ledger.debited is lost, the debit stays and the round is debited
+again: one debit more than was released, never one less.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pfl_lm.dp.accounting.accountant import compose_all
 from pfl_lm.dp.events import RoundEvent
-from pfl_lm.dp.ledger import Entry, Ledger
+from pfl_lm.dp.ledger import Entry, Ledger, debited_path, line_text, read_debited
 from pfl_lm.dp.policy import Policy
 from pfl_lm.dp.population_spent import (
     PopulationSpent,
@@ -35,6 +44,7 @@ from pfl_lm.dp.population_spent import (
     other_unit,
     total_of,
 )
+from pfl_lm.files import sweep, write_atomically
 from pfl_lm.numbers import format_epsilon
 
 TRAINING = "training"
@@ -92,6 +102,7 @@ class PopulationLedger:
     def __init__(self, ledger: Ledger) -> None:
         """Use :meth:`open`."""
         self._ledger, self._run = ledger, ""
+        self._taken_up: Ledger | None = None  # of the run
 
     @classmethod
     def open(cls, account: PopulationAccount) -> PopulationLedger:
@@ -184,6 +195,8 @@ class PopulationLedger:
     def take_up(self, run: Ledger, policy: Policy, purpose: str = TRAINING) -> None:
         """Let a run or question begin, or go on: each round of its ledger is debited here first.
 
+        A round that was debited, and that its own ledger lacks, is recorded there now.
+
         Raises:
             ValueError: the run's folder, or this ledger, is an older copy, or the run began
                 without a budget.
@@ -213,11 +226,17 @@ class PopulationLedger:
                     "delta": policy.delta,
                 }
             )
-        run.before_append = self._debit
+        run.before_append, self._taken_up = partial(self._debit, run), run
+        self._record_debited(run)
 
     def close(self) -> None:
-        """Release the lock. Closing twice is harmless."""
-        self._ledger.close()
+        """Release the lock, and erase ledger.debited if its line is recorded. Twice is harmless."""
+        run, self._taken_up = self._taken_up, None
+        try:
+            if run is not None and _head_of(read_debited(run.path)) in run.hashes:
+                debited_path(run.path).unlink()
+        finally:
+            self._ledger.close()
 
     def __enter__(self) -> PopulationLedger:
         return self
@@ -237,20 +256,32 @@ class PopulationLedger:
         if not debited:
             return
         last = debited[-1]
-        # Killed between the two debits, a run lacks that round alone.
-        if last["head"] not in run.hashes and last["previous"] != run.head:
+        # Killed between the two debits, a run lacks that round alone. What it wrote since cost
+        # nothing: that a line was cut off, or that the round, tried again, was abandoned.
+        if last["head"] not in run.hashes and last["previous"] not in run.hashes:
             raise ValueError(
                 f"{run.path} is an older copy: round {last['round']} of this run is debited in "
                 f"{self._ledger.path} and not there; go on with the folder that has it"
             )
 
-    def _debit(self, line: Entry) -> None:
+    def _record_debited(self, run: Ledger) -> None:
+        """Write the line that a killed run had debited here and not yet written itself."""
+        path = debited_path(run.path)
+        sweep(path.parent, path.name)
+        text = read_debited(run.path)
+        debits = (entry["head"] for entry in self._ledger.entries() if is_debit(entry))
+        if text is not None and _head_of(text) in debits:
+            run.complete(text)
+
+    def _debit(self, run: Ledger, line: Entry) -> None:
         """Record a round here before the run's own ledger does."""
         entry: dict[str, Any] = line["entry"]
         if not _costs(entry):
             return
         if any(e.get("head") == line["hash"] for e in self._ledger.entries()):
             return  # a round that is repeated to the byte is the same debit
+        with write_atomically(debited_path(run.path), mode=0o600) as temporary:
+            temporary.write_bytes(line_text(line))
         self._ledger.record(
             {
                 "kind": "debit",
@@ -276,6 +307,14 @@ def check_spends_nothing(run: Ledger) -> None:
             f"{run.path} began with the budget of {named}, and would go on with nobody's; go on "
             "as it was begun: with the policy, people and options of then"
         )
+
+
+def _head_of(text: bytes | None) -> str | None:
+    """Return the hash that a kept line states; None where there is no line, or it is damaged."""
+    try:
+        return None if text is None else str(json.loads(text)["hash"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
 
 
 def _costs(entry: Entry) -> bool:

@@ -2,6 +2,7 @@
 
 manifest.json   what was asked, of whom, under which policy, and the name of the result's file
 ledger.jsonl    what it cost, and at its end the digest of the result (see pfl_lm.dp.ledger)
+ledger.debited  while the question runs: the line of its last round (dp.population_ledger)
 words.tsv       the result, written last; of a comparison of models, comparison.json
 budget.json     what the people asked had spent of their one budget when the question ended
 noise.secret    while the question runs: the seed of all its randomness (mode 0600)

@@ -122,18 +122,23 @@ class RunRecorder(RoundRecorder):
         context, population = self._context, self._population
         if resume:
             hears = self._listener if tells else ProgressListener()
-            state, self.ledger = resume_run(context, self.folder, hears)
-            if population is None:
-                check_spends_nothing(self.ledger)
+            state, self.ledger = resume_run(context, self.folder, hears, self._take_up)
         else:
             self._check_population(range(context.scenario.rounds))
             more = {} if population is None else population.reference()
             state, self.ledger = begin_run(context, self.folder, overwrite, more)
-        if population is not None:
-            assert context.privacy.policy is not None
-            population.take_up(self.ledger, context.privacy.policy)
-            self._listener.say(f"the budget of these people: {population.spent().sentence()}")
+            self._take_up(self.ledger)
         return state
+
+    def _take_up(self, ledger: Ledger) -> None:
+        """Let the people's ledger take up that of the run."""
+        population, policy = self._population, self._context.privacy.policy
+        if population is None:
+            check_spends_nothing(ledger)
+            return
+        assert policy is not None
+        population.take_up(ledger, policy)
+        self._listener.say(f"the budget of these people: {population.spent().sentence()}")
 
     def check_budget(self, round: int) -> None:
         """Refuse a round that the policy's budget, or that of its people, does not cover."""

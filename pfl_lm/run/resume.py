@@ -6,7 +6,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
@@ -192,7 +192,10 @@ def _nonce(context: RunContext) -> dict[str, str]:
 
 
 def resume_run(
-    context: RunContext, folder: RunFolder, listener: ProgressListener
+    context: RunContext,
+    folder: RunFolder,
+    listener: ProgressListener,
+    take_up: Callable[[Ledger], None] = lambda ledger: None,
 ) -> tuple[ServerState, Ledger]:
     """Reopen an interrupted run where its ledger ends.
 
@@ -200,6 +203,10 @@ def resume_run(
     a mean is gone from the disk, reproducible noise repeats its round to the byte, which is the
     same entry; with fresh noise it would be another release, so the run goes on after it, and what
     it spent stays spent.
+
+    Args:
+        take_up: called with the ledger before the rounds in it are looked at; it may refuse the
+            run, or record a round that was paid for when the run was killed.
 
     Raises:
         ValueError: no run began here, it began with another scenario or under another policy, or
@@ -212,6 +219,7 @@ def resume_run(
     try:
         state = _last_state(folder, ledger, digest_of(written))
         _sweep(folder)
+        take_up(ledger)
         state = replace(state, clip=clip_before(state.round, ledger.entries()))
         state = replay(context, folder, state, ledger.entries())
         return _past_lost_means(context, folder, state, ledger, listener), ledger
@@ -282,7 +290,10 @@ def _kind(manifest: dict[str, Any]) -> str:
 def _sweep(folder: RunFolder) -> None:
     """Remove the files that the killed run was writing; the ledger's lock says that it is gone."""
     sweep(folder.path / "checkpoints", "round-*.pt")
-    for path in (folder.metrics_path, folder.evaluation_path, folder.model_path):
+    for path in (
+        *(folder.metrics_path, folder.private_metrics_path, folder.public_ledger_path),
+        *(folder.evaluation_path, folder.model_path, folder.budget_path),
+    ):
         sweep(folder.path, path.name)
 
 

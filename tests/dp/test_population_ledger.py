@@ -388,3 +388,54 @@ def test_the_auditor_sees_a_total_above_what_rounds_had_promised(account, tmp_pa
     rounds(tmp_path / "one", account, [0])
     above = [*verify(account.path), {"kind": "total", "epsilon": 4.0, "delta": 1e-6}]
     assert audited_total(above) == (None, "a total was stated above what was promised before")
+
+
+def _cut(path: Path, keep: int = 0) -> None:
+    """Cut the last line of a ledger off, but for its first ``keep`` bytes."""
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:-1]) + lines[-1][:keep])
+
+
+@pytest.mark.parametrize("torn", [0, 1, 100])
+def test_a_round_debited_and_not_recorded_is_recorded_when_the_run_goes_on(account, tmp_path, torn):
+    """Else it was debited again, and a run that had planned its whole budget never ended."""
+    run = Run(tmp_path / "one", account).__enter__()
+    for number in range(ROUNDS - 1):
+        run.round(number)
+    run.ledger.close()  # killed: the population's ledger was not closed either
+    run.population._ledger.close()
+    debited, own = tmp_path / "one" / "ledger.debited", tmp_path / "one" / "ledger.jsonl"
+    assert debited.stat().st_mode & 0o777 == 0o600
+    _cut(own, torn)
+    with Run(tmp_path / "one", account) as run:
+        entries = run.ledger.entries()
+        assert [e["round"] for e in entries if e["kind"] == "round"] == [*range(ROUNDS - 1)]
+        assert not [e for e in entries if e["kind"] == "recovery"]
+        run.round(ROUNDS - 1, "fresh noise")
+    assert debits(account) == [*range(ROUNDS)]
+    assert not debited.exists()
+    verify(own)
+
+
+@pytest.mark.parametrize("torn", [0, 100])
+def test_a_run_whose_kept_line_is_lost_is_no_older_copy(account, tmp_path, torn):
+    """What a run writes after a crash, and costs nothing, made it an older copy of itself."""
+    rounds(tmp_path / "one", account, range(3))
+    _cut(tmp_path / "one" / "ledger.jsonl", torn)
+    with Run(tmp_path / "one", account) as run:
+        run.ledger.record({"kind": "abandoned", "round": 2, "reports": 0})
+    with Run(tmp_path / "one", account) as run:
+        run.round(3)
+    assert debits(account) == [0, 1, 2, 3]
+
+
+def test_a_kept_line_that_nobody_was_debited_is_not_recorded(account, tmp_path):
+    rounds(tmp_path / "one", account, range(2))
+    shutil.copytree(tmp_path / "one", tmp_path / "copy")
+    with Run(tmp_path / "one", account) as run:
+        run.round(2)
+        text = (tmp_path / "one" / "ledger.debited").read_bytes()
+    for kept in (text.replace(b'"released":"2"', b'"released":"3"'), b"no line"):
+        (tmp_path / "copy" / "ledger.debited").write_bytes(kept)
+        with Run(tmp_path / "copy", account) as copy:
+            assert len(copy.ledger.entries()) == 3

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
+import os
 import re
 import shutil
 from dataclasses import asdict, replace
@@ -28,7 +31,7 @@ from pfl_lm.audit.ledger.population import (
 )
 from pfl_lm.audit.ledger.replay import replayed_groups
 from pfl_lm.cli import app
-from pfl_lm.dp.ledger import Ledger, LedgerError, verify
+from pfl_lm.dp.ledger import Ledger, LedgerError, line_text, verify
 from pfl_lm.dp.population_ledger import BudgetSpent, PopulationLedger
 from pfl_lm.dp.population_spent import population_spent
 from pfl_lm.report.page import write_report
@@ -313,6 +316,40 @@ def test_an_interrupted_run_goes_on_and_spends_each_round_once(scenario, tmp_pat
         (tmp_path / "one").rename(tmp_path / "away")
         (tmp_path / "copy").rename(tmp_path / "one")
         run(scenario(), tmp_path / "one", resume=True)
+
+
+@pytest.mark.parametrize("torn", [0, 80])
+@pytest.mark.parametrize("last", [0, 3])
+def test_a_run_whose_disk_was_full_between_the_two_debits_ends(
+    scenario, tmp_path, monkeypatch, last, torn
+):
+    """It debited the round again, and what its policy had planned for the last one was gone."""
+    append = Ledger._append
+
+    def full(ledger: Ledger, line: dict) -> None:
+        entry = line["entry"]
+        if entry["kind"] == "round" and entry["round"] == last:
+            ledger.before_append(line)
+            os.write(ledger._descriptor, line_text(line)[:torn])
+            raise OSError(errno.ENOSPC, "no space", str(ledger.path))
+        append(ledger, line)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Ledger, "_append", full)
+        with pytest.raises(OSError, match="no space"):
+            run(scenario(), tmp_path / "one")
+    assert (tmp_path / "one" / "ledger.debited").is_file()
+    kept = sorted((tmp_path / "one" / "means").iterdir())[-1]
+    released = hashlib.sha256(np.load(kept).tobytes()).hexdigest()
+    folder = run(scenario(), tmp_path / "one", resume=True)
+    recorded = [e for e in verify(folder.ledger_path) if e["kind"] == "round"]
+    assert [entry["round"] for entry in recorded] == [0, 1, 2, 3]
+    assert recorded[last]["released"] == released, "the model takes the step that was paid for"
+    debits = [e["round"] for e in verify(ledger_of(scenario())) if e["kind"] == "debit"]
+    assert debits == [0, 1, 2, 3]
+    assert not (tmp_path / "one" / "ledger.debited").exists()
+    part = audit_ledger(RunArtifacts.open(tmp_path / "one"), tmp_path / "ledgers")
+    assert [f.text for f in part.findings if f.holds is False] == []
 
 
 def test_another_run_waits_while_one_is_going(scenario, tmp_path):
