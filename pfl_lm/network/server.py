@@ -141,7 +141,7 @@ def serve(
 
         state = recorder.open(resume, overwrite, recovered)
         state = asyncio.run(_run(context, recorder, stores[0], state, serving))
-        recorder.finish()
+        recorder.finish(state)
         parameters = state.averaged()
         write_results(context, folder, parameters, final_evaluation(context, parameters))
         recorder.record_end(state.round)

@@ -198,8 +198,14 @@ class RunRecorder(RoundRecorder):
             if self._means is not None:
                 self._means.forget_before(min(self.folder.checkpoints()))
 
-    def finish(self) -> None:
-        """Erase the state of the noise and the means: the last round is over."""
+    def finish(self, state: ServerState) -> None:
+        """Erase the state of the noise and the means: the last round is over.
+
+        The last state is in a checkpoint first, also where a killed run has just taken its last
+        steps again from the means: without both, the model would lack those rounds.
+        """
+        if state.round not in self.folder.checkpoints():
+            self.save(state)
         self.noise_states.erase()
         if self._means is not None:
             self._means.erase()

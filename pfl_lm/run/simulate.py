@@ -239,7 +239,7 @@ def simulate(
             require_finite(state)
             _evaluate_where_due(context, state, recorder, ranks)
             ranks.on_rank_zero(recorder.save_where_due, state)
-        ranks.on_rank_zero(recorder.finish)
+        ranks.on_rank_zero(recorder.finish, state)
         _finish(context, recorder, state, ranks)
     except BaseException:
         # The budget's end, a full disk, Ctrl-C: what has been paid for is kept.

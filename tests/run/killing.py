@@ -19,6 +19,8 @@ POINTS = {
 }
 # Each file of a state by itself, where a state has parts.
 WRITE = "write"
+# The evaluation after the last round, before the model is written.
+END = "end"
 
 
 def killed(work, point: str, when: str, calls: int) -> None:
@@ -29,7 +31,8 @@ def killed(work, point: str, when: str, calls: int) -> None:
         assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL
         return
     try:  # the child never goes on with the tests, whatever it raises
-        owner, name = (POINTS | {WRITE: (NoiseStates, "_write")})[point]
+        others = {WRITE: (NoiseStates, "_write"), END: (simulate, "final_evaluation")}
+        owner, name = (POINTS | others)[point]
         action, seen = getattr(owner, name), [0]
 
         def dying(*arguments, **more):

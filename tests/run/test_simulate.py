@@ -36,6 +36,7 @@ from pfl_lm.server.averages import Average
 from pfl_lm.server.optimizers import ServerOptimizer
 from pfl_lm.server.state import ServerState
 from pfl_lm.text.population import PAD_ID
+from tests.run.killing import END, killed
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -686,3 +687,21 @@ def test_every_noise_and_optimizer_resumes_to_the_byte(
             simulate(scenario, tmp_path / "run", new_watcher())
     simulate(scenario, tmp_path / "run", new_watcher(), resume=True)
     assert outcome(tmp_path / "run") == outcome(straight)
+
+
+def test_killed_twice_at_its_end_a_run_loses_no_round(tiny_scenario, new_watcher, tmp_path):
+    """Resumed after its last round it had no checkpoint of it, and erased the means all the same.
+
+    Killed again in the last evaluation, it wrote a model without the rounds since the checkpoint
+    before.
+    """
+    scenario = tiny_scenario(rounds=4, checkpoint_every=100)
+    once, run = tmp_path / "once" / "run", tmp_path / "run"
+    killed(lambda: simulate(scenario, run, new_watcher()), "checkpoint", "before", 1)
+    shutil.copytree(run, once)
+    simulate(scenario, once, new_watcher(), resume=True)
+    killed(lambda: simulate(scenario, run, new_watcher(), resume=True), END, "before", 1)
+    assert not (run / "means").exists()
+    simulate(scenario, run, new_watcher(), resume=True)
+    assert (run / "model.pt").read_bytes() == (once / "model.pt").read_bytes()
+    assert entries_of(run) == entries_of(once)
