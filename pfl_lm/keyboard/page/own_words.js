@@ -10,7 +10,7 @@ export class OwnWords {
   // Count the words of one message: [begin, …, end].
   addMessage(ids) {
     for (let at = 1; at < ids.length; at++)
-      for (const context of this.contexts(ids.slice(0, at))) {
+      for (const context of this.contexts(ids.slice(Math.max(0, at - 2), at))) {
         const counts = this.counts.get(context) ?? new Map();
         this.counts.set(context, counts.set(ids[at], (counts.get(ids[at]) ?? 0) + 1));
       }

@@ -144,18 +144,18 @@ export class Personal {
     });
   }
 
-  // Words in their contexts, newest first, once each: { before, word, id, context }.
-  habits(context) {
+  // Words in their contexts, newest first, once each and at most so many: { before, word, id, context }.
+  habits(context, most) {
     const found = new Map();
     for (const text of [...this.messages].reverse()) {
       const pieces = this.tokenizer.split(text);
-      pieces.forEach((word, at) => {
-        const id = this.tokenizer.id(word), key = `${pieces[at - 1] ?? ""} ${word}`;
-        if (!this.tokenizer.suggestible[id] || found.has(key)) return;
-        found.set(key, {
-          word, id, before: pieces[at - 1] ?? "", context: context(pieces.slice(0, at).join(" ")),
-        });
-      });
+      for (let at = 0; at < pieces.length; at++) {
+        const word = pieces[at], before = pieces[at - 1] ?? "";
+        const id = this.tokenizer.id(word), key = `${before} ${word}`;
+        if (!this.tokenizer.suggestible[id] || found.has(key)) continue;
+        if (found.size === most) return [...found.values()];
+        found.set(key, { word, id, before, context: context(pieces.slice(0, at).join(" ")) });
+      }
     }
     return [...found.values()];
   }

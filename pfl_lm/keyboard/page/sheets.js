@@ -34,9 +34,9 @@ export class Sheets {
     this.list("words", words.slice(0, 30).map(({ word, count }) =>
       this.item(word, [isolated(word), count > 1 ? ` ×${number(count)}` : ""])));
     this.list("habits", []);
-    const habits = personal.habits((text) => predictor.context(text));
+    const habits = personal.habits((text) => predictor.context(text), LOOKED_AT);
     const turn = (this.turn = (this.turn ?? 0) + 1), found = [];
-    for (const habit of habits.slice(0, LOOKED_AT)) {
+    for (const habit of habits) {
       const then = await predictor.rank(habit.context, habit.id, false);
       const now = await predictor.rank(habit.context, habit.id, true);
       if (turn !== this.turn) return;

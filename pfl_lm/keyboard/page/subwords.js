@@ -73,14 +73,14 @@ export class Subwords {
   }
 
   #path(text, best) {
-    const ids = [];
+    const ids = []; // the last one first
     for (let end = text.length; end > 0; end = best[end].from) {
       const { place, from } = best[end];
-      if (place !== null) ids.unshift(this.first + place);
-      else ids.unshift(...[...new TextEncoder().encode(text.slice(from, end))]
+      if (place !== null) ids.push(this.first + place);
+      else ids.push(...[...new TextEncoder().encode(text.slice(from, end))].reverse()
         .map((byte) => this.first + this.bytes.get(byte)));
     }
-    return ids;
+    return ids.reverse();
   }
 }
 

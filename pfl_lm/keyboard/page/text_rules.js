@@ -2,15 +2,13 @@
 
 import { t } from "./language.js";
 
-const OPENING = "[\"'“‘«(¿¡\\[]*";
-// A sentence begins: at the start of the text or a line, or after a mark that ends one. The marks are
+// What may stand around the beginning and the end of a sentence, and the marks that end one, which are
 // those of pfl_lm/text/normalisation.py.
-const ends = (marks) =>
-  new RegExp(`(^|\\n\\s*|[${marks}]["'”’»)\\]]*\\s+)${OPENING}$|(^|\\s)[¿¡]$`, "u");
-const ENDS = ends(".!?…؟।॥۔։።፧");
-const GREEK_ENDS = ends(".!?…؟।॥۔։።፧;"); // a Greek question ends in a semicolon
+const OPENING = "\"'“‘«(¿¡[", CLOSING = "\"'”’»)]", ASKS = /(^|\s)[¿¡]$/u;
+const ENDS = ".!?…؟।॥۔։።፧";
+const GREEK_ENDS = `${ENDS};`; // a Greek question ends in a semicolon
 const CLOSED = /[\p{L}\p{N}.,!?:;…”’»)\]،؛؟।॥۔։።፧]$/u; // what a word does not follow without a space
-const SHORT = /(^|[^\p{L}])(\p{L}\.)+\p{L}\.\s+$/u; // e.g. and the like end no sentence
+const SHORT = /(^|[^\p{L}])\p{L}\.\p{L}\.$/u; // e.g. and the like end no sentence
 
 // ı and i are two letters in these languages, as in Turkish.
 const DOTLESS = ["tr", "az", "kk", "crh", "tt"], DOTTED = "tr";
@@ -26,7 +24,20 @@ export const MARKS = ".,?!:;،؛؟।॥۔։።፧";
  * @param {string} locale
  */
 export function begins(before, locale) {
-  return (/^el([-_]|$)/.test(locale) ? GREEK_ENDS : ENDS).test(before) && !SHORT.test(before);
+  if (ASKS.test(before)) return true;
+  const text = withoutEnd(before, OPENING), said = text.trimEnd(), space = text.slice(said.length);
+  if (space && text === before && SHORT.test(said)) return false;
+  if (!text || space.includes("\n")) return true;
+  const marks = /^el([-_]|$)/.test(locale) ? GREEK_ENDS : ENDS;
+  return Boolean(space) && marks.includes(withoutEnd(said, CLOSING).at(-1));
+}
+
+// A text without the characters of a set that stand last. It takes as many steps as there are of them; an
+// expression that ends in $ would try each place of a long text.
+function withoutEnd(text, set) {
+  let end = text.length;
+  while (end && set.includes(text[end - 1])) end--;
+  return text.slice(0, end);
 }
 
 /**

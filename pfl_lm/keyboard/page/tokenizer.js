@@ -13,6 +13,8 @@ export function beginnings(letters) {
   return letters.endsWith("ς") ? [letters, `${letters.slice(0, -1)}σ`] : [letters];
 }
 
+const LONGEST = 200; // letters before the caret that are looked at for a half-typed word
+
 export class Tokenizer {
   // rules: bundle.json's `normalisation`; table: vocabulary.tsv; blocked: words never suggested,
   // in any form of their letters, which `letters` tells (pfl_lm/text/letters.py); forms: forms.tsv,
@@ -158,7 +160,7 @@ export class Tokenizer {
   // The half-typed word at the end of a text, and the text before it: the last piece that the
   // text would be cut into, with the apostrophes after it.
   atCaret(text) {
-    const tail = text.match(/[\p{L}\p{N}\p{M}\u200c\u200d'’ʼ׳״·":_@#-]*$/u)[0];
+    const tail = text.slice(-LONGEST).match(/[\p{L}\p{N}\p{M}\u200c\u200d'’ʼ׳״·":_@#-]*$/u)[0];
     const core = tail.replace(/['’ʼ׳]+$/u, "");
     const last = this.split(core).at(-1);
     for (let at = 0; last && at < core.length; at++) {

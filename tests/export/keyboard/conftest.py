@@ -231,6 +231,8 @@ def serving():
         server.server_close()
 
 
+HANGS = 300.0  # seconds after which a script of a few milliseconds will not end
+
 SETUP = """
 import fs from "fs";
 import { Corrector } from "./autocorrect.js";
@@ -259,7 +261,7 @@ def node(tmp_path_factory):
         (folder / "run.js").write_text(SETUP + script)
         done = subprocess.run(
             [program, "run.js"], cwd=folder, input=json.dumps(given), capture_output=True,
-            encoding="utf-8", check=False,
+            encoding="utf-8", check=False, timeout=HANGS,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)

@@ -216,13 +216,7 @@ def test_the_owner_s_words_go_on_from_a_sigma_in_capitals(node) -> None:
     const words = (typed) => personal.own(typed, "").map(({ word }) => word);
     console.log(JSON.stringify(["ΖΟΡΜΠΛΑΣ", "ζορμπλας", "ζορμπλάς"].map(words)));
     """
-    ids = {f"{name}_id": getattr(tokenizer, f"{name}_id") for name in ("unk", "bos", "eos")}
-    given = {
-        "rules": tokenizer.normalisation.in_browser() | ids,
-        "table": tokenizer.files[VOCABULARY_FILE].decode(),
-        "rule": {"strengths": OwnWordsRule().strengths, "discounts": OwnWordsRule().discounts},
-    }
-    assert node(script, given) == [["ζορμπλασός"], ["ζορμπλασός"], []]
+    assert node(script, page_words(tokenizer)) == [["ζορμπλασός"], ["ζορμπλασός"], []]
 
 
 def test_page_and_python_make_the_same_first_capitals(node) -> None:
@@ -239,3 +233,58 @@ def test_a_sentence_begins(node) -> None:
     goes_on = ["e.g. ", "see the U.S. ", "hello ", "hello, "]
     found = node("console.log(JSON.stringify(given.map(begins)));", [*begun, *goes_on])
     assert found == [True] * len(begun) + [False] * len(goes_on)
+
+
+def test_a_sentence_begins_after_a_long_text_too(node) -> None:
+    """An expression that tries each place of such a text would take hours."""
+    script = """
+    const parts = ["\\n", '"', ". ", "a.", '."', " "];
+    const long = parts.map((one) => one.repeat(1_000_000));
+    console.log(JSON.stringify(long.map((text) => [begins(`${text}x`), begins(`x${text}`)])));
+    """
+    ends = [True, False, True, False, False, False]  # after it; not after a letter that follows it
+    assert node(script) == [[False, end] for end in ends]
+
+
+def page_words(tokenizer) -> dict:
+    """What the page knows of a vocabulary, and the rule for its owner's words."""
+    ids = {f"{name}_id": getattr(tokenizer, f"{name}_id") for name in ("unk", "bos", "eos")}
+    return {
+        "rules": tokenizer.normalisation.in_browser() | ids,
+        "table": tokenizer.files[VOCABULARY_FILE].decode(),
+        "rule": {"strengths": OwnWordsRule().strengths, "discounts": OwnWordsRule().discounts},
+    }
+
+
+def test_the_word_at_the_caret_of_a_long_text_is_looked_for_at_its_end(node) -> None:
+    script = """
+    const tokenizer = new Tokenizer(given.rules, given.table), many = 1_000_000;
+    const long = ["a", "a-", "a'", "'", "@", "\\u{10400}"].flatMap((one) => {
+      const text = one.repeat(many);
+      return [text, `${text} `, `${text} wor`].map((whole) => [whole, tokenizer.atCaret(whole)]);
+    });
+    console.log(JSON.stringify(long.map(([whole, { before, typed }]) =>
+      [whole.startsWith(before), whole === before + typed, typed.length <= 200, typed.slice(-3)])));
+    """
+    found = node(script, page_words(some_words(PREFIXES["de"][0], "wort")))
+    assert all(parts[:3] == [True, True, True] for parts in found)
+    assert [parts[3] for parts in found[1::3]] == [""] * 6
+    assert [parts[3] for parts in found[2::3]] == ["wor"] * 6
+
+
+def test_only_as_many_habits_are_read_as_are_shown(node) -> None:
+    script = """
+    const { Personal } = await import("./personal.js");
+    const personal = new Personal("test", new Tokenizer(given.rules, given.table), given.rule);
+    personal.count(["ilk ışık istanbul", "istanbul ilk ilk ilk"]);
+    const read = [], context = (text) => read.push(text);
+    const habits = (most) =>
+      personal.habits(context, most).map(({ before, word }) => `${before} ${word}`);
+    console.log(JSON.stringify([habits(9), read.splice(0), habits(3), read]));
+    """
+    words = some_words(PREFIXES["tr"][0], "ilk", "ışık", "istanbul")
+    all_habits, _, three, read = node(script, page_words(words))
+    newest = [" istanbul", "istanbul ilk", "ilk ilk"]
+    assert all_habits == [*newest, " ilk", "ilk ışık", "ışık istanbul"]
+    assert three == newest
+    assert read == ["", "istanbul", "istanbul ilk"]
