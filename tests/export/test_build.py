@@ -116,6 +116,7 @@ class TestWhatIsInIt:
             page = (tmp_path / card.CARD).read_text()
             row = next(line for line in page.splitlines() if line.startswith("| vocabulary |"))
             assert row.split("|")[3].strip().startswith(says)
+            assert ("words of a public vocabulary" in page) == (says == "no")
 
     def test_the_card_says_that_no_epsilon_covers_figures_of_peoples_text(
         self, bundle_folder, source, text, tmp_path
