@@ -2,7 +2,8 @@
 
     1. a clean pass gives the error e of the output and its projection on the width of a word;
     2. a second pass reads the words with that projection of the error added; each dense layer
-       moves by (its clean output − its modulated output) ⊗ its modulated input;
+       moves by (its clean output − its modulated output) ⊗ its modulated input, at the words that
+       have a target: not in the padding behind a text, where the two passes differ as well;
     3. the output rows move by their exact gradient, which needs no backward pass.
 
 The clean outputs of step 2 are made again beside the modulated ones, so that of every layer only
@@ -24,7 +25,7 @@ random numbers lies on a phone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -36,6 +37,8 @@ from pfl_lm.devices.tables import Table, slots_of
 from pfl_lm.devices.task import Task
 from pfl_lm.devices.trace import Trace
 from pfl_lm.models import dense, recurrent, side_branch, transformer
+from pfl_lm.models import quantised as low_bit
+from pfl_lm.models.dense import Linear
 from pfl_lm.models.models import ModelSpec, body_of, hidden, roles
 from pfl_lm.streams import stream
 
@@ -47,7 +50,7 @@ def train_forward_only(
 ) -> tuple[np.ndarray, list[Trace]]:
     """Train each device by forward passes; arguments and results are those of ``train``."""
     require_layers(task.spec)
-    step, values, training = _Step(task), task.values, task.training
+    step, values, training = _Step(task.in_few_bits()), task.values, task.training
     updates, traces = [], []
     for own, user in zip(windows, users, strict=True):
         trained = torch.from_numpy(values.copy()).unsqueeze(0)  # (1, d)
@@ -80,8 +83,9 @@ class _Step:
         self.gradient_clip = training.gradient_clip
         rows = None if payload.rows is None else torch.from_numpy(payload.rows)
         self._slots = slots_of(rows, spec.vocabulary_size)
-        named = roles(spec)
-        self._frozen = {n: parameters[n] for n, role in named.items() if role.kind != "rows"}
+        self._roles = {n: role for n, role in roles(spec).items() if role.kind != "rows"}
+        self._frozen = {name: parameters[name] for name in self._roles}
+        self._bits = training.weight_bits
         shape = (spec.output_dim, spec.embedding_dim)
         draw = stream(task.seed, "error projection").standard_normal(shape, np.float32)
         scale = training.modulation / spec.output_dim**0.5
@@ -95,7 +99,11 @@ class _Step:
         moves = torch.zeros_like(trained)
         held, sums = self.payload.views(trained), self.payload.views(moves)
         embedding = Table(self.parameters, held, {}, "embedding", self._slots)
-        weights = self._frozen | {n: v for n, v in held.items() if n in self._frozen}
+        weights = self._frozen | {
+            name: low_bit.as_used(name, role, held[name], self._bits)
+            for name, role in self._roles.items()
+            if name in held
+        }
         loss = 0.0
         for piece in self._pieces(batch):
             words = embedding.read(piece.inputs)  # (1, B, T, D)
@@ -104,7 +112,7 @@ class _Step:
                 part, gradient = self._output(vectors, targets, weight, held, sums, candidates)
                 loss += float(part.sum())
                 error.append(gradient @ self._projection)
-            self._modulated(weights, words, self._joined(error, piece), sums)
+            self._modulated(weights, words, self._joined(error, piece), piece.weight > 0, sums)
         if self.gradient_clip is not None:
             norm = torch.linalg.vector_norm(moves)
             moves.mul_((self.gradient_clip / norm).clamp_max(1.0))
@@ -155,22 +163,34 @@ class _Step:
             return error[0].view(*batch.inputs.shape, -1)
         return torch.stack(error, 2)
 
-    def _modulated(self, weights: Weights, embedded: Tensor, error: Tensor, sums: Weights) -> None:
-        """Run clean and modulated words side by side; add what each dense layer moves by."""
+    def _modulated(
+        self, weights: Weights, embedded: Tensor, error: Tensor, has_target: Tensor, sums: Weights
+    ) -> None:
+        """Run clean and modulated words side by side; add what each dense layer moves by.
+
+        Args:
+            embedded, error: (1, B, T, D).
+            has_target: bool (1, B, T); the other words, padding mostly, move nothing.
+        """
         both = torch.cat([embedded, embedded + error], 1)  # (1, 2B, T, D)
         apply = dense.by_name(weights, self.spec.lora)
 
-        def watched(name: str, x: Tensor) -> Tensor:
-            y = apply(name, x)
-            layer = dense.layer(weights, name, self.spec.lora)
-            half = x.shape[1] // 2
-            _add_moves(layer, name, y[:, :half] - y[:, half:], x[:, half:], sums)
-            return y
+        def watch(counts: Tensor) -> Linear:  # bool (1, N, 1), of the rows that a layer sees
+            def watched(name: str, x: Tensor) -> Tensor:
+                y = apply(name, x)
+                layer = dense.layer(weights, name, self.spec.lora)
+                half = x.shape[1] // 2
+                difference = (y[:, :half] - y[:, half:]) * counts
+                _add_moves(layer, name, difference, x[:, half:], sums)
+                return y
+
+            return watched
 
         if body_of(self.spec).in_blocks:
-            transformer.hidden(self.spec, weights, both, watched)
+            seen = has_target.flatten(1).unsqueeze(-1)
+            transformer.hidden(self.spec, weights, both, watch(seen))
         else:
-            for _ in _words(self.spec, weights, both, watched):
+            for _ in _words(self.spec, weights, both, [watch(t) for t in has_target.split(1, 2)]):
                 pass
 
 
@@ -178,13 +198,18 @@ def _words(
     spec: ModelSpec,
     weights: Weights,
     embedded: Tensor,
-    linear: Callable[[str, Tensor], Tensor] | None = None,
+    linear: Sequence[Linear] | None = None,
 ) -> Iterator[Tensor]:
-    """Step a recurrent model over windows (1, B, T, D), yielding vectors (1, B, P)."""
+    """Step a recurrent model over windows (1, B, T, D), yielding vectors (1, B, P).
+
+    Args:
+        linear: how each word's dense layers are applied, if in another way than usual.
+    """
     state = recurrent.zero_state(spec, 1, embedded.shape[1], embedded)
     for t in range(embedded.shape[2]):
         word = embedded[:, :, t]
-        vectors, state = recurrent.step(spec, weights, word, state, linear)
+        applied = None if linear is None else linear[t]
+        vectors, state = recurrent.step(spec, weights, word, state, applied)
         yield side_branch.add(spec, weights, vectors, word)
 
 

@@ -68,19 +68,17 @@ class Step:
         processor = parameters["embedding"].device
         rows = None if payload.rows is None else torch.from_numpy(payload.rows).to(processor)
         self.slots = slots_of(rows, spec.vocabulary_size)
-        shapes = {name: role for name, role in roles(spec).items() if role.kind != "rows"}
-        self.precision = {name: parameters[name].dtype for name in shapes}  # of its products
+        self.roles = {name: role for name, role in roles(spec).items() if role.kind != "rows"}
+        self.precision = {name: parameters[name].dtype for name in self.roles}  # of its products
         if training.precision == "bfloat16":
-            layers = [name for name, role in shapes.items() if is_layer(name, role)]
+            layers = [name for name, role in self.roles.items() if is_layer(name, role)]
             self.precision |= dict.fromkeys(layers, torch.bfloat16)
-        self.frozen = {name: parameters[name].to(self.precision[name]) for name in shapes}
+        self.frozen = {name: parameters[name].to(self.precision[name]) for name in self.roles}
         self.bits = training.weight_bits
-        self.in_bits = {name for name, role in shapes.items() if low_bit.rounds(name, role)}
 
     def used(self, name: str, held: Tensor) -> Tensor:
         """Return a travelling parameter as the products use it: in few bits, if so held."""
-        few = self.bits is not None and name in self.in_bits
-        return low_bit.rounded(held, self.bits) if few else held  # type: ignore[arg-type]
+        return low_bit.as_used(name, self.roles[name], held, self.bits)
 
     def __call__(
         self,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from pfl_lm.devices.local_training import LocalTraining
-from pfl_lm.models.models import ModelSpec, Parameters
+from pfl_lm.models import quantised as low_bit
+from pfl_lm.models.models import ModelSpec, Parameters, roles
 from pfl_lm.payload.layout import Payload
 
 
@@ -34,3 +35,12 @@ class Task:
     unigram: np.ndarray
     seed: int
     round: int
+
+    def in_few_bits(self) -> Task:
+        """Return the task with the model in ``training.weight_bits``, as a small phone holds it."""
+        bits = self.training.weight_bits
+        if bits is None:
+            return self
+        return replace(
+            self, parameters=low_bit.round_model(self.parameters, roles(self.spec), bits)
+        )

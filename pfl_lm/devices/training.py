@@ -26,8 +26,7 @@ from pfl_lm.devices.segmented import step_kind
 from pfl_lm.devices.task import Task
 from pfl_lm.devices.trace import Trace
 from pfl_lm.devices.zeroth_order import train_zeroth_order
-from pfl_lm.models import quantised as low_bit
-from pfl_lm.models.models import ModelSpec, body_of, roles
+from pfl_lm.models.models import ModelSpec, body_of
 from pfl_lm.payload.layout import Payload
 
 UNK = 1
@@ -64,18 +63,15 @@ def _trained(
     task: Task, windows: Sequence[np.ndarray], users: Sequence[int]
 ) -> tuple[np.ndarray, list[Trace]]:
     """Train K devices; arguments and results are those of :func:`train`, unweighted."""
-    words, training = [_outside(own, task.payload) for own in windows], task.training
-    if training.weight_bits is not None:
-        rounded = low_bit.round_model(task.parameters, roles(task.spec), training.weight_bits)
-        task = replace(task, parameters=rounded)
-    return METHODS[training.method](task, words, users)
+    words = [_outside(own, task.payload) for own in windows]
+    return METHODS[task.training.method](task, words, users)
 
 
 def _backpropagate(
     task: Task, windows: Sequence[np.ndarray], users: Sequence[int]
 ) -> tuple[np.ndarray, list[Trace]]:
     """Train K devices by gradients; arguments and results are those of :func:`train`."""
-    training = task.training
+    task, training = task.in_few_bits(), task.training
     schedule = Schedule(windows, training, task.seed, task.round, users)
     processor = task.parameters["embedding"].device
     received = torch.as_tensor(task.values, device=processor)

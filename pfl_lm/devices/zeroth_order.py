@@ -74,8 +74,8 @@ def train_zeroth_order(
         )
     schedule = Schedule(windows, task.training, task.seed, task.round, users)
     walk = _Walk(task, directions, [users[k] for k in schedule.order])
-    forward = _Forward(replace(task, payload=whole))
-    walk.values += gather(task.parameters, whole)
+    forward = _Forward(replace(task.in_few_bits(), payload=whole))
+    walk.values += gather(task.parameters, whole)  # what is moved is held in float32
     losses, tokens = np.zeros(len(users)), np.zeros(len(users), np.int64)
     for number, batch in enumerate(schedule):
         candidates = forward.objective.draw(number)

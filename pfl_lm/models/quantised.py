@@ -3,8 +3,9 @@
 Every row of a matrix (and every word of a table) is rounded to a grid of its own: with b bits to
 whole multiples of its largest magnitude ÷ (2^(b−1) − 1); with one bit to its mean magnitude with
 the weight's sign. What travels is held in float32, as ever: under LoRA the factors, with partial
-rows the round's rows. Where a matrix itself travels and the model is binary, its products use the
-rounded values and its gradient moves the values behind them (straight through).
+rows the round's rows. Where a matrix itself travels, its products use the rounded values, and its
+gradient (or its move in a forward pass) goes to the values behind them (straight through). Training
+along directions multiplies by the values that it moves, in float32.
 
 The simulation computes with the rounded values in float32, which is what a kernel that unpacks
 them computes; ``bytes_of`` says what they take on a phone.
@@ -46,6 +47,11 @@ def rounded(values: Tensor, bits: int) -> Tensor:
 def rounds(name: str, role: Role) -> bool:
     """Whether a parameter is held in few bits: matrices and word tables, not biases or factors."""
     return len(role.shape) == 2 and (role.kind == "rows" or is_layer(name, role))
+
+
+def as_used(name: str, role: Role, values: Tensor, bits: int | None) -> Tensor:
+    """Return a parameter (…) as products use it: rounded to ``bits`` if it is held so."""
+    return values if bits is None or not rounds(name, role) else rounded(values, bits)
 
 
 def round_model(

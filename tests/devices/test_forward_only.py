@@ -22,6 +22,8 @@ UNIGRAM = np.arange(V, 0, -1) / (V * (V + 1) / 2)
 LSTM = ModelSpec("cifg_lstm", V, 6, hidden_dim=8, tied=False)
 TRANSFORMER = ModelSpec("transformer", V, 8, heads=2, feedforward_dim=12, context=10, tied=False)
 ONE_STEP = LocalTraining(0.5, batch_size=64, method="forward_only", modulation=2.0)
+LINEAR = replace(ONE_STEP, modulation=0.05)
+FORGETFUL = ("embedding", "layer0.recurrent")  # small at first: an error is soon forgotten
 WORDS = np.random.default_rng(0).integers(4, V, (5, 8))
 
 
@@ -97,3 +99,24 @@ def test_the_step_is_bounded() -> None:
     found, _ = trained(LSTM, PayloadPlan(), replace(ONE_STEP, gradient_clip=0.01))
     norm = np.sqrt(sum(float((part**2).sum()) for part in found.values()))
     assert norm == pytest.approx(0.5 * 0.01, rel=1e-4)
+
+
+@pytest.mark.parametrize("spec", [LSTM, TRANSFORMER], ids=["lstm", "transformer"])
+def test_padding_moves_nothing(spec: ModelSpec) -> None:
+    """A short text beside a longer one is padded; it adds to a layer what it adds alone."""
+    plan = PayloadPlan(rows="none")
+    short = np.where(np.arange(8) < 4, WORDS[:1], 0)  # 3 targets
+    pair = np.concatenate([short, WORDS[1:2]])  # 3 targets and 7
+
+    def update(windows: np.ndarray) -> np.ndarray:
+        parameters = initialise(spec, 1, UNIGRAM)
+        for matrix in (value for name, value in parameters.items() if name in FORGETFUL):
+            matrix.mul_(20)
+        payload = choose(plan, roles(spec), UNIGRAM, (0, 1, 2, 3), 5, 0)
+        task = Task(spec, parameters, payload, gather(parameters, payload), LINEAR, UNIGRAM, 5, 0)
+        return train(task, [windows], [3])[0][0].astype(np.float64)
+
+    # The error is shared by the tokens of a batch, and so small that moves are linear in it.
+    apart = (3 * update(short) + 7 * update(WORDS[1:2])) / 10
+    together = update(pair)
+    assert np.linalg.norm(together - apart) < 0.02 * np.linalg.norm(apart)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pfl_lm.devices.local_training import LocalTraining
+from pfl_lm.devices.local_training import LocalTraining, MethodName
 from pfl_lm.devices.task import Task
 from pfl_lm.devices.training import train
 from pfl_lm.models.models import LoraSpec, ModelSpec, Parameters, initialise, roles
@@ -46,14 +46,30 @@ def test_what_is_frozen_is_rounded_and_factors_are_not(bits: int, method: str) -
     assert not np.array_equal(found, update(spec, parameters, plan, training))
 
 
-def test_a_binary_matrix_is_trained_straight_through() -> None:
+@pytest.mark.parametrize("method", ["backpropagation", "forward_only"])
+def test_a_binary_matrix_is_trained_straight_through(method: MethodName) -> None:
     """One step: the gradient is taken at the rounded weights and moves those behind them."""
     parameters = initialise(LSTM, 1, UNIGRAM)
     plan = PayloadPlan(rows="none", dense="all")
-    one = replace(LOCAL, batch_size=64)
+    one = replace(LOCAL, batch_size=64, method=method)
     expected = update(LSTM, round_model(parameters, roles(LSTM), 1), plan, one)
     found = update(LSTM, parameters, plan, replace(one, weight_bits=1))
     assert np.allclose(found, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("plan", [PayloadPlan(directions=3), PayloadPlan(15, directions=3)])
+def test_what_moves_along_directions_is_held_in_float32(plan: PayloadPlan) -> None:
+    """Rows and matrices that are moved are not rounded; a table of which nothing moves is."""
+    parameters = initialise(LSTM, 1, UNIGRAM)
+    training = replace(LOCAL, method="zeroth_order", perturbation=0.01)
+    whole = update(LSTM, parameters, plan, training)
+    in_few = update(LSTM, parameters, plan, replace(training, weight_bits=1))
+    assert np.array_equal(in_few, whole) is (plan.rows == "all")
+    frozen = {**parameters, "embedding": round_model(parameters, roles(LSTM), 1)["embedding"]}
+    rows = choose(plan, roles(LSTM), UNIGRAM, (0, 1, 2, 3), 5, 0).rows
+    moved = slice(None) if rows is None else rows
+    frozen["embedding"][moved] = parameters["embedding"][moved]
+    assert np.array_equal(in_few, update(LSTM, frozen, plan, training))
 
 
 def test_eight_bits_are_nearly_all_of_it() -> None:
