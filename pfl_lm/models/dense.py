@@ -77,7 +77,7 @@ class Dense(NamedTuple):
         The factors' part is added while sums are in registers: alone, it waits for the memory.
         """
         a, b = self.a, self.b
-        if a is None or b is None or not products.takes(self.weight, a, b, x, bias):
+        if a is None or b is None or not products.takes_factors(self.weight, a, b, x, bias):
             return None
         return products.through_layer(x, self.weight, a, b, self.scale, bias, back)
 

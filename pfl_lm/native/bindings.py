@@ -202,14 +202,18 @@ TRAINING: Mapping[str, Binding] = {
                 *(c_int, *(c_long,) * 4, *_OPERAND, *_OPERAND, c_long, c_int, c_void_p, c_long),
                 *(*_OPERAND, c_int),
             ),
-            "layer_devices": (
-                *(c_int, POINTER(Dense), c_long, c_long, c_int),
-                *(c_void_p, c_void_p, c_long, c_void_p),
-            ),
             "gradient_devices": (
                 *(c_int, *(c_long,) * 4, *_OPERAND, *_OPERAND),
                 *(c_int, c_void_p, c_long, c_void_p, c_long, c_float, c_int),
             ),
+        }
+    ),
+    "factored": Binding(
+        {
+            "through_layer": (
+                *(c_int, POINTER(Dense), c_long, c_long, c_int),
+                *(c_void_p, c_void_p, c_long, c_void_p),
+            )
         },
         {"dense": Dense},
     ),

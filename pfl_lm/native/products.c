@@ -1,9 +1,11 @@
 /* Products of K devices for callers in Python, each device's operands a stride from the last one's;
    a stride of 0 is an operand that all of them hold. All return 0, or 1 where memory ran out. */
 
-#include "layer.h"
+#include "bfloat16.h"
 
-EXPORT_SIZE(dense)
+#include <stdlib.h>
+
+static float *room(long floats) { return aligned_alloc(64, (4 * floats + 127) / 64 * 64); }
 
 /* The sum of n numbers. */
 static float sum_over(const float *x, long n) {
@@ -72,38 +74,6 @@ int multiply_devices(long devices, long rows, long columns, long depth, const fl
                                          packed, into, to, add || bias);
   }
   free(at), free(packed);
-  return failed;
-}
-
-/* y (K, M, O) = x (K, M, I) through a layer with factors, plus bias (K, O), if any; where `back`, from
-   (K, M, O) to (K, M, I). d->inner is (K, M, R). */
-int layer_devices(const dense *d, long devices, long rows, int back, const float *x,
-                  const float *bias, long bias_device_stride, float *y) {
-  long from = back ? d->outputs : d->inputs, to = back ? d->inputs : d->outputs, r = d->rank;
-  packed p = {0};
-  int failed = 0;
-  for (long k = 0; k < devices && !failed; k++) {
-    if (!k || d->weight_device_stride) failed = prepare_weight(&p, d, k, back);
-    failed = failed || prepare_factors(&p, d, k, 1, back);
-    for (long first = 0, count; first < rows && !failed; first += count) {
-      long at = k * rows + first;
-      count = smaller(NEAR_ROWS, rows - first);
-      multiply_narrow(count, from, r, x + at * from, p.a, d->scale, d->inner + at * r);
-      passage one = {from,
-                     to,
-                     r,
-                     x + at * from,
-                     d->inner + at * r,
-                     p.weight,
-                     p.b,
-                     0,
-                     bias ? bias + k * bias_device_stride : 0,
-                     y + at * to,
-                     d->low};
-      pass_through(&one, count);
-    }
-  }
-  release(&p);
   return failed;
 }
 

@@ -30,6 +30,11 @@ def takes(matrix: Tensor, *tensors: Tensor | None) -> bool:
     return supports(*tensors, None if low else matrix)
 
 
+def takes_factors(matrix: Tensor, *tensors: Tensor | None) -> bool:
+    """:func:`takes`, of the kernel that makes a layer's products with its factors too."""
+    return takes(matrix, *tensors) and native.load("factored") is not None
+
+
 def has_bfloat16() -> bool:
     """Whether the kernels multiply bfloat16 by the processor: AVX512_BF16, or tiles (AMX_BF16).
 
@@ -148,12 +153,11 @@ def through_layer(
     inner = x.new_empty(devices, rows, a.shape[-2])
     bias = None if bias is None else _in_rows(bias)
     layer = describe(weight, a, b, scale, inner)
+    own_bias = (None, 0) if bias is None else (bias.data_ptr(), device_stride(bias, 2))
+    library: Any = native.load("factored")
     _check(
-        _call(
-            "layer_devices",
-            *(ctypes.byref(layer), devices, rows, back, x.data_ptr()),
-            *((None, 0) if bias is None else (bias.data_ptr(), device_stride(bias, 2))),
-            y.data_ptr(),
+        library.through_layer(
+            ctypes.byref(layer), devices, rows, back, x.data_ptr(), *own_bias, y.data_ptr()
         )
     )
     return y, inner
@@ -211,7 +215,7 @@ def _check(failed: int) -> None:
         raise MemoryError("a C kernel could not allocate the memory that it needs")
 
 
-def _call(name: str, *arguments: Any) -> int:
+def _call(name: str, *arguments: float | None) -> int:
     library: Any = native.load("products")
     result: int = getattr(library, name)(*arguments)
     return result

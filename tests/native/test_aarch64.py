@@ -66,6 +66,13 @@ def run_products(_: Any) -> None:
     products.gradient(dy, x, numbers(3, 29, 37), bias, -0.3)
 
 
+def run_factored(_: Any) -> None:
+    for rank in (3, 8, 21):
+        weight, a, b = numbers(29, 37), numbers(2, rank, 37), numbers(2, 29, rank)
+        products.through_layer(numbers(2, 9, 37), weight, a, b, 0.7, numbers(29))
+        products.through_layer(numbers(2, 9, 29), weight, a, b, 0.7, back=True)
+
+
 def run_recurrence(_: Any) -> None:
     for gates, state in ((3, 7), (4, 13)):
         sums, r, c = numbers(2, 3, 4, gates * 13), numbers(2, 4, state), numbers(2, 4, 13)
