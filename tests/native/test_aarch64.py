@@ -64,6 +64,7 @@ def run_products(_: Any) -> None:
     products.pack(numbers(9, 37)), products.pack(numbers(37, 9).mT)
     products.gradient(dy, x)
     products.gradient(dy, x, numbers(3, 29, 37), bias, -0.3)
+    products.has_bfloat16(), products.has_tiles()  # what a processor has, it answers for itself
 
 
 def run_factored(_: Any) -> None:
