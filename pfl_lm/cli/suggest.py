@@ -10,7 +10,7 @@ import typer
 from pfl_lm.cli.arguments import listed, typed
 from pfl_lm.cli.bounds import number
 from pfl_lm.cli.outputs import languages_option
-from pfl_lm.cli.tables import print_table
+from pfl_lm.cli.tables import print_table, visible
 
 Tokenizer = Annotated[
     Path | None,
@@ -57,6 +57,9 @@ def suggest(
     with opened(source, tokenizer, listed(languages)) as suggester:
         for text in texts or suggester.prompts:
             words, emoji = suggester.offer(text, count, letters)
-            shown = [f"[bold]{escape(word)}[/bold]" for word, _ in words] or ["no word begins so"]
-            table.add_row(escape(f"{text} …"), *shown, *([emoji] if emoji and not letters else []))
+            cells = [f"[bold]{escape(visible(word))}[/bold]" for word, _ in words]
+            shown = cells or ["no word begins so"]
+            table.add_row(
+                escape(f"{visible(text)} …"), *shown, *([emoji] if emoji and not letters else [])
+            )
     print_table(table, Console(highlight=False))

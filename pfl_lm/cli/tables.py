@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+import unicodedata
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+
+_TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+def visible(text: str) -> str:
+    """Return a text in which control characters are spelled out, as a terminal would obey them.
+
+    So are the marks that turn the direction of what follows; those of right-to-left words stay.
+    """
+    shown = (
+        letter.encode("unicode_escape").decode()
+        if unicodedata.category(letter) == "Cc" or letter in _TURNING
+        else letter
+        for letter in text
+    )
+    return "".join(shown)
 
 
 def print_table(table: Table, console: Console | None = None) -> None:

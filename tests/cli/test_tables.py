@@ -6,7 +6,7 @@ import io
 
 import pytest
 
-from pfl_lm.cli.tables import print_table
+from pfl_lm.cli.tables import print_table, visible
 
 
 def printed(width: int, rows: list[list[str]], **column) -> str:
@@ -47,3 +47,8 @@ def test_a_table_that_fits_is_as_it_was_and_sentences_are_wrapped():
     assert max(map(len, printed(80, ROWS).splitlines())) <= 80
     sentence = "a sentence of several words that may be wrapped at each of its spaces"
     assert max(map(len, printed(40, [["a", sentence]]).splitlines())) <= 40
+
+
+def test_what_a_terminal_would_obey_is_spelled_out():
+    assert visible("a\x1b[2J\n\x7f\u202eb") == r"a\x1b[2J\n\x7f\u202eb"
+    assert visible("👩\u200d💻 שלום\u200f é") == "👩\u200d💻 שלום\u200f é"

@@ -89,7 +89,8 @@ export function cased(word, shape, locale) {
   if (locale.startsWith("en") && /^i('|$)/.test(word)) word = `I${word.slice(1)}`;
   if (shape !== "title") return word;
   // Greek keeps the accent of a first capital, which it leaves out where all letters are capitals.
-  return (tag === DOTTED ? word[0].toLocaleUpperCase(tag) : word[0].toUpperCase()) + word.slice(1);
+  const [first = ""] = word; // a whole letter: those of Adlam take two places
+  return (tag === DOTTED ? first.toLocaleUpperCase(tag) : first.toUpperCase()) + word.slice(first.length);
 }
 
 /**

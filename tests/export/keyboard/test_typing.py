@@ -187,10 +187,10 @@ def test_capitals_follow_the_language(node) -> None:
       cased("i", "lower", "fr_FR"), shapeOf("שלום", "", "off"), begins("؟ ".padStart(5, "ا")),
       begins("हाँ। "), cased("été", "upper", "xx-not a locale"), cased("i", "upper", "tr-TR"),
       cased("i", "upper", ""), cased("ikä", "title", "tt_RU"), cased("άλλο", "title", "el_GR"),
-      cased("άλλο", "upper", "el_GR")]));
+      cased("άλλο", "upper", "el_GR"), cased("𞤬𞤵𞤤", "title", "ff_Adlm"), cased("", "title", "")]));
     """
     assert node(script) == ["İstanbul", "I'm", "i", "lower", True, True, "ÉTÉ", "İ", "I",
-                            "İkä", "Άλλο", "ΑΛΛΟ"]  # fmt: skip
+                            "İkä", "Άλλο", "ΑΛΛΟ", "𞤊𞤵𞤤", ""]  # fmt: skip
 
 
 def test_page_and_python_begin_sentences_after_the_same_marks(node) -> None:
