@@ -247,14 +247,14 @@ def test_a_stream_that_is_reset_is_refused_by_its_budget(scenario_of, new_watche
         plan = genuine(self, rounds, min_separation, participations)
         return replace(plan, weights=tuple(0.9 * weight for weight in plan.weights))
 
-    from pfl_lm.dp.guarantee import guarantee
+    from pfl_lm.dp.guarantee import _derived
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(type(blt), "planned", other)
-        guarantee.cache_clear()
+        _derived.cache_clear()
         with pytest.raises(ValueError, match="the budget ends here: round 3 would bring ε to ∞"):
             simulate.simulate(scenario, run, new_watcher(), resume=True)
-    guarantee.cache_clear()
+    _derived.cache_clear()
 
 
 @pytest.mark.parametrize(
