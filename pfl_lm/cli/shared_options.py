@@ -34,6 +34,7 @@ def with_options(**readers: Callable[..., Any]) -> Callable[[Verb], Verb]:
             }
             verb(**options, **made)
 
+        del run.__wrapped__  # type: ignore[attr-defined]  # its source has other parameters
         parameters = [p.replace(kind=Parameter.KEYWORD_ONLY) for p in offered()]
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {p.name: p.annotation for p in parameters}

@@ -2,8 +2,7 @@
 
 manifest.json    what was run, on what, by which versions, and both privacy statements
 ledger.jsonl     the hash-chained record of what was spent (see pfl_lm.dp.ledger)
-ledger.debited   of a run that spends its people's one budget: the line of the last round, while the
-                 run goes on (see pfl_lm.dp.population_ledger); mode 0600
+ledger.debited   the last round's line, where people have one budget; mode 0600, gone at the end
 metrics.jsonl    one JSON object a line: rounds and evaluations
 tensorboard/     the same figures for TensorBoard
 noise/           secret state of correlated noise; gone when the run has ended
