@@ -20,6 +20,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,15 @@ def positive(**fields: float | None) -> None:
 def at_least(least: float, **fields: float | None) -> None:
     """Raise ValueError unless each field is ``least`` or more, and finite."""
     _check(fields, lambda value: least <= value < math.inf, f"must be at least {least:,g}")
+
+
+def whole(least: int, **fields: Any) -> None:
+    """Raise ValueError unless each field is a whole number of ``least`` or more."""
+    for name, value in fields.items():
+        if isinstance(value, bool) or not isinstance(value, Integral):
+            refuse(f"{name} = {value!r} is refused: expected a whole number")
+        else:
+            at_least(least, **{name: int(value)})
 
 
 def within(low: float, high: float, **fields: float | None) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from pfl_lm.api.runs import Run, whole
+from pfl_lm.api.runs import Run
 from pfl_lm.pages.html import framed
 from pfl_lm.report.comparison.compare import Comparison
 from pfl_lm.report.comparison.compare import compare as compare_folders
 from pfl_lm.report.comparison.page import render
 from pfl_lm.report.comparison.people import USERS
+from pfl_lm.validate import whole
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -28,7 +27,7 @@ from pfl_lm.run.manifest_file import Manifest, RecordedGuarantee
 from pfl_lm.run.progress import ProgressListener
 from pfl_lm.run.scenario import Scenario
 from pfl_lm.run.trained import load_trained
-from pfl_lm.validate import at_least, one_of
+from pfl_lm.validate import one_of, whole
 
 if TYPE_CHECKING:
     import pyarrow
@@ -266,14 +265,6 @@ class Run:
 
         run = read_run(RunFolder.open(self.folder))
         return run.rounds if kind == "round" else run.evaluations
-
-
-def whole(least: int, **fields: Any) -> None:
-    """Raise ValueError unless each field is a whole number of ``least`` or more."""
-    for name, value in fields.items():
-        if isinstance(value, bool) or not isinstance(value, Integral):
-            raise ValueError(f"{name} = {value!r} is refused: expected a whole number")
-        at_least(least, **{name: int(value)})
 
 
 def _flags(**fields: object) -> None:

@@ -14,8 +14,8 @@ Verb = Callable[..., None]
 def with_options(**readers: Callable[..., Any]) -> Callable[[Verb], Verb]:
     """Give a verb the options of functions in place of its parameters of those names.
 
-    A verb ``serve(keys, calls)`` under ``with_options(calls=calls_of)`` has the options of
-    ``calls_of`` where ``calls`` stood, and is called with what that function returns for them.
+    A verb ``serve(keys, calls)`` under ``with_options(calls=Calls)`` has an option for each field
+    of ``Calls`` where ``calls`` stood, and is called with the ``Calls`` that they make.
     """
 
     def joined(verb: Verb) -> Verb:

@@ -106,13 +106,9 @@ static float *kept(const block *b, part p, float *all, long width, float *own) {
 static void forward_layer(const block *b, tools *u, int which, part p, const float *x,
                           const float *base, float *y) {
   const layer *l = &b->layers[which];
-  const packed *w = &u->layers[which];
   float *narrow = kept(b, p, l->d.inner, l->d.rank, u->narrow);
-  multiply_narrow(p.count, l->d.inputs, l->d.rank, x, w->a, l->d.scale, narrow);
   const float *bias = l->bias ? l->bias + p.k * l->bias_device_stride : 0;
-  passage through = {l->d.inputs, l->d.outputs, l->d.rank, x, narrow,  w->weight,
-                     w->b,        base,         bias,      y, l->d.low};
-  pass_through(&through, p.count);
+  pass_layer(&l->d, &u->layers[which], 0, p.count, x, narrow, base, bias, y);
 }
 
 /* into (O, I) = or += dyᵀ x of some rows. */
@@ -132,13 +128,10 @@ static void gradient_by_weight(tools *u, const layer *l, long rows, const float 
 static void backward_layer(const block *b, tools *u, int which, part p, const float *dy,
                            const float *x, float *dx) {
   const layer *l = &b->layers[which];
-  const packed *w = &u->layers[which];
   long o = l->d.outputs, i = l->d.inputs, r = l->d.rank;
-  multiply_narrow(p.count, o, r, dy, w->a, l->d.scale, u->narrow);
   if (l->d_b)
     factor_gradient(p.count, r, rows_of(b, p, l->d.inner, r), o, dy, l->d_b + p.k * r * o);
-  passage through = {o, i, r, dy, u->narrow, w->weight, w->b, 0, 0, dx, l->d.low};
-  pass_through(&through, p.count);
+  pass_layer(&l->d, &u->layers[which], 1, p.count, dy, u->narrow, 0, 0, dx);
   if (l->d_weight) gradient_by_weight(u, l, p.count, dy, x, l->d_weight + p.k * o * i, p.first > 0);
   if (l->d_bias) sum_rows(p.count, o, dy, l->d_bias + p.k * o);
   if (l->d_a) factor_gradient(p.count, r, u->narrow, i, x, l->d_a + p.k * r * i);

@@ -10,7 +10,7 @@ EXPORT_SIZE(dense)
    (K, M, O) to (K, M, I). d->inner is (K, M, R). */
 int through_layer(const dense *d, long devices, long rows, int back, const float *x,
                   const float *bias, long bias_device_stride, float *y) {
-  long from = back ? d->outputs : d->inputs, to = back ? d->inputs : d->outputs, r = d->rank;
+  long from = back ? d->outputs : d->inputs, to = back ? d->inputs : d->outputs;
   packed p = {0};
   int failed = 0;
   for (long k = 0; k < devices && !failed; k++) {
@@ -19,19 +19,8 @@ int through_layer(const dense *d, long devices, long rows, int back, const float
     for (long first = 0, count; first < rows && !failed; first += count) {
       long at = k * rows + first;
       count = smaller(NEAR_ROWS, rows - first);
-      multiply_narrow(count, from, r, x + at * from, p.a, d->scale, d->inner + at * r);
-      passage one = {from,
-                     to,
-                     r,
-                     x + at * from,
-                     d->inner + at * r,
-                     p.weight,
-                     p.b,
-                     0,
-                     bias ? bias + k * bias_device_stride : 0,
-                     y + at * to,
-                     d->low};
-      pass_through(&one, count);
+      pass_layer(d, &p, back, count, x + at * from, d->inner + at * d->rank, 0,
+                 bias ? bias + k * bias_device_stride : 0, y + at * to);
     }
   }
   release(&p);

@@ -161,6 +161,16 @@ HELPER void pass_through(const passage *p, long rows) {
       }
 }
 
+/* Rows of a device through its packed layer: y = base + bias + x W + scale · (x A) B; base (rows, to)
+   and bias (to,) or none. narrow (rows, R), out: scale · x A. */
+HELPER void pass_layer(const dense *d, const packed *p, int back, long rows, const float *x,
+                       float *narrow, const float *base, const float *bias, float *y) {
+  long from = back ? d->outputs : d->inputs, to = back ? d->inputs : d->outputs;
+  multiply_narrow(rows, from, d->rank, x, p->a, d->scale, narrow);
+  passage through = {from, to, d->rank, x, narrow, p->weight, p->b, base, bias, y, d->low};
+  pass_through(&through, rows);
+}
+
 /* into (O, I) = or += dyᵀ x of rows that were packed as panels of dy's and of x's columns; where
    `low`, of n pairs of rows in bfloat16. */
 INLINE void gradient_tile(int rows, long n, const void *dy, const void *x, int low, float *into,

@@ -52,53 +52,37 @@ INLINE half_vec sums_of_pairs(vec x) {
 #endif
 }
 
-/* Rows through a panel of two lines in a vector: even vectors in one register, odd ones in another. */
-INLINE void pairs_tile(int rows, long n, const float *x, const float *panel, float scale, float *to,
-                       long stride, long columns) {
+/* Rows through a panel with `lines` lines in a vector, a constant, 1 or 2: even vectors in one
+   register, odd ones in another. */
+INLINE void narrow_tile(int rows, int lines, long n, const float *x, const float *panel,
+                        float scale, float *to, long stride, long columns) {
   vec sum[HEIGHT][2] = {{{0}}};
   long k = 0;
-  for (; k + 4 <= n; k += 4, panel += 2 * LANES) {
+  for (; k + 2 * lines <= n; k += 2 * lines, panel += 2 * LANES) {
     vec even = load(panel), odd = load(panel + LANES);
     IN_REGISTER(even);
     IN_REGISTER(odd);
 #pragma GCC unroll 8
     for (int i = 0; i < rows; i++) {
-      sum[i][0] += all_pairs(x + i * n + k) * even;
-      sum[i][1] += all_pairs(x + i * n + k + 2) * odd;
+      const float *at = x + i * n + k;
+      sum[i][0] += (lines == 2 ? all_pairs(at) : all(*at)) * even;
+      sum[i][1] += (lines == 2 ? all_pairs(at + 2) : all(at[1])) * odd;
     }
   }
-  for (; k < n; k += 2, panel += LANES)
+  for (; k < n; k += lines, panel += LANES)
 #pragma GCC unroll 8
     for (int i = 0; i < rows; i++) {
       const float *at = x + i * n + k, last[2] = {*at, 0};
-      sum[i][0] += all_pairs(k + 1 < n ? at : last) * load(panel);
+      sum[i][0] += (lines == 2 ? all_pairs(k + 1 < n ? at : last) : all(*at)) * load(panel);
     }
 #pragma GCC unroll 8
   for (int i = 0; i < rows; i++) {
-    half_vec total = sums_of_pairs(sum[i][0] + sum[i][1]) * scale;
-    memcpy(to + i * stride, &total, 4 * columns);
-  }
-}
-
-/* Rows through a panel of a line in a vector: even lines in one register, odd ones in another. */
-INLINE void narrow_tile(int rows, long n, const float *x, const float *panel, float scale,
-                        float *to, long stride, long columns) {
-  vec sum[HEIGHT][2] = {{{0}}};
-  long k = 0;
-  for (; k + 2 <= n; k += 2, panel += 2 * LANES) {
-    vec even = load(panel), odd = load(panel + LANES);
-    IN_REGISTER(even);
-    IN_REGISTER(odd);
-#pragma GCC unroll 8
-    for (int i = 0; i < rows; i++) {
-      sum[i][0] += all(x[i * n + k]) * even;
-      sum[i][1] += all(x[i * n + k + 1]) * odd;
-    }
-  }
-#pragma GCC unroll 8
-  for (int i = 0; i < rows; i++) {
-    if (k < n) sum[i][0] += all(x[i * n + k]) * load(panel);
-    put(to + i * stride, (sum[i][0] + sum[i][1]) * scale, columns);
+    vec total = sum[i][0] + sum[i][1];
+    half_vec of_pairs = sums_of_pairs(total) * scale;
+    if (lines == 2)
+      memcpy(to + i * stride, &of_pairs, 4 * columns);
+    else
+      put(to + i * stride, total * scale, columns);
   }
 }
 
@@ -106,11 +90,11 @@ INLINE void narrow_tile(int rows, long n, const float *x, const float *panel, fl
 HELPER void multiply_narrow(long rows, long n, long rank, const float *x, const float *a,
                             float scale, float *narrow) {
   for (long i = 0; i < rows && rank && rank <= HALF; i += HEIGHT)
-    OF_HEIGHT(smaller(HEIGHT, rows - i), pairs_tile, n, x + i * n, a, scale, narrow + i * rank,
+    OF_HEIGHT(smaller(HEIGHT, rows - i), narrow_tile, 2, n, x + i * n, a, scale, narrow + i * rank,
               rank, rank)
   for (long j = 0; j < rank && rank > HALF; j += LANES)
     for (long i = 0; i < rows; i += HEIGHT)
-      OF_HEIGHT(smaller(HEIGHT, rows - i), narrow_tile, n, x + i * n, a + j * n, scale,
+      OF_HEIGHT(smaller(HEIGHT, rows - i), narrow_tile, 1, n, x + i * n, a + j * n, scale,
                 narrow + i * rank + j, rank, smaller(LANES, rank - j))
 }
 

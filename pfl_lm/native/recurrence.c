@@ -27,8 +27,8 @@ typedef struct {
 EXPORT_SIZE(recurrence)
 EXPORT_SIZE(dense)
 
-#define NEAR_COLUMNS \
-  (8 * WIDTH) /* of y, that stay in the second cache until the factors add to them */
+/* Columns of y that stay in the second cache until the factors add to them. */
+#define NEAR_COLUMNS (8 * WIDTH)
 
 /* y = or += x through the packed layer for all devices of a group, B rows each: row i of device k
    begins at x + x_at[k B + i]; inner (B, R) of device k at inner + k · inner_device_stride; inner_at: room
