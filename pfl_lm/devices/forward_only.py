@@ -47,7 +47,7 @@ Weights = dict[str, Tensor]
 
 def train_forward_only(
     task: Task, windows: Sequence[np.ndarray], users: Sequence[int]
-) -> tuple[np.ndarray, list[Trace]]:
+) -> tuple[Tensor, list[Trace]]:
     """Train each device by forward passes; arguments and results are those of ``train``."""
     require_layers(task.spec)
     step, values, training = _Step(task.in_few_bits()), task.values, task.training
@@ -63,7 +63,7 @@ def train_forward_only(
         norm = float(np.linalg.norm(update))
         updates.append(update)
         traces.append(Trace(user, loss / max(tokens, 1), tokens, steps, norm))
-    return np.stack(updates), traces
+    return torch.from_numpy(np.stack(updates)), traces
 
 
 def require_layers(spec: ModelSpec) -> None:

@@ -42,11 +42,18 @@ class Table:
         if self.now is None:
             return _rows(self.frozen, words)
         slot = words if self.slots is None else self.slots[words]
-        own = torch.stack([_rows(*pair) for pair in zip(self.now, slot.clamp_min(0), strict=False)])
+        own = self._own_rows(slot.clamp_min(0))
         if self.slots is None:
             return own
         inside = (slot >= 0).view(*slot.shape, *(1,) * (self.frozen.dim() - 1))
         return torch.where(inside, own, _rows(self.frozen, words))
+
+    def _own_rows(self, slot: Tensor) -> Tensor:
+        """Each device's rows at places int64 (K, …): (K, …, P); on a card by one operation."""
+        assert self.now is not None
+        if slot.device.type == "cpu":
+            return torch.stack([_rows(*pair) for pair in zip(self.now, slot, strict=False)])
+        return self.now[_device_of(slot), slot]
 
     def columns(self, words: Tensor) -> Tensor:
         """Rows of C words of the payload: (K, C, P); (C, P) where all devices hold the same."""
@@ -79,14 +86,17 @@ class Table:
         slot = flat if self.slots is None else self.slots[flat]
         inside = (slot >= 0).view(*slot.shape, *(1,) * len(width))
         rows = torch.where(inside, gradient.reshape(*slot.shape, *width) * rate, 0.0)
-        device = torch.arange(len(slot), device=slot.device).unsqueeze(1).expand_as(slot)
-        self.grad_out.index_put_((device, slot.clamp_min(0)), rows, accumulate=True)
+        places = (_device_of(slot), slot.clamp_min(0))
+        self.grad_out.index_put_(places, rows, accumulate=True)
 
     def add_columns(self, words: Tensor, gradient: Tensor, rate: float) -> None:
         """Add ``rate`` · gradient (K, C, P) to the rows of C distinct words of the payload."""
         if self.grad_out is None:
             return
         slot = words if self.slots is None else self.slots[words]
+        if slot.device.type != "cpu":
+            self.grad_out.index_add_(1, slot, gradient, alpha=rate)
+            return
         for grad_out, rows in zip(self.grad_out, gradient, strict=False):
             grad_out.index_add_(0, slot, rows, alpha=rate)
 
@@ -98,6 +108,12 @@ def slots_of(rows: Tensor | None, vocabulary_size: int) -> Tensor | None:
     slots = torch.full((vocabulary_size,), -1, dtype=torch.int64, device=rows.device)
     slots[rows] = torch.arange(len(rows), device=rows.device)
     return slots
+
+
+def _device_of(slot: Tensor) -> Tensor:
+    """Number the devices of places (K, …): int64 of the same shape."""
+    numbers = torch.arange(len(slot), device=slot.device)
+    return numbers.view(-1, *(1,) * (slot.dim() - 1)).expand_as(slot)
 
 
 def _rows(table: Tensor, words: Tensor) -> Tensor:

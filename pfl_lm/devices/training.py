@@ -32,7 +32,7 @@ from pfl_lm.payload.layout import Payload
 UNK = 1
 CACHE_BYTES = 16 << 20  # of the devices' own values that are stepped together
 Weights = dict[str, Tensor]
-Method = Callable[[Task, Sequence[np.ndarray], Sequence[int]], tuple[np.ndarray, list[Trace]]]
+Method = Callable[[Task, Sequence[np.ndarray], Sequence[int]], tuple[Tensor, list[Trace]]]
 
 
 def train(
@@ -48,29 +48,30 @@ def train(
         Updates float32[K, d] in the order of ``windows``, 0 for a device without a target, each
         times its :func:`token_weight`; and what a simulation may record of each device.
     """
-    updates, traces = _trained(task, windows, users)
+    updates, traces = train_in_place(task, windows, users)
+    return updates.cpu().numpy(), traces
+
+
+def train_in_place(
+    task: Task, windows: Sequence[np.ndarray], users: Sequence[int]
+) -> tuple[Tensor, list[Trace]]:
+    """Train as :func:`train` does, and leave the updates where they are made: (K, d)."""
+    words = [_outside(own, task.payload) for own in windows]
+    updates, traces = METHODS[task.training.method](task, words, users)
     if task.training.full_weight_tokens is None:
         return updates, traces
     weights = [token_weight(own, task.training) for own in windows]
-    updates *= np.asarray(weights, np.float32)[:, None]
+    updates *= torch.tensor(weights, dtype=torch.float32, device=updates.device).unsqueeze(1)
     return updates, [
         replace(trace, update_norm=trace.update_norm * weight)
         for trace, weight in zip(traces, weights, strict=True)
     ]
 
 
-def _trained(
-    task: Task, windows: Sequence[np.ndarray], users: Sequence[int]
-) -> tuple[np.ndarray, list[Trace]]:
-    """Train K devices; arguments and results are those of :func:`train`, unweighted."""
-    words = [_outside(own, task.payload) for own in windows]
-    return METHODS[task.training.method](task, words, users)
-
-
 def _backpropagate(
     task: Task, windows: Sequence[np.ndarray], users: Sequence[int]
-) -> tuple[np.ndarray, list[Trace]]:
-    """Train K devices by gradients; arguments and results are those of :func:`train`."""
+) -> tuple[Tensor, list[Trace]]:
+    """Train K devices by gradients; arguments and results are those of :func:`train_in_place`."""
     task, training = task.in_few_bits(), task.training
     schedule = Schedule(windows, training, task.seed, task.round, users)
     processor = task.parameters["embedding"].device
@@ -78,7 +79,8 @@ def _backpropagate(
     now = received.expand(len(windows), -1)  # equal rows until the first step: products are shared
     trained = now.clone()  # (K, d)
     step = step_kind(task.spec, training.activations)(task)
-    losses, tokens = np.zeros(len(windows)), np.zeros(len(windows), np.int64)
+    summed = torch.zeros(len(windows), dtype=torch.float64, device=processor)
+    tokens = np.zeros(len(windows), np.int64)
     for number, batch in enumerate(schedule):
         active = len(batch.inputs)
         candidates = step.objective.draw(number)
@@ -87,19 +89,18 @@ def _backpropagate(
         for group in _side_by_side(active, task.payload.dim, together):
             part = Batch(*(each[group].to(processor) for each in batch))
             loss = step(part, now[group], trained[group], rate, candidates)
-            losses[group] += loss.sum((1, 2)).cpu().numpy()
+            summed[group] += loss.sum((1, 2))
         tokens[:active] += batch.weight.count_nonzero((1, 2)).numpy()
         now = trained
     updates = trained.sub_(received)
-    norms = torch.linalg.vector_norm(updates, dim=1).cpu().numpy()
+    norms, losses = torch.linalg.vector_norm(updates, dim=1).cpu().numpy(), summed.cpu().numpy()
     place = np.argsort(schedule.order)  # from the order of work back to the caller's
     traces = [
         Trace(user, losses[k] / max(tokens[k], 1), int(tokens[k]), int(schedule.steps[k]), norm)
         for user, k, norm in zip(users, place, norms[place].tolist(), strict=True)
     ]
-    found = updates.cpu().numpy()
     in_order = np.array_equal(place, np.arange(len(place)))
-    return found if in_order else found[place], traces
+    return updates if in_order else updates[torch.from_numpy(place).to(processor)], traces
 
 
 METHODS: dict[MethodName, Method] = {

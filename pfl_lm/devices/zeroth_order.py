@@ -57,7 +57,7 @@ from pfl_lm.streams import stream
 
 def train_zeroth_order(
     task: Task, windows: Sequence[np.ndarray], users: Sequence[int]
-) -> tuple[np.ndarray, list[Trace]]:
+) -> tuple[Tensor, list[Trace]]:
     """Train K devices along the payload's directions and return their coefficients.
 
     Arguments and results are those of :func:`pfl_lm.devices.training.train`, with one coefficient
@@ -91,7 +91,7 @@ def train_zeroth_order(
         Trace(user, losses[k] / max(tokens[k], 1), int(tokens[k]), int(schedule.steps[k]), norm)
         for user, k, norm in zip(users, place, norms, strict=True)
     ]
-    return coefficients, traces
+    return torch.from_numpy(coefficients), traces
 
 
 class _Walk:
