@@ -19,7 +19,7 @@ from pfl_lm.dp.sampler.discrete_noise import Table, add_noise, one_table
 from pfl_lm.dp.sampler.random_bits import RandomBits
 from pfl_lm.dp.sampler.rounding import round_at_random, sum_of_squares
 
-_TRIES = 64  # of conditional rounding; each fails with probability ≤ e^(−1/2), all with < 2^-46
+TRIES = 64  # of conditional rounding; each fails with probability ≤ e^(−1/2), all with < 2^-46
 _MARGIN = 2.0**-22  # room below the clip norm for the rounding errors of float32
 _CACHED = 1 << 25  # bytes of vectors that a cache may still hold when they are summed
 
@@ -30,6 +30,11 @@ class Clipped:
 
     norms: Doubles  # (K,) before clipping, in model units
     clipped: Flags  # (K,) true where the row was scaled down or zeroed
+
+    @classmethod
+    def of(cls, lengths: Doubles, factors: Doubles) -> Clipped:
+        """Return what the clip did to rows of these norms, by what they were scaled by."""
+        return cls(np.where(np.isfinite(lengths), lengths, np.nan), factors != 1.0)
 
 
 def norms(updates: Updates) -> Doubles:
@@ -109,12 +114,11 @@ def protect(
         raise ValueError(
             f"out must be {grid.integer}{updates.shape}, got {vectors.dtype}{vectors.shape}"
         )
-    factors = _factors(before, grid.clip_norm)
+    factors = clip_factors(before, grid.clip_norm)
     encoder = _Encoder(grid, share, past_caches=vectors.nbytes > _CACHED)
     for k, source in enumerate(sources_of(bits, len(updates))):
         encoder.write(updates[k], float(factors[k]), source, vectors[k])
-    reported = np.where(np.isfinite(before), before, np.nan)
-    return vectors, Clipped(reported, factors != 1.0)
+    return vectors, Clipped.of(before, factors)
 
 
 def decode(total: Int64s, grid: Grid, report_goal: int) -> Updates:
@@ -134,7 +138,7 @@ def _check(updates: Updates) -> None:
         )
 
 
-def _factors(lengths: Doubles, clip_norm: float) -> Doubles:
+def clip_factors(lengths: Doubles, clip_norm: float) -> Doubles:
     """Return float64[K]: 1 for a row to leave alone, 0 for one to erase, else what to scale by."""
     limit = clip_norm * (1 - _MARGIN)
     # No negation of "norm > limit": that is false for nan, which must be erased.
@@ -159,7 +163,7 @@ class _Encoder:
         A refused rounding discards its noise unseen: the refusal depends on the rounding alone.
         """
         factor *= self._grid.scale
-        for _ in range(_TRIES if factor != 0.0 else 0):
+        for _ in range(TRIES if factor != 0.0 else 0):
             squares, left = round_at_random(row, factor, bits, out, self._alias, self._past_caches)
             if squares <= self._grid.norm_bound_squared:
                 if self._table is None:

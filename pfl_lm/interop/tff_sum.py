@@ -27,6 +27,7 @@ from pfl_lm.dp.grid import Grid
 from pfl_lm.dp.policy import Policy
 from pfl_lm.interop.tff import Worker, find_python, shared_worker
 from pfl_lm.run.privacy import RunPrivacy
+from pfl_lm.secagg.ideal import Reports, in_memory
 from pfl_lm.secagg.rounds import Aggregator, NoisyMean
 from pfl_lm.secagg.traffic import Traffic
 
@@ -120,10 +121,10 @@ class TffRound:
     def waiting(self) -> list[int]:
         return self._counted.waiting
 
-    def submit(self, vectors: np.ndarray, devices: Sequence[int] | None = None) -> int:
+    def submit(self, vectors: Reports, devices: Sequence[int] | None = None) -> int:
         """Add the reports of these devices, integers[K, d]; return how many of them count."""
         taken = self._counted.submit(vectors, devices)
-        self._vectors.append(vectors[:taken].copy())
+        self._vectors.append(in_memory(vectors[:taken]).copy())
         return taken
 
     def merge(self, ranks: Ranks) -> None:

@@ -36,6 +36,7 @@ from pfl_lm.run.sum_check import check_sum
 from pfl_lm.run.trimmed import trimmed_mean
 from pfl_lm.secagg.config import MessageKind, RoundConfig
 from pfl_lm.secagg.errors import SecaggError, SumLost, TooFewReports
+from pfl_lm.secagg.ideal import Reports
 from pfl_lm.secagg.rounds import Aggregator
 from pfl_lm.secagg.traffic import Traffic
 from pfl_lm.server.state import Broadcast
@@ -102,7 +103,7 @@ class GroupedRound:
             for place in group.total.waiting
         )
 
-    def submit(self, vectors: NDArray[Any], devices: Sequence[int] | None = None) -> int:
+    def submit(self, vectors: Reports, devices: Sequence[int] | None = None) -> int:
         """Add the reports of these places of the cohort, each to the sum of its own group."""
         places = self.waiting[: len(vectors)] if devices is None else list(devices)
         summed = 0

@@ -6,7 +6,8 @@
     record_failure    server    record a round that released nothing, paid for if it was asked for
 
 The simulation, the network's device and the network's server call these functions; no other code
-touches an update between training and the sum, or a sum before it is recorded.
+touches an update between training and the sum, or a sum before it is recorded. (Where a graphics
+card trains simulated devices, it clips and encodes their updates: ``simulate.protect_group``.)
 
 Legend: K devices, d coordinates of the payload.
 """

@@ -14,11 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from pfl_lm.devices.processor import CPU, Processor
 from pfl_lm.devices.trace import Trace
-from pfl_lm.devices.training import devices_at_once, groups, train
+from pfl_lm.devices.training import devices_at_once, groups, train_in_place
 from pfl_lm.distributed import ALONE, Ranks
+from pfl_lm.dp.encoding import Clipped
+from pfl_lm.dp.encoding_on_card import clip_and_round
+from pfl_lm.dp.sampler.arrays import Integers
 from pfl_lm.interrupts import interruptible
 from pfl_lm.run.aggregation import ExternalAggregator
 from pfl_lm.run.availability import Cohort, invite
@@ -30,6 +35,7 @@ from pfl_lm.run.evaluation import final_evaluation, validate, write_results
 from pfl_lm.run.figures import RoundFigures
 from pfl_lm.run.folder import RunFolder
 from pfl_lm.run.groups import GroupedRound
+from pfl_lm.run.privacy import RunPrivacy
 from pfl_lm.run.progress import ProgressListener
 from pfl_lm.run.recorder import RoundRecorder, RunRecorder
 from pfl_lm.run.round import Release, protect_updates, record_failure, release, step
@@ -49,12 +55,12 @@ class Ends:
     Attributes:
         invite: (context, broadcast, clock) → the cohort.
         text_of: (context, user, round) → a device's own text, int64[n, T + 1].
-        train: (task, texts, users) → updates float32[K, d] and traces.
+        train: (task, texts, users) → updates float32[K, d], an array or a tensor, and traces.
     """
 
     invite: Callable[..., Cohort] = invite
     text_of: Callable[..., np.ndarray] = text_of
-    train: Callable[..., tuple[np.ndarray, list[Trace]]] = train
+    train: Callable[..., tuple[np.ndarray | Tensor, list[Trace]]] = train_in_place
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,7 @@ class Group:
 
     places: list[int]  # in the cohort
     users: list[int]
-    updates: np.ndarray  # float32[K, d], trained − received
+    updates: Tensor  # float32[K, d], trained − received, on the processor that trained them
     traces: list[Trace]
 
 
@@ -96,9 +102,7 @@ def run_round(
     try:
         total = _open_sum(context, broadcast, cohort)
         for group in train_cohort(context, state, broadcast, cohort, total.waiting, ranks, ends):
-            vectors, clipped = protect_updates(
-                context.privacy, group.updates, broadcast, group.users, len(cohort)
-            )
+            vectors, clipped = protect_group(context.privacy, group, broadcast, len(cohort))
             figures.add(group.traces, clipped.clipped, total.submit(vectors, group.places))
         total.merge(ranks)
         figures.merge(ranks)
@@ -176,7 +180,26 @@ def train_cohort(
             own[user] if user in own else ends.text_of(context, user, number) for user in group
         ]
         updates, traces = ends.train(task, texts, group)
-        yield Group(places[planned[turn]].tolist(), group, updates, traces)
+        yield Group(places[planned[turn]].tolist(), group, torch.as_tensor(updates), traces)
+
+
+def protect_group(
+    privacy: RunPrivacy, group: Group, broadcast: Broadcast, cohort: int
+) -> tuple[Integers | Tensor, Clipped]:
+    """Do to K updates what their devices do before they are masked: float32[K, d] → integers.
+
+    Updates on a graphics card are clipped and rounded there, and stay there, where the devices of
+    the run do no more; all others go through :func:`pfl_lm.run.round.protect_updates`.
+
+    Args:
+        cohort: devices invited.
+    """
+    updates, users, grid = group.updates, group.users, privacy.grid(broadcast.payload.dim)
+    more = privacy.rotate or privacy.clipping or privacy.device_share(grid, cohort)
+    if updates.device.type == "cpu" or more:
+        return protect_updates(privacy, updates.cpu().numpy(), broadcast, users, cohort)
+    bits = [privacy.bits("device", broadcast.round, user) for user in users]
+    return clip_and_round(updates, grid, bits)
 
 
 def simulate(

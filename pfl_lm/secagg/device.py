@@ -155,7 +155,7 @@ class KeysShared(_State):
         config = self._me.config
         if vector.shape != (config.dim,):
             raise ValueError(f"vector must have shape ({config.dim},): {vector.shape}")
-        config.ring.check_integers(vector)
+        config.ring.check_integers(vector.dtype)
         if removable is not None and self.noise is not None:
             assert removable.plan.levels == config.noise_levels
             vector = removable.add(self.noise, vector)

@@ -9,7 +9,7 @@ thresholds.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Union
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +18,15 @@ from pfl_lm.distributed import Ranks
 from pfl_lm.secagg.errors import Refused, TooFewReports, WrongState
 from pfl_lm.secagg.ring import Ring
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 PAST_GOAL = ("drop", "refuse")
 _CHUNK = 1 << 14  # entries summed at a time: the running sum stays in the nearest cache
+
+
+# Reports of K devices, integers (K, d): an array, or a tensor on a graphics card.
+Reports = Union[NDArray[Any], "Tensor"]
 
 
 @dataclass(frozen=True)
@@ -77,8 +84,11 @@ class IdealAggregator:
         self._open = True
         self._total = np.zeros(dim, dtype=self.ring.word)
 
-    def submit(self, vectors: NDArray[Any]) -> int:
+    def submit(self, vectors: Reports) -> int:
         """Add K reports, integers (K, d), and return how many of them were summed.
+
+        Args:
+            vectors: an array, or a tensor of torch on a graphics card, which adds up its own.
 
         Raises:
             ValueError: another shape or dtype (a float would round above 2^53).
@@ -89,10 +99,11 @@ class IdealAggregator:
             raise WrongState("the round is closed: a late report is not summed")
         room = None if self.goal is None else self.goal - self.reports
         summed = within_goal(vectors, self.dim, self.ring, room, self.past_goal)
-        summed = summed.view(np.dtype(f"<u{summed.itemsize}"))
+        rows = summed if isinstance(summed, np.ndarray) else _added_up(summed)
+        rows = rows.view(np.dtype(f"<u{rows.itemsize}"))
         for start in range(0, self.dim, _CHUNK):
             part = slice(start, start + _CHUNK)
-            for row in summed:
+            for row in rows:
                 words = row[part].astype(self.ring.word, copy=False)
                 np.add(self._total[part], words, out=self._total[part])
         self.reports += len(summed)
@@ -135,8 +146,8 @@ class IdealAggregator:
 
 
 def within_goal(
-    vectors: NDArray[Any], dim: int, ring: Ring, room: int | None, past_goal: str
-) -> NDArray[Any]:
+    vectors: Reports, dim: int, ring: Ring, room: int | None, past_goal: str
+) -> Reports:
     """Check a batch of reports, (K, dim), and return those for which the goal leaves room.
 
     Raises:
@@ -144,8 +155,22 @@ def within_goal(
         Refused: more reports than ``room``, where reports past the goal are refused.
     """
     if vectors.ndim != 2 or vectors.shape[1] != dim:
-        raise ValueError(f"vectors must have shape (K, {dim}): {vectors.shape}")
-    ring.check_integers(vectors)
+        raise ValueError(f"vectors must have shape (K, {dim}): {tuple(vectors.shape)}")
+    ring.check_integers(vectors.dtype if isinstance(vectors, np.ndarray) else _dtype_of(vectors))
     if room is not None and len(vectors) > room and past_goal == "refuse":
         raise Refused(f"{len(vectors)} reports where the goal leaves room for {room}")
     return vectors[:room]
+
+
+def in_memory(vectors: Reports) -> NDArray[Any]:
+    """Bring reports to main memory, where they are not there yet."""
+    return vectors if isinstance(vectors, np.ndarray) else vectors.cpu().numpy()
+
+
+def _added_up(vectors: Tensor) -> NDArray[np.int64]:
+    """Return the sum of a card's reports modulo 2^64, as the one row of int64 (1, d)."""
+    return in_memory(vectors.long().sum(0, keepdim=True))
+
+
+def _dtype_of(vectors: Tensor) -> np.dtype[Any]:
+    return np.dtype(str(vectors.dtype).removeprefix("torch."))

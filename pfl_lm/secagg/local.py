@@ -11,13 +11,12 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pfl_lm.distributed import Ranks
 from pfl_lm.secagg import device as phases
 from pfl_lm.secagg.config import LEAST_COHORT, DevicePolicy, MessageKind, RoundConfig, sends
 from pfl_lm.secagg.errors import Refused, SumLost, WrongState
-from pfl_lm.secagg.ideal import PAST_GOAL, within_goal
+from pfl_lm.secagg.ideal import PAST_GOAL, Reports, in_memory, within_goal
 from pfl_lm.secagg.keys import Identity, certify, public_key
 from pfl_lm.secagg.noise import RemovableNoise
 from pfl_lm.secagg.opening import OpenedRound
@@ -89,7 +88,7 @@ class ProtocolAggregator:
         """The devices that have yet to report, and will if they are let."""
         return list(self._waiting)
 
-    def submit(self, vectors: NDArray[Any], devices: Sequence[int] | None = None) -> int:
+    def submit(self, vectors: Reports, devices: Sequence[int] | None = None) -> int:
         """Let K devices report, integers (K, d); return how many reports were summed.
 
         Args:
@@ -105,7 +104,7 @@ class ProtocolAggregator:
             raise WrongState("the round is closed: a late report is not summed")
         room = None if self._goal is None else self._goal - self.reports
         ring, dim = self.config.ring, self.config.dim
-        summed = within_goal(vectors, dim, ring, room, self._past_goal)
+        summed = in_memory(within_goal(vectors, dim, ring, room, self._past_goal))
         chosen = self.waiting[: len(vectors)] if devices is None else list(devices)
         check_devices(chosen[: len(summed)], self._waiting, len(summed))
         for index, vector in zip(chosen, summed, strict=False):

@@ -52,7 +52,7 @@ class Ring:
         """A running sum before anything was added to it: (dim,) words."""
         return packing.zeros(dim, self.word)
 
-    def check_integers(self, integers: NDArray[Any]) -> None:
+    def check_integers(self, dtype: np.dtype[Any]) -> None:
         """Raise unless these are integers of 32 or 64 bits, as many as a word of the ring at least.
 
         Integers that wrapped at 32 bits are what they were in a ring of at most 32 bits only.
@@ -60,12 +60,10 @@ class Ring:
         Raises:
             ValueError: naming the dtype.
         """
-        kind, size = integers.dtype.kind, integers.dtype.itemsize
+        kind, size = dtype.kind, dtype.itemsize
         if kind not in "iu" or size not in (4, 8) or size < self.word.itemsize:
             least = "int32 or int64" if self.word.itemsize == 4 else "int64"
-            raise ValueError(
-                f"vectors must be {least} in a ring of {self.bits} bits: {integers.dtype}"
-            )
+            raise ValueError(f"vectors must be {least} in a ring of {self.bits} bits: {dtype}")
 
     def embed(self, integers: Integers, words: Words) -> None:
         """Write integers (n,) as ring elements into words (n,), not reduced to b bits."""

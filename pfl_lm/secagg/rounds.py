@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pfl_lm.distributed import Ranks
 from pfl_lm.secagg.config import LEAST_COHORT, MessageKind, RoundConfig, sends
 from pfl_lm.secagg.errors import SumLost, TooFewAnswers, TooFewReports
-from pfl_lm.secagg.ideal import IdealAggregator, OpenedSum
+from pfl_lm.secagg.ideal import IdealAggregator, OpenedSum, Reports
 from pfl_lm.secagg.local import ProtocolAggregator, check_devices
 from pfl_lm.secagg.noise import RemovableNoise
 from pfl_lm.secagg.sharing import Entropy
@@ -45,7 +45,7 @@ class Aggregator(Protocol):
     def waiting(self) -> list[int]:
         """The devices, by their place in the cohort, that will report if they are let."""
 
-    def submit(self, vectors: NDArray[Any], devices: Sequence[int] | None = None) -> int: ...
+    def submit(self, vectors: Reports, devices: Sequence[int] | None = None) -> int: ...
 
     def merge(self, ranks: Ranks) -> None: ...
 
@@ -112,7 +112,7 @@ class IdealRound:
     def waiting(self) -> list[int]:
         return sorted(self._waiting)
 
-    def submit(self, vectors: NDArray[Any], devices: Sequence[int] | None = None) -> int:
+    def submit(self, vectors: Reports, devices: Sequence[int] | None = None) -> int:
         """Add the reports of these devices (by default the next in order), integers (K, d).
 
         Raises:

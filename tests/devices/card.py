@@ -13,7 +13,10 @@ from __future__ import annotations
 import json
 import os
 import sys
+import tempfile
 import traceback
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +27,20 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 from pfl_lm.devices.local_training import LocalTraining
-from tests.devices.test_training import PLANS, run, setting, spec_of, text_of
+from pfl_lm.devices.processor import Processor
+from pfl_lm.devices.task import Task
+from pfl_lm.devices.training import train_in_place
+from pfl_lm.dp.encoding_on_card import clip_and_round
+from pfl_lm.dp.grid import Grid
+from pfl_lm.dp.sampler.random_bits import reproducible_bits
+from pfl_lm.models.file import load_model
+from pfl_lm.models.models import ModelSpec
+from pfl_lm.run.progress import ProgressListener
+from pfl_lm.run.scenario import EvaluationConfig, PopulationConfig, Scenario
+from pfl_lm.run.simulate import simulate
+from pfl_lm.secagg.ideal import IdealAggregator
+from pfl_lm.streams import key
+from tests.devices.test_training import PLANS, UNIGRAM, run, setting, spec_of, text_of
 
 NAME = "card"
 USERS = [10, 11, 12]
@@ -101,6 +117,77 @@ def main() -> None:
     settings += [("transformer", case, METHODS[1]) for case in ("everything", "rows + lora")]
     for kind, case, changes in settings:
         print(json.dumps([f"{kind}, {case}, {changes}", _difference(kind, case, changes)]))
+    print(json.dumps(["a round", _of_a_round()]))
+    for more in (
+        {},
+        {"rotate": True},
+        {"separate_noise": True},
+        {"secure_aggregation": "protocol"},
+    ):
+        print(json.dumps([f"a run, {more}", _of_a_run(**more)]))
+
+
+def _of_a_round() -> float | str:
+    """Train, clip, round and sum there: return the largest difference between two sums, in steps.
+
+    The sum of what the card's updates are when they are clipped and rounded here is the same.
+    """
+    more, plan = PLANS["rows + lora"]
+    spec = spec_of("cifg_lstm", **more)
+    local = LocalTraining(learning_rate=0.1, batch_size=2, loss="sampled")
+    parameters, payload, values = setting(spec, plan)
+    grid = Grid(payload.dim, 0.05, 8.0, 24)
+
+    def total_of(updates: Tensor) -> np.ndarray:
+        vectors, _ = clip_and_round(updates, grid, [reproducible_bits(key(user)) for user in USERS])
+        summed = IdealAggregator(payload.dim, grid.modulus_bits, threshold=2)
+        summed.submit(vectors)
+        return summed.close().vector
+
+    with Card():
+        there = {name: value.to(NAME) for name, value in parameters.items()}
+        task = Task(spec, there, payload, values, local, UNIGRAM, 0, 0)
+        updates, _ = train_in_place(task, text_of((2, 0, 1)), USERS)
+        assert isinstance(updates, OnCard), "updates stay where they were trained"
+        total = total_of(updates)
+    return float(np.abs(total - total_of(updates.held)).max())
+
+
+POLICY = """
+unit = "user"
+neighboring = "zero_out"
+epsilon = 2.0
+delta = 1e-7
+population = 1_000_000
+report_goal = 5_000
+rounds = 6
+participation = { kind = "rotation", min_separation = 200 }
+noise = { at = "device", kind = "skellam", tolerated_dropout = 0.1 }
+"""
+
+
+def _of_a_run(**changes: Any) -> float | str:
+    """Simulate here and there: return the models' largest difference."""
+    models = []
+    with tempfile.TemporaryDirectory() as folder:
+        policy = Path(folder) / "policy.toml"
+        policy.write_text(POLICY, encoding="utf-8")
+        scenario = Scenario(
+            PopulationConfig("synthetic", users=200, tokens_per_user=40),
+            ModelSpec("cifg_lstm", vocabulary_size=300, embedding_dim=8, hidden_dim=8),
+            LocalTraining(0.5, batch_size=4, window=8, max_tokens=64),
+            rounds=2, cohort=6, clip_norm=0.5, policy=policy, reproducible=True,
+            evaluation=EvaluationConfig(0, users=3, final_users=3, tokens_per_user=30), **changes,
+        )  # fmt: skip
+        for name, place in (("cpu", nullcontext()), (NAME, Card())):
+            processor = Processor(torch.device(name), most=4, own_bytes=1 << 30, work_bytes=1 << 30)
+            with place:
+                run = simulate(
+                    scenario, Path(folder) / name, ProgressListener(), processor=processor
+                )
+            models.append(load_model(run.model_path).parameters)
+    here, there = models
+    return max(float((here[name] - there[name]).abs().max()) for name in here)
 
 
 def _difference(kind: str, case: str, changes: dict[str, Any]) -> float | str:

@@ -183,7 +183,7 @@ def test_the_redraw_ends_and_what_it_ends_with_obeys_the_bound() -> None:
     up = np.ones(400)
     assert np.linalg.norm(up) > grid.norm_bound
     vectors, _ = protect(row, grid, None, dither)
-    assert dither.drawn == encoding._TRIES
+    assert dither.drawn == encoding.TRIES
     assert not vectors.any(), "rounded towards zero"
 
 

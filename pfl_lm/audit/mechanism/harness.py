@@ -226,7 +226,7 @@ def encoded(
     present = list(range(len(cohort)))
     for group in train_cohort(context, state, broadcast, cohort, present, ends=ends):
         vectors, _ = protect_updates(
-            context.privacy, group.updates, broadcast, group.users, len(cohort)
+            context.privacy, group.updates.numpy(), broadcast, group.users, len(cohort)
         )
         yield vectors
 

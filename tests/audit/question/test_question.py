@@ -173,9 +173,9 @@ class TestDoctoredCode:
         assert "fresh noise for every question" in running(question)
 
     def test_a_clip_that_is_too_wide(self, question: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        plain = encoding._factors
+        plain = encoding.clip_factors
         bound = encoding.Grid.norm_bound_squared
-        monkeypatch.setattr(encoding, "_factors", lambda norms, clip: plain(norms, 2 * clip))
+        monkeypatch.setattr(encoding, "clip_factors", lambda norms, clip: plain(norms, 2 * clip))
         monkeypatch.setattr(
             encoding.Grid, "norm_bound_squared", property(lambda self: 4 * bound.fget(self))
         )
