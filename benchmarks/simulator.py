@@ -9,7 +9,8 @@ alike. The figure that survives a busy machine is CPU seconds per device; second
 printed beside it. Before anything is timed, our dense update is compared with a plain torch
 loop's. Below each of our lines stands the count of its products by shape and the rate that
 libraries reach there (``benchmarks/products.py``). With ``--processor cuda`` a graphics card is
-timed beside one thread.
+timed beside one thread, and beside pfl-research on the same card where ``--pfl-python`` is a Python
+that has it and a build of torch for the card.
 """
 
 from __future__ import annotations
@@ -64,6 +65,7 @@ BARS = {  # ratio to pfl-research that is asked for
     "W2": {"dense": 2.5, "bf16": 6.0, "method": 15.0, "method bf16": 22.5},
     "W3": {"dense": 3.0, "bf16": 5.0, "method": 30.0, "method bf16": 45.0},
 }
+CARD_BARS = {"dense": 10, "bf16": 10, "method": 50, "method bf16": 50}  # asked of W2 and W3
 
 
 class Setting:
@@ -75,7 +77,7 @@ class Setting:
 
     def __init__(self, work: str, kind: str, processor: Processor = CPU) -> None:
         method = kind.startswith("method")
-        held = open_work(work, FOLDER)
+        held, self.processor = open_work(work, FOLDER), processor
         self.tokens = held.pop("tokens").astype(np.int64)
         self.spec = _spec(work, LoraSpec(8) if method else None)
         fresh = models.initialise(self.spec, seed=0)
@@ -111,15 +113,14 @@ class Setting:
 
     def sum_of_clipped(self, users: list[int]) -> torch.Tensor:
         """Train the users' devices, clip each update, and return their sum, float32[d]."""
-        total = torch.zeros(len(self.values))
+        total = torch.zeros(len(self.values), device=self.processor.device)
         for start in range(0, len(users), self.at_once):
             group = users[start : start + self.at_once]
             texts = [self.tokens[user % len(self.tokens)] for user in group]
-            updates, traces = hot.train(self.task, texts, group)
+            updates, traces = hot.train_in_place(self.task, texts, group)
             for update, trace in zip(updates, traces, strict=True):
-                clip = min(1.0, CLIP / max(trace.update_norm, 1e-12))
-                total.add_(torch.from_numpy(update), alpha=clip)
-        return total
+                total.add_(update, alpha=min(1.0, CLIP / max(trace.update_norm, 1e-12)))
+        return total.cpu()
 
 
 def _spec(work: str, lora: LoraSpec | None) -> ModelSpec:
@@ -223,10 +224,17 @@ def ours(work: str, kind: str, cohort: int) -> Lap:
     )
 
 
-def theirs(work: str, cohort: int, python: Path) -> Lap:
-    """The same of pfl-research, started by its recommended launcher."""
-    command = [python, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command += [HERE / "peer_pfl.py", "--work", work, "--folder", FOLDER]
+def theirs(work: str, cohort: int, python: Path, processes: int = 2) -> Lap:
+    """The same of pfl-research, started by its recommended launcher; on a card if it finds one."""
+    command = [python, "-m", "torch.distributed.run", "--standalone"]
+    command += [
+        f"--nproc_per_node={processes}",
+        HERE / "peer_pfl.py",
+        "--work",
+        work,
+        "--folder",
+        FOLDER,
+    ]
     command += ["--cohort", str(cohort), "--rounds", "1"]
     done = subprocess.run(
         [str(word) for word in command], capture_output=True, text=True, check=False
@@ -284,29 +292,50 @@ def _print(work: str, name: str, laps: list[Lap], peer: list[Lap]) -> None:
         print(f"   {row}", flush=True)
 
 
-def on_a_card(work: str, cohort: int, repeats: int) -> None:
-    """Print what a card does of a workload beside this machine's processor, one process each."""
+def on_a_card(work: str, cohort: int, repeats: int, python: Path) -> None:
+    """Print what a card does of a workload beside pfl-research there and one thread here."""
     card = open_processor("cuda")
-    print(f"{work}: {card.name}")
-    for kind in ("dense", "bf16", "method", "method bf16"):
-        rates = []
-        for processor, users in ((CPU, 4), (card, cohort)):
-            setting = Setting(work, kind, processor)
-            setting.sum_of_clipped(list(range(min(users, setting.at_once))))  # warm
-            walls = []
-            for _ in range(repeats):
-                began = time.perf_counter()
-                setting.sum_of_clipped(list(range(users)))
-                walls.append((time.perf_counter() - began) / users)
-            rates.append(1 / statistics.median(walls))
-        gflop = sum(part.gflop for part in products.of_work(work, kind, setting.at_once))
+    peer, limit = float("nan"), _large_product_on(card)
+    print(f"{work}: {card.name}; a large bfloat16 product reaches {limit:.0f} TFLOP/s there")
+    if python.exists():
+        laps = [theirs(work, max(8, cohort // 50), python, processes=1) for _ in range(repeats)]
+        peer = 1 / statistics.median(lap.wall for lap in laps)
+        print(f"{work} pfl-research {peer:8.1f} devices/s there, one process", flush=True)
+    for kind, bar in CARD_BARS.items():
+        setting = Setting(work, kind, card)
+        here, there = _rate(Setting(work, kind), 4, repeats), _rate(setting, cohort, repeats)
+        reached = there * sum(p.gflop for p in products.of_work(work, kind, setting.at_once)) / 1e3
         print(
-            f"{work} {kind:11s} {rates[1]:8.1f} devices/s, {setting.at_once} at once, "
-            f"{rates[1] / rates[0]:6.1f} x one thread here; {gflop * rates[1] / 1e3:.1f} TFLOP/s; "
+            f"{work} {kind:11s} {there:8.1f} devices/s, {setting.at_once} at once: "
+            f"{there / peer:6.1f} x pfl-research (bar {bar}), {there / here:6.1f} x one thread "
+            f"here; {reached:.1f} TFLOP/s, {reached / limit:.0%} of the large product's; "
             f"{torch.cuda.max_memory_allocated() / 1e9:.1f} GB",
             flush=True,
         )
         torch.cuda.reset_peak_memory_stats()
+
+
+def _rate(setting: Setting, users: int, repeats: int) -> float:
+    """Devices a second, the median of several cohorts."""
+    setting.sum_of_clipped(list(range(min(users, setting.at_once))))  # warm
+    walls = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        setting.sum_of_clipped(list(range(users)))
+        walls.append((time.perf_counter() - began) / users)
+    return 1 / statistics.median(walls)
+
+
+def _large_product_on(card: Processor, size: int = 8192, times: int = 20) -> float:
+    """TFLOP a second of a square bfloat16 product on the card."""
+    left, right = torch.randn(2, size, size, device=card.device, dtype=torch.bfloat16)
+    torch.mm(left, right)  # warm
+    torch.cuda.synchronize()
+    began = time.perf_counter()
+    for _ in range(times):
+        torch.mm(left, right)
+    torch.cuda.synchronize()
+    return times * 2 * size**3 / (time.perf_counter() - began) / 1e12
 
 
 def build_environment(python: Path) -> None:
@@ -328,7 +357,7 @@ def main() -> None:
     if arguments.processor == "cuda":
         machine.tune(threads=1)
         for work in arguments.work:
-            on_a_card(work, arguments.cohort, arguments.repeats)
+            on_a_card(work, arguments.cohort, arguments.repeats, arguments.pfl_python)
         return
     if not arguments.pfl_python.exists():
         build_environment(arguments.pfl_python)
