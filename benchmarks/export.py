@@ -113,7 +113,7 @@ def _row(
         cells += [
             f"{cost.median_ms:.2f} / {cost.p95_ms:.2f}",
             f"{cost.median_cpu_ms:.2f}",
-            f"{cost.peak_memory_bytes / 1e6:.0f}",
+            "–" if (peak := cost.peak_memory_bytes) is None else f"{peak / 1e6:.0f}",
         ]
     else:
         cells += ["not run", "not run", "not run"]

@@ -214,7 +214,8 @@ def _print_budgets(
     console: Any, checked: list[tuple[Path, Policy, Guarantee, list[str]]], ledgers: Path
 ) -> None:
     """Say for each population what is left, and which policies it can still pay in full."""
-    from pfl_lm.dp.population_spent import population_spent, with_planned
+    from pfl_lm.dp.ledger import verify
+    from pfl_lm.dp.population_spent import other_unit, population_spent, with_planned
     from pfl_lm.numbers import format_epsilon
 
     paths = sorted(ledgers.glob("*.jsonl")) if ledgers.is_dir() else [ledgers]
@@ -230,6 +231,9 @@ def _print_budgets(
                 console.print(
                     f"  [red]too much[/red]: {path.stem} adds no noise, so ε = ∞", highlight=False
                 )
+                continue
+            if reason := other_unit(verify(ledger), policy.unit):
+                console.print(f"  [red]too much[/red]: {path.stem}: {reason}", highlight=False)
                 continue
             noise = follows.noise_multiplier
             planned = [policy.event(noise, round=number) for number in range(policy.rounds)]

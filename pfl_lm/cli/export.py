@@ -256,7 +256,8 @@ def _show(rows: list[MeasuredFile], text: HeldOutText) -> None:
             percent(parity.keystrokes_saved), percent(parity.reference_keystrokes_saved),
         ]  # fmt: skip
         figures += ["–"] * 3 if cost is None else [
-            significant(cost.median_ms), significant(cost.p95_ms), size(cost.peak_memory_bytes)
+            significant(cost.median_ms), significant(cost.p95_ms),
+            "–" if cost.peak_memory_bytes is None else size(cost.peak_memory_bytes),
         ]  # fmt: skip
         table.add_row(row.file.name, size(row.file.bytes), *figures)
     print_table(table)

@@ -31,14 +31,15 @@ class RuntimeCost:
     Attributes:
         median_ms, p95_ms: wall clock for a keystroke, on this machine as busy as it was.
         median_cpu_ms: processor time for a keystroke.
-        peak_memory_bytes: added by opening and running the file.
+        peak_memory_bytes: added by opening and running the file; None where the system does not
+            tell it (it is read from /proc).
         open_ms: until it can answer.
     """
 
     median_ms: float
     p95_ms: float
     median_cpu_ms: float
-    peak_memory_bytes: int
+    peak_memory_bytes: int | None
     open_ms: float
 
     def as_dict(self) -> dict[str, Any]:
@@ -97,17 +98,17 @@ def _time(folder: Path, exported: ExportedFile) -> RuntimeCost:
         median_ms=1e3 * float(np.median(wall[_WARM:])),
         p95_ms=1e3 * float(np.quantile(wall[_WARM:], 0.95)),
         median_cpu_ms=1e3 * float(np.median(cpu[_WARM:])),
-        peak_memory_bytes=max(0, _memory("VmHWM") - before),
+        peak_memory_bytes=None if before is None else max(0, (_memory("VmHWM") or 0) - before),
         open_ms=1e3 * opened,
     )
 
 
-def _memory(field: str) -> int:
-    """Bytes of a line of /proc/self/status; 0 where there is no such file."""
+def _memory(field: str) -> int | None:
+    """Bytes of a line of /proc/self/status; None where there is no such file, or line."""
     status = Path("/proc/self/status")
     lines = status.read_text(encoding="utf-8").splitlines() if status.exists() else []
-    kibibytes = (line.split()[1] for line in lines if line.startswith(f"{field}:"))
-    return 1024 * int(next(kibibytes, "0"))
+    kibibytes = [line.split()[1] for line in lines if line.startswith(f"{field}:")]
+    return 1024 * int(kibibytes[0]) if kibibytes else None
 
 
 def _forget_peak() -> None:

@@ -85,7 +85,7 @@ def travelling_layers(
 
     Layers take turns in an order that is drawn again each time all of them have had theirs.
     """
-    names = list(dict.fromkeys(_layer(n) for n, role in roles.items() if role.kind != "rows"))
+    names = dense_layers(roles)
     if plan.layers is None or plan.layers >= len(names):
         return set(names)
     first = round * plan.layers
@@ -93,6 +93,11 @@ def travelling_layers(
     turns = {place // len(names) for place in places}
     order = {t: stream(seed, "layers", t).permutation(len(names)) for t in turns}
     return {names[order[place // len(names)][place % len(names)]] for place in places}
+
+
+def dense_layers(roles: Mapping[str, ParameterRole]) -> list[str]:
+    """Name the layers that take turns: all but the word tables."""
+    return list(dict.fromkeys(_layer(n) for n, role in roles.items() if role.kind != "rows"))
 
 
 def _layer(name: str) -> str:

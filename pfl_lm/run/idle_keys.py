@@ -11,6 +11,8 @@ from dataclasses import MISSING, fields, is_dataclass
 from operator import attrgetter
 from typing import Any, NamedTuple
 
+from pfl_lm.models.models import roles
+from pfl_lm.payload.choice import dense_layers
 from pfl_lm.run.scenario import Scenario
 
 
@@ -33,6 +35,11 @@ def _where(table: str, keys: tuple[str, ...], other: str, *values: str, more: st
 
 def _some_rows(scenario: Scenario) -> bool:
     return isinstance(scenario.payload.rows, int)
+
+
+def _layers_take_turns(scenario: Scenario) -> bool:
+    stated = scenario.payload.layers
+    return stated is None or stated < len(dense_layers(roles(scenario.model)))
 
 
 def _reads_segments(scenario: Scenario) -> bool:
@@ -79,6 +86,12 @@ _RULES = (
         ("temper",),
         lambda s: _some_rows(s) and s.payload.draw == "unigram",
         'where payload.rows is a number and payload.draw = "unigram"',
+    ),
+    _Rule(
+        "payload",
+        ("layers",),
+        _layers_take_turns,
+        "where it is below the number of the model's layers",
     ),
     _where("server", ("momentum",), "server.kind", "momentum", "adam", "yogi"),
     _where("server", ("second_momentum", "adaptivity"), "server.kind", "adam", "yogi"),

@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pfl_lm.devices.encoding_on_card import clip_and_round
 from pfl_lm.devices.processor import CPU, Processor
 from pfl_lm.devices.trace import Trace
 from pfl_lm.devices.training import devices_at_once, groups, train_in_place
 from pfl_lm.distributed import ALONE, Ranks
 from pfl_lm.dp.encoding import Clipped
-from pfl_lm.dp.encoding_on_card import clip_and_round
 from pfl_lm.dp.sampler.arrays import Integers
 from pfl_lm.interrupts import interruptible
 from pfl_lm.run.aggregation import ExternalAggregator

@@ -26,11 +26,11 @@ from torch.utils import _pytree as tree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
+from pfl_lm.devices.encoding_on_card import clip_and_round
 from pfl_lm.devices.local_training import LocalTraining
 from pfl_lm.devices.processor import Processor
 from pfl_lm.devices.task import Task
 from pfl_lm.devices.training import train_in_place
-from pfl_lm.dp.encoding_on_card import clip_and_round
 from pfl_lm.dp.grid import Grid
 from pfl_lm.dp.sampler.random_bits import reproducible_bits
 from pfl_lm.models.file import load_model

@@ -259,6 +259,10 @@ class TestVerbs:
         assert "too much: all of large" in run(
             "check", str(tmp_path / "large.toml"), "--ledgers", ledgers
         )
+        by_device = (tmp_path / "small.toml").read_text().replace('"user"', '"device"')
+        (tmp_path / "phones.toml").write_text(by_device)
+        shown = " ".join(run("check", str(tmp_path / "phones.toml"), "--ledgers", ledgers).split())
+        assert 'too much: phones: unit = "device": one has spent rounds of these people' in shown
 
     def test_nobody_can_pay_for_a_policy_without_noise(
         self, store: PopulationStore, tmp_path: Path

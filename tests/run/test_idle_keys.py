@@ -29,6 +29,7 @@ BASE = SIMULATIONS / "fleet_10m.toml"
         ({"training.segment_length": 3}, {"training.activations": "recomputed"}),
         ({"training.modulation": 0.5}, {"training.method": "forward_only"}),
         ({"payload.draw": "uniform", "payload.temper": 0.5}, {"payload.draw": "unigram"}),
+        ({"payload.layers": 99}, {"payload.layers": 1}),
         (
             {"training.method": "forward_only", "training.activations": "recomputed"},
             {"training.method": "backpropagation"},

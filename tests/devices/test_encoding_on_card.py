@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from pfl_lm.dp import encoding_on_card
+from pfl_lm.devices import encoding_on_card
+from pfl_lm.devices.encoding_on_card import _dithers, clip_and_round
 from pfl_lm.dp.encoding import TRIES, decode, protect
-from pfl_lm.dp.encoding_on_card import _dithers, clip_and_round
 from pfl_lm.dp.grid import Grid
 from pfl_lm.dp.sampler.random_bits import RandomBits
 from tests.dp import reference
