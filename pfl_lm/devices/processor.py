@@ -1,11 +1,11 @@
 """Where simulated devices compute: on this machine's processor, or on a graphics card.
 
 The same code trains in both places; compiled kernels are the processor's. A card gets the model
-once a round, and clips, rounds and adds up what it trained (``devices.encoding_on_card``); of a group
-of devices only the sum comes back. The processor draws the exact noise, from the run's own source
-of randomness. Where each device rotates, noises or masks a vector of its own, or reports whether
-it was clipped, updates come back as they are and the processor does the rest. A card sums in an
-order of its own, so its updates are the processor's to float32's rounding, not to the bit.
+once a round, and clips, rounds and adds up what it trained (``devices.encoding_on_card``): of a
+group of devices only the sum comes back. The processor draws the exact noise, from the run's own
+source of randomness. Where each device rotates, noises or masks a vector of its own, or reports
+whether it was clipped, updates come back as they are and the processor does the rest. A card sums
+in an order of its own, so its updates are the processor's to float32's rounding, not to the bit.
 """
 
 from __future__ import annotations
