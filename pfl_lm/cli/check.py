@@ -177,7 +177,7 @@ def _print_guarantees(
             _verdict(policy, problems, written),
         )
     print_table(table, console)
-    for path, _, follows, problems in checked:
+    for path, policy, follows, problems in checked:
         console.print(f"\n[bold]{path.stem}[/bold]  {follows.statement}", highlight=False)
         console.print(f"[dim]by {follows.accountant}[/dim]", highlight=False)
         if policy.participation.kind == "rotation":
@@ -203,9 +203,11 @@ def _different_users(policy: Policy) -> str:
     """Say how many people full cohorts need: a rotation that needs all of them seldom fills up."""
     needed = policy.different_users
     people = "all of the" if needed == policy.population else f"{needed:,} of"
-    rounds = needed // policy.report_goal
+    rounds, goal = needed // policy.report_goal, f"{policy.report_goal:,}"
+    if rounds == 1:
+        return f"a full cohort of {goal} needs {people} {policy.population:,} users"
     return (
-        f"{rounds:,} full cohorts of {policy.report_goal:,}, nobody twice in them, need "
+        f"{rounds:,} full cohorts of {goal}, nobody twice in them, need "
         f"{people} {policy.population:,} users"
     )
 

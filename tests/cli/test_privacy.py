@@ -261,6 +261,17 @@ def test_check_takes_one_policy(run, policies):
     assert needed in " ".join(out.split())
 
 
+def test_check_says_of_each_policy_how_many_people_its_own_cohorts_need(run, policies):
+    text = (policies / "ours.toml").read_text(encoding="utf-8")
+    once = text.replace("report_goal = 1_000", "report_goal = 900")
+    assert once != text
+    (policies / "more.toml").write_text(once, encoding="utf-8")
+    out = " ".join(run("check", str(policies))[1].split())
+    for goal, needed in (("900", "45,000"), ("1,000", "50,000")):
+        line = f"50 full cohorts of {goal}, nobody twice in them, need {needed} of 1,000,000 users"
+        assert line in out
+
+
 @pytest.mark.parametrize("verb", ["check", "audit"])
 def test_a_table_written_as_a_word_is_named_with_what_it_takes(run, policies, verb):
     path = policies / "ours.toml"
