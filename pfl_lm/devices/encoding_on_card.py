@@ -68,9 +68,8 @@ def clip_and_round(
     for _ in range(TRIES):
         parts = [left[start : start + together] for start in range(0, len(left), together)]
         long = [_round(updates, factors * grid.scale, bits, part, grid, vectors) for part in parts]
-        left = np.concatenate(
-            [part[each.cpu().numpy()] for part, each in zip(parts, long, strict=True)] or [left]
-        )
+        again = [part[each.cpu().numpy()] for part, each in zip(parts, long, strict=True)]
+        left = np.concatenate([left[:0], *again])
     for row in left.tolist():
         _round_towards_zero(updates[row], float(factors[row]) * grid.scale, grid, vectors[row])
     return vectors, Clipped.of(lengths, factors)

@@ -36,6 +36,7 @@ from pfl_lm.devices.batches import Batch, Schedule
 from pfl_lm.devices.tables import Table, slots_of
 from pfl_lm.devices.task import Task
 from pfl_lm.devices.trace import Trace
+from pfl_lm.dp.encoding import norms
 from pfl_lm.models import dense, recurrent, side_branch, transformer
 from pfl_lm.models import quantised as low_bit
 from pfl_lm.models.dense import Linear
@@ -60,7 +61,7 @@ def train_forward_only(
             loss += step(trained, batch, training.learning_rate * training.decay**steps, candidates)
             tokens, steps = tokens + int(batch.weight.count_nonzero()), steps + 1
         update = trained[0].numpy() - values
-        norm = float(np.linalg.norm(update))
+        norm = float(norms(update[None])[0])
         updates.append(update)
         traces.append(Trace(user, loss / max(tokens, 1), tokens, steps, norm))
     return torch.from_numpy(np.stack(updates)), traces

@@ -26,6 +26,7 @@ from pfl_lm.devices.segmented import step_kind
 from pfl_lm.devices.task import Task
 from pfl_lm.devices.trace import Trace
 from pfl_lm.devices.zeroth_order import train_zeroth_order
+from pfl_lm.dp.encoding import norms
 from pfl_lm.models.models import ModelSpec, body_of
 from pfl_lm.payload.layout import Payload
 
@@ -93,14 +94,21 @@ def _backpropagate(
         tokens[:active] += batch.weight.count_nonzero((1, 2)).numpy()
         now = trained
     updates = trained.sub_(received)
-    norms, losses = torch.linalg.vector_norm(updates, dim=1).cpu().numpy(), summed.cpu().numpy()
+    lengths, losses = _lengths(updates), summed.cpu().numpy()
     place = np.argsort(schedule.order)  # from the order of work back to the caller's
     traces = [
         Trace(user, losses[k] / max(tokens[k], 1), int(tokens[k]), int(schedule.steps[k]), norm)
-        for user, k, norm in zip(users, place, norms[place].tolist(), strict=True)
+        for user, k, norm in zip(users, place, lengths[place].tolist(), strict=True)
     ]
     in_order = np.array_equal(place, np.arange(len(place)))
     return updates if in_order else updates[torch.from_numpy(place).to(processor)], traces
+
+
+def _lengths(updates: Tensor) -> np.ndarray:
+    """Return float64[K], the ℓ2 norm of each device's update, summed in float64."""
+    if updates.device.type == "cpu":
+        return norms(updates.numpy())
+    return torch.linalg.vector_norm(updates, dim=1, dtype=torch.float64).cpu().numpy()
 
 
 METHODS: dict[MethodName, Method] = {

@@ -48,6 +48,7 @@ from pfl_lm.devices.batches import Batch, Schedule
 from pfl_lm.devices.tables import Table, slots_of
 from pfl_lm.devices.task import Task
 from pfl_lm.devices.trace import Trace
+from pfl_lm.dp.encoding import norms
 from pfl_lm.models import dense, recurrent, side_branch
 from pfl_lm.models.models import body_of, hidden, roles
 from pfl_lm.payload.directions import Directions
@@ -86,10 +87,10 @@ def train_zeroth_order(
         tokens[: len(seen)] += seen
     place = np.argsort(schedule.order)  # from the order of work back to the caller's
     coefficients = walk.coefficients[place]
-    norms = np.linalg.norm(coefficients, axis=1).tolist()
+    lengths = norms(coefficients).tolist()
     traces = [
         Trace(user, losses[k] / max(tokens[k], 1), int(tokens[k]), int(schedule.steps[k]), norm)
-        for user, k, norm in zip(users, place, norms, strict=True)
+        for user, k, norm in zip(users, place, lengths, strict=True)
     ]
     return torch.from_numpy(coefficients), traces
 

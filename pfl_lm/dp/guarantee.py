@@ -216,16 +216,14 @@ _CHANGE = {
 
 def _statement(policy: Policy, z: float, cost: PrivacyCost) -> str:
     """Return one sentence to publish, whose first figure is the largest: to whom, what, how."""
+    rounds = "one round" if policy.rounds == 1 else f"{policy.rounds:,} rounds together"
     if policy.noise.at == "none":
-        return (
-            f"No differential privacy is guaranteed for these {policy.rounds:,} rounds "
-            "(no noise, ε = ∞)."
-        )
+        return f"No differential privacy is guaranteed over {rounds} (no noise, ε = ∞)."
     change = _CHANGE[policy.neighboring].format(unit=policy.unit)
     place = "added in shares by the devices" if policy.noise.at == "device" else "added centrally"
     first, whom = _adversaries(policy, cost)
     return (
-        f"{first}ll models released over {policy.rounds:,} rounds together are "
+        f"{first}ll models released over {rounds} are "
         f"({format_epsilon(cost.epsilon)}, {policy.delta:g})-differentially private per "
         f"{policy.unit} {whom}: they are almost as likely if {change} ({policy.neighboring}); "
         f"{_participation(policy)}, and {_sums(policy)} carries "
