@@ -9,7 +9,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy import stats
 
 from pfl_lm.devices import encoding_on_card
 from pfl_lm.devices.encoding_on_card import _dithers, clip_and_round
@@ -17,7 +16,7 @@ from pfl_lm.dp.encoding import TRIES, decode, protect
 from pfl_lm.dp.grid import Grid
 from pfl_lm.dp.sampler.random_bits import RandomBits
 from tests.dp import reference
-from tests.dp.test_encoding import ANY_ROWS, bits, gaussians
+from tests.dp.test_encoding import ANY_ROWS, bits, check_unbiased, gaussians
 
 
 def on_card(rows: np.ndarray[Any, Any], grid: Grid, seed: int = 0) -> tuple[Any, Any]:
@@ -59,18 +58,10 @@ def test_a_rounded_row_is_within_a_step_of_the_clipped_one(clip_norm: float) -> 
 
 
 def test_rounding_is_unbiased_and_has_its_variance() -> None:
-    dim, rows = 4096, 600
-    row = gaussians(1, dim, 3)
-    grid = Grid(dim, 1.0, 8.0, 40)
-    vectors, _ = on_card(np.repeat(row, rows, 0), grid)
+    row, grid = gaussians(1, 4096, 3), Grid(4096, 1.0, 8.0, 40)
+    vectors, _ = on_card(np.repeat(row, 600, 0), grid)
     assert vectors.dtype == np.int64, "a ring of more than 31 bits"
-    exact = reference.clip(row, 1.0)[0] * grid.scale
-    fraction = exact - np.floor(exact)
-    spread = np.sqrt(fraction * (1 - fraction) / rows)
-    steady = spread > 0.005
-    deviations = (vectors.mean(axis=0) - exact)[steady] / spread[steady]
-    assert stats.kstest(deviations, "norm").pvalue > 1e-4
-    assert abs(deviations.mean()) < 5 / steady.sum() ** 0.5
+    check_unbiased(vectors, row, grid)
 
 
 def test_a_refused_rounding_is_made_again_with_other_bits() -> None:
