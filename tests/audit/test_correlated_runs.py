@@ -22,6 +22,7 @@ from pfl_lm.audit.mechanism import check as mechanism_check
 from pfl_lm.audit.mechanism.rebuild import rebuild_context
 from pfl_lm.audit.mechanism.stream_tests import stream_findings
 from pfl_lm.dp.correlated import tree, tree_stream
+from pfl_lm.dp.correlated.buffers import Buffers
 from pfl_lm.dp.correlated.history import History
 from pfl_lm.dp.correlated.mechanism import Blt
 from pfl_lm.dp.correlated.sensitivity import sensitivity
@@ -77,6 +78,7 @@ def test_an_honest_run_fails_nothing(blt_run):
         "noise on the sum",
         "users keep their separation",
         "noise correlates as stated",
+        "a sum counts in its own round alone",
         "nobody moves the stream further than stated",
     }
 
@@ -128,6 +130,34 @@ def test_noise_that_is_used_again_in_the_next_round(run, monkeypatch):
 
     monkeypatch.setattr(run_privacy.RunPrivacy, "bits", bits)
     assert "noise correlates as stated" in stream_failures(run)
+
+
+@pytest.mark.parametrize("factor", [0.0, 1.1, 2.0])
+def test_sums_that_are_remembered_larger_or_smaller_than_they_were(run, monkeypatch, factor):
+    """A user then moves the stream further than stated; silent devices cannot tell."""
+    genuine = Buffers.remember
+
+    def other(self, strategy, own_time, round, places, pair, past, error):
+        pair = (factor * pair[0], pair[1])
+        return genuine(self, strategy, own_time, round, places, pair, past, error)
+
+    monkeypatch.setattr(Buffers, "remember", other)
+    assert set(stream_failures(run)) == {"a sum counts in its own round alone"}
+
+
+def test_banded_sums_that_are_remembered_twice_as_large(tiny_run, tmp_path, monkeypatch):
+    run = tiny_run(
+        tmp_path, POLICY.replace('"blt"', '"banded"'), payload=PayloadPlan(rows=100), rounds=6
+    )
+    assert stream_failures(run) == {}
+    genuine = History.look_back
+
+    def doubled(self, strategy, own_time, places):
+        past = genuine(self, strategy, own_time, places)
+        return past._replace(sums=2 * past.sums)
+
+    monkeypatch.setattr(History, "look_back", doubled)
+    assert "a sum counts in its own round alone" in stream_failures(run)
 
 
 def test_noise_that_is_a_tenth_too_small(run, monkeypatch):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from pfl_lm.audit.findings import Finding
 from pfl_lm.audit.mechanism.harness import (
     Opened,
     ProbeRecorder,
+    Updates,
     dim_of,
     ends_of,
     places,
@@ -34,6 +35,7 @@ from pfl_lm.run.simulate import run_round
 from pfl_lm.server.state import ServerState
 
 _CORRELATES = "noise correlates as stated"
+_ONCE = "a sum counts in its own round alone"
 _ROUNDS = 6
 _DEVIATIONS = 5.6  # two-sided chance 2e-8, for each of 21 entries of a covariance
 _FEWEST = 200  # coordinates from which a covariance is estimated
@@ -52,7 +54,12 @@ def stream_findings(context: RunContext, stated: Mapping[str, Any] | None) -> li
     if follows.stream is None:
         return [separation(context)]
     stream = dict(stated or asdict(follows.stream))
-    return [separation(context), covariance(context, stream), patterns(context, stream)]
+    return [
+        separation(context),
+        covariance(context, stream),
+        own_rounds(context, stream),
+        patterns(context, stream),
+    ]
 
 
 def covariance(context: RunContext, stream: Mapping[str, Any]) -> Finding:
@@ -64,7 +71,7 @@ def covariance(context: RunContext, stream: Mapping[str, Any]) -> Finding:
     if count < 2:
         return Finding(name, None, "One round correlates with nothing.")
     first = probed_round(context, count)
-    noise = _common(list(_rounds_in_a_row(context, first, count)))
+    noise = _common(_rounds_in_a_row(context, first, [zeros] * count))
     dim = noise.shape[1]
     if dim < _FEWEST:
         return Finding(name, None, f"Only {dim} coordinates travel in {count} rounds in a row.")
@@ -85,6 +92,46 @@ def covariance(context: RunContext, stream: Mapping[str, Any]) -> Finding:
     return Finding(name, True, f"The covariance that is farthest off, {about}.")
 
 
+def own_rounds(context: RunContext, stream: Mapping[str, Any]) -> Finding:
+    """Let devices send one update all together, then nothing; later rounds must not show it.
+
+    A stream releases C⁻¹(Cx + z) = x + C⁻¹z. Where a round remembers its sum otherwise than what it
+    released, a user moves the stream by another C than the stated one, and later rounds show what
+    the two differ by. Silent devices would not tell.
+    """
+    count = min(_ROUNDS, context.scenario.rounds)
+    if count < 2:
+        return Finding(_ONCE, None, "No round follows the first.")
+    first = probed_round(context, count)
+    sent = [_alike(context), *[zeros] * (count - 1)]
+    shared = _common(_rounds_in_a_row(context, first, sent))[1:]
+    dim, sum_norm = shared.shape[1], len(places(context))
+    if not dim:
+        return Finding(_ONCE, None, f"No coordinate travels in {count} rounds in a row.")
+    variances = np.diag(noise_covariance(stream, first, count))[1:] * _lengthened(context, first)
+    deviations = context.privacy.sum_multiplier * np.sqrt(variances)
+    shown = shared.sum(axis=1) / math.sqrt(dim)  # along the update, in clip norms
+    place = int(np.argmax(np.abs(shown) / deviations))
+    text = (
+        f"After {sum_norm} reports along one direction in round {first}, round "
+        f"{first + 1 + place} released {shown[place]:.4f} ± {deviations[place]:.4f} clip norms "
+        "along it"
+    )
+    if abs(shown[place]) > _DEVIATIONS * deviations[place]:
+        return Finding(_ONCE, False, f"{text}: the stream remembers another sum than it released.")
+    return Finding(_ONCE, True, f"{text}, the most of {count - 1} rounds of silence.")
+
+
+def _alike(context: RunContext) -> Updates:
+    """Return updates that are all the same: of the clip norm, equal in every coordinate."""
+    norm = context.privacy.clip_norm
+
+    def updates(users: Sequence[int], dim: int) -> np.ndarray:
+        return np.full((len(users), dim), norm / math.sqrt(dim), np.float32)
+
+    return updates
+
+
 def _lengthened(context: RunContext, number: int) -> float:
     """Return the squared ratio of the longest rounded update to the clip."""
     grid = context.privacy.grid(dim_of(context, number))
@@ -103,18 +150,18 @@ class _StateRecorder(ProbeRecorder):
         self._states.save(round + 1, released.noise_state)
 
 
-def _rounds_in_a_row(context: RunContext, first: int, count: int) -> list[Opened]:
-    """Run rounds of silent devices; half way the state is read from the disk."""
+def _rounds_in_a_row(context: RunContext, first: int, sent: Sequence[Updates]) -> list[Opened]:
+    """Run rounds whose devices send these updates; half way the state is read from the disk."""
     opened: list[Opened] = []
     state = ServerState(first, context.start.parameters)
     with tempfile.TemporaryDirectory() as folder:
         states = NoiseStates(RunFolder(Path(folder)))
-        for place in range(count):
-            if place == count // 2:
+        for place, updates in enumerate(sent):
+            if place == len(sent) // 2:
                 kept = states.before(state.round, [one.recorded for one in opened])
                 state = replace(state, noise_state=kept)
             recorder = _StateRecorder(states)
-            state, _ = run_round(context, state, recorder, ends=ends_of(places(context), zeros))
+            state, _ = run_round(context, state, recorder, ends=ends_of(places(context), updates))
             opened.append(recorder.opened(context))
     return opened
 
