@@ -21,6 +21,7 @@ from pfl_lm.dp.policy import Policy
 from pfl_lm.dp.population_spent import Total
 from pfl_lm.files import scratch_beside
 from pfl_lm.network.participation_rules import (
+    LATEST,
     Installation,
     InvitationRefused,
     Participation,
@@ -36,7 +37,6 @@ from pfl_lm.network.sqlite_errors import code_of, remedy
 from pfl_lm.numbers import format_epsilon
 
 _VERSION = 2
-_LATEST = 253_402_300_799.0  # the end of the year 9999
 _PATIENCE = 30.0  # seconds, with another process that holds the record
 _FIRST = """
 CREATE TABLE installation (began REAL NOT NULL, is_first INTEGER NOT NULL);
@@ -151,7 +151,7 @@ class ParticipationRecord:
             raise TypeError("it states two totals")
         _ = self.total  # a Total checks its numbers
         for when in (self.installation.began, *(entry.time for entry in self.participations())):
-            if not (isinstance(when, float) and 0 <= when <= _LATEST):
+            if not (isinstance(when, float) and 0 <= when <= LATEST):
                 raise TypeError(f"it holds the time {when!r}")
         kinds = {"float": float, "int": int, "str": str}
         for entry in self.participations():
@@ -282,9 +282,11 @@ def _begin(path: Path, began: float, first_install: bool) -> None:
     """Write a new record, whole or not at all; one that another process began meanwhile stays.
 
     Raises:
-        ValueError: the journal of a record that is gone lies there: SQLite would undo its last
-            write in the new one.
+        ValueError: the clock tells no date; or the journal of a record that is gone lies there:
+            SQLite would undo its last write in the new one.
     """
+    if not 0 <= began <= LATEST:
+        raise ValueError(f"this phone's clock says {began:g} s since 1970; set the clock right")
     journal = path.with_name(f"{path.name}-journal")
     if journal.exists():
         raise ValueError(

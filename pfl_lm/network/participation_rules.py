@@ -30,6 +30,7 @@ from pfl_lm.dp.population_spent import Total
 from pfl_lm.numbers import format_epsilon
 
 _DAY = 86_400.0  # seconds
+LATEST = 253_402_300_799.0  # s since 1970, the end of the year 9999; a record holds no later time
 
 
 class InvitationRefused(ValueError):
@@ -112,6 +113,10 @@ def refusal(
         now: seconds since 1970.
         total: what all runs and questions together may cost; None: one run alone.
     """
+    if not 0 <= now <= LATEST:
+        return (
+            f"this phone's clock says {now:g} s since 1970, which is no date; set the clock right"
+        )
     if not installation.began <= now:
         return (
             f"this phone's clock says {moment(now)}, and its record began at "

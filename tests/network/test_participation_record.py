@@ -192,6 +192,22 @@ def test_a_clock_set_back_is_told_as_that():
     )
 
 
+@pytest.mark.parametrize("now", [1e12, 1e300, float("inf"), float("nan"), -1.0])
+def test_a_clock_without_a_date_enters_nothing_that_cannot_be_read_again(tmp_path, now):
+    clock = [NOW]
+    kept = ParticipationRecord(tmp_path / "record", True, clock=lambda: clock[0])
+    kept.enter(TASK, POLICY, 0)
+    clock[0] = now
+    with pytest.raises(InvitationRefused, match="which is no date; set the clock right"):
+        kept.enter(TASK, POLICY, 5)
+    kept.close()
+    again = ParticipationRecord(tmp_path / "record", clock=lambda: NOW)
+    assert [entry.round for entry in again.participations()] == [0]
+    with pytest.raises(ValueError, match="set the clock right"):
+        ParticipationRecord(tmp_path / "new", clock=lambda: now)
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_policy_may_set_its_trust_period():
     policy = policy_of(5, 20, devices=DeviceRules(trust_days=0))
     assert refusal(Installation(NOW, False), [], TASK, policy, 0, NOW) is None
