@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from pfl_lm.dp.encoding import decode
@@ -30,6 +30,8 @@ class Opened:
         size: how many coordinates ever travel.
         clip_ratio: the round's clip norm ÷ that of round 0. A stream of correlated noise runs in
             units of the round's clip norm, so that it need not begin again when that moves.
+        fewest: coordinates of the smallest sum of any round, by which a stream is noised alike in
+            all of them; 0: the noise is this round's own.
     """
 
     total: Int64s
@@ -41,6 +43,7 @@ class Opened:
     places: Int64s | None = None
     size: int = 0
     clip_ratio: float = 1.0
+    fewest: int = 0
 
     @property
     def in_model_units(self) -> Doubles:
@@ -50,11 +53,14 @@ class Opened:
 
     @property
     def sensitivity(self) -> float:
-        """By how much one device may move the sum, in model units.
+        """By how much one device may move the sum, in model units; with ``fewest``, that of any
+        round at this clip norm.
 
-        Rounding to the grid lengthens an update: this is what may really be summed.
+        Rounding to the grid lengthens an update, and one of few coordinates by more: this is what
+        may really be summed.
         """
-        return self.grid.norm_bound / self.grid.scale
+        grid = replace(self.grid, dim=self.fewest) if self.fewest else self.grid
+        return grid.norm_bound / grid.scale
 
 
 class Mechanism:

@@ -63,7 +63,27 @@ def choose(
     directions = None
     if plan.directions is not None:
         directions = Directions(plan.directions, offset, seed, round)
-    return Payload(round, tuple(segments), rows, inclusion, plan.outside, directions, reach)
+    fewest = _fewest(plan, roles, segments)
+    return Payload(round, tuple(segments), rows, inclusion, plan.outside, directions, reach, fewest)
+
+
+def _fewest(
+    plan: PayloadPlan, roles: Mapping[str, ParameterRole], segments: Sequence[Segment]
+) -> int:
+    """Return a number of coordinates that no round of the plan has fewer of.
+
+    Rows are as many in every round. A round in which one turn of the layers ends and the next
+    begins may meet a layer twice: at least half as many different ones travel.
+    """
+    sizes = dict.fromkeys(dense_layers(roles), 0)
+    for name, role in roles.items():
+        if role.kind in DENSE_KINDS[plan.dense]:
+            sizes[_layer(name)] += int(np.prod(role.shape))
+    different = len(sizes)
+    if plan.layers is not None and plan.layers < len(sizes):
+        different = -(-plan.layers // (2 if len(sizes) % plan.layers else 1))
+    of_rows = sum(segment.size for segment in segments if roles[segment.name].kind == "rows")
+    return plan.directions or of_rows + sum(sorted(sizes.values())[:different])
 
 
 def _rows(

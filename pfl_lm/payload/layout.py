@@ -68,6 +68,7 @@ class Payload:
         outside: see :class:`pfl_lm.payload.plan.PayloadPlan`.
         directions: of the segments' coordinates, where coefficients travel in their place.
         reach: how many coordinates ever travel under the plan, in this round or another.
+        fewest: no round under the plan has fewer coordinates; 0: unknown.
     """
 
     round: int
@@ -77,6 +78,7 @@ class Payload:
     outside: str
     directions: Directions | None = None
     reach: int = 0
+    fewest: int = 0
 
     @cached_property
     def dim(self) -> int:

@@ -172,11 +172,15 @@ def noisy_mean(
 
 
 def _coordinates(privacy: RunPrivacy, payload: Payload) -> dict[str, Any]:
-    """Return where what was summed stands among all that ever is; indicators come last."""
+    """Return where what was summed stands among all that ever is, and how few a round may sum.
+
+    Indicators come last.
+    """
     places = payload.places
     if places is not None and privacy.clipping is not None:
         places = np.append(places, payload.reach)
-    return {"places": places, "size": privacy.summed_dim(payload.reach)}
+    fewest = max(1, privacy.summed_dim(min(payload.fewest, payload.dim)))
+    return {"places": places, "size": privacy.summed_dim(payload.reach), "fewest": fewest}
 
 
 def _shares_at_once(

@@ -219,6 +219,24 @@ def test_layers_take_turns_on_a_public_schedule() -> None:
     assert everything.dim == 4 * (9 + 3)
 
 
+@pytest.mark.parametrize("dense", ["all", "biases", "lora", "none"])
+@pytest.mark.parametrize("rows", ["none", 20, "all"])
+@pytest.mark.parametrize("layers", [None, 1, 2, 3, 4, 5])
+def test_no_round_has_fewer_coordinates_than_stated(dense, rows, layers) -> None:
+    """By how little travels in any round a stream of noise is sized, in all of them."""
+    roles = ROLES | {f"{n}.matrix": Role("dense", (2, n)) for n in range(3, 6)}
+    roles |= {"3.matrix_bias": Role("bias", (2,))} | (FACTORS if dense == "lora" else {})
+    if (dense, rows) == ("none", "none"):
+        pytest.skip("nothing would travel: refused in another test")
+    plan = PayloadPlan(rows=rows, dense=dense, layers=layers)
+    chosen = [choose(plan, roles, UNIGRAM, SPECIALS, 0, round) for round in range(60)]
+    fewest = chosen[0].fewest
+    assert {payload.fewest for payload in chosen} == {fewest}
+    assert fewest <= min(payload.dim for payload in chosen)  # of a stream: never too large
+    if layers in (None, 1, 2):  # of four layers: no round meets one twice
+        assert fewest == min(payload.dim for payload in chosen)
+
+
 def test_directions_travel_as_coefficients() -> None:
     roles = {"layer0.a": Role("dense", (30, 40))}
     plan = PayloadPlan(rows="none", directions=5)

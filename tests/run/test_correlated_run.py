@@ -208,6 +208,28 @@ def test_the_manifest_and_the_ledger_name_the_numbers(scenario_of, new_watcher, 
     assert manifest["guarantee"]["epsilon_server"] is None  # ∞
 
 
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("rows", ["none", 20])
+def test_no_rounds_noise_is_sized_for_shorter_updates_than_another_rounds(
+    scenario_of, new_watcher, tmp_path, monkeypatch, rows, layers
+):
+    """A small layer's round lengthens updates by more, and later rounds go on from its sum."""
+    noised, genuine = [], stream.add_on_lattice
+
+    def noting(total, step, deviation, bits):
+        noised.append((step, step * deviation))
+        return genuine(total, step, deviation, bits)
+
+    monkeypatch.setattr(stream, "add_on_lattice", noting)
+    scenario = scenario_of(payload=PayloadPlan(rows=rows, layers=layers))
+    simulate.simulate(scenario, tmp_path / "run", new_watcher())
+    entries = recorded(tmp_path / "run")
+    assert len({entry["payload"]["dim"] for entry in entries}) > 1
+    longest = max(entry["grid"]["norm_bound"] / entry["grid"]["scale"] for entry in entries)
+    assert len(set(noised)) == 1
+    assert noised[0][1] >= longest * open_run(scenario).privacy.sum_multiplier
+
+
 def test_a_lost_round_passes_the_stream_by(scenario_of, new_watcher, tmp_path, monkeypatch):
     """Its row and column are struck: the next round is at its own number, and the cost stays."""
     genuine = privacy_path.check_sum

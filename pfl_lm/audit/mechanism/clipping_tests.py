@@ -11,7 +11,13 @@ from scipy import stats
 
 from pfl_lm.audit.findings import Finding
 from pfl_lm.audit.ledger.clipping import after
-from pfl_lm.audit.mechanism.harness import Opened, places, probe_round, probed_round
+from pfl_lm.audit.mechanism.harness import (
+    Opened,
+    lengthened,
+    places,
+    probe_round,
+    probed_round,
+)
 from pfl_lm.run.context import RunContext
 
 _ROUNDS = 20
@@ -47,8 +53,9 @@ def indicators(context: RunContext, probed: Sequence[Opened]) -> Finding:
     off = np.array([opened.recorded["clipping"]["share"] for opened in probed]) - true
     unit = 2 * privacy.indicator_weight * privacy.cohort  # a share of 1, in clip norms of the sum
     grid = privacy.grid(probed[0].payload.dim)
-    lengthened = grid.norm_bound / (grid.scale * grid.clip_norm)
-    stated = privacy.sum_multiplier * (lengthened if privacy.mechanism.place == "server" else 1)
+    stated = privacy.sum_multiplier
+    if privacy.mechanism.place == "server":
+        stated *= lengthened(context, int(probed[0].recorded["round"]))
     rounding = math.sqrt(privacy.cohort / 4) / (grid.scale * grid.clip_norm)
     narrow, wide = stated / unit, math.hypot(stated, rounding) / unit
     least, most = float((off**2).sum()) / narrow**2, float((off**2).sum()) / wide**2

@@ -281,6 +281,17 @@ def dim_of(context: RunContext, number: int) -> int:
     return int(choose_payload(context, number).dim)
 
 
+def lengthened(context: RunContext, number: int) -> float:
+    """Return by how much rounding lengthens the updates that a server's noise is made for.
+
+    A stream is made for the longest of any round: rounding lengthens few coordinates by more.
+    """
+    payload = choose_payload(context, number)
+    stream = context.privacy.mechanism.stateful
+    grid = context.privacy.grid(payload.fewest if stream else payload.dim)
+    return grid.norm_bound / (grid.scale * grid.clip_norm)
+
+
 def fewest(context: RunContext) -> int:
     """Return the fewest reports that are opened, of a small cohort no less than half."""
     privacy = context.privacy

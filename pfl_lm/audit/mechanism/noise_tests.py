@@ -18,6 +18,7 @@ from pfl_lm.audit.mechanism.harness import (
     dim_of,
     encoded,
     fewest,
+    lengthened,
     places,
     probe_round,
     probed_round,
@@ -37,8 +38,7 @@ def noise(context: RunContext, quiet: Sequence[Opened]) -> Finding:
     if stated == 0:
         return Finding(name, None, "The run promises no noise; none was looked for.")
     if context.privacy.mechanism.place == "server":  # sized for updates that rounding lengthened
-        grid = context.privacy.grid(dim_of(context, int(quiet[0].recorded["round"])))
-        stated *= grid.norm_bound / (grid.scale * grid.clip_norm)
+        stated *= lengthened(context, int(quiet[0].recorded["round"]))
     spread = _spread(values)
     text = (
         f"{spread.stddev / stated:.4f} of what is stated, ± {spread.error:.4f} "

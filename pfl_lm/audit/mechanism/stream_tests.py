@@ -20,8 +20,8 @@ from pfl_lm.audit.mechanism.harness import (
     Opened,
     ProbeRecorder,
     Updates,
-    dim_of,
     ends_of,
+    lengthened,
     places,
     probed_round,
     zeros,
@@ -80,7 +80,7 @@ def covariance(context: RunContext, stream: Mapping[str, Any]) -> Finding:
     measured = noise @ noise.T / dim / unit**2
     spread = np.sqrt((expected**2 + np.outer(np.diag(expected), np.diag(expected))) / dim)
     # Rounding to the grid lengthens an update, and the server's noise with it.
-    scale = _lengthened(context, first)
+    scale = lengthened(context, first) ** 2
     off = np.abs(measured / scale - expected) / spread
     i, j = np.unravel_index(int(np.argmax(off)), off.shape)
     about = (
@@ -108,8 +108,8 @@ def own_rounds(context: RunContext, stream: Mapping[str, Any]) -> Finding:
     dim, sum_norm = shared.shape[1], len(places(context))
     if not dim:
         return Finding(_ONCE, None, f"No coordinate travels in {count} rounds in a row.")
-    variances = np.diag(noise_covariance(stream, first, count))[1:] * _lengthened(context, first)
-    deviations = context.privacy.sum_multiplier * np.sqrt(variances)
+    variances = np.diag(noise_covariance(stream, first, count))[1:]
+    deviations = context.privacy.sum_multiplier * lengthened(context, first) * np.sqrt(variances)
     shown = shared.sum(axis=1) / math.sqrt(dim)  # along the update, in clip norms
     place = int(np.argmax(np.abs(shown) / deviations))
     text = (
@@ -130,12 +130,6 @@ def _alike(context: RunContext) -> Updates:
         return np.full((len(users), dim), norm / math.sqrt(dim), np.float32)
 
     return updates
-
-
-def _lengthened(context: RunContext, number: int) -> float:
-    """Return the squared ratio of the longest rounded update to the clip."""
-    grid = context.privacy.grid(dim_of(context, number))
-    return float((grid.norm_bound / grid.scale / grid.clip_norm) ** 2)
 
 
 class _StateRecorder(ProbeRecorder):

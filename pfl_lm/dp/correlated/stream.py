@@ -70,7 +70,8 @@ class Stream:
 
         Args:
             total: (d,) the round's sum of updates of ℓ2 norm ≤ clip_norm, which is the same
-                number in every round of the stream.
+                number in every round of the stream: rounded updates are longest in the round of
+                the fewest coordinates, and a later round goes on from its sum.
             round: its number; rounds between the state's and this one have released nothing.
             noise_multiplier: stddev of z ÷ clip_norm, above 0.
             places: int64[d], which of the D coordinates travel; None: all, in order.
