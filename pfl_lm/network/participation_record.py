@@ -21,7 +21,7 @@ from pfl_lm.dp.policy import Policy
 from pfl_lm.dp.population_spent import Total
 from pfl_lm.files import scratch_beside
 from pfl_lm.network.participation_rules import (
-    LATEST,
+    NO_DATE,
     Installation,
     InvitationRefused,
     Participation,
@@ -29,6 +29,7 @@ from pfl_lm.network.participation_rules import (
     cost,
     event_in,
     event_of,
+    is_date,
     other_task,
     refusal,
     total_cost,
@@ -151,7 +152,7 @@ class ParticipationRecord:
             raise TypeError("it states two totals")
         _ = self.total  # a Total checks its numbers
         for when in (self.installation.began, *(entry.time for entry in self.participations())):
-            if not (isinstance(when, float) and 0 <= when <= LATEST):
+            if not (isinstance(when, float) and is_date(when)):
                 raise TypeError(f"it holds the time {when!r}")
         kinds = {"float": float, "int": int, "str": str}
         for entry in self.participations():
@@ -285,8 +286,8 @@ def _begin(path: Path, began: float, first_install: bool) -> None:
         ValueError: the clock tells no date; or the journal of a record that is gone lies there:
             SQLite would undo its last write in the new one.
     """
-    if not 0 <= began <= LATEST:
-        raise ValueError(f"this phone's clock says {began:g} s since 1970; set the clock right")
+    if not is_date(began):
+        raise ValueError(NO_DATE)
     journal = path.with_name(f"{path.name}-journal")
     if journal.exists():
         raise ValueError(

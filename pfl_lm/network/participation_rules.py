@@ -30,7 +30,10 @@ from pfl_lm.dp.population_spent import Total
 from pfl_lm.numbers import format_epsilon
 
 _DAY = 86_400.0  # seconds
-LATEST = 253_402_300_799.0  # s since 1970, the end of the year 9999; a record holds no later time
+# s since 1970. A phone that lost its battery starts at 1970: a trust period that began then would
+# be over when its clock is set.
+EARLIEST, LATEST = 1_672_531_200.0, 253_402_300_799.0  # 2023-01-01, and the end of the year 9999
+NO_DATE = "this phone's clock tells no date between 2023 and 9999; set the clock right"
 
 
 class InvitationRefused(ValueError):
@@ -113,10 +116,8 @@ def refusal(
         now: seconds since 1970.
         total: what all runs and questions together may cost; None: one run alone.
     """
-    if not 0 <= now <= LATEST:
-        return (
-            f"this phone's clock says {now:g} s since 1970, which is no date; set the clock right"
-        )
+    if not is_date(now):
+        return NO_DATE
     if not installation.began <= now:
         return (
             f"this phone's clock says {moment(now)}, and its record began at "
@@ -238,11 +239,16 @@ def from_published_separation(rounds_between: int) -> int:
     return rounds_between + 1
 
 
+def is_date(seconds: float) -> bool:
+    """Whether this program may have run at a time; a clock that was never set tells none."""
+    return EARLIEST <= seconds <= LATEST
+
+
 def day(seconds: float) -> str:
     """Write a time as a day of UTC, 2025-12-31."""
     return moment(seconds)[:10]
 
 
 def moment(seconds: float) -> str:
-    """Write a time as a minute of UTC, 2025-12-31 23:59."""
-    return time.strftime("%Y-%m-%d %H:%M", time.gmtime(seconds))
+    """Write a time as a minute of UTC, 2025-12-31 23:59; one after the year 9999 as its end."""
+    return time.strftime("%Y-%m-%d %H:%M", time.gmtime(min(seconds, LATEST)))

@@ -3,6 +3,10 @@
 
 const VERSION = 1;
 const DAY = 86400; // seconds
+// s since 1970. A phone that lost its battery starts at 1970: a trust period that began then would be
+// over when its clock is set.
+const [EARLIEST, LATEST] = [1672531200, 253402300799]; // 2023-01-01, and the end of the year 9999
+const NO_DATE = "this phone's clock tells no date between 2023 and 9999; set the clock right";
 
 /** The record forbids this participation; the message names the rule. */
 export class InvitationRefused extends Error {}
@@ -20,7 +24,9 @@ export class DamagedRecord extends Error {}
  *   most_rounds: number, epsilon_limit: number}} Participation
  */
 
-const moment = (seconds) => new Date(1000 * seconds).toISOString().slice(0, 16).replace("T", " ");
+const isDate = (seconds) => EARLIEST <= seconds && seconds <= LATEST;
+const moment = (seconds) =>
+  new Date(1000 * Math.min(seconds, LATEST)).toISOString().slice(0, 16).replace("T", " ");
 const day = (seconds) => moment(seconds).slice(0, 10);
 // As Python prints an ε: three decimals, whole from 1,000 on, rounded up and never smaller than it is.
 const figure = (value) => {
@@ -48,11 +54,14 @@ export class ParticipationRecord {
    * @param {boolean} firstInstall vouch that this phone's user never took part before
    * @param {() => number} clock seconds since 1970
    * @throws {DamagedRecord}
+   * @throws {InvitationRefused} a new record, and the clock tells no date
    */
   static async open(storage, firstInstall = false, clock = () => Date.now() / 1000) {
     const kept = await storage.read();
     if (kept !== null) return new ParticipationRecord(storage, clock, checked(kept));
-    const content = { version: VERSION, began: clock(), is_first: firstInstall, participations: [] };
+    const began = clock();
+    refuse(isDate(began) ? null : NO_DATE);
+    const content = { version: VERSION, began, is_first: firstInstall, participations: [] };
     await storage.write(content);
     return new ParticipationRecord(storage, clock, content);
   }
@@ -105,6 +114,7 @@ const cost = (policy, rounds) => policy.costs[rounds - 1] ?? Infinity;
 /** @returns {string | null} the rule by which a phone must not take part; null where it may */
 export function refusal({ began, is_first, participations: past }, task, policy, round, now) {
   const from = began + (is_first ? 0 : policy.trust_days * DAY);
+  if (!isDate(now)) return NO_DATE;
   if (!(began <= now))
     return (
       `this phone's clock says ${moment(now)}, and its record began at ` +
@@ -162,10 +172,14 @@ function checked(kept) {
     epsilon_limit: "number",
   };
   const sound = (entry) =>
-    Object.entries(kinds).every(([name, kind]) => typeof entry?.[name] === kind);
+    Object.entries(kinds).every(([name, kind]) => typeof entry?.[name] === kind) &&
+    isDate(entry.time) &&
+    Number.isInteger(entry.round) &&
+    !Number.isNaN(entry.epsilon);
   const whole =
     kept?.version === VERSION &&
     typeof kept.began === "number" &&
+    isDate(kept.began) &&
     typeof kept.is_first === "boolean" &&
     Array.isArray(kept.participations) &&
     kept.participations.every(sound);

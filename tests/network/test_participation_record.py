@@ -11,6 +11,7 @@ import sqlite3
 import subprocess
 import sys
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -192,13 +193,13 @@ def test_a_clock_set_back_is_told_as_that():
     )
 
 
-@pytest.mark.parametrize("now", [1e12, 1e300, float("inf"), float("nan"), -1.0])
+@pytest.mark.parametrize("now", [1e12, 1e300, float("inf"), float("nan"), -1.0, 0.0])
 def test_a_clock_without_a_date_enters_nothing_that_cannot_be_read_again(tmp_path, now):
     clock = [NOW]
     kept = ParticipationRecord(tmp_path / "record", True, clock=lambda: clock[0])
     kept.enter(TASK, POLICY, 0)
     clock[0] = now
-    with pytest.raises(InvitationRefused, match="which is no date; set the clock right"):
+    with pytest.raises(InvitationRefused, match="tells no date between 2023 and 9999"):
         kept.enter(TASK, POLICY, 5)
     kept.close()
     again = ParticipationRecord(tmp_path / "record", clock=lambda: NOW)
@@ -208,9 +209,21 @@ def test_a_clock_without_a_date_enters_nothing_that_cannot_be_read_again(tmp_pat
     assert not (tmp_path / "new").exists()
 
 
+def test_a_clock_that_was_never_set_begins_no_trust_period(tmp_path):
+    """From 1970 to the day on which the clock is set, any trust period is over."""
+    after_reinstall = tmp_path / "record"
+    with pytest.raises(ValueError, match="tells no date"):
+        ParticipationRecord(after_reinstall, clock=lambda: 3_600.0)
+    kept = ParticipationRecord(after_reinstall, clock=lambda: NOW)
+    with pytest.raises(InvitationRefused, match="it takes part from 2023-12-14 on"):
+        kept.check(TASK, POLICY, 0)
+
+
 def test_a_policy_may_set_its_trust_period():
     policy = policy_of(5, 20, devices=DeviceRules(trust_days=0))
     assert refusal(Installation(NOW, False), [], TASK, policy, 0, NOW) is None
+    endless = replace(policy, devices=DeviceRules(trust_days=1e300))
+    assert "from 9999-12-31 on" in refusal(Installation(NOW, False), [], TASK, endless, 0, NOW)
 
 
 def test_vouching_changes_no_record_that_exists(tmp_path):
