@@ -275,6 +275,27 @@ def test_an_honest_run_of_another_stream_fails_nothing(kind, tiny_run, tmp_path)
     assert "nobody moves the stream further than stated" in held
 
 
+@pytest.mark.parametrize(
+    ("noise", "rounds"),
+    [
+        ('at = "server", kind = "blt"', 1),
+        ('at = "server", kind = "blt"', 2),
+        ('at = "server", kind = "banded"', 2),
+        ('at = "device", kind = "skellam"', 1),
+    ],
+)
+def test_an_honest_run_of_a_round_or_two_fails_nothing(tiny_run, tmp_path, noise, rounds):
+    """Fewer rounds than the audit probes: a stream was planned for no more."""
+    policy = POLICY.replace("rounds = 12", f"rounds = {rounds}")
+    policy = policy.replace('at = "server", kind = "blt"', noise)
+    run = tiny_run(tmp_path, policy, rounds=rounds)
+    artifacts = RunArtifacts.open(run)
+    context = rebuild_context(artifacts)
+    parts = [mechanism_check.audit_mechanism(context, artifacts), audit_attack(context, artifacts)]
+    findings = [finding for part in parts for finding in part.findings]
+    assert failing(run) == {f.name: f.text for f in findings if f.holds is False} == {}
+
+
 @pytest.mark.parametrize("first", [0, 2, 5])
 def test_the_noise_of_a_tree_covaries_as_the_audit_says(first):
     # Prefix sums of 1, 2, … 8 rounds have 1, 1, 2, 1, 2, 2, 3, 1 intervals.

@@ -33,7 +33,7 @@ def _phrases(guarantee: StatedGuarantee, unamplified: float | None) -> list[str]
     epsilon = format_epsilon(guarantee.stated_epsilon)
     phrases = [
         f"({epsilon}, {guarantee.delta:g})-differentially private per {unit}",
-        f"over {guarantee.rounds:,} rounds",
+        "over one round" if guarantee.rounds == 1 else f"over {guarantee.rounds:,} rounds",
         f"({guarantee.neighboring})",
         _joins(guarantee),
         f"noise of {guarantee.noise_multiplier:.4g} clip norms",

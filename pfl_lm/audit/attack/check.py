@@ -16,7 +16,7 @@ from pfl_lm.audit.attack import canaries, text_canaries
 from pfl_lm.audit.attack.attackers import AttackResult, attack_all
 from pfl_lm.audit.attack.one_shot import OneShot, one_shot
 from pfl_lm.audit.findings import Finding, Part, Plot, TextTable
-from pfl_lm.audit.mechanism.harness import at_one_clip, everybody_reports
+from pfl_lm.audit.mechanism.harness import at_one_clip, everybody_reports, most_probed
 from pfl_lm.numbers import format_epsilon, format_epsilon_bound
 from pfl_lm.run.context import RunContext
 
@@ -50,9 +50,7 @@ def audit_attack(
     # longer than it allows.
     context = at_one_clip(context)
     guarantee = StatedGuarantee.of(artifacts)
-    rounds = min(rounds or context.scenario.rounds, MOST_ROUNDS)
-    if context.privacy.policy is not None and context.privacy.mechanism.stateful:
-        rounds = min(rounds, context.privacy.policy.rounds)  # its noise was planned for no more
+    rounds = most_probed(context, min(rounds or context.scenario.rounds, MOST_ROUNDS))
     try:
         placed = canaries.place_canaries(context, CANARIES, rounds, _SEED)
     except canaries.TooFewCoordinates as reason:

@@ -20,6 +20,7 @@ from pfl_lm.audit.mechanism.clipping_tests import clipping_findings
 from pfl_lm.audit.mechanism.harness import (
     Opened,
     everybody_reports,
+    most_probed,
     of_silent_devices,
     places,
     probe_round,
@@ -50,14 +51,15 @@ def audit_mechanism(context: RunContext, artifacts: RunArtifacts | None = None) 
     started = time.monotonic()
     recorded = [] if artifacts is None else record_findings(context, artifacts)
     context = everybody_reports(context)
-    first, silent = probed_round(context, _ROUNDS), of_silent_devices(context)
-    quiet = [probe_round(silent, first + i, places(silent), zeros) for i in range(_ROUNDS)]
+    count, silent = most_probed(context, _ROUNDS), of_silent_devices(context)
+    first = probed_round(context, count)
+    quiet = [probe_round(silent, first + i, places(silent), zeros) for i in range(count)]
     findings = [
         noise_tests.noise(silent, quiet),
         noise_tests.fewer_reports(silent),
         noise_tests.vanished(silent),
         noise_tests.reuse(quiet),
-        noise_tests.repeated(silent, quiet[secrets.randbelow(_ROUNDS)]),
+        noise_tests.repeated(silent, secrets.choice(quiet)),
         noise_tests.devices(context),
         sum_tests.sum_of_all(context),
         sum_tests.division(context),
@@ -72,7 +74,7 @@ def audit_mechanism(context: RunContext, artifacts: RunArtifacts | None = None) 
         "mechanism",
         "Does the running code do what the formula says?",
         (
-            f"{_ROUNDS} rounds of silent devices: {samples:,} draws of the noise on the sum.",
+            f"{count} rounds of silent devices: {samples:,} draws of the noise on the sum.",
             "The run's own rounds, drawn at random as the audit began; one of them twice.",
             "A round of known updates: each counts once, none counts more.",
             "Devices that send nothing, too much, NaN, infinity, or all on one coordinate.",

@@ -276,6 +276,12 @@ def probed_round(context: RunContext, count: int = 1) -> int:
     return secrets.randbelow(max(1, context.scenario.rounds - count + 1))
 
 
+def most_probed(context: RunContext, count: int) -> int:
+    """Return how many of ``count`` rounds can be probed: of a stream no more than planned."""
+    policy, mechanism = context.privacy.policy, context.privacy.mechanism
+    return min(count, policy.rounds) if policy is not None and mechanism.stateful else count
+
+
 def dim_of(context: RunContext, number: int) -> int:
     """Return how many coordinates travel in a round."""
     return int(choose_payload(context, number).dim)

@@ -129,6 +129,8 @@ def reuse(quiet: Sequence[Opened]) -> Finding:
     name = "fresh noise every round"
     if not np.any(quiet[0].total):
         return Finding(name, None, "There is no noise to compare.")
+    if len(quiet) == 1:
+        return Finding(name, None, "The noise was planned for one round alone.")
     size = min(opened.total.size for opened in quiet)
     for (i, first), (j, second) in combinations(enumerate(quiet), 2):
         match = _correlation(first.total[:size], second.total[:size])
