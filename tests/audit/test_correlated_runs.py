@@ -24,12 +24,13 @@ from pfl_lm.audit.mechanism.stream_tests import stream_findings
 from pfl_lm.dp.correlated import tree, tree_stream
 from pfl_lm.dp.correlated.buffers import Buffers
 from pfl_lm.dp.correlated.history import History
-from pfl_lm.dp.correlated.mechanism import Blt
+from pfl_lm.dp.correlated.mechanism import Blt, Correlated
 from pfl_lm.dp.correlated.sensitivity import sensitivity
 from pfl_lm.dp.correlated.strategy import choose
 from pfl_lm.dp.events import StreamPlan
 from pfl_lm.dp.guarantee import _derived
 from pfl_lm.dp.sampler.random_bits import reproducible_bits
+from pfl_lm.models.models import ModelSpec
 from pfl_lm.payload.plan import PayloadPlan
 from pfl_lm.run import availability
 from pfl_lm.run import privacy as run_privacy
@@ -78,6 +79,7 @@ def test_an_honest_run_fails_nothing(blt_run):
         "noise on the sum",
         "users keep their separation",
         "noise correlates as stated",
+        "coordinates that stay at home keep their time",
         "a sum counts in its own round alone",
         "nobody moves the stream further than stated",
     }
@@ -130,6 +132,25 @@ def test_noise_that_is_used_again_in_the_next_round(run, monkeypatch):
 
     monkeypatch.setattr(run_privacy.RunPrivacy, "bits", bits)
     assert "noise correlates as stated" in stream_failures(run)
+
+
+@pytest.mark.parametrize("separation", [5, 12])
+@pytest.mark.parametrize("kind", ["blt", "banded", "banded_inverse_root"])
+def test_coordinates_whose_noise_counts_in_another_time(
+    tiny_run, tmp_path, monkeypatch, kind, separation
+):
+    """Own releases where users come again: two rounds of a user then lie closer than stated."""
+    policy = POLICY.replace('"blt"', f'"{kind}"').replace("= 5 }", f"= {separation} }}")
+    model = ModelSpec("cifg_lstm", 300, 48, hidden_dim=16)  # enough coordinates for any odds
+    run = tiny_run(tmp_path, policy, payload=PayloadPlan(rows=100), model=model)
+    assert stream_failures(run) == {}
+    genuine = Correlated._stream
+
+    def other(self):
+        return replace(genuine(self), own_time=not genuine(self).own_time)
+
+    monkeypatch.setattr(Correlated, "_stream", other)
+    assert set(stream_failures(run)) == {"coordinates that stay at home keep their time"}
 
 
 @pytest.mark.parametrize("factor", [0.0, 1.1, 2.0])

@@ -14,7 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from pfl_lm.audit.accounting.streams import inner_products, noise_covariance, sensitivity
+from pfl_lm.audit.accounting.streams import (
+    coefficients,
+    inner_products,
+    noise_covariance,
+    sensitivity,
+    toeplitz,
+)
 from pfl_lm.audit.findings import Finding
 from pfl_lm.audit.mechanism.harness import (
     Opened,
@@ -36,8 +42,10 @@ from pfl_lm.server.state import ServerState
 
 _CORRELATES = "noise correlates as stated"
 _ONCE = "a sum counts in its own round alone"
+_HOME = "coordinates that stay at home keep their time"
 _ROUNDS = 6
 _DEVIATIONS = 5.6  # two-sided chance 2e-8, for each of 21 entries of a covariance
+_LIKELIER = math.log(1e6)  # times
 _FEWEST = 200  # coordinates from which a covariance is estimated
 _MOST_ROUNDS = 3_000  # of a run whose users' patterns are replayed one by one
 
@@ -56,22 +64,30 @@ def stream_findings(context: RunContext, stated: Mapping[str, Any] | None) -> li
     stream = dict(stated or asdict(follows.stream))
     return [
         separation(context),
-        covariance(context, stream),
+        *silent_rounds(context, stream),
         own_rounds(context, stream),
         patterns(context, stream),
     ]
 
 
-def covariance(context: RunContext, stream: Mapping[str, Any]) -> Finding:
-    """Hold the noise of rounds in a row against the stated stream's covariance, entry by entry.
+def silent_rounds(context: RunContext, stream: Mapping[str, Any]) -> list[Finding]:
+    """Test the noise of rounds in a row in which devices send nothing.
 
     Half way the state goes through the disk, as where a run is resumed.
     """
-    name, count = _CORRELATES, min(_ROUNDS, context.scenario.rounds)
+    count = min(_ROUNDS, context.scenario.rounds)
     if count < 2:
-        return Finding(name, None, "One round correlates with nothing.")
+        text = "One round correlates with nothing."
+        return [Finding(_CORRELATES, None, text), Finding(_HOME, None, text)]
     first = probed_round(context, count)
-    noise = _common(_rounds_in_a_row(context, first, [zeros] * count))
+    opened = _rounds_in_a_row(context, first, [zeros] * count)
+    return [covariance(context, stream, opened), at_home(context, stream, opened)]
+
+
+def covariance(context: RunContext, stream: Mapping[str, Any], opened: Sequence[Opened]) -> Finding:
+    """Hold the noise of coordinates that always travel against the stated covariance."""
+    name, first, count = _CORRELATES, int(opened[0].recorded["round"]), len(opened)
+    noise = _common(opened)
     dim = noise.shape[1]
     if dim < _FEWEST:
         return Finding(name, None, f"Only {dim} coordinates travel in {count} rounds in a row.")
@@ -90,6 +106,44 @@ def covariance(context: RunContext, stream: Mapping[str, Any]) -> Finding:
     if off.max() > _DEVIATIONS:
         return Finding(name, False, f"The covariance {about}: this is another stream of noise.")
     return Finding(name, True, f"The covariance that is farthest off, {about}.")
+
+
+def at_home(context: RunContext, stream: Mapping[str, Any], opened: Sequence[Opened]) -> Finding:
+    """Ask in which time the noise of coordinates was correlated that stayed at home in some rounds.
+
+    Of a coordinate with releases in the rounds P the noise is M⁻¹z. Where users come again, M must
+    be the rows and columns P of C: a stream that counts a coordinate's own releases there brings a
+    user's rounds closer together than ε allows. Where nobody does, M is the first |P| of both. All
+    of these have determinant 1, so the likelihood ratio of the other time to the right one is
+    exp((|Mz|² − |M′z|²)/2), and above 10⁶ once in a million right streams (Markov's inequality).
+    """
+    policy = context.privacy.policy
+    assert policy is not None
+    noise = _where_travelling(opened)
+    noise /= context.privacy.sum_multiplier * lengthened(context, int(opened[0].recorded["round"]))
+    travels = np.isfinite(noise)
+    some = (travels.sum(axis=0) >= 2) & ~travels.all(axis=0)
+    if not some.any():
+        return Finding(_HOME, None, "No coordinate stays at home in some rounds alone.")
+    matrix = toeplitz(coefficients(stream)[: len(opened)])
+    in_rounds = in_releases = 0.0  # |Mz|² over all coordinates
+    for pattern in np.unique(travels[:, some], axis=1).T:
+        rounds, counted = np.flatnonzero(pattern), np.arange(int(pattern.sum()))
+        same = noise[np.ix_(rounds, (travels == pattern[:, None]).all(axis=0))]
+        in_rounds += float(((matrix[np.ix_(rounds, rounds)] @ same) ** 2).sum())
+        in_releases += float(((matrix[np.ix_(counted, counted)] @ same) ** 2).sum())
+    likelier = (in_rounds - in_releases) / 2  # logarithm: by how much own releases are
+    words = ["rounds", "their own releases"]
+    if policy.participations == 1:
+        likelier, words = -likelier, words[::-1]
+    text = (
+        f"{np.count_nonzero(some):,} coordinates that stayed at home in some of {len(opened)} "
+        f"rounds count {words[0]}"
+    )
+    if likelier > _LIKELIER:
+        text = text.replace(f"count {words[0]}", f"count {words[1]}, not {words[0]}")
+        return Finding(_HOME, False, f"{text}: that is e^{likelier:.0f} times likelier.")
+    return Finding(_HOME, True, f"{text}: the other time is e^{likelier:.0f} times as likely.")
 
 
 def own_rounds(context: RunContext, stream: Mapping[str, Any]) -> Finding:
@@ -160,7 +214,17 @@ def _rounds_in_a_row(context: RunContext, first: int, sent: Sequence[Updates]) -
     return opened
 
 
-def _common(opened: list[Opened]) -> np.ndarray:
+def _where_travelling(opened: Sequence[Opened]) -> np.ndarray:
+    """Return the noise of all coordinates that ever travel: float64[T, D]; nan at home."""
+    noise = np.full((len(opened), opened[0].payload.reach), np.nan)
+    for row, one in zip(noise, opened, strict=True):
+        row[slice(None) if one.payload.places is None else one.payload.places] = (
+            one.total / one.unit
+        )
+    return noise
+
+
+def _common(opened: Sequence[Opened]) -> np.ndarray:
     """Return the noise of the coordinates that travel in every round: float64[T, d], in units.
 
     Where the clip norm moves, a stream correlates in units of each round's.
