@@ -179,7 +179,7 @@ def _coordinates(privacy: RunPrivacy, payload: Payload) -> dict[str, Any]:
     places = payload.places
     if places is not None and privacy.clipping is not None:
         places = np.append(places, payload.reach)
-    fewest = max(1, privacy.summed_dim(min(payload.fewest, payload.dim)))
+    fewest = max(1, privacy.summed_dim(payload.fewest))
     return {"places": places, "size": privacy.summed_dim(payload.reach), "fewest": fewest}
 
 

@@ -134,6 +134,16 @@ def test_noise_that_is_used_again_in_the_next_round(run, monkeypatch):
     assert "noise correlates as stated" in stream_failures(run)
 
 
+@pytest.mark.parametrize(("kind", "separation"), [("blt", 12), ("banded_inverse_root", 5)])
+def test_an_honest_run_whose_layers_take_turns_fails_nothing(tiny_run, tmp_path, kind, separation):
+    policy = POLICY.replace('"blt"', f'"{kind}"').replace("= 5 }", f"= {separation} }}")
+    policy += "clipping = { lowest = 1e-3, highest = 1e3, indicator_noise = 0.5 }\n"
+    run = tiny_run(tmp_path, policy, payload=PayloadPlan(rows=100, layers=1))
+    artifacts = RunArtifacts.open(run)
+    part = mechanism_check.audit_mechanism(rebuild_context(artifacts), artifacts)
+    assert failing(run) == {f.name: f.text for f in part.findings if f.holds is False} == {}
+
+
 @pytest.mark.parametrize("separation", [5, 12])
 @pytest.mark.parametrize("kind", ["blt", "banded", "banded_inverse_root"])
 def test_coordinates_whose_noise_counts_in_another_time(

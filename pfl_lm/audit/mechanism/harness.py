@@ -292,9 +292,10 @@ def lengthened(context: RunContext, number: int) -> float:
 
     A stream is made for the longest of any round: rounding lengthens few coordinates by more.
     """
-    payload = choose_payload(context, number)
-    stream = context.privacy.mechanism.stateful
-    grid = context.privacy.grid(payload.fewest if stream else payload.dim)
+    payload, privacy = choose_payload(context, number), context.privacy
+    grid = privacy.grid(payload.dim)
+    if privacy.mechanism.stateful:
+        grid = replace(grid, dim=max(1, privacy.summed_dim(payload.fewest)))
     return grid.norm_bound / (grid.scale * grid.clip_norm)
 
 
