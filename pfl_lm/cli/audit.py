@@ -49,8 +49,8 @@ def audit(
         Path,
         typer.Argument(
             metavar="RUN|QUESTION|POLICY",
-            help="Folder of a run, or of `words discover`; or a policy: a file, or the name of a "
-            "shipped one.",
+            help="Folder of a run, or of a question (`words discover`, `words serve`, `launch`, "
+            "`mixture ask`); or a policy: a file, or the name of a shipped one.",
         ),
     ],
     part: Annotated[

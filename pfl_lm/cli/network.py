@@ -30,7 +30,10 @@ def enrol(
     devices: Annotated[int, number(1, 10**7, "How many devices may take part.")],
     host: Annotated[
         list[str] | None,
-        typer.Option(help="Name or address under which devices call the server; repeat it."),
+        typer.Option(
+            help="Name or address under which devices call the server; may be repeated "
+            "[localhost and 127.0.0.1]."
+        ),
     ] = None,
     days: Annotated[
         int,

@@ -50,10 +50,10 @@ def population(
 ) -> None:
     """Show, or state, the one budget that training and questions on the same people share.
 
-    `serve` keeps a ledger for the devices of its authority; `simulate`, where it runs at the
-    policy's own scale, `words discover` and `launch` keep one for the users of a store's split.
-    Before a run, a round or a question, what it would cost together with all others is compared
-    with the total.
+    `serve`, `words serve` and `launch --keys` keep a ledger for the devices of their authority;
+    `simulate`, where it runs at the policy's own scale, `words discover`, `launch` and
+    `mixture ask` keep one for the users of a store's split. Before a run, a round or a question,
+    what it would cost together with all others is compared with the total.
 
     The total is stated with --total and --delta before the first run or question. Where nobody
     stated one, it is the least ε, at the least δ, of all policies under which a round was spent,

@@ -154,9 +154,9 @@ def demo(
 ) -> None:
     """Train on invented users in a few minutes, and write the report page.
 
-    The demo needs no data and no network. It pretrains a model on public text of an invented
-    language, trains it further on 10,000 invented users under a policy of ε = 2, and compares both
-    models on users that neither has seen.
+    The demo needs no data and no network. It pretrains a model on invented public text in English,
+    trains it further on 10,000 invented users who write English, under a policy of ε = 2, and
+    compares both models on users that neither has seen.
     """
     from pfl_lm.cli.progress import StepBar
     from pfl_lm.demo import prepare

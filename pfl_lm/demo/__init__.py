@@ -1,6 +1,6 @@
 """The embedded demonstration: the real main job on invented users, so that nothing is fetched.
 
-Public text of an invented language gives the first model; people of other topics and habits than
+Invented public text in English gives the first model; people of other topics and habits than
 those who wrote it then teach it theirs, under a policy of ε = 2.
 """
 

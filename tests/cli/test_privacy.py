@@ -7,6 +7,7 @@ import math
 import tomllib
 
 import pytest
+import typer
 
 from pfl_lm import cli
 
@@ -351,3 +352,32 @@ def test_the_shipped_policies_agree_with_their_locks(run):
     status, out, _ = run("check", str(Path(__file__).resolve().parents[2] / "privacy"))
     assert status == 0, out
     assert "no lock" not in out
+
+
+def verbs_that_debit_people():
+    """The verbs that train on people's text or ask them, by the option that names the ledgers."""
+    reads_only = {"check", "audit", "privacy population"}
+    commands = [("", typer.main.get_command(cli.app))]
+    for path, command in commands:
+        commands += [
+            (f"{path} {name}".strip(), child)
+            for name, child in getattr(command, "commands", {}).items()
+        ]
+        options = {option for parameter in command.params for option in parameter.opts}
+        if "--ledgers" in options and path not in reads_only:
+            yield path, command
+
+
+def test_the_help_of_the_budget_names_every_verb_that_debits_it():
+    found = dict(verbs_that_debit_people())
+    assert {"simulate", "serve", "words serve", "mixture ask"} <= set(found)
+    budget = typer.main.get_command(cli.app).commands["privacy"].commands["population"].help
+    words = " ".join(budget.split())
+    assert [verb for verb in found if f"`{verb}`" not in words] == []
+
+
+def test_the_help_of_the_audit_names_every_question_that_it_takes():
+    audit = typer.main.get_command(cli.app).commands["audit"]
+    target = next(parameter for parameter in audit.params if parameter.name == "target")
+    questions = {verb for verb, _ in verbs_that_debit_people()} - {"simulate", "serve"}
+    assert [verb for verb in questions if f"`{verb}`" not in target.help] == []
