@@ -84,6 +84,21 @@ def test_a_mistake_is_named_with_file_and_key(tmp_path, text, told):
     assert str(path) in str(caught.value)
 
 
+@pytest.mark.parametrize("value", ["true", "4.0", "1.0"])
+def test_a_choice_among_numbers_is_a_whole_number(tmp_path, value):
+    """``weight_bits = true`` would train in one bit, as true equals 1."""
+    path = written(tmp_path, f"weight_bits = {value}\nlearning_rate = 1.0")
+    told = rf"weight_bits = {value.title()} is refused: expected one of 1, 4, 8"
+    with pytest.raises(RecipeError, match=told):
+        load(LocalTraining, path)
+    with pytest.raises(RecipeError, match=f"--set: {told}"):
+        load(
+            LocalTraining,
+            written(tmp_path, "learning_rate = 1.0"),
+            parse_settings([f"weight_bits={value}"]),
+        )
+
+
 def problems_of(kind, path, settings=None) -> list[str]:
     with pytest.raises(RecipeError) as caught:
         load(kind, path, settings)

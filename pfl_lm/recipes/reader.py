@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import tomllib
@@ -132,12 +133,13 @@ class _Reader:
             items = (item if isinstance(item, str) else str(item) for item in value)
             return tuple(self._source.resolve(item, recipe) for item in items)
         value = _plain(value)
-        try:
+        with contextlib.suppress(ValidationError):
             # Strict as JSON is: "5" is no number, 1 is a float, a list may become a tuple.
-            return TypeAdapter(expected).validate_python(_tuples(expected, value), strict=True)
-        except ValidationError:
-            self._refuse(key, f"{key} = {value!r} is refused: expected {describe(expected)}")
-            return None
+            read = TypeAdapter(expected).validate_python(_tuples(expected, value), strict=True)
+            if not _is_another_choice(value, read):
+                return read
+        self._refuse(key, f"{key} = {value!r} is refused: expected {describe(expected)}")
+        return None
 
     def _named(self, kind: type[Any], table: Any, key: str, name: str) -> Any:
         if not isinstance(table, Mapping):
@@ -180,6 +182,11 @@ def _tuples(expected: Any, value: Any) -> Any:
     if isinstance(value, list) and any(typing.get_origin(o) is tuple for o in options):
         return tuple(value)
     return value
+
+
+def _is_another_choice(value: Any, read: Any) -> bool:
+    """Whether a value was taken for a whole number that Python calls equal, as true is 1."""
+    return type(read) is int and type(value) is not int
 
 
 def _names_nothing(path: str) -> bool:
