@@ -1,7 +1,9 @@
 """ARPA files: the text form of backoff models that decoders read.
 
 Logarithms are to base 10, rounded so that a context's row still sums to one within 1e-4; ``<s>``
-is never predicted and has −99. The words are the vocabulary's own, ``<unk>`` among them.
+is never predicted and has −99. The words are the vocabulary's own, ``<unk>`` among them. Pieces
+that spell a word are written as sentencepiece has them, ``▁ma`` where a word begins, and as
+``##ma`` where it goes on, since ``ma`` may be a word or a mark.
 
 Source: Doug Paul & Janet Baker 1992, "The design for the Wall Street Journal-based CSR corpus";
 the form as SRILM's ngram-format(5) and KenLM have it.
@@ -20,10 +22,20 @@ from pfl_lm.export.ngram.backoff import BackoffModel, Level
 from pfl_lm.export.ngram.tables import Table, numbers
 from pfl_lm.text.tokenizer import Tokenizer
 
+GOES_ON = "##"  # before a piece inside of a word
 LOWEST = -99.0  # stands for a probability of zero
 NUMBER_BYTES = 9  # of a logarithm, such as -12.34567
 WEIGHT_BYTES = 1 + NUMBER_BYTES
+_STANDS_OUT = re.compile("▁.|<0x")  # pieces that no word and no mark is written as
 _HEAD = re.compile(r"ngram (\d)=(\d+)")
+
+
+def names_of(tokenizer: Tokenizer) -> list[str]:
+    """Return what a file calls each id; no two are called alike."""
+    return [
+        GOES_ON + word if kind == "subword" and not _STANDS_OUT.match(word) else word
+        for word, kind in zip(tokenizer.words, tokenizer.kinds, strict=True)
+    ]
 
 
 def write_arpa(path: Path, model: BackoffModel, words: Sequence[str]) -> None:

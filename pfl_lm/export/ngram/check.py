@@ -11,7 +11,7 @@ import numpy as np
 from pfl_lm.export.bundle import BLOCKLIST, Bundle
 from pfl_lm.export.ngram.aosp import Dictionary, read_combined
 from pfl_lm.export.ngram.aosp_reader import read_binary
-from pfl_lm.export.ngram.arpa import contexts_to_test, read_arpa, worst_sum
+from pfl_lm.export.ngram.arpa import contexts_to_test, names_of, read_arpa, worst_sum
 from pfl_lm.export.ngram.files import network_nats, ngram_nats
 from pfl_lm.export.ngram.network import Network
 from pfl_lm.models.file import load_model
@@ -69,7 +69,7 @@ def _arpa(
     stated: dict[str, Any],
     vectors: dict[str, Any],
 ) -> tuple[bool, str]:
-    model = read_arpa(path, tokenizer.words)
+    model = read_arpa(path, names_of(tokenizer))
     if model.order != stated["order"]:
         return False, f"has order {model.order}, not {stated['order']}"
     listed = np.isfinite(model.levels[0].logs)

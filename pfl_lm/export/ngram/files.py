@@ -15,7 +15,7 @@ from pfl_lm.evaluation.interfaces import HeldOut
 from pfl_lm.export.config import NgramConfig
 from pfl_lm.export.ngram.aosp import dictionary_of, head_of, write_combined
 from pfl_lm.export.ngram.aosp_binary import write_binary
-from pfl_lm.export.ngram.arpa import WEIGHT_BYTES, costs, write_arpa
+from pfl_lm.export.ngram.arpa import WEIGHT_BYTES, costs, names_of, write_arpa
 from pfl_lm.export.ngram.backoff import NEVER_PREDICTED, BackoffModel, NgramScorer
 from pfl_lm.export.ngram.kneser_ney import fit_text
 from pfl_lm.export.ngram.network import Network, Progress, fit_network, sample
@@ -76,7 +76,7 @@ def write_ngram(
     (folder / FOLDER).mkdir()
     files = []
     if "arpa" in formats:
-        write_arpa(folder / ARPA, model, source.tokenizer.words)
+        write_arpa(folder / ARPA, model, names_of(source.tokenizer))
         files.append(_about(folder, ARPA, "arpa", ngrams=list(model.sizes)))
     if "aosp" in formats:
         files += _write_aosp(folder, source, model, blocked)
@@ -113,7 +113,7 @@ def _fitted(
     listener: ProgressListener,
 ) -> BackoffModel:
     """Fit the n-gram to the network, add public counts if stated, and prune it."""
-    words = source.tokenizer.words
+    words = names_of(source.tokenizer)
     histories = sample(
         network, config.words, window, progress=_saying(listener, "n-gram: sampling the model")
     )

@@ -12,6 +12,7 @@ from pfl_lm.export.ngram.arpa import (
     WEIGHT_BYTES,
     contexts_to_test,
     costs,
+    names_of,
     read_arpa,
     worst_sum,
     write_arpa,
@@ -19,6 +20,10 @@ from pfl_lm.export.ngram.arpa import (
 from pfl_lm.export.ngram.files import ngram_nats
 from pfl_lm.export.ngram.kneser_ney import fit_text
 from pfl_lm.export.ngram.tables import pruned
+from pfl_lm.text.normalisation import Normalisation
+from pfl_lm.text.tokenizer import CONTROLS
+from pfl_lm.text.tokenizer_assemble import assemble
+from tests.text.syllables import spelling_greek, spelling_tokenizer
 
 WORDS = ["<pad>", "<unk>", "<s>", "</s>", "a", "é", "don't", "ю", "▁b", "<number>", "😀", "z"]
 SENTENCES = ["a é don't", "don't ю ▁b", "<number> 😀 z a", "é", "a a a", "z z é a ю"]
@@ -147,3 +152,24 @@ def test_the_arpa_package_reads_it(path, model):
             model.row(tuple(ids[max(0, n - 2) : n]))[ids[n]] for n in range(1, len(ids))
         ) / math.log(10)
         assert read.log_s(line) == pytest.approx(wanted, abs=1e-3)
+
+
+@pytest.mark.parametrize("spelling", [spelling_tokenizer, spelling_greek])
+def test_pieces_that_are_spelled_as_words_are_told_apart(spelling, tmp_path):
+    tokenizer = spelling()
+    size, words = tokenizer.vocabulary_size, names_of(tokenizer)
+    assert len(set(tokenizer.words)) < size, "a piece is a word as well"
+    assert len(set(words)) == size
+    ids = np.random.default_rng(3).integers(3, size, 4_000)
+    model = fit_text(np.concatenate([[2], ids, [3]]), np.full(size, 1 / size), 3)
+    write_arpa(tmp_path / "model.arpa", model, words)
+    again = read_arpa(tmp_path / "model.arpa", words)
+    np.testing.assert_array_equal(model.levels[2].keys, again.levels[2].keys)
+
+
+def test_a_mark_is_no_piece():
+    rows = [*((name, "control", 1) for name in CONTROLS), ("▁", "mark", 1), ("a", "word", 1)]
+    rows += [(piece, "subword", 1) for piece in ("▁", "▁a", "a", "<0x61>")]
+    assert names_of(assemble(rows, Normalisation(), {}))[4:] == [
+        "▁", "a", "##▁", "▁a", "##a", "<0x61>",
+    ]  # fmt: skip
