@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from pfl_lm.files import folder_atomically
-from pfl_lm.text.normalisation import Normalisation, is_word
+from pfl_lm.text.normalisation import Normalisation, is_word, language_of
 from pfl_lm.text.parts import Remembered, by_parts
 from pfl_lm.text.written_forms import read_table
 
@@ -21,7 +21,12 @@ MODEL_FILE, SUBWORD_FILE = "tokenizer.model", "subwords.model"
 VOCABULARY_FILE, MANIFEST_FILE = "vocabulary.tsv", "tokenizer.json"
 FORMS_FILE = "forms.tsv"
 LEFT_OUT = "left out"  # the kind of a word of languages that a person does not write
-_NO_SPACE = re.compile(r" (?=[.,!?:;)\]}])|(?<=[(\[{]) |(?<=[^\W\d_]') ")
+# Marks that follow a word without a space, and those that precede one so.
+_AFTER_WORD = frozenset([*".,!?:;)]}»،؛؟।॥۔·։՝።፣፤፥", "..."])
+_BEFORE_WORD = frozenset("([{¿¡«")
+_GUILLEMETS = frozenset("«»")  # French puts spaces inside of them
+_ELIDED = re.compile(r"[^\W\d_]'$")
+_MOST_JOINED = 32  # pieces between two spaces
 
 
 class Tokenizer:
@@ -231,7 +236,11 @@ class Tokenizer:
         return tuple(self._first_subword + i - 1 for i in self._subwords.encode(piece))
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return readable text; controls vanish, marks join the word before them."""
+        """Return readable text; controls vanish, marks join the words that they belong to.
+
+        ``encode`` reads what it encoded as the same ids again: no mark joins what would be cut
+        otherwise with it.
+        """
         shown: list[str] = []
         local: list[int] = []
 
@@ -251,4 +260,22 @@ class Tokenizer:
             if kind != "control" or i == self.unk_id:
                 shown.append(self.words[i])
         flush()
-        return _NO_SPACE.sub("", " ".join(shown))
+        return self._joined(shown)
+
+    def _joined(self, pieces: Sequence[str]) -> str:
+        """Put pieces together, with spaces where no mark joins them."""
+        parts: list[str] = []
+        last: list[str] = []  # the pieces of the last part
+        apart = _GUILLEMETS if language_of(self.locales[0]) == "fr" else frozenset()
+        after, before = _AFTER_WORD - apart, _BEFORE_WORD - apart
+        for piece in pieces:
+            joins = 0 < len(last) < _MOST_JOINED and bool(
+                piece in after or last[-1] in before or _ELIDED.search(last[-1])
+            )
+            if joins and self.normalisation.pieces(parts[-1] + piece) == [*last, piece]:
+                parts[-1] += piece
+                last.append(piece)
+            else:
+                parts.append(piece)
+                last = [piece]
+        return " ".join(parts)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pfl_lm.text import wordfreq_list
 from pfl_lm.text.normalisation import Normalisation
-from pfl_lm.text.tokenizer import Tokenizer
+from pfl_lm.text.tokenizer import CONTROLS, Tokenizer
 from pfl_lm.text.tokenizer_assemble import assemble
 from pfl_lm.text.tokenizer_build import choose_rows
 from pfl_lm.text.word_counts import unknown_share
@@ -73,6 +73,36 @@ def test_a_vocabulary_knows_every_word_of_the_text_it_was_built_from(name, texts
     assert unknown_share(tokenizer, texts)[1] == 0
     again = vocabulary(rules, texts)
     assert again.digest == tokenizer.digest
+
+
+@settings(deadline=None, max_examples=50)
+@given(NAMES, TEXTS, st.lists(st.sampled_from([*"()[]¿¡«»،؟।॥۔·.,!?:;'", "a", "8"]), max_size=6))
+def test_what_is_shown_is_read_as_it_was(name, text, marks):
+    assume(name != "ar" or "İ" not in text)
+    text = f"{text} {''.join(marks)} {' '.join(marks)}"
+    tokenizer = vocabulary(RULES[name], [text])
+    ids = tokenizer.encode(text)
+    assert tokenizer.encode(tokenizer.decode(ids)) == ids
+
+
+@pytest.mark.parametrize(
+    ("locale", "text"),
+    [
+        ("es_ES", "¡hola! ¿qué tal? «bien» (sí)..."),
+        ("hi_IN", "यह कैसा है। अच्छा॥"),
+        ("ar_EG", "كيف الحال؟ نعم، جيد؛ «نعم»"),
+        ("ur_PK", "کیا حال ہے؟ ٹھیک۔"),
+        ("el_GR", "τι κάνεις; καλά· «ναι»"),
+        ("fr_FR", "c'est l'été: « oui »?"),
+        ("en_US", "don't (well). . x"),
+    ],
+)
+def test_marks_of_every_language_stand_beside_their_words(locale, text):
+    rules = wordfreq_list.rules(locale, *STATED)
+    rows = [*((name, "control", 1) for name in CONTROLS)]
+    rows += [(piece, "word", 1) for piece in dict.fromkeys(rules.pieces(text))]
+    tokenizer = assemble(rows, rules, {"locale": locale})
+    assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
 UNITS = st.lists(
