@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
 from typing import Any, Literal
 
-from pfl_lm.text.pieces import MOST_MARKS, Cut, ecmascript, pattern, stacked_marks
+from pfl_lm.text.pieces import KEYCAP, MOST_MARKS, Cut, ecmascript, pattern, stacked_marks
 
 UNKNOWN = "<unk>"
 NUMBER = "<number>"
@@ -244,8 +244,8 @@ def beginnings(letters: str) -> tuple[str, ...]:
 
 
 def is_word(piece: str) -> bool:
-    """Say whether a piece is a word or number, not a mark or a placeholder."""
-    return piece[0].isalnum()
+    """Say whether a piece is a word or number, not a mark, an emoji or a placeholder."""
+    return piece[0].isalnum() and piece[-1] != KEYCAP
 
 
 def spaceless_share(words: Counter[str]) -> float:

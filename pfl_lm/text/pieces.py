@@ -17,6 +17,7 @@ SPACES = "\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u300
 MOST_MARKS = 30  # in a row: Unicode's Stream-Safe Text Format (UAX 15, section 13)
 VOWELS = "aehiouyáéíóúàèìòùâêîôûåïöœ"  # before which French and its kin elide a vowel
 _JOINERS = "\u200c\u200d"  # zero width
+KEYCAP = "\u20e3"  # the last character of an emoji such as 1️⃣
 _FLAG, _TONE, _TAG = (0x1F1E6, 0x1F1FF), (0x1F3FB, 0x1F3FF), (0xE0020, 0xE007F)
 
 
@@ -104,7 +105,7 @@ def _emoji(marks: str, dialect: _Dialect) -> list[str]:
 
 
 def is_emoji(piece: str) -> bool:
-    """Say whether a piece is one whole emoji: a pictograph, as Unicode classes it, or a flag.
+    """Say whether a piece is one whole emoji: a pictograph, as Unicode classes it, flag or keycap.
 
     The signs ©, ® and ™ are pictographs to Unicode and letters' companions to a keyboard.
     """
@@ -123,7 +124,8 @@ def without_look(emoji: str) -> str:
 def _pictograph() -> Any:
     import regex  # knows the classes of emoji, which Python's own module does not
 
-    return regex.compile(r"\p{Extended_Pictographic}|\p{Regional_Indicator}{2}")
+    keycap = rf"[0-9#*]\ufe0f?{KEYCAP}"
+    return regex.compile(rf"\p{{Extended_Pictographic}}|\p{{Regional_Indicator}}{{2}}|{keycap}")
 
 
 def is_half_an_emoji(piece: str) -> bool:

@@ -231,7 +231,7 @@ class Tokenizer:
         known = self.word_id(piece)
         if known is not None:
             return (known,)
-        if self._subwords is None or not piece[0].isalnum() or piece in self._unread:
+        if self._subwords is None or not is_word(piece) or piece in self._unread:
             return (self.unk_id,)
         return tuple(self._first_subword + i - 1 for i in self._subwords.encode(piece))
 

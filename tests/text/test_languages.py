@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pfl_lm.export.vocabulary import BlockList
 from pfl_lm.text import wordfreq_list
-from pfl_lm.text.as_typed import AsTyped
+from pfl_lm.text.as_typed import AsTyped, keys
 from pfl_lm.text.discovered import DiscoveredWords
 from pfl_lm.text.normalisation import Normalisation
 from pfl_lm.text.pieces import MOST_MARKS
@@ -175,6 +176,19 @@ class TestEmoji:
     )
     def test_one_emoji_is_one_piece(self, emoji: str) -> None:
         assert self.KEEP.pieces(f"so {emoji}{emoji} it") == ["so", emoji, emoji, "it"]
+
+    def test_a_keycap_is_an_emoji_and_no_word(self, tmp_path: Path) -> None:
+        words = "\n".join(f"w{i}x 1️⃣ #️⃣ 2⃣" for i in range(1_500))
+        (tmp_path / "a.txt").write_text(words)
+        source = VocabularySource("text", "x", "y", tmp_path / "a.txt")
+        tokenizer = build_tokenizer(TokenizerRecipe("en", 1_000, source, punctuation="keep"),
+                                    tmp_path / "t")  # fmt: skip
+        kinds = dict(zip(tokenizer.words, tokenizer.kinds, strict=True))
+        assert [kinds[one] for one in ("1️⃣", "#️⃣", "2⃣")] == ["mark"] * 3
+        emoji = {tokenizer.words[id] for id in BlockList.read(None, tokenizer).emoji_ids}
+        assert emoji == {"1️⃣", "#️⃣", "2⃣"}
+        assert tokenizer.unknown_words("hello 3️⃣") == ["hello"]
+        assert keys("1️⃣") == keys("😀") == 2
 
     def test_half_an_emoji_is_no_word_of_a_vocabulary(self, tmp_path: Path) -> None:
         words = "\n".join(f"w{i}x 👍🏽 \U0001f3fd \U0001f1e9 🇩🇪" for i in range(10_500))

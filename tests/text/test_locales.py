@@ -89,7 +89,7 @@ def test_emoji_of_a_list_have_the_share_that_messages_give_them(tmp_path) -> Non
     assert EMOJI_SHARE / 2 < share < EMOJI_SHARE * 2
 
 
-@pytest.mark.parametrize("piece", ["😂", "👍🏽", "🇪🇸", "♥", "☀️"])
+@pytest.mark.parametrize("piece", ["😂", "👍🏽", "🇪🇸", "♥", "☀️", "1️⃣", "#️⃣", "7⃣"])
 def test_what_an_emoji_is(piece: str) -> None:
     assert is_emoji(piece)
 

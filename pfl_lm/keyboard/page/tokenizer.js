@@ -4,7 +4,7 @@ import { Subwords } from "./subwords.js";
 
 const STRAIGHT = { "‘": "'", "’": "'", "ʼ": "'", "‛": "'", "“": '"', "”": '"', "„": '"', "׳": "'", "״": '"' };
 const INVISIBLE = /[\u00ad\u061c\u200e\u200f\u202a-\u202e\u2060-\u2069]/gu;
-const BEGINS = /^[\p{L}\p{N}]/u; // a word
+const BEGINS = /^[\p{L}\p{N}](?!\ufe0f?\u20e3)/u; // a word; a keycap such as 1️⃣ is an emoji
 const NUMBER = /^\p{Nd}[\p{Nd}.,:]*$/u;
 
 // What a word that goes on from letters in lower case may begin with: lower case makes a sigma that

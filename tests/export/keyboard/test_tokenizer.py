@@ -163,6 +163,13 @@ def test_a_mark_inside_does_not_make_a_blocked_word_a_new_one(tmp_path: Path) ->
     assert answers == [False] * 5 + [True] * 3 + [False] * 2
 
 
+def test_a_keycap_is_no_word(tmp_path: Path) -> None:
+    """Neither a block list's, nor half-typed, nor one that its owner might teach the keyboard."""
+    calls = [["wordsOf", "1️⃣ 2⃣ #️⃣ 3"], ["atCaret", "I 1️⃣"], ["writtenForms", "7️⃣ Bob", "bob"]]
+    answers = ask(tokenizer_of(RULES["keep"]), calls, tmp_path)
+    assert answers == [["3"], {"before": "I 1️⃣", "typed": ""}, []]
+
+
 @pytest.mark.parametrize(
     ("name", "text", "before", "typed"),
     [
