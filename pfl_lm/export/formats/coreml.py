@@ -26,7 +26,9 @@ def convert(graph: ExportGraph, precision: str, path: Path) -> list[str]:
     import torch
 
     _register_alias()
-    program = torch.export.export(_apart(graph), graph.examples()).run_decompositions({})
+    program = torch.export.export(_apart(graph), graph.examples()).run_decompositions(
+        _in_parts(graph)
+    )
     exact = precision == "fp32"
     package = ct.convert(
         program,
@@ -85,6 +87,24 @@ def _apart(graph: ExportGraph) -> Any:
             return tuple(outputs)
 
     return Apart().eval()
+
+
+def _in_parts(graph: ExportGraph) -> dict[Any, Any]:
+    """Spell out a layer norm where a gradient needs it: the converter's own takes a constant gain
+    only, and gives no mean and no spread, which the way back reads."""
+    import torch
+
+    def norm(x: Any, shape: Any, gain: Any, bias: Any, epsilon: float) -> tuple[Any, Any, Any]:
+        axes = list(range(-len(shape), 0))
+        mean = x.mean(axes, keepdim=True)
+        away = x - mean
+        inverse = torch.rsqrt((away * away).mean(axes, keepdim=True) + epsilon)
+        scaled = away * inverse if gain is None else away * inverse * gain
+        return scaled if bias is None else scaled + bias, mean, inverse
+
+    if all(tensor.name != "gradient" for tensor in graph.outputs):
+        return {}
+    return {torch.ops.aten.native_layer_norm.default: norm}
 
 
 def _tensor_type(tensor: TensorSpec) -> Any:

@@ -217,6 +217,7 @@ OPERATIONS: dict[str, Callable[[Values], Any]] = {
     "square": _unary(np.square),
     "abs": _unary(np.abs),
     "sign": _unary(np.sign),
+    "erf": _unary(erf),
     "gelu": _gelu,
     "softmax": _softmax,
     "layer_norm": _layer_norm,

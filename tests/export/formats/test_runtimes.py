@@ -137,6 +137,37 @@ def test_a_local_step_has_torchs_gradient(format, tmp_path):
     assert met > 0
 
 
+@pytest.mark.parametrize(("positions", "activation"), [("learned", "gelu"), ("rotary", "relu")])
+@pytest.mark.parametrize("format", formats.FORMATS)
+def test_a_transformer_s_local_step_has_torchs_gradient(format, positions, activation, tmp_path):
+    """Its norms' gains do not train, so the file is given them each round."""
+    needs(format)
+    spec = ModelSpec(
+        "transformer", V, 32, layers=1, heads=2, feedforward_dim=48, context=6,
+        positions=positions, activation=activation, lora=LoraSpec(2),
+    )  # fmt: skip
+    training = LocalTraining(0.5, batch_size=2, window=3, loss="softmax", gradient_clip=1.0)
+    payload = choose(PayloadPlan(rows=50, dense="lora"), roles(spec), np.full(V, 1 / V),
+                     (0, 1, 2, 3), 7, 3)  # fmt: skip
+    values = {name: value + 0.05 for name, value in initialise(spec, 1).items()}
+    graph = train_step(spec, payload, training, 2, lookup=formats.format_of(format).lookup)
+    run = formats.open_file(tmp_path, formats.convert(graph, format, "fp32", tmp_path))
+
+    def by_file(**given):
+        found, expected = run(**given), graph(**given)
+        apart = np.linalg.norm(found["gradient"] - expected["gradient"])
+        assert apart < 3e-5 * np.linalg.norm(expected["gradient"])
+        return found
+
+    random = np.random.default_rng(1)
+    text = [random.choice(payload.rows[payload.rows > 3], (5, 4)).astype(np.int32)]
+    task = Task(spec, values, payload, gather(values, payload), training, np.full(V, 1 / V), 5, 3)
+    simulated, _ = train(task, text, [11])
+    updated, _ = train_by(by_file, graph.signature)(task, text, [11])
+    assert np.abs(simulated).max() > 1e-3
+    assert np.abs(updated - simulated).max() < 1e-5
+
+
 @pytest.mark.parametrize("format", ["onnx", "executorch"])
 def test_a_federated_round_by_exported_graphs_gives_the_simulators_update(
     format, tiny_scenario, policy_file, tmp_path, monkeypatch
