@@ -5,11 +5,20 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 
 from pfl_lm import files
-from pfl_lm.files import folder_atomically, inside, scratch_beside, sweep, write_atomically
+from pfl_lm.files import (
+    folder_atomically,
+    inside,
+    move_new,
+    scratch_beside,
+    sole_writer,
+    sweep,
+    write_atomically,
+)
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
@@ -98,6 +107,168 @@ def test_what_a_kill_left_is_swept_and_nothing_else(tmp_path):
     assert killed.exists()
     sweep(tmp_path, "round-*.pt")
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(others)
+
+
+_WRITES_A_FILE = """
+import sys
+from pathlib import Path
+from pfl_lm import files
+with getattr(files, sys.argv[2])(Path(sys.argv[1])) as temporary:
+    if temporary is not None:
+        temporary.write_text("half")
+    print("half way", flush=True)
+    sys.stdin.read()
+"""
+
+
+def busy(path, what="write_atomically") -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", _WRITES_A_FILE, str(path), what]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "half way\n"
+    return process
+
+
+def test_the_next_to_write_a_file_removes_what_a_killed_process_left_and_nothing_else(tmp_path):
+    others = [".a.txt.20261201", ".a.txt.unfinished", ".b.txt.unfinished_abcdefgh", ".a.txt.swp"]
+    for name in others:
+        (tmp_path / name).write_text("someone's")
+    with busy(tmp_path / "a.txt") as killed, busy(tmp_path / "a.txt") as living:
+        killed.kill()
+        killed.wait()
+        assert len(os.listdir(tmp_path)) == len(others) + 2
+        with write_atomically(tmp_path / "a.txt") as temporary:
+            temporary.write_text("whole")
+        assert len(os.listdir(tmp_path)) == len(others) + 2  # a.txt, and that of the living one
+        living.stdin.close()
+        living.wait()
+    assert (tmp_path / "a.txt").read_text() == "half"
+    assert set(os.listdir(tmp_path)) == {*others, "a.txt"}
+
+
+def test_a_file_that_another_took_for_a_left_one_is_made_again(tmp_path, monkeypatch):
+    real, made = files.tempfile.mkstemp, []
+
+    def swept(**about):
+        descriptor, name = real(**about)
+        made.append(name)
+        if len(made) == 1:
+            os.unlink(name)  # before it is locked
+        return descriptor, name
+
+    monkeypatch.setattr(files.tempfile, "mkstemp", swept)
+    with write_atomically(tmp_path / "a.txt") as temporary:
+        temporary.write_text("whole")
+    assert len(made) == 2
+    assert (tmp_path / "a.txt").read_text() == "whole"
+
+
+def test_a_new_file_replaces_nothing(tmp_path):
+    with (
+        pytest.raises(ValueError, match=r"a\.txt was made meanwhile"),
+        write_atomically(tmp_path / "a.txt", new=True),
+    ):
+        (tmp_path / "a.txt").write_text("theirs")
+    assert (tmp_path / "a.txt").read_text() == "theirs"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_two_processes_do_not_write_one_file_and_a_killed_one_holds_nobody_up(tmp_path):
+    with busy(tmp_path / "model.pt", "sole_writer") as killed:
+        with pytest.raises(ValueError, match="another process is writing"):
+            sole_writer(tmp_path / "model.pt").__enter__()
+        killed.kill()
+    assert len(os.listdir(tmp_path)) == 1
+    with sole_writer(tmp_path / "model.pt"), sole_writer(tmp_path / "other.pt"):
+        pass
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_lock_that_its_holder_has_just_removed_is_made_again(tmp_path, monkeypatch):
+    real, opened = os.open, []
+
+    def removed(path, *about, **more):
+        descriptor = real(path, *about, **more)
+        if str(path).endswith(".lock"):
+            opened.append(path)
+            if len(opened) == 1:
+                os.unlink(path)
+        return descriptor
+
+    monkeypatch.setattr(files.os, "open", removed)
+    with sole_writer(tmp_path / "model.pt"):
+        assert os.listdir(tmp_path) == [".model.pt.lock"]
+    assert len(opened) == 2
+
+
+@pytest.mark.parametrize("mark", [None, b"", b"pfl-lm writes"])
+def test_a_scratch_folder_whose_process_was_killed_before_it_was_marked_is_removed(tmp_path, mark):
+    (left := tmp_path / ".out.ab12cd34").mkdir()
+    if mark is not None:
+        (left / "unfinished").write_bytes(mark)
+    with scratch_beside(tmp_path / "out"):
+        assert not left.exists()
+
+
+def test_a_scratch_folder_that_another_took_for_a_left_one_is_made_again(tmp_path, monkeypatch):
+    real, made = files.tempfile.mkdtemp, []
+
+    def swept(**about):
+        made.append(real(**about))
+        if len(made) == 1:
+            os.rmdir(made[0])  # before it is marked
+        return made[-1]
+
+    monkeypatch.setattr(files.tempfile, "mkdtemp", swept)
+    with folder_atomically(tmp_path / "out") as folder:
+        (folder / "x").write_text("whole")
+    assert len(made) == 2
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_what_a_kill_left_beside_a_whole_folder_is_removed_as_the_folder_is_refused(tmp_path):
+    with writer(tmp_path / "out") as killed:
+        killed.kill()
+    (tmp_path / "out").mkdir()
+    with pytest.raises(ValueError, match="exists already"), folder_atomically(tmp_path / "out"):
+        pass
+    assert os.listdir(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("writing", [folder_atomically, partial(write_atomically, new=True)])
+def test_what_could_not_be_made_to_last_is_not_there(tmp_path, monkeypatch, writing):
+    real = os.fsync
+
+    def failing(descriptor):
+        if os.path.samestat(os.fstat(descriptor), os.stat(tmp_path)):
+            raise full_disk()
+        real(descriptor)
+
+    monkeypatch.setattr(files.os, "fsync", failing)
+    with pytest.raises(OSError, match="No space"), writing(tmp_path / "out"):
+        pass
+    assert os.listdir(tmp_path) == []
+
+
+def test_the_marker_is_the_last_that_is_removed_of_a_scratch_folder(tmp_path, monkeypatch):
+    def killed(path, **about):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(files.shutil, "rmtree", killed)
+        with scratch_beside(tmp_path / "out") as scratch:
+            (scratch / "a").write_text("a user's text")
+            (scratch / "whole").mkdir()
+    assert (scratch / "unfinished").exists()
+    with scratch_beside(tmp_path / "out"):
+        assert not scratch.exists()
+
+
+def test_a_finished_file_never_replaces_another(tmp_path):
+    for name in ("whole.zip", "out.zip"):
+        (tmp_path / name).write_text(name)
+    with pytest.raises(ValueError, match="was made meanwhile"):
+        move_new(tmp_path / "whole.zip", tmp_path / "out.zip")
+    assert (tmp_path / "out.zip").read_text() == "out.zip"
 
 
 _WRITES = """

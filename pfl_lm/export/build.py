@@ -34,7 +34,7 @@ from pfl_lm.export.source import Source
 from pfl_lm.export.trained import TrainedModel
 from pfl_lm.export.verify import verify_bundle
 from pfl_lm.export.vocabulary import BlockList, write_vocabulary
-from pfl_lm.files import folder_atomically, scratch_beside
+from pfl_lm.files import folder_atomically, move_new, scratch_beside
 from pfl_lm.models.models import longest_text
 from pfl_lm.models.own_words import OwnWordsRule
 from pfl_lm.run.folder import write_json
@@ -103,7 +103,7 @@ def export(
             export to the same place.
     """
     output, listener = Path(output), listener or ProgressListener()
-    if output.exists():
+    if os.path.lexists(output):
         raise ValueError(f"{output} exists already; remove it or choose another destination")
     _check_width(source, config)
     if output.suffix != ".zip":
@@ -113,7 +113,7 @@ def export(
         (folder := scratch / "unpacked").mkdir()
         rows = _write(folder, source, config, text.fitting(), listener)
         write_zip(folder, scratch / output.name)
-        os.replace(scratch / output.name, output)
+        move_new(scratch / output.name, output)
     return rows
 
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import difflib
 import json
-import os
-import shutil
 from pathlib import Path
 
 import numpy as np
 
-from pfl_lm.files import folder_atomically
+from pfl_lm.files import move_new, scratch_beside
 from pfl_lm.project.commented import commented_toml
 from pfl_lm.project.templates import TEMPLATES, Template
 from pfl_lm.reference.json_schema import json_schema
@@ -38,15 +36,11 @@ def create(folder: Path, template: str = DEFAULT) -> Path:
     chosen, folder = template_of(template), Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is not empty; choose a new folder")
-    empty = folder.is_dir()
     target = folder.resolve()
-    staged = target.with_name(f".{target.name}.new") if empty else target
-    if staged.exists() and empty:
-        shutil.rmtree(staged)  # of a process that was killed
-    with folder_atomically(staged) as temporary:
-        _write(temporary, template, chosen, folder.resolve().name)
-    if empty:
-        os.replace(staged, target)
+    with scratch_beside(target) as scratch:
+        (whole := scratch / "whole").mkdir()
+        _write(whole, template, chosen, target.name)
+        move_new(whole, target)
     return folder
 
 

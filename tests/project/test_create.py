@@ -118,3 +118,12 @@ def test_an_unknown_template_is_refused_with_the_nearest(tmp_path):
 
 def test_the_verb_names_all_templates():
     assert tuple(TEMPLATES) == new._TEMPLATES
+
+
+def test_a_folder_beside_an_empty_one_stays(tmp_path):
+    (tmp_path / "first").mkdir()
+    (mine := tmp_path / ".first.new").mkdir()
+    (mine / "notes").write_text("someone's")
+    create(tmp_path / "first")
+    assert (mine / "notes").read_text() == "someone's"
+    assert (tmp_path / "first" / "scenario.toml").exists()
