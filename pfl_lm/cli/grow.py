@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -32,7 +33,7 @@ def grow(
     from pfl_lm.text.tokenizer import Tokenizer
     from pfl_lm.text.tokenizer_grow import new_shares, old_ids
 
-    if output.exists():
+    if os.path.lexists(output):
         raise ValueError(f"{output} exists already; choose another file")
     loaded, base, grown = load_model(model), Tokenizer.open(tokenizer), Tokenizer.open(to)
     if loaded.origin.get("tokenizer_digest") != base.digest:
@@ -40,7 +41,7 @@ def grow(
     ids = old_ids(base, grown)
     origin = {"tokenizer_digest": grown.digest, "grown_from": base.digest}
     larger = grown_by(loaded, ids, new_shares(base, grown, ids), base.unk_id, origin)
-    save_model(output, larger)
+    save_model(output, larger, new=True)
     added = grown.vocabulary_size - base.vocabulary_size
     typer.echo(
         f"{added:,} words have rows of their own: {base.vocabulary_size:,} → "

@@ -158,20 +158,30 @@ def demo(
     trains it further on 10,000 invented users who write English, under a policy of ε = 2, and
     compares both models on users that neither has seen.
     """
+    from pfl_lm.files import sole_writer
+
+    with sole_writer(output):
+        scenario = _begin_demo(output, overwrite)
+        _run(scenario, Request(output, overwrite=overwrite), workers)
+
+
+def _begin_demo(output: Path, overwrite: bool) -> Scenario:
+    """Write what a demo starts from, beside its run; return its scenario."""
     from pfl_lm.cli.progress import StepBar
     from pfl_lm.demo import prepare
     from pfl_lm.run.folder import RunFolder
     from pfl_lm.run.resume import check_free
 
     start = output.with_name(f"{output.name}.start")
+    if output.is_dir() and any(output.iterdir()) and not overwrite:
+        raise ValueError(f"{output} is not empty; choose another --output, or --overwrite")
     check_free(RunFolder(output), overwrite)
     if start.exists():
         if {path.name for path in start.iterdir()} - {"tokenizer", "public", "start.pt"}:
             raise ValueError(f"{start} holds other files than a demo's; choose another --output")
         shutil.rmtree(start)
     with StepBar("pretraining on public text") as bar:
-        scenario = prepare(start, bar)
-    _run(scenario, Request(output, overwrite=overwrite), workers)
+        return prepare(start, bar)
 
 
 def _run(scenario: Scenario, request: Request, workers: int | None) -> None:

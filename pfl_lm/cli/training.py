@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pfl_lm.cli.bounds import number
 from pfl_lm.cli.outputs import destination
 from pfl_lm.cli.recipes import Settings, read
+
+if TYPE_CHECKING:
+    from pfl_lm.models.file import Model
+    from pfl_lm.run.pretrain_checkpoint import PretrainCheckpoint
+    from pfl_lm.run.pretrain_recipe import Pretraining
+    from pfl_lm.text.mixture import Mixture
 
 
 def pretrain(
@@ -57,33 +63,22 @@ def pretrain(
     A checkpoint is written every minute and when training is interrupted. The model that
     `--resume` ends with has the same bytes as one that was trained without a break.
     """
-    from pfl_lm.cli.progress import StepBar
-    from pfl_lm.models.file import save_model
+    from pfl_lm.files import sole_writer
     from pfl_lm.native.tuning import tune
     from pfl_lm.queries.mixture import open_mixture
-    from pfl_lm.run.pretrain import pretrain as train
     from pfl_lm.run.pretrain_checkpoint import PretrainCheckpoint
     from pfl_lm.run.pretrain_held_out import measure, open_held_out
     from pfl_lm.run.pretrain_recipe import Pretraining
     from pfl_lm.text.mixture import cost_of_votes
 
     tune()
-    if output.exists():
-        raise ValueError(f"--output {output} exists already; remove it or choose another name")
     chosen = read(Pretraining, recipe, settings)
     unread = open_held_out(chosen, held_out or [])
     chosen_by = None if mixture is None else open_mixture(mixture, keep)
-    checkpoint = PretrainCheckpoint.beside(output, resume)
-    try:
-        with StepBar(f"pretraining {recipe.stem}") as bar:
-            model = train(chosen, bar, checkpoint, chosen_by)
-    except KeyboardInterrupt:
-        if checkpoint.path.exists():
-            kept = f"{checkpoint.path} keeps the training so far"
-            typer.echo(f"{kept}; repeat the command with --resume to continue", err=True)
-        raise
-    save_model(output, model)
-    checkpoint.erase()
+    with sole_writer(output):
+        checkpoint = PretrainCheckpoint.beside(output, resume)
+        model = _trained(recipe.stem, chosen, checkpoint, chosen_by)
+        checkpoint.finish(output, model)
     typer.echo(
         f"wrote {output} ({output.stat().st_size / 1e6:.1f} MB).{cost_of_votes(model.origin)}"
     )
@@ -93,3 +88,20 @@ def pretrain(
             f"{store.folder}: perplexity {found.perplexity:.1f} ({found.perplexity_known:.1f} of "
             f"known words), top-3 {found.top3:.1%} of {found.words:,} words"
         )
+
+
+def _trained(
+    name: str, recipe: Pretraining, checkpoint: PretrainCheckpoint, mixture: Mixture | None
+) -> Model:
+    """Train; a training that is interrupted says what is kept of it."""
+    from pfl_lm.cli.progress import StepBar
+    from pfl_lm.run.pretrain import pretrain as train
+
+    try:
+        with StepBar(f"pretraining {name}") as bar:
+            return train(recipe, bar, checkpoint, mixture)
+    except (KeyboardInterrupt, SystemExit, OSError):
+        if checkpoint.path.exists():
+            kept = f"{checkpoint.path} keeps the training so far"
+            typer.echo(f"{kept}; repeat the command with --resume to continue", err=True)
+        raise

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from pfl_lm.files import folder_atomically
 from pfl_lm.models.file import save_model
 from pfl_lm.recipes import load
 from pfl_lm.run.pretrain import pretrain
@@ -22,7 +23,7 @@ RECIPE = Path(__file__).parent / "scenario.toml"
 
 
 def prepare(folder: Path, listener: ProgressListener) -> Scenario:
-    """Write the demonstration's public text and first model; return the scenario to run.
+    """Write the demonstration's public text and first model, all or none; return its scenario.
 
     Args:
         folder: where tokenizer, public text and ``start.pt`` go; it must not exist.
@@ -30,17 +31,18 @@ def prepare(folder: Path, listener: ProgressListener) -> Scenario:
     """
     scenario = load(Scenario, RECIPE)
     tokenizer, population = invented(scenario)
-    tokenizer.save(folder / "tokenizer")
-    write_public_store(population, folder / "public")
-    recipe = Pretraining(
-        tokenizer=folder / "tokenizer",
-        text=folder / "public",
-        text_is="public",
-        model=replace(scenario.model, lora=None),
-        epochs=1,
-        batch_size=32,
-        learning_rate=5e-3,
-        candidates=512,
-    )
-    save_model(folder / "start.pt", pretrain(recipe, listener))
+    with folder_atomically(folder) as new:
+        tokenizer.save(new / "tokenizer")
+        write_public_store(population, new / "public")
+        recipe = Pretraining(
+            tokenizer=new / "tokenizer",
+            text=new / "public",
+            text_is="public",
+            model=replace(scenario.model, lora=None),
+            epochs=1,
+            batch_size=32,
+            learning_rate=5e-3,
+            candidates=512,
+        )
+        save_model(new / "start.pt", pretrain(recipe, listener))
     return replace(scenario, start=(folder / "start.pt").resolve())

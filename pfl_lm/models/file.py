@@ -35,15 +35,15 @@ class Model:
     origin: dict[str, Any]
 
 
-def save_model(path: Path, model: Model) -> None:
-    """Write a model file, whole or not at all."""
+def save_model(path: Path, model: Model, new: bool = False) -> None:
+    """Write a model file, whole or not at all; with ``new`` it must not exist."""
     content = {
         "format": FORMAT,
         "spec": asdict(model.spec),
         "parameters": model.parameters,
         "origin": model.origin,
     }
-    with write_atomically(path) as temporary:
+    with write_atomically(path, new=new) as temporary:
         write_tensors(temporary, _interned(content))
 
 

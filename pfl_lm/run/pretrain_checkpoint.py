@@ -1,12 +1,14 @@
 """The checkpoint of central training: one file beside the model that is to be written.
 
 It holds the number of steps taken, the parameters, Adam's state, and a digest of the recipe and of
-what the recipe names. Training goes on from it to the byte. It is erased when the model is written.
+what the recipe names. Training goes on from it to the byte. It is erased once the model is written;
+a training that is killed between the two goes on too, and ends with the model that lies there.
 """
 
 from __future__ import annotations
 
 import glob
+import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -16,7 +18,7 @@ from typing import Any
 import torch
 
 from pfl_lm.files import sha256_of, sweep, write_atomically
-from pfl_lm.models.file import load_tensors, write_tensors
+from pfl_lm.models.file import Model, load_model, load_tensors, save_model, write_tensors
 from pfl_lm.run.folder import digest_of
 from pfl_lm.run.pretrain_recipe import Pretraining
 
@@ -44,9 +46,12 @@ class PretrainCheckpoint:
         """Return the checkpoint of the training that writes ``model``.
 
         Raises:
-            ValueError: an interrupted training left one and shall not go on, or there is none.
+            ValueError: an interrupted training left one and shall not go on, there is none, or the
+                model exists and no interrupted training wrote it.
         """
         checkpoint = cls(model.with_name(f"{model.name}.checkpoint"), resume)
+        if os.path.lexists(model) and not checkpoint.path.exists():
+            raise ValueError(f"--output {model} exists already; remove it or choose another name")
         if checkpoint.path.exists() and not resume:
             raise ValueError(
                 f"{checkpoint.path} is left of an interrupted training: go on with --resume, or "
@@ -101,9 +106,26 @@ class PretrainCheckpoint:
 
         return save
 
-    def erase(self) -> None:
-        """Remove the file: the model is written."""
+    def finish(self, path: Path, model: Model) -> None:
+        """Write the model that the training ended with, and erase the checkpoint.
+
+        Raises:
+            ValueError: another model lies there; it stays, and so does the checkpoint.
+        """
+        if not os.path.lexists(path):
+            save_model(path, model, new=True)
+        elif not _are_same(load_model(path), model):
+            raise ValueError(
+                f"{path} is not the model that this training ends with: move it away and repeat "
+                "the command with --resume"
+            )
         self.path.unlink(missing_ok=True)
+
+
+def _are_same(one: Model, other: Model) -> bool:
+    if (one.spec, one.origin) != (other.spec, other.origin):
+        return False
+    return all(torch.equal(one.parameters[name], other.parameters[name]) for name in one.parameters)
 
 
 def _digest(recipe: Pretraining, mixture: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pfl_lm.dp.ledger import verify
+from pfl_lm.files import sole_writer
 from pfl_lm.run.folder import RunFolder
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -192,7 +193,28 @@ def test_pretraining_writes_a_model_that_a_run_starts_from(pfl_lm, recipe, tmp_p
     assert (status, err.count("\n")) == (2, 1)
     assert "exists already" in err
 
+    with sole_writer(tmp_path / "second.pt"):  # as another training of that name holds it
+        status, _, err = pfl_lm("pretrain", path, "--output", tmp_path / "second.pt")
+    assert status == 2
+    assert "another process is writing" in err
+
     scenario = recipe(more='start = "start.pt"')
     status, out, _ = pfl_lm("simulate", scenario, "--output", tmp_path / "run")
     assert status == 0
     assert "public pretraining" in out
+
+
+def test_two_demos_do_not_share_a_folder(pfl_lm, tmp_path):
+    with sole_writer(tmp_path / "demo"):  # as another demo holds it
+        status, _, err = pfl_lm("demo", "--output", tmp_path / "demo")
+    assert status == 2
+    assert "another process is writing" in err
+
+
+def test_a_demo_names_only_options_that_it_has(pfl_lm, tmp_path):
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo" / "manifest.json").write_text("{}")
+    status, _, err = pfl_lm("demo", "--output", tmp_path / "demo")
+    assert status == 2
+    assert "--overwrite" in err
+    assert "--resume" not in err

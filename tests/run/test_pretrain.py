@@ -292,8 +292,8 @@ def test_an_interrupted_training_goes_on_to_the_byte(recipe, tmp_path, loss, aft
     assert seen[0] == after + 1
     for name, value in straight.parameters.items():
         assert torch.equal(resumed.parameters[name], value)
-    checkpoint.erase()
-    assert list(tmp_path.iterdir()) == []
+    checkpoint.finish(model, resumed)
+    assert list(tmp_path.iterdir()) == [model]
 
 
 def test_a_killed_training_goes_on_from_its_last_checkpoint(recipe, tmp_path, monkeypatch):
@@ -311,6 +311,34 @@ def test_a_killed_training_goes_on_from_its_last_checkpoint(recipe, tmp_path, mo
     resumed = pretrain(recipe, checkpoint=PretrainCheckpoint(checkpoint.path, resume=True))
     for name, value in pretrain(recipe).parameters.items():
         assert torch.equal(resumed.parameters[name], value)
+
+
+def test_a_training_killed_once_its_model_was_written_ends_with_that_model(recipe, tmp_path):
+    model = tmp_path / "model.pt"
+    interrupted(recipe, PretrainCheckpoint.beside(model, resume=False), 5)
+    straight = pretrain(recipe)
+    save_model(model, straight)  # and here it was killed
+    before = model.read_bytes()
+    with pytest.raises(ValueError, match="go on with --resume"):
+        PretrainCheckpoint.beside(model, resume=False)
+    checkpoint = PretrainCheckpoint.beside(model, resume=True)
+    checkpoint.finish(model, pretrain(recipe, checkpoint=checkpoint))
+    assert [path.name for path in tmp_path.iterdir()] == ["model.pt"]
+    assert model.read_bytes() == before
+    with pytest.raises(ValueError, match="exists already"):
+        PretrainCheckpoint.beside(model, resume=True)
+
+
+def test_another_model_in_the_place_of_a_trainings_own_stays(recipe, tmp_path):
+    model = tmp_path / "model.pt"
+    interrupted(recipe, PretrainCheckpoint.beside(model, resume=False), 5)
+    save_model(model, pretrain(replace(recipe, seed=1)))
+    before = model.read_bytes()
+    checkpoint = PretrainCheckpoint.beside(model, resume=True)
+    with pytest.raises(ValueError, match="move it away and repeat the command with --resume"):
+        checkpoint.finish(model, pretrain(recipe, checkpoint=checkpoint))
+    assert model.read_bytes() == before
+    assert checkpoint.path.exists()
 
 
 def test_a_checkpoint_of_another_training_is_refused(recipe, tmp_path):
