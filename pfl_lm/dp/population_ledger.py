@@ -233,8 +233,8 @@ class PopulationLedger:
         """Release the lock, and erase ledger.debited if its line is recorded. Twice is harmless."""
         run, self._taken_up = self._taken_up, None
         try:
-            if run is not None and _head_of(read_debited(run.path)) in run.hashes:
-                debited_path(run.path).unlink()
+            if run is not None:
+                erase_debited(run)
         finally:
             self._ledger.close()
 
@@ -307,6 +307,12 @@ def check_spends_nothing(run: Ledger) -> None:
             f"{run.path} began with the budget of {named}, and would go on with nobody's; go on "
             "as it was begun: with the policy, people and options of then"
         )
+
+
+def erase_debited(run: Ledger) -> None:
+    """Erase what is kept beside a run's ledger of its last round, if that round is recorded."""
+    if _head_of(read_debited(run.path)) in run.hashes:
+        debited_path(run.path).unlink()
 
 
 def _head_of(text: bytes | None) -> str | None:

@@ -12,7 +12,7 @@ rounds.sqlite   in place of the seed where devices call over the network (see pf
     the manifest             nothing: no device was asked; remove the folder
     a round is recorded      asks it again with the same noise; nothing was released
     the end is recorded      repeats the recorded rounds to the byte, which the ledger counts once
-    the seed is erased       erases it
+    the seed is erased       erases it, and ledger.debited; the question is finished
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from pfl_lm.dp.ledger import Ledger
+from pfl_lm.dp.population_ledger import erase_debited
 from pfl_lm.files import sha256_of, sweep, write_atomically
 from pfl_lm.queries.ask import QuerySession
 from pfl_lm.queries.people import AskedPeople
@@ -169,6 +170,7 @@ class QuestionFolder:
                 raise ValueError(f"{self.manifest_path} is not the one that the ledger began with")
             if any(entry["kind"] == "end" for entry in ledger.entries()):
                 self.secret_path.unlink(missing_ok=True)
+                erase_debited(ledger)
                 raise ValueError(f"{self.path} is finished; what came out is in {self.result}")
             sweep(self.path, self.result)
             sweep(self.path, BUDGET_FILE)

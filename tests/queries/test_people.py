@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -100,6 +101,25 @@ def test_a_question_is_debited_and_a_second_one_is_refused_before_it_is_asked(
     assert json.loads((tmp_path / "one" / "budget.json").read_text())["epsilon"] == (
         told.cost.epsilon
     )
+
+
+def test_a_question_killed_at_its_very_end_keeps_neither_its_seed_nor_its_last_line(
+    ask, tmp_path: Path
+) -> None:
+    code = os.fork()
+    if not code:  # killed as it closes the people's ledger
+        try:
+            PopulationLedger.close = lambda ledger: os._exit(9)  # type: ignore[method-assign]
+            ask("one")
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(code, 0)[1]) == 9
+    (tmp_path / "one" / "noise.secret").write_text("1\n")  # or a moment earlier
+    assert (tmp_path / "one" / "ledger.debited").exists()
+    with pytest.raises(ValueError, match="is finished"):
+        ask("one", resume=True)
+    names = {path.name for path in (tmp_path / "one").iterdir()}
+    assert names == {"budget.json", "ledger.jsonl", "manifest.json", "words.tsv"}
 
 
 def test_every_path_to_a_store_leads_to_one_budget(
