@@ -246,6 +246,9 @@ def scratch_beside(path: Path) -> Iterator[Path]:
         finally:
             try:
                 _remove_scratch(scratch)
+            except BaseException:  # a signal that ends the process; it ignores a second one
+                _remove_scratch(scratch)
+                raise
             finally:
                 if marker >= 0:
                     os.close(marker)

@@ -263,6 +263,22 @@ def test_the_marker_is_the_last_that_is_removed_of_a_scratch_folder(tmp_path, mo
         assert not scratch.exists()
 
 
+def test_a_signal_as_a_scratch_folder_is_removed_leaves_none(tmp_path, monkeypatch):
+    real, called = os.listdir, []
+
+    def signalled(path):
+        called.append(path)
+        if len(called) == 1:
+            raise SystemExit(143)
+        return real(path)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(files.os, "listdir", signalled)
+        with scratch_beside(tmp_path / "out"):
+            pass
+    assert os.listdir(tmp_path) == []
+
+
 def test_a_finished_file_never_replaces_another(tmp_path):
     for name in ("whole.zip", "out.zip"):
         (tmp_path / name).write_text(name)
