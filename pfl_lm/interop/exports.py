@@ -58,7 +58,10 @@ def export_sqlite(store: PopulationStore, tokenizer: Tokenizer, destination: Pat
     """
     destination = _new(destination)
     written = 0
-    with write_atomically(destination) as temporary, closing(sqlite3.connect(temporary)) as file:
+    with (
+        write_atomically(destination, new=True) as temporary,
+        closing(sqlite3.connect(temporary)) as file,
+    ):
         file.executescript(
             "CREATE TABLE examples (split_name TEXT NOT NULL, client_id TEXT NOT NULL,"
             " serialized_example_proto BLOB NOT NULL);"
