@@ -87,7 +87,7 @@ def test_long_indicators_are_no_randomness_that_devices_share(adaptive, rotate):
 def test_rotated_indicators_are_no_noise(adaptive, monkeypatch):
     """Rotated and rounded, the indicators of silent devices widen what a small noise releases."""
     context = rebuild_context(RunArtifacts.open(adaptive))
-    policy = replace(context.privacy.policy, epsilon=8.0, noise=Noise("server", "gaussian"))
+    policy = replace(context.privacy.policy, epsilon=20.0, noise=Noise("server", "gaussian"))
     privacy = replace(context.privacy, deployment=Deployment(policy), rotate=True)
     context = replace(context, privacy=privacy)
     part = mechanism_check.audit_mechanism(context)
