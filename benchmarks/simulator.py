@@ -117,7 +117,7 @@ class Setting:
         for start in range(0, len(users), self.at_once):
             group = users[start : start + self.at_once]
             texts = [self.tokens[user % len(self.tokens)] for user in group]
-            updates, traces = hot.train_in_place(self.task, texts, group)
+            updates, traces = hot.train_tensors(self.task, texts, group)
             for update, trace in zip(updates, traces, strict=True):
                 total.add_(update, alpha=min(1.0, CLIP / max(trace.update_norm, 1e-12)))
         return total.cpu()

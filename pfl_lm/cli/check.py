@@ -224,7 +224,7 @@ def _print_budgets(
     if not paths:
         raise ValueError(f"{ledgers}: no ledger of a population (*.jsonl) here")
     for ledger in paths:
-        spent = population_spent(ledger)
+        spent, entries = population_spent(ledger), verify(ledger)
         console.print(
             f"\n[bold]population {spent.digest[:12]}[/bold]  {spent.sentence()}", highlight=False
         )
@@ -234,7 +234,7 @@ def _print_budgets(
                     f"  [red]too much[/red]: {path.stem} adds no noise, so ε = ∞", highlight=False
                 )
                 continue
-            if reason := other_unit(verify(ledger), policy.unit):
+            if reason := other_unit(entries, policy.unit):
                 console.print(f"  [red]too much[/red]: {path.stem}: {reason}", highlight=False)
                 continue
             noise = follows.noise_multiplier

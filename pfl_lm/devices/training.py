@@ -49,11 +49,11 @@ def train(
         Updates float32[K, d] in the order of ``windows``, 0 for a device without a target, each
         times its :func:`token_weight`; and what a simulation may record of each device.
     """
-    updates, traces = train_in_place(task, windows, users)
+    updates, traces = train_tensors(task, windows, users)
     return updates.cpu().numpy(), traces
 
 
-def train_in_place(
+def train_tensors(
     task: Task, windows: Sequence[np.ndarray], users: Sequence[int]
 ) -> tuple[Tensor, list[Trace]]:
     """Train as :func:`train` does, and leave the updates where they are made: (K, d)."""
@@ -72,7 +72,7 @@ def train_in_place(
 def _backpropagate(
     task: Task, windows: Sequence[np.ndarray], users: Sequence[int]
 ) -> tuple[Tensor, list[Trace]]:
-    """Train K devices by gradients; arguments and results are those of :func:`train_in_place`."""
+    """Train K devices by gradients; arguments and results are those of :func:`train_tensors`."""
     task, training = task.in_few_bits(), task.training
     schedule = Schedule(windows, training, task.seed, task.round, users)
     processor = task.parameters["embedding"].device

@@ -94,11 +94,12 @@ def _time(folder: Path, exported: ExportedFile) -> RuntimeCost:
         cpu.append(time.process_time() - start[1])
         if key % _WORDS == 0 and "position" not in given:
             given |= {i: outputs[o] for o, i in signature.state.items()}
+    peak = _memory("VmHWM")
     return RuntimeCost(
         median_ms=1e3 * float(np.median(wall[_WARM:])),
         p95_ms=1e3 * float(np.quantile(wall[_WARM:], 0.95)),
         median_cpu_ms=1e3 * float(np.median(cpu[_WARM:])),
-        peak_memory_bytes=None if before is None else max(0, (_memory("VmHWM") or 0) - before),
+        peak_memory_bytes=None if before is None or peak is None else max(0, peak - before),
         open_ms=1e3 * opened,
     )
 

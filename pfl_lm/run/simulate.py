@@ -20,7 +20,7 @@ from torch import Tensor
 from pfl_lm.devices.encoding_on_card import clip_and_round
 from pfl_lm.devices.processor import CPU, Processor
 from pfl_lm.devices.trace import Trace
-from pfl_lm.devices.training import devices_at_once, groups, train_in_place
+from pfl_lm.devices.training import devices_at_once, groups, train_tensors
 from pfl_lm.distributed import ALONE, Ranks
 from pfl_lm.dp.encoding import Clipped
 from pfl_lm.dp.sampler.arrays import Integers
@@ -60,7 +60,7 @@ class Ends:
 
     invite: Callable[..., Cohort] = invite
     text_of: Callable[..., np.ndarray] = text_of
-    train: Callable[..., tuple[np.ndarray | Tensor, list[Trace]]] = train_in_place
+    train: Callable[..., tuple[np.ndarray | Tensor, list[Trace]]] = train_tensors
 
 
 @dataclass(frozen=True)

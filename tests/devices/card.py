@@ -30,7 +30,7 @@ from pfl_lm.devices.encoding_on_card import clip_and_round
 from pfl_lm.devices.local_training import LocalTraining
 from pfl_lm.devices.processor import Processor
 from pfl_lm.devices.task import Task
-from pfl_lm.devices.training import train_in_place
+from pfl_lm.devices.training import train_tensors
 from pfl_lm.dp.grid import Grid
 from pfl_lm.dp.sampler.random_bits import reproducible_bits
 from pfl_lm.models.file import load_model
@@ -147,7 +147,7 @@ def _of_a_round() -> float | str:
     with Card():
         there = {name: value.to(NAME) for name, value in parameters.items()}
         task = Task(spec, there, payload, values, local, UNIGRAM, 0, 0)
-        updates, _ = train_in_place(task, text_of((2, 0, 1)), USERS)
+        updates, _ = train_tensors(task, text_of((2, 0, 1)), USERS)
         assert isinstance(updates, OnCard), "updates stay where they were trained"
         total = total_of(updates)
     return float(np.abs(total - total_of(updates.held)).max())

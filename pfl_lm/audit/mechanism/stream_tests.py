@@ -133,17 +133,19 @@ def at_home(context: RunContext, stream: Mapping[str, Any], opened: Sequence[Ope
         in_rounds += float(((matrix[np.ix_(rounds, rounds)] @ same) ** 2).sum())
         in_releases += float(((matrix[np.ix_(counted, counted)] @ same) ** 2).sum())
     likelier = (in_rounds - in_releases) / 2  # logarithm: by how much own releases are
-    words = ["rounds", "their own releases"]
+    right, other = "rounds", "their own releases"
     if policy.participations == 1:
-        likelier, words = -likelier, words[::-1]
+        likelier, right, other = -likelier, other, right
     text = (
         f"{np.count_nonzero(some):,} coordinates that stayed at home in some of {len(opened)} "
-        f"rounds count {words[0]}"
+        "rounds count"
     )
     if likelier > _LIKELIER:
-        text = text.replace(f"count {words[0]}", f"count {words[1]}, not {words[0]}")
-        return Finding(_HOME, False, f"{text}: that is e^{likelier:.0f} times likelier.")
-    return Finding(_HOME, True, f"{text}: the other time is e^{likelier:.0f} times as likely.")
+        text += f" {other}, not {right}: that is e^{likelier:.0f} times likelier."
+        return Finding(_HOME, False, text)
+    return Finding(
+        _HOME, True, f"{text} {right}: the other time is e^{likelier:.0f} times as likely."
+    )
 
 
 def own_rounds(context: RunContext, stream: Mapping[str, Any]) -> Finding:
